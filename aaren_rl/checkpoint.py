@@ -1,0 +1,175 @@
+"""Folders that hold an agent or a training run's state: safetensors and JSON, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from aaren_rl import __version__
+from aaren_rl.errors import CheckpointError
+from aaren_rl.model import DecisionModel, Scaling, config_from_dict
+
+WEIGHTS, CARD, TRAINING_TENSORS, TRAINING = "model.safetensors", "agent.json", "training.safetensors", "training.json"
+
+FORMAT = 1
+"""Version of the folder's form; raised when older code could not read it."""
+
+
+@dataclass(frozen=True)
+class AgentCard:
+    """What an agent was trained on and for, kept beside its weights.
+
+    Attributes:
+        env_id: Gymnasium id of the environment to act in.
+        env_kwargs: arguments of `gymnasium.make`.
+        dataset_id: the data it was trained on.
+        source: where the data came from ("minari", "d4rl", "bundled").
+        target_returns: what to ask of it; the first is the default.
+        updates: optimiser updates it was trained for.
+    """
+
+    env_id: str
+    dataset_id: str
+    source: str
+    target_returns: tuple[float, ...]
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    updates: int = 0
+
+
+def save_agent(folder: Path, model: DecisionModel, card: AgentCard) -> None:
+    """Writes an agent folder, replacing one that is there.
+
+    Raises:
+        CheckpointError: it cannot be written; what was there before is still there.
+    """
+    with whole_folder(folder) as partial:
+        write_agent(partial, model, card)
+
+
+def write_agent(folder: Path, model: DecisionModel, card: AgentCard) -> None:
+    """Writes an agent's two files into a folder that exists."""
+    weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
+    write_file(folder / WEIGHTS, weights)
+    description = {
+        "format": FORMAT,
+        "aaren_rl": __version__,
+        "model": asdict(model.config),
+        "observation_size": model.observation_size,
+        "action_size": model.action_size,
+        **asdict(card),
+        "sha256": {WEIGHTS: hashlib.sha256(weights).hexdigest()},
+    }
+    write_file(folder / CARD, (json.dumps(description, indent=2) + "\n").encode())
+
+
+def load_agent(folder: Path) -> tuple[DecisionModel, AgentCard]:
+    """Reads an agent folder, on the CPU.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, altered, or written by a later version.
+    """
+    description = read_json(folder / CARD)
+    if description.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{folder / CARD} has format {description.get('format')}; this version of aaren-rl ({__version__}) reads "
+            f"{FORMAT}; it was written by {description.get('aaren_rl')}"
+        )
+    weights = read_tensors(folder / WEIGHTS, description.get("sha256", {}).get(WEIGHTS))
+    try:
+        sizes = int(description["observation_size"]), int(description["action_size"])
+        model = DecisionModel(config_from_dict(description["model"]), _blank_scaling(*sizes))
+        model.load_state_dict(weights)
+        fields = {name: description[name] for name in AgentCard.__dataclass_fields__}
+        card = AgentCard(**{**fields, "target_returns": tuple(fields["target_returns"])})
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{folder} does not hold the agent that its {CARD} describes: {error}") from error
+    return model.eval(), card
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside the named one to write into, which takes its name once all is written.
+
+    Raises:
+        CheckpointError: it cannot be written, on a full disk for instance; what was there before is still there.
+    """
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(partial, folder)
+    except OSError as error:
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        raise CheckpointError(f"{folder} could not be written: {error}; nothing was changed there") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file and waits until it is on the disk."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        CheckpointError: the file is missing or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing; expected a folder with {CARD} and {WEIGHTS}") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a JSON object")
+    return content
+
+
+def read_tensors(path: Path, sha256: str | None) -> dict[str, Tensor]:
+    """Reads a safetensors file and checks it against its recorded digest.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or not the one that was written.
+    """
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if digest != sha256:
+            raise CheckpointError(
+                f"{path} is not the file that was saved (sha256 {digest}, recorded {sha256}); take it from its source again"
+            )
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing; the folder is incomplete") from error
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _blank_scaling(observation_size: int, action_size: int) -> Scaling:
+    ones = np.ones(action_size, dtype=np.float32)
+    zeros, unit = np.zeros(observation_size, dtype=np.float32), np.ones(observation_size, dtype=np.float32)
+    return Scaling(zeros, unit, -ones, ones)
+

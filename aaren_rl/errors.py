@@ -1,0 +1,30 @@
+"""Errors a user can cause and mend: each says what was given, what was expected and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class AarenError(Exception):
+    """Base of all errors this package raises on purpose; the command lines print it without a traceback."""
+
+
+class InvalidInput(AarenError, ValueError):
+    """An argument, array or configuration does not fit."""
+
+
+class DataError(AarenError):
+    """A dataset is missing, damaged or inconsistent."""
+
+
+class CheckpointError(AarenError):
+    """An agent folder is missing, damaged, altered or does not fit."""
+
+
+def unknown_name(kind: str, given: str, known: Iterable[str]) -> InvalidInput:
+    """An error for a name that is not in a list, with its nearest matches."""
+    names = sorted(known)
+    near = difflib.get_close_matches(given, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(names)}"
+    return InvalidInput(f"unknown {kind} {given!r}; {hint}")

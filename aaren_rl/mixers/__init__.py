@@ -1,0 +1,19 @@
+"""What mixes tokens over time, behind one contract and a registry of names."""
+
+from aaren_rl.mixers.aaren import Aaren
+from aaren_rl.mixers.base import Memory, Mixer, State, state_bytes
+from aaren_rl.mixers.registry import get, names, register
+from aaren_rl.mixers.softmax import Softmax, SoftmaxState
+
+__all__ = [
+    "Aaren",
+    "Memory",
+    "Mixer",
+    "Softmax",
+    "SoftmaxState",
+    "State",
+    "get",
+    "names",
+    "register",
+    "state_bytes",
+]

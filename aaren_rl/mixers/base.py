@@ -1,0 +1,90 @@
+"""The contract every mixer keeps: the same function over a whole sequence and one token at a time."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from aaren_rl.errors import InvalidInput
+
+Memory = Literal["constant", "window", "growing"]
+
+State = Any
+"""A tensor, or a (named) tuple of states; every tensor has the batch first."""
+
+
+class Mixer(nn.Module):
+    """Mixes information over time within a sequence of tokens, causally.
+
+    Subclasses implement `forward`, `initial_state` and declare `memory`. The state is handed in and out, never kept
+    on the module.
+
+    Args:
+        width: size of a token.
+        heads: number of heads; must divide the width.
+
+    Raises:
+        InvalidInput: the width is not a multiple of the heads.
+    """
+
+    memory: ClassVar[Memory]
+    """How the state grows while acting: not at all, up to a window, or with every token."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if heads < 1 or width < 1 or width % heads:
+            raise InvalidInput(f"width {width} with {heads} heads; expected a width that is a multiple of the heads")
+        self.width, self.heads, self.head_width = width, heads, width // heads
+
+    def initial_state(self, batch_size: int) -> State:
+        """The state before the first token of an episode."""
+        raise NotImplementedError
+
+    def forward(
+        self, x: Tensor, state: State = None, reset: Tensor | None = None, valid: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """Mixes a sequence, continuing from a state.
+
+        Args:
+            x: tokens, (batch, time, width).
+            state: the state after the tokens before these; None for none.
+            reset: (batch, time) bool, True where a new episode starts before the token.
+            valid: (batch, time) bool, False for padding; what is returned there has no meaning.
+
+        Returns:
+            Mixed tokens (batch, time, width) and the state after the last one.
+        """
+        raise NotImplementedError
+
+    def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
+        """Mixes the next token, (batch, width), into the state: `forward` on a sequence of one."""
+        y, state = self.forward(x_t.unsqueeze(1), state)
+        return y.squeeze(1), state
+
+    def reset_state(self, state: State, rows: Tensor) -> State:
+        """The state with the rows marked in `rows`, (batch,) bool, back at the start of an episode."""
+        return _where_rows(rows, self.initial_state(rows.shape[0]), state)
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        """(batch, time, width) to (batch, heads, time, head width)."""
+        return x.unflatten(-1, (self.heads, self.head_width)).transpose(1, 2)
+
+    def _join_heads(self, x: Tensor) -> Tensor:
+        """(batch, heads, time, head width) to (batch, time, width)."""
+        return x.transpose(1, 2).flatten(2)
+
+
+def _where_rows(rows: Tensor, chosen: State, other: State) -> State:
+    if isinstance(other, Tensor):
+        return torch.where(rows.reshape(-1, *[1] * (other.ndim - 1)), chosen, other)
+    parts = [_where_rows(rows, c, o) for c, o in zip(chosen, other, strict=True)]
+    return type(other)(*parts) if hasattr(other, "_fields") else type(other)(parts)
+
+
+def state_bytes(state: State) -> int:
+    """Bytes that the tensors of a state take."""
+    if isinstance(state, Tensor):
+        return state.numel() * state.element_size()
+    return sum(state_bytes(part) for part in state)

@@ -1,0 +1,333 @@
+"""The decision model: actions from returns-to-go, observations and past actions, over any mixer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aaren_rl import mixers
+from aaren_rl.errors import InvalidInput
+from aaren_rl.mixers import State
+
+Layout = Literal["interleaved", "fused"]
+Timesteps = Literal["none", "learned", "sinusoidal"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a decision model; the defaults are the Decision Transformer's (Chen et al. 2021, appendix A)."""
+
+    mixer: str = "aaren"
+    """What mixes tokens over time (aaren_rl.mixers.names() lists them)."""
+    blocks: int = 3
+    """Number of blocks, each a mixer and a two-layer perceptron."""
+    width: int = 128
+    """Size of a token."""
+    heads: int = 1
+    """Heads of each mixer; must divide the width."""
+    dropout: float = 0.1
+    """Dropout on the tokens and on what each block adds."""
+    layout: Layout = "interleaved"
+    """Tokens per step: three (previous action, return-to-go, observation), as in the paper, or all fused in one."""
+    timesteps: Timesteps = "none"
+    """Embedding of the step's number in its episode. With "learned", trained on windows and acting by streaming part
+    ways; "sinusoidal" has no longest episode."""
+    max_steps: int = 1000
+    """Longest episode that a learned timestep embedding can hold."""
+
+    def __post_init__(self) -> None:
+        mixers.get(self.mixer)
+        for name, choices in (("layout", get_args(Layout)), ("timesteps", get_args(Timesteps))):
+            if getattr(self, name) not in choices:
+                raise InvalidInput(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(choices)}")
+        if not 0 <= self.dropout < 1:
+            raise InvalidInput(f"dropout is {self.dropout}; expected a number from 0 up to but not 1")
+        for name in ("blocks", "width", "heads", "max_steps"):
+            if getattr(self, name) < 1:
+                raise InvalidInput(f"{name} is {getattr(self, name)}; expected at least 1")
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Maps raw environment units to what the network sees; kept with the weights.
+
+    Attributes:
+        observation_mean: (observation size,).
+        observation_std: (observation size,), positive.
+        action_low: (action size,), mapped to -1.
+        action_high: (action size,), mapped to 1.
+        return_scale: returns-to-go are divided by this.
+    """
+
+    observation_mean: np.ndarray
+    observation_std: np.ndarray
+    action_low: np.ndarray
+    action_high: np.ndarray
+    return_scale: float = 1000.0
+
+    def __post_init__(self) -> None:
+        if self.observation_mean.shape != self.observation_std.shape or self.action_low.shape != self.action_high.shape:
+            raise InvalidInput("mean and std, or low and high, differ in shape; expected one value per component each")
+        if not (self.observation_std > 0).all() or not (self.action_high > self.action_low).all():
+            raise InvalidInput("every observation_std must be positive and every action_high above its action_low")
+        if not self.return_scale > 0:
+            raise InvalidInput(f"return_scale is {self.return_scale}; expected a positive number")
+
+
+class DecisionModel(nn.Module):
+    """A Decision Transformer (Chen et al. 2021, arXiv 2106.01345, section 3) over a swappable mixer.
+
+    Each step t of a trajectory is three things: the action before it a_{t-1} (nothing at the first step of an
+    episode), the return-to-go R_t and the observation o_t. In the interleaved layout they are three tokens, in the
+    fused layout their embeddings are summed to one; the action a_t is read off the last token of the step. This is
+    the order in which things are known while acting, so `forward` over a trajectory and `step` along it are one function.
+
+    Units are the environment's everywhere outside: observations, actions and returns are scaled inside.
+
+    Args:
+        config: the model's shape.
+        scaling: from raw units to the network's; its shapes give the sizes of observations and actions.
+
+    Raises:
+        InvalidInput: the width is not a multiple of the heads.
+    """
+
+    observation_mean: Tensor
+    observation_std: Tensor
+    action_low: Tensor
+    action_high: Tensor
+    return_scale: Tensor
+
+    def __init__(self, config: ModelConfig, scaling: Scaling) -> None:
+        super().__init__()
+        self.config = config
+        for name, value in asdict(scaling).items():
+            self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32).clone())
+        self.observation_size, self.action_size = scaling.observation_mean.size, scaling.action_low.size
+        self.embed_observation = nn.Linear(self.observation_size, config.width)
+        self.embed_action = nn.Linear(self.action_size, config.width)
+        self.embed_return = nn.Linear(1, config.width)
+        if config.timesteps == "learned":
+            self.embed_timestep = nn.Embedding(config.max_steps, config.width)
+        self.embed_norm = nn.LayerNorm(config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
+        self.norm = nn.LayerNorm(config.width)
+        self.head = nn.Linear(config.width, self.action_size)
+        self.apply(_initialise)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that one step of a trajectory takes."""
+        return 3 if self.config.layout == "interleaved" else 1
+
+    def initial_state(self, batch_size: int) -> tuple[State, ...]:
+        """The state before the first step of an episode: one per block."""
+        return tuple(block.mixer.initial_state(batch_size) for block in self.blocks)
+
+    def reset_state(self, state: tuple[State, ...], rows: Tensor) -> tuple[State, ...]:
+        """The state with the rows marked in `rows`, (batch,) bool, back at the start of an episode."""
+        return tuple(block.mixer.reset_state(part, rows) for block, part in zip(self.blocks, state, strict=True))
+
+    def forward(
+        self,
+        states: Tensor,
+        actions: Tensor,
+        returns_to_go: Tensor,
+        timesteps: Tensor,
+        previous_action: Tensor | None = None,
+        valid: Tensor | None = None,
+        state: tuple[State, ...] | None = None,
+    ) -> tuple[Tensor, tuple[State, ...]]:
+        """Predicts the action of every step of a batch of trajectories, in parallel over time.
+
+        Args:
+            states: observations, (batch, time, observation size).
+            actions: (batch, time, action size); the prediction for a step never sees its own action or later ones.
+            returns_to_go: (batch, time).
+            timesteps: number of the step within its episode, (batch, time); 0 starts a new episode, which forgets all
+                before, so several episodes may be packed in one row.
+            previous_action: the action before the first step given, (batch, action size); None if it is not known.
+            valid: (batch, time) bool, False for padding, on either side; what is predicted there has no meaning.
+            state: the state after the steps before these, as returned here or by `step`.
+
+        Returns:
+            Actions (batch, time, action size) and the state after the last step.
+        """
+        predicted, state = self._predict(states, actions, returns_to_go, timesteps, previous_action, valid, state)
+        return self._unscale_action(predicted), state
+
+    def step(
+        self,
+        observation: Tensor,
+        previous_action: Tensor,
+        return_to_go: Tensor,
+        timestep: Tensor,
+        state: tuple[State, ...],
+    ) -> tuple[Tensor, tuple[State, ...]]:
+        """Predicts the action of the next step: `forward` on one step, from the state of all before.
+
+        Args:
+            observation: (batch, observation size).
+            previous_action: the action really taken before it, (batch, action size); not looked at where timestep is 0.
+            return_to_go: (batch,).
+            timestep: (batch,).
+            state: from `initial_state`, or as returned by the step before.
+
+        Returns:
+            The action (batch, action size) and the new state.
+        """
+        predicted, state = self.forward(
+            observation.unsqueeze(1),
+            previous_action.unsqueeze(1),
+            return_to_go.unsqueeze(1),
+            timestep.unsqueeze(1),
+            previous_action,
+            state=state,
+        )
+        return predicted.squeeze(1), state
+
+    def loss(
+        self,
+        states: Tensor,
+        actions: Tensor,
+        returns_to_go: Tensor,
+        timesteps: Tensor,
+        previous_action: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        """Mean squared error of the predicted actions, scaled to [-1, 1], over valid steps only (paper, section 3)."""
+        predicted, _ = self._predict(states, actions, returns_to_go, timesteps, previous_action, valid, None)
+        error = (predicted.float() - self._scale_action(actions)).square().mean(-1)
+        return error.mean() if valid is None else (error * valid).sum() / valid.sum()
+
+    def _predict(
+        self,
+        states: Tensor,
+        actions: Tensor,
+        returns_to_go: Tensor,
+        timesteps: Tensor,
+        previous_action: Tensor | None,
+        valid: Tensor | None,
+        state: tuple[State, ...] | None,
+    ) -> tuple[Tensor, tuple[State, ...]]:
+        self._check(states, actions, returns_to_go, timesteps, previous_action)
+        observed = self.embed_observation((states - self.observation_mean) / self.observation_std)
+        wanted = self.embed_return((returns_to_go / self.return_scale).unsqueeze(-1))
+        real = torch.ones_like(timesteps, dtype=torch.bool) if valid is None else valid
+        first = (timesteps == 0) & real
+        known = ~first
+        known[:, 1:] &= real[:, :-1]
+        if previous_action is None:
+            previous_action = torch.zeros_like(actions[:, 0])
+            known[:, 0] = False
+        before = torch.cat([previous_action.unsqueeze(1), actions[:, :-1]], dim=1)
+        acted = self.embed_action(self._scale_action(before))
+        if self.config.timesteps != "none":
+            now = self._embed_timesteps(timesteps)
+            observed, wanted = observed + now, wanted + now
+            # The previous action belongs to the step before, save where it is summed into this step's only token.
+            acted = acted + self._embed_timesteps((timesteps - 1).clamp(min=0)) if self.tokens_per_step == 3 else acted
+        acted = acted.masked_fill(~known.unsqueeze(-1), 0.0)
+        if self.config.layout == "fused":
+            x, reset = observed + wanted + acted, first
+        else:
+            x = torch.stack([acted, wanted, observed], dim=2).flatten(1, 2)
+            never = torch.zeros_like(first)
+            reset = torch.stack([first, never, never], dim=2).flatten(1, 2)
+            valid = torch.stack([known & real, real, real], dim=2).flatten(1, 2)
+        x = self.dropout(self.embed_norm(x))
+        states_before = state or (None,) * len(self.blocks)
+        states_after = []
+        for block, before_block in zip(self.blocks, states_before, strict=True):
+            x, after_block = block(x, before_block, reset, valid)
+            states_after.append(after_block)
+        read = x[:, self.tokens_per_step - 1 :: self.tokens_per_step]
+        return torch.tanh(self.head(self.norm(read))), tuple(states_after)
+
+    def _embed_timesteps(self, timesteps: Tensor) -> Tensor:
+        if self.config.timesteps == "learned":
+            return self.embed_timestep(timesteps)  # type: ignore[no-any-return]
+        return _sinusoids(timesteps, self.config.width).to(self.embed_return.weight.dtype)
+
+    def _scale_action(self, action: Tensor) -> Tensor:
+        return (action - self.action_low) / (self.action_high - self.action_low) * 2 - 1
+
+    def _unscale_action(self, action: Tensor) -> Tensor:
+        return (action + 1) / 2 * (self.action_high - self.action_low) + self.action_low
+
+    def _check(
+        self, states: Tensor, actions: Tensor, returns_to_go: Tensor, timesteps: Tensor, previous_action: Tensor | None
+    ) -> None:
+        batch_time = tuple(states.shape[:2])
+        expected: dict[str, tuple[Tensor, tuple[int, ...]]] = {
+            "states": (states, (*batch_time, self.observation_size)),
+            "actions": (actions, (*batch_time, self.action_size)),
+            "returns_to_go": (returns_to_go, batch_time),
+            "timesteps": (timesteps, batch_time),
+        }
+        if previous_action is not None:
+            expected["previous_action"] = (previous_action, (batch_time[0], self.action_size))
+        for name, (given, shape) in expected.items():
+            if tuple(given.shape) != shape:
+                raise InvalidInput(f"{name} has shape {tuple(given.shape)}; expected {shape}")
+
+
+class Block(nn.Module):
+    """A pre-norm residual block: a mixer over time, then a two-layer perceptron (GPT-2, Radford et al. 2019)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.mixer_norm = nn.LayerNorm(config.width)
+        self.mixer = mixers.get(config.mixer)(config.width, config.heads)
+        self.perceptron_norm = nn.LayerNorm(config.width)
+        self.expand = nn.Linear(config.width, 4 * config.width)
+        self.contract = nn.Linear(4 * config.width, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x: Tensor, state: State, reset: Tensor | None, valid: Tensor | None
+    ) -> tuple[Tensor, State]:
+        """Tokens (batch, time, width) and the mixer's state, through the block."""
+        mixed, state = self.mixer(self.mixer_norm(x), state, reset, valid)
+        x = x + self.dropout(mixed)
+        return x + self.dropout(self.contract(F.relu(self.expand(self.perceptron_norm(x))))), state
+
+
+def _sinusoids(positions: Tensor, width: int) -> Tensor:
+    """Sines and cosines of the positions (Vaswani et al. 2017, section 3.5), (..., width)."""
+    half = (width + 1) // 2
+    rates = torch.exp(torch.arange(half, device=positions.device) * (-math.log(10_000.0) / half))
+    angles = positions.unsqueeze(-1) * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)[..., :width]
+
+
+def _initialise(module: nn.Module) -> None:
+    """GPT-2's initialisation, which the Decision Transformer uses."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def config_from_dict(given: dict[str, Any]) -> ModelConfig:
+    """A `ModelConfig` from its saved form.
+
+    Raises:
+        InvalidInput: a field is unknown, or a value does not fit.
+    """
+    unknown = sorted(set(given) - set(ModelConfig.__dataclass_fields__))
+    if unknown:
+        raise InvalidInput(f"the model's configuration has unknown fields {unknown}")
+    return ModelConfig(**given)

@@ -1,0 +1,1 @@
+"""The world: datasets, environments, behaviours, roll-outs and scores."""

@@ -1,0 +1,101 @@
+"""Behaviours: the policies that made the bundled data."""
+
+from __future__ import annotations
+
+import zipfile
+from importlib import resources
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from aaren_rl.errors import DataError, unknown_name
+from aaren_rl.trajectories import Floats
+
+
+class Behaviour(Protocol):
+    """Chooses an action for each of several observations."""
+
+    def __call__(self, observations: npt.NDArray[np.floating], rng: np.random.Generator) -> Floats:
+        """Actions (batch, action size) for observations (batch, observation size)."""
+        ...
+
+
+class RandomBehaviour:
+    """Uniformly random actions, as in the "random" datasets.
+
+    Args:
+        low: least action, (action size,).
+        high: greatest action, (action size,).
+    """
+
+    def __init__(self, low: Floats, high: Floats) -> None:
+        self.low, self.high = low, high
+
+    def __call__(self, observations: npt.NDArray[np.floating], rng: np.random.Generator) -> Floats:
+        """See `Behaviour`."""
+        return rng.uniform(self.low, self.high, (len(observations), len(self.low))).astype(np.float32)
+
+
+class ActorBehaviour:
+    """A soft actor-critic actor (Haarnoja et al. 2018) with two hidden layers, acting at random as it was trained.
+
+    Args:
+        layers: (kernel, bias) of the two hidden layers, the mean head and the log-std head; kernels are
+            (inputs, outputs).
+    """
+
+    def __init__(self, layers: list[tuple[Floats, Floats]]) -> None:
+        self.layers = layers
+
+    @classmethod
+    def load(cls, path: Path) -> ActorBehaviour:
+        """Reads a snapshot: an npz file of `params/Dense_{0..3}/{kernel,bias}`.
+
+        Raises:
+            DataError: the file is missing, damaged or of another form.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                names = [(f"params/Dense_{i}/kernel", f"params/Dense_{i}/bias") for i in range(4)]
+                layers = [(file[k].astype(np.float32), file[b].astype(np.float32)) for k, b in names]
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise DataError(
+                f"{path} is not a behaviour: {error}; expected an npz file with params/Dense_0/kernel and so on, "
+                "as scripts/train_behaviour.py writes"
+            ) from error
+        return cls(layers)
+
+    def save(self, path: Path) -> None:
+        """Writes the snapshot; half-precision, which halves the file and leaves the returns as they are."""
+        arrays = {
+            f"params/Dense_{i}/{name}": array.astype(np.float16)
+            for i, layer in enumerate(self.layers)
+            for name, array in zip(("kernel", "bias"), layer, strict=True)
+        }
+        np.savez_compressed(path, **arrays)
+
+    def __call__(self, observations: npt.NDArray[np.floating], rng: np.random.Generator) -> Floats:
+        """See `Behaviour`."""
+        hidden = observations.astype(np.float32)
+        for kernel, bias in self.layers[:2]:
+            hidden = np.maximum(hidden @ kernel + bias, 0)
+        mean, log_std = (hidden @ kernel + bias for kernel, bias in self.layers[2:])
+        noise = rng.standard_normal(mean.shape, dtype=np.float32)
+        return np.asarray(np.tanh(mean + np.exp(np.clip(log_std, -20, 2)) * noise), dtype=np.float32)
+
+
+def bundled(task: str, snapshot: int) -> ActorBehaviour:
+    """The bundled snapshot of a task after so many environment steps of training.
+
+    Raises:
+        InvalidInput: there is no such snapshot.
+    """
+    folder = resources.files("aaren_rl.envs") / "snapshots" / task
+    name = f"{snapshot:08d}.npz"
+    known = sorted(f.name for f in folder.iterdir() if f.name.endswith(".npz")) if folder.is_dir() else []
+    if name not in known:
+        raise unknown_name(f"{task} behaviour", name, known or ["none"])
+    with resources.as_file(folder / name) as path:
+        return ActorBehaviour.load(path)

@@ -1,0 +1,114 @@
+"""The datasets known by name, read from catalogue.toml."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from aaren_rl.envs.environments import EnvironmentSpec
+from aaren_rl.errors import unknown_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Returns that a normalised score is measured against.
+
+    Attributes:
+        name: the table they come from.
+        random: mean return of a random policy, score 0.
+        expert: mean return of an expert policy, score 100.
+    """
+
+    name: str
+    random: float
+    expert: float
+
+    def score(self, mean_return: float) -> float:
+        """The normalised score of a mean return."""
+        return 100.0 * (mean_return - self.random) / (self.expert - self.random)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A dataset of the catalogue.
+
+    Attributes:
+        name: task and level, as "hopper-medium".
+        task: as "hopper".
+        minari_id: its id on the Minari hub; None if the hub has none.
+        d4rl_file: name of D4RL's HDF5 file; None if D4RL has none.
+        behaviours: bundled snapshots that make it, by training steps, in equal shares of the steps; empty for random
+            actions, None if none are bundled.
+        environments: what to act in, by the source of the data ("minari", "d4rl", "bundled").
+        reference: for normalised scores.
+        target_returns: what to ask of an agent; the first is the default.
+        horizon: steps after which an episode is truncated.
+    """
+
+    name: str
+    task: str
+    minari_id: str | None
+    d4rl_file: str | None
+    behaviours: tuple[int, ...] | None
+    environments: dict[str, EnvironmentSpec]
+    reference: Reference
+    target_returns: tuple[float, ...]
+    horizon: int
+
+    @property
+    def bundled_id(self) -> str:
+        """Minari id under which the bundled behaviours' roll-out is kept."""
+        return f"aaren/{self.task}/{self.name.removeprefix(self.task + '-')}-v0"
+
+
+@cache
+def catalogue() -> dict[str, Entry]:
+    """All entries by name."""
+    table = tomllib.loads((resources.files("aaren_rl.envs") / "catalogue.toml").read_text("utf-8"))
+    entries = [
+        _entry(table["reference"]["name"], task, facts, level, files)
+        for task, facts in table["tasks"].items()
+        for level, files in table["levels"].items()
+    ]
+    return {entry.name: entry for entry in entries}
+
+
+def _entry(reference: str, task: str, facts: dict[str, Any], level: str, files: dict[str, str]) -> Entry:
+    on_minari, on_d4rl = EnvironmentSpec(**facts["minari"]), EnvironmentSpec(**facts["d4rl"])
+    behaviours = facts.get("behaviours", {}).get(level)
+    return Entry(
+        name=f"{task}-{level}",
+        task=task,
+        minari_id=f"mujoco/{task}/{files['minari']}-v0" if "minari" in files else None,
+        d4rl_file=f"{task}_{files['d4rl']}-v2.hdf5" if "d4rl" in files else None,
+        behaviours=() if level == "random" else tuple(behaviours) if behaviours else None,
+        environments={"minari": on_minari, "d4rl": on_d4rl, "bundled": on_minari},
+        reference=Reference(reference, facts["random_return"], facts["expert_return"]),
+        target_returns=tuple(facts["target_returns"]),
+        horizon=facts["horizon"],
+    )
+
+
+def find(name: str) -> Entry:
+    """The entry of a name.
+
+    Raises:
+        InvalidInput: there is none; the message lists near matches.
+    """
+    if name not in catalogue():
+        raise unknown_name("dataset", name, catalogue())
+    return catalogue()[name]
+
+
+def by_environment(env_id: str) -> Entry | None:
+    """Some entry of the task that acts in an environment, for its reference returns; None if there is none."""
+    specs = ((entry, spec) for entry in catalogue().values() for spec in entry.environments.values())
+    return next((entry for entry, spec in specs if spec.id == env_id), None)

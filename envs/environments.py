@@ -1,0 +1,103 @@
+"""Gymnasium environments as the rest of the library wants them: flat observations, quiet physics, batched."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+
+from aaren_rl.errors import AarenError, InvalidInput, unknown_name
+
+
+class RenderingUnavailable(AarenError):
+    """No off-screen renderer works on this machine."""
+
+
+@dataclass(frozen=True)
+class EnvironmentSpec:
+    """Which environment, in words that can be saved.
+
+    Attributes:
+        id: Gymnasium id, version included.
+        kwargs: arguments of `gymnasium.make`.
+    """
+
+    id: str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+def make(spec: EnvironmentSpec, **more: Any) -> gym.Env[np.ndarray, np.ndarray]:
+    """One environment with flat Box observations and Box actions.
+
+    Args:
+        spec: which one.
+        **more: further arguments of `gymnasium.make`, as `render_mode`.
+
+    Raises:
+        InvalidInput: the id is not registered, cannot be made, or its spaces are not made of Boxes.
+    """
+    _silence_mujoco()
+    if spec.id not in gym.registry:
+        raise unknown_name("environment", spec.id, gym.registry)
+    try:
+        with warnings.catch_warnings():
+            # D4RL's data come from the v2 environments, whose nearest living kin are v4, out of date on purpose.
+            warnings.filterwarnings("ignore", message=".*is out of date.*")
+            env = gym.make(spec.id, disable_env_checker=True, **{**spec.kwargs, **more})
+    except (gym.error.Error, ImportError, TypeError, AttributeError) as error:
+        raise InvalidInput(f"environment {spec.id} cannot be made with {spec.kwargs | more}: {error}") from error
+    if not isinstance(env.action_space, gym.spaces.Box):
+        given = type(env.action_space).__name__
+        env.close()
+        raise InvalidInput(f"environment {spec.id} has {given} actions; this agent needs a Box (continuous actions)")
+    if not isinstance(env.observation_space, gym.spaces.Box) or len(env.observation_space.shape) != 1:
+        env = gym.wrappers.FlattenObservation(env)
+    return env
+
+
+def make_vector(
+    spec: EnvironmentSpec, num_envs: int, autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP
+) -> VectorEnv[np.ndarray, np.ndarray, np.ndarray]:
+    """Several copies of an environment stepped one after another in this process."""
+    return SyncVectorEnv([lambda: make(spec)] * num_envs, autoreset_mode=autoreset_mode)
+
+
+def make_for_video(spec: EnvironmentSpec) -> gym.Env[np.ndarray, np.ndarray]:
+    """An environment that renders frames.
+
+    Raises:
+        RenderingUnavailable: no renderer works here; the message says what to install or set.
+    """
+    if "MUJOCO_GL" not in os.environ and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        os.environ["MUJOCO_GL"] = "egl"
+    try:
+        env = make(spec, render_mode="rgb_array")
+        env.reset(seed=0)
+        env.render()
+    except Exception as error:
+        raise RenderingUnavailable(
+            f"{spec.id} cannot be rendered with MUJOCO_GL={os.environ.get('MUJOCO_GL', 'glfw')}: {error}; "
+            "set MUJOCO_GL=egl (GPU drivers) or MUJOCO_GL=osmesa (Debian and Ubuntu: apt install libosmesa6)"
+        ) from error
+    return env
+
+
+def _silence_mujoco() -> None:
+    """Keeps MuJoCo from writing its warnings to stderr and into a MUJOCO_LOG.TXT in the working directory."""
+    try:
+        import mujoco
+    except ImportError:
+        return
+    # Gymnasium's own model files use an attribute that MuJoCo 4 calls deprecated, once for every environment made.
+    mujoco.set_mju_user_warning(_route_warning)
+
+
+def _route_warning(message: str | bytes) -> None:
+    text = message.decode(errors="replace") if isinstance(message, bytes) else str(message)
+    if "settotalmass" not in text:
+        warnings.warn(f"MuJoCo: {text}", RuntimeWarning, stacklevel=2)

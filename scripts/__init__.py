@@ -1,0 +1,1 @@
+"""The command lines: thin wrappers that parse, call and print."""

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 import safetensors
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from aaren_rl import __version__
 from aaren_rl.errors import CheckpointError
 from aaren_rl.model import DecisionModel, Scaling, config_from_dict
 
-WEIGHTS, CARD, TRAINING_TENSORS, TRAINING = "model.safetensors", "agent.json", "training.safetensors", "training.json"
+WEIGHTS, CARD = "model.safetensors", "agent.json"
 
 FORMAT = 1
 """Version of the folder's form; raised when older code could not read it."""
@@ -69,7 +69,7 @@ def write_agent(folder: Path, model: DecisionModel, card: AgentCard) -> None:
         "observation_size": model.observation_size,
         "action_size": model.action_size,
         **asdict(card),
-        "sha256": {WEIGHTS: hashlib.sha256(weights).hexdigest()},
+        "sha256": {WEIGHTS: digest(weights)},
     }
     write_file(folder / CARD, (json.dumps(description, indent=2) + "\n").encode())
 
@@ -132,6 +132,11 @@ def write_file(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def digest(content: bytes) -> str:
+    """The SHA-256 digest by which altered files are known."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object.
 
@@ -156,12 +161,13 @@ def read_tensors(path: Path, sha256: str | None) -> dict[str, Tensor]:
         CheckpointError: the file is missing, damaged or not the one that was written.
     """
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        if digest != sha256:
+        content = path.read_bytes()
+        if digest(content) != sha256:
             raise CheckpointError(
-                f"{path} is not the file that was saved (sha256 {digest}, recorded {sha256}); take it from its source again"
+                f"{path} is not the file that was saved: its sha256 is {digest(content)}, the one recorded {sha256}; "
+                "take it from its source again"
             )
-        return load_file(path)
+        return load(content)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing; the folder is incomplete") from error
     except (OSError, safetensors.SafetensorError) as error:

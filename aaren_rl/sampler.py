@@ -84,6 +84,11 @@ class Sampler:
         self._total = int(self._cumulative[-1])
         self._longest = int(self._lengths.max())
 
+    @property
+    def mean_length(self) -> float:
+        """Mean number of steps of the episodes."""
+        return self._total / len(self._lengths)
+
     def sample(self) -> Batch:
         """The next random batch."""
         if self.weighting == "length":

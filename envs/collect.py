@@ -22,8 +22,8 @@ from minari.storage import get_dataset_path
 from tqdm import tqdm
 
 from aaren_rl import __version__
-from aaren_rl.envs import behaviours
-from aaren_rl.envs.behaviours import Behaviour, RandomBehaviour
+from aaren_rl.envs import baselines
+from aaren_rl.envs.behaviours import Behaviour
 from aaren_rl.envs.catalogue import Entry
 from aaren_rl.envs.environments import EnvironmentSpec, make
 from aaren_rl.errors import DataError, InvalidInput
@@ -65,11 +65,7 @@ def collect(entry: Entry, steps: int = STEPS, seed: int = 0, overwrite: bool = F
         InvalidInput: no behaviour is bundled for the entry, or steps is below 1.
         DataError: the dataset exists already and may not be overwritten, or cannot be written.
     """
-    if entry.behaviours is None:
-        raise InvalidInput(
-            f"no behaviour is bundled for {entry.name}; take the data from elsewhere with --source minari or d4rl, "
-            "or train a behaviour with scripts/train_behaviour.py"
-        )
+    policies = baselines.behaviour_policies(entry)
     if steps < 1:
         raise InvalidInput(f"{steps} steps; expected at least 1")
     folder = get_dataset_path(entry.bundled_id)
@@ -77,7 +73,7 @@ def collect(entry: Entry, steps: int = STEPS, seed: int = 0, overwrite: bool = F
         raise DataError(f"{entry.bundled_id} exists already at {folder}; pass --overwrite to make it anew")
     spec = entry.environments["bundled"]
     with tqdm(total=steps, unit="step", unit_scale=True, desc=entry.bundled_id, disable=not progress) as bar:
-        episodes = roll_out(spec, _policies(entry, spec), steps, (zlib.crc32(entry.name.encode()), seed), bar.update)
+        episodes = roll_out(spec, policies, steps, (zlib.crc32(entry.name.encode()), seed), bar.update)
     partial = folder.with_name(f".{folder.name}-{os.getpid()}")
     try:
         _write(partial, entry, spec, episodes, seed)
@@ -204,13 +200,6 @@ class _Slot:
             bool(self.terminated),
             bool(self.truncated),
         )
-
-
-def _policies(entry: Entry, spec: EnvironmentSpec) -> list[Behaviour]:
-    if entry.behaviours:
-        return [behaviours.bundled(entry.task, snapshot) for snapshot in entry.behaviours]
-    space = make(spec).action_space
-    return [RandomBehaviour(space.low, space.high)]  # type: ignore[attr-defined]
 
 
 def _write(folder: Path, entry: Entry, spec: EnvironmentSpec, episodes: list[Episode], seed: int) -> None:

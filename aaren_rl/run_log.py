@@ -1,0 +1,120 @@
+"""What a run writes down while it trains: metrics.jsonl, TensorBoard events and a picture of the learning curve."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+from torch.utils.tensorboard import SummaryWriter
+
+from aaren_rl.errors import DataError
+
+METRICS = "metrics.jsonl"
+
+_TAGS = {
+    "loss": "train/loss",
+    "gradient_norm": "train/gradient_norm",
+    "learning_rate": "train/learning_rate",
+    "updates_per_second": "throughput/updates_per_second",
+    "steps_per_second": "throughput/steps_per_second",
+    "seconds_checking": "throughput/seconds_checking",
+    "validation_loss": "validation/loss",
+    "evaluation_return": "evaluation/return",
+    "evaluation_score": "evaluation/normalized_score",
+}
+
+
+class RunLog:
+    """Appends numbers to a run folder.
+
+    Args:
+        folder: of the run; made if need be.
+        update: where the run stands; what was logged after it, before an interruption, is dropped.
+    """
+
+    def __init__(self, folder: Path, update: int = 0) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = [point for point in read_metrics(folder) if point["update"] <= update] if update else []
+        fresh = folder / f".{METRICS}.partial"
+        fresh.write_text("".join(json.dumps(point) + "\n" for point in kept), "utf-8")
+        os.replace(fresh, folder / METRICS)
+        self._file = (folder / METRICS).open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder), purge_step=update + 1 if update else None)  # type: ignore[no-untyped-call]
+
+    def write(self, update: int, point: dict[str, float]) -> None:
+        """Logs the numbers of an update."""
+        self._file.write(json.dumps({"update": update, **point}) + "\n")
+        self._file.flush()
+        for name, value in point.items():
+            self._board.add_scalar(_TAGS[name], value, update)  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Writes out what is still buffered."""
+        self._file.close()
+        self._board.close()  # type: ignore[no-untyped-call]
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The logged points of a run, in order; a last line cut off by a crash is left out."""
+    path = folder / METRICS
+    if not path.exists():
+        return []
+    points = []
+    for line in path.read_text("utf-8").splitlines():
+        try:
+            points.append(json.loads(line))
+        except ValueError:
+            break
+    return points
+
+
+def log_hyperparameters(folder: Path, parameters: dict[str, Any], outcome: dict[str, float]) -> None:
+    """Adds the run to TensorBoard's table of hyperparameters."""
+    flat = {name: value if isinstance(value, int | float | str | bool) else str(value) for name, value in parameters.items()}
+    board = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+    board.add_hparams(flat, outcome, run_name=".")  # type: ignore[no-untyped-call]
+    board.close()  # type: ignore[no-untyped-call]
+
+
+def draw_curve(folder: Path, title: str, behaviour_return: float | None = None) -> Path:
+    """Draws loss and returns over updates into learning-curve.png.
+
+    Args:
+        folder: of the run.
+        title: above the picture.
+        behaviour_return: mean return of the data, drawn as a line to compare with.
+
+    Returns:
+        The picture's path.
+
+    Raises:
+        DataError: nothing was logged.
+    """
+    points = read_metrics(folder)
+    if not points:
+        raise DataError(f"{folder / METRICS} holds no points to draw; train first")
+    with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(9, 3.4), layout="constrained")
+        losses, returns = figure.subplots(1, 2)
+        for name, label, marker in (("loss", "training", ""), ("validation_loss", "held out", "o")):
+            own = [(point["update"], point[name]) for point in points if name in point]
+            if own:
+                losses.plot(*zip(*own, strict=True), marker=marker, label=label)
+        losses.set(xlabel="update", ylabel="loss", yscale="log")
+        losses.legend(frameon=False)
+        own = [(point["update"], point["evaluation_return"]) for point in points if "evaluation_return" in point]
+        if own:
+            returns.plot(*zip(*own, strict=True), marker="o", label="agent")
+        if behaviour_return is not None:
+            returns.axhline(behaviour_return, color="grey", linestyle="--", label="mean return of the data")
+        returns.set(xlabel="update", ylabel="return")
+        if own or behaviour_return is not None:
+            returns.legend(frameon=False)
+        figure.suptitle(title)
+        path = folder / "learning-curve.png"
+        figure.savefig(path, dpi=150)
+    return path

@@ -1,0 +1,375 @@
+"""Training of a decision model on trajectories, in a run folder that it can be resumed from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor
+from tqdm import tqdm
+
+from aaren_rl import checkpoint
+from aaren_rl.checkpoint import AgentCard
+from aaren_rl.errors import AarenError, CheckpointError, InvalidInput
+from aaren_rl.model import DecisionModel
+from aaren_rl.run_log import RunLog
+from aaren_rl.sampler import Batch, Sampler, Weighting, hold_out
+from aaren_rl.trajectories import Trajectories
+
+TENSORS, PROGRESS = "training.safetensors", "training.json"
+
+
+class Interrupted(AarenError):
+    """Training was stopped by Ctrl-C or SIGTERM, after saving a checkpoint."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The schedule; the defaults are the Decision Transformer's (Chen et al. 2021, appendix A, and its released code)."""
+
+    updates: int = 100_000
+    """Optimiser updates."""
+    batch_size: int = 64
+    """Segments in a batch."""
+    context: int | Literal["episode"] = 20
+    """Steps of a segment, or "episode" for whole episodes."""
+    weighting: Weighting = "length"
+    """Draw episodes in proportion to their length, or uniformly."""
+    learning_rate: float = 1e-4
+    """Peak learning rate of AdamW."""
+    warmup: int = 10_000
+    """Updates over which the learning rate rises linearly to its peak, where it stays."""
+    weight_decay: float = 1e-4
+    """AdamW's decoupled weight decay."""
+    clip: float = 0.25
+    """Largest norm of the gradient."""
+    accumulate: int = 1
+    """Batches whose gradients are averaged into one update."""
+    held_out: float = 0.05
+    """Share of the episodes kept from training for the validation loss."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """Type of the matrix products; the parameters and the scan stay in float32."""
+    compile: bool = False
+    """Compile the loss with torch.compile."""
+    seed: int = 0
+    """Of the weights, the batches, dropout and the held-out episodes."""
+    log_every: int = 100
+    """Updates between two logged points."""
+    evaluate_every: int = 10_000
+    """Updates between two validations and, where an evaluation is given, roll-outs."""
+    checkpoint_every: int = 5_000
+    """Updates between two checkpoints; one is also kept of every evaluation that is the best so far."""
+
+    def __post_init__(self) -> None:
+        at_least_one = ("updates", "batch_size", "accumulate", "log_every", "evaluate_every", "checkpoint_every")
+        for name in at_least_one:
+            if getattr(self, name) < 1:
+                raise InvalidInput(f"{name} is {getattr(self, name)}; expected at least 1")
+        for name in ("learning_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise InvalidInput(f"{name} is {getattr(self, name)}; expected a positive number")
+        if isinstance(self.context, int) and self.context < 1:
+            raise InvalidInput(f'context is {self.context}; expected at least 1 step, or "episode"')
+        if self.warmup < 0 or self.weight_decay < 0:
+            raise InvalidInput("warmup and weight_decay must not be negative")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Returns of an evaluation during training."""
+
+    mean_return: float
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a finished run left.
+
+    Attributes:
+        last: folder of the agent after the last update.
+        best: folder of the agent that evaluated best during training, None if nothing was evaluated.
+        best_update: the update of that agent.
+        seconds: time spent in updates, the time before a resume included.
+    """
+
+    last: Path
+    best: Path | None
+    best_update: int | None
+    seconds: float
+
+
+class Trainer:
+    """One run: a model, its optimiser, its batches and a folder.
+
+    The folder holds `checkpoints/<update>` (an agent folder with what resuming needs besides), `metrics.jsonl`,
+    TensorBoard's event files, and at the end the agent folders `last` and `best`.
+
+    Args:
+        model: to train, on the CPU.
+        trajectories: to train on.
+        config: the schedule.
+        card: goes into every agent folder.
+        folder: of the run.
+        device: to train on.
+        evaluate: called with the model at every evaluation.
+
+    Raises:
+        InvalidInput: an episode is longer than the model's learned timestep embedding.
+    """
+
+    def __init__(
+        self,
+        model: DecisionModel,
+        trajectories: Trajectories,
+        config: TrainingConfig,
+        card: AgentCard,
+        folder: Path,
+        device: torch.device | str = "cpu",
+        evaluate: Callable[[DecisionModel], Evaluation] | None = None,
+    ) -> None:
+        longest = int(trajectories.lengths.max())
+        if model.config.timesteps == "learned" and longest > model.config.max_steps:
+            raise InvalidInput(
+                f"the longest episode has {longest} steps, the learned timestep embedding holds "
+                f"{model.config.max_steps}; pass --max-steps {longest}, or --timesteps none or sinusoidal"
+            )
+        self.config, self.card, self.folder, self.evaluate = config, card, folder, evaluate
+        self.device = torch.device(device)
+        self.model = model.to(self.device).train()
+        context = config.context if isinstance(config.context, int) else None
+        train_on, held_out = hold_out(trajectories.episodes, config.held_out, config.seed)
+        self.sampler = Sampler(
+            trajectories, train_on, config.batch_size, context, config.weighting, self.device, config.seed
+        )
+        self.validation = (
+            Sampler(trajectories, held_out, config.batch_size, context, device=self.device) if len(held_out) else None
+        )
+        self.optimiser = torch.optim.AdamW(
+            self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        self._loss = torch.compile(self.model.loss) if config.compile else self.model.loss
+        self._data = {"episodes": trajectories.episodes, "steps": trajectories.steps}
+        self.update = 0
+        self.seconds = 0.0
+        self.best_update: int | None = None
+        self.best_return = -np.inf
+
+    def run(self, progress: bool = True) -> Trained:
+        """Trains from where the run stands to the last update.
+
+        Raises:
+            Interrupted: Ctrl-C or SIGTERM; a checkpoint of the last whole update was saved.
+            CheckpointError: a checkpoint could not be written; earlier ones are still there.
+            InvalidInput: the loss is not finite.
+        """
+        config = self.config
+        log = RunLog(self.folder, self.update)
+        bar = tqdm(total=config.updates, initial=self.update, unit="update", disable=not progress, smoothing=0.1)
+        losses = torch.zeros((), device=self.device)
+        norms = torch.zeros((), device=self.device)
+        since, began = self.update, time.perf_counter()
+        with _stop_signal() as stop, bar:
+            while self.update < config.updates and not stop.is_set():
+                loss, norm = self._do_update()
+                losses += loss
+                norms += norm
+                bar.update()
+                if self.update % config.log_every == 0 or self.update == config.updates:
+                    count, elapsed = self.update - since, time.perf_counter() - began
+                    point = {
+                        "loss": losses.item() / count,
+                        "gradient_norm": norms.item() / count,
+                        "learning_rate": self._learning_rate(self.update),
+                        "updates_per_second": count / elapsed,
+                        "steps_per_second": count * self._steps_per_update() / elapsed,
+                    }
+                    if not np.isfinite(point["loss"]):
+                        raise InvalidInput(
+                            f"the loss is {point['loss']} at update {self.update}; lower --learning-rate, and continue "
+                            "from the last checkpoint with --resume"
+                        )
+                    self.seconds += elapsed
+                    log.write(self.update, point)
+                    bar.set_postfix(loss=f"{point['loss']:.4f}")
+                    losses.zero_()
+                    norms.zero_()
+                    since, began = self.update, time.perf_counter()
+                at_evaluation = self.update % config.evaluate_every == 0 or self.update == config.updates
+                if at_evaluation or self.update % config.checkpoint_every == 0:
+                    self.seconds += time.perf_counter() - began
+                    spent = time.perf_counter()
+                    if at_evaluation:
+                        log.write(self.update, self._evaluate())
+                    self.save()
+                    # What checking costs is not training.
+                    began = time.perf_counter()
+                    log.write(self.update, {"seconds_checking": began - spent})
+            if stop.is_set():
+                self.save()
+        log.close()
+        if self.update < config.updates:
+            raise Interrupted(f"stopped after update {self.update}; its checkpoint is saved in {self.folder}")
+        return self._finish()
+
+    def _do_update(self) -> tuple[Tensor, Tensor]:
+        config = self.config
+        for group in self.optimiser.param_groups:
+            group["lr"] = self._learning_rate(self.update + 1)
+        self.optimiser.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.device)
+        for _ in range(config.accumulate):
+            loss = self._batch_loss(self.sampler.sample()) / config.accumulate
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        self.optimiser.step()
+        self.update += 1
+        return total, norm
+
+    def _batch_loss(self, batch: Batch) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            loss: Tensor = self._loss(*batch)
+        return loss
+
+    def _learning_rate(self, update: int) -> float:
+        return self.config.learning_rate * min(1.0, update / max(1, self.config.warmup))
+
+    def _steps_per_update(self) -> float:
+        length = self.config.context if isinstance(self.config.context, int) else self.sampler.mean_length
+        return float(length * self.config.batch_size * self.config.accumulate)
+
+    def _evaluate(self) -> dict[str, float]:
+        self.model.eval()
+        point: dict[str, float] = {}
+        if self.validation is not None:
+            with torch.inference_mode():
+                # Compiling again for inference would cost more than it saves, so the plain loss is taken.
+                parts = [
+                    (self.model.loss(*batch).item(), int(batch.valid.sum())) for batch in self.validation.sweep(20_000)
+                ]
+            point["validation_loss"] = sum(loss * steps for loss, steps in parts) / sum(steps for _, steps in parts)
+        if self.evaluate is not None:
+            evaluation = self.evaluate(self.model)
+            point["evaluation_return"] = evaluation.mean_return
+            if evaluation.score is not None:
+                point["evaluation_score"] = evaluation.score
+            if evaluation.mean_return > self.best_return:
+                self.best_return, self.best_update = evaluation.mean_return, self.update
+        self.model.train()
+        return point
+
+    def save(self) -> Path:
+        """Writes a checkpoint of the run as it stands, and drops those that are neither the newest nor the best.
+
+        Raises:
+            CheckpointError: it cannot be written; earlier ones are still there.
+        """
+        folder = self._checkpoint(self.update)
+        with checkpoint.whole_folder(folder) as partial:
+            checkpoint.write_agent(partial, self.model, self._card_now())
+            tensors = {"rng": torch.get_rng_state(), "sampler": self.sampler.generator.get_state()}
+            if self.device.type == "cuda":
+                tensors["rng_cuda"] = torch.cuda.get_rng_state(self.device)
+            for index, parts in self.optimiser.state_dict()["state"].items():
+                tensors |= {f"optimiser.{index}.{name}": part.cpu() for name, part in parts.items()}
+            content = save(tensors)
+            checkpoint.write_file(partial / TENSORS, content)
+            state = {
+                "update": self.update,
+                "seconds": self.seconds,
+                "best_update": self.best_update,
+                "best_return": self.best_return if self.best_update is not None else None,
+                "data": self._data,
+                "sha256": checkpoint.digest(content),
+            }
+            checkpoint.write_file(partial / PROGRESS, (json.dumps(state, indent=2) + "\n").encode())
+        for other in _checkpoints(self.folder):
+            if int(other.name) not in (self.update, self.best_update):
+                shutil.rmtree(other)
+        return folder
+
+    def restore(self) -> None:
+        """Goes back to the newest checkpoint of the run's folder.
+
+        Raises:
+            CheckpointError: there is none, it is damaged, or it was made with another model or other data.
+        """
+        found = _checkpoints(self.folder)
+        if not found:
+            raise CheckpointError(f"{self.folder} has no checkpoint to resume from; start the run without --resume")
+        newest = found[-1]
+        state = checkpoint.read_json(newest / PROGRESS)
+        tensors = checkpoint.read_tensors(newest / TENSORS, state.get("sha256"))
+        model, _ = checkpoint.load_agent(newest)
+        if model.config != self.model.config:
+            raise CheckpointError(f"{newest} holds {model.config}; asked to resume {self.model.config}")
+        if state["data"] != self._data:
+            raise CheckpointError(f"{newest} was trained on data of {state['data']}; the data now have {self._data}")
+        self.model.load_state_dict(model.state_dict())
+        optimiser = self.optimiser.state_dict()
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition(".")
+            if kind == "optimiser":
+                index, _, part = rest.partition(".")
+                optimiser["state"].setdefault(int(index), {})[part] = tensor
+        self.optimiser.load_state_dict(optimiser)
+        torch.set_rng_state(tensors["rng"])
+        self.sampler.generator.set_state(tensors["sampler"])
+        if self.device.type == "cuda" and "rng_cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["rng_cuda"], self.device)
+        self.update, self.seconds = state["update"], state["seconds"]
+        self.best_update = state["best_update"]
+        self.best_return = -np.inf if self.best_update is None else state["best_return"]
+
+    def _finish(self) -> Trained:
+        last = self.folder / "last"
+        checkpoint.save_agent(last, self.model, self._card_now())
+        best = None
+        if self.best_update is not None:
+            best = self.folder / "best"
+            checkpoint.save_agent(best, *checkpoint.load_agent(self._checkpoint(self.best_update)))
+        return Trained(last, best, self.best_update, self.seconds)
+
+    def _card_now(self) -> AgentCard:
+        return replace(self.card, updates=self.update)
+
+    def _checkpoint(self, update: int) -> Path:
+        return self.folder / "checkpoints" / f"{update:09d}"
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints of a run, oldest first."""
+    return sorted(path for path in (folder / "checkpoints").glob("[0-9]*") if path.is_dir())
+
+
+@contextmanager
+def _stop_signal() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set, so that an update is never cut in two; a second one stops at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,76 @@
+"""Behaviours as actors, to be evaluated like agents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium.vector import AutoresetMode
+
+from aaren_rl.envs import behaviours
+from aaren_rl.envs.behaviours import Behaviour, RandomBehaviour
+from aaren_rl.envs.catalogue import Entry
+from aaren_rl.envs.environments import EnvironmentSpec, make
+from aaren_rl.errors import InvalidInput
+
+
+class BehaviourActor:
+    """Acts as one or several behaviours do; they are dealt out to the rows of the vector environment in turn.
+
+    Args:
+        policies: at least one.
+        seed: of their noise.
+    """
+
+    def __init__(self, policies: list[Behaviour], seed: int = 0) -> None:
+        self.policies, self.seed = policies, seed
+
+    def reset(self, target_return: float | None, num_envs: int, autoreset_mode: AutoresetMode) -> None:
+        """Starts the noise anew; a behaviour asks for no return and carries no state."""
+        self._rng = np.random.default_rng(self.seed)
+
+    def act(
+        self,
+        observation: npt.NDArray[Any],
+        reward: npt.NDArray[Any] | None,
+        terminated: npt.NDArray[np.bool_],
+        truncated: npt.NDArray[np.bool_],
+    ) -> npt.NDArray[np.float32]:
+        """Random actions of each row's behaviour."""
+        count = len(self.policies)
+        parts = [policy(observation[i::count], self._rng) for i, policy in enumerate(self.policies) if i < len(observation)]
+        actions = np.empty((len(observation), parts[0].shape[1]), dtype=np.float32)
+        for i, part in enumerate(parts):
+            actions[i::count] = part
+        return actions
+
+
+def random_actor(spec: EnvironmentSpec, seed: int = 0) -> BehaviourActor:
+    """Uniformly random actions within the environment's bounds.
+
+    Raises:
+        InvalidInput: the environment's actions are not bounded.
+    """
+    env = make(spec)
+    space = env.action_space
+    env.close()
+    if not space.is_bounded():  # type: ignore[attr-defined]
+        raise InvalidInput(f"{spec.id} has unbounded actions {space}; there are no uniformly random ones")
+    return BehaviourActor([RandomBehaviour(space.low, space.high)], seed)  # type: ignore[attr-defined]
+
+
+def behaviour_policies(entry: Entry) -> list[Behaviour]:
+    """The bundled behaviours that make an entry's data.
+
+    Raises:
+        InvalidInput: none are bundled for it.
+    """
+    if entry.behaviours is None:
+        raise InvalidInput(
+            f"no behaviour is bundled for {entry.name}; take the data from elsewhere with --source minari or d4rl, "
+            "or train a behaviour with scripts/train_behaviour.py"
+        )
+    if not entry.behaviours:
+        return random_actor(entry.environments["bundled"]).policies
+    return [behaviours.bundled(entry.task, snapshot) for snapshot in entry.behaviours]

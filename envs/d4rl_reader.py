@@ -1,0 +1,81 @@
+"""Reads D4RL's data: HDF5 files, and the dicts that `env.get_dataset()` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from aaren_rl.errors import DataError
+from aaren_rl.trajectories import Trajectories
+
+KEYS = ("observations", "actions", "rewards", "terminals", "timeouts")
+
+
+def read_file(path: Path) -> Trajectories:
+    """Reads a D4RL HDF5 file (Fu et al. 2020, arXiv 2004.07219), straight into float32.
+
+    Raises:
+        DataError: the file is missing, cut off, not HDF5, or its contents do not fit.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; expected a D4RL HDF5 file")
+    try:
+        with h5py.File(path, "r") as file:
+            return from_arrays(file, str(path))
+    except OSError as error:
+        raise DataError(
+            f"{path} ({path.stat().st_size} bytes) cannot be read as HDF5: {error}; "
+            "it may be cut off or another kind of file: delete it and fetch it again"
+        ) from error
+
+
+def from_arrays(data: Mapping[str, Any], name: str = "the dataset") -> Trajectories:
+    """Trajectories from D4RL's arrays, in memory or in an open file.
+
+    An episode ends where `terminals` or `timeouts` is set; the unfinished tail is dropped.
+
+    Args:
+        data: arrays of equal length under "observations", "actions", "rewards", "terminals" and "timeouts"; others
+            are not looked at.
+        name: of the data, for messages.
+
+    Raises:
+        DataError: keys are missing, lengths differ, no episode is whole, or values are not finite.
+    """
+    missing = [key for key in KEYS if key not in data]
+    if missing:
+        raise DataError(f"{name} lacks {missing}; expected D4RL's keys {list(KEYS)}, it has {sorted(data.keys())}")
+    lengths = {key: len(data[key]) for key in KEYS}
+    if len(set(lengths.values())) != 1:
+        raise DataError(f"the arrays of {name} differ in length: {lengths}; expected one entry per step in each")
+    terminals = np.asarray(data["terminals"][:], dtype=np.bool_).reshape(-1)
+    timeouts = np.asarray(data["timeouts"][:], dtype=np.bool_).reshape(-1)
+    last = np.flatnonzero(terminals | timeouts)
+    if len(last) == 0:
+        raise DataError(f"{name} holds no whole episode: none of its {len(terminals)} steps is a terminal or a timeout")
+    steps = int(last[-1]) + 1
+    try:
+        return Trajectories(
+            _float32(data["observations"], steps),
+            _float32(data["actions"], steps),
+            _float32(data["rewards"], steps).reshape(-1),
+            np.concatenate([[0], last + 1]),
+            terminals[last],
+            timeouts[last],
+        )
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+
+
+def _float32(array: h5py.Dataset | npt.NDArray[Any], steps: int) -> npt.NDArray[np.float32]:
+    if isinstance(array, h5py.Dataset):
+        # HDF5 converts on the way, so float64 files are never held in float64.
+        out = np.empty((steps, *array.shape[1:]), dtype=np.float32)
+        array.read_direct(out, np.s_[:steps])
+        return out
+    return np.asarray(array[:steps], dtype=np.float32)

@@ -1,0 +1,161 @@
+"""Fetches datasets: D4RL's files from their own host, Minari's sets from its hub."""
+
+from __future__ import annotations
+
+import os
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.client import HTTPException
+from pathlib import Path
+
+import h5py
+import minari
+from minari.storage import get_dataset_path
+from tqdm import tqdm
+
+from aaren_rl.errors import DataError
+
+D4RL_HOST = "http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2"
+MINARI_HOST = "https://huggingface.co"
+PATIENCE = 2.4
+"""Seconds within which a host must answer: two hosts are asked at most, so no network costs less than five."""
+
+
+class Unreachable(DataError):
+    """A host does not answer, most often for want of a network."""
+
+
+def d4rl_folder() -> Path:
+    """Where D4RL's files are kept: D4RL_DATASET_DIR, or ~/.d4rl/datasets, as D4RL itself has it."""
+    return Path(os.environ.get("D4RL_DATASET_DIR") or Path.home() / ".d4rl" / "datasets")
+
+
+def fetch_d4rl(name: str, host: str = D4RL_HOST) -> Path:
+    """Downloads a D4RL HDF5 file, or the rest of it, and puts it in place once it is whole.
+
+    Args:
+        name: of the file, as "hopper_medium-v2.hdf5".
+        host: where from.
+
+    Returns:
+        The file in `d4rl_folder()`.
+
+    Raises:
+        Unreachable: the host does not answer.
+        DataError: the download broke off (what has come is kept for the next try) or is not HDF5.
+    """
+    folder = d4rl_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    target, partial = folder / name, folder / f".{name}.partial"
+    url = f"{host}/{name}"
+    _check_reachable(url)
+    here = partial.stat().st_size if partial.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={here}-"} if here else {})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            resumed = answer.status == 206
+            length = answer.headers.get("Content-Length")
+            total = None if length is None else int(length) + (here if resumed else 0)
+            with (
+                partial.open("ab" if resumed else "wb") as file,
+                tqdm(total=total, initial=here if resumed else 0, unit="B", unit_scale=True, desc=name) as bar,
+            ):
+                while block := answer.read(1 << 20):
+                    file.write(block)
+                    bar.update(len(block))
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # Nothing beyond what is here: whole already, or longer than the file.
+            total = None
+        else:
+            raise DataError(f"{url} answered {error.code} {error.reason}") from error
+    except (OSError, HTTPException) as error:
+        raise DataError(f"{url} broke off: {error}; run again to go on from {partial.stat().st_size} bytes") from error
+    size = partial.stat().st_size
+    if total is not None and size != total:
+        raise DataError(f"{url} broke off after {size} of {total} bytes; run again to go on from there")
+    if not h5py.is_hdf5(partial):
+        partial.unlink()
+        raise DataError(f"{url} is not an HDF5 file ({size} bytes); nothing was kept")
+    try:
+        h5py.File(partial, "r").close()
+    except OSError as error:
+        partial.unlink()
+        raise DataError(f"{url} is damaged: {error}; nothing was kept, run again") from error
+    os.replace(partial, target)
+    return target
+
+
+def fetch_minari(dataset_id: str) -> Path:
+    """Downloads a dataset from the Minari hub and puts it in place once it is whole.
+
+    Files that have come stay in a hidden folder beside the datasets, so a second try fetches the rest only.
+
+    Returns:
+        The dataset's folder under the local Minari root.
+
+    Raises:
+        Unreachable: the hub does not answer.
+        DataError: the hub has no such dataset, or the download broke off.
+    """
+    _check_reachable(os.environ.get("HF_ENDPOINT", MINARI_HOST))
+    root = Path(get_dataset_path())
+    staging = root / ".downloads"
+    try:
+        with _minari_root(staging):
+            # Without force, Minari takes the folder of a download that broke off for the dataset.
+            minari.download_dataset(dataset_id, force_download=True)
+            steps = minari.load_dataset(dataset_id).total_steps
+    except Exception as error:
+        raise DataError(f"Minari's hub did not give {dataset_id}: {error}") from error
+    if steps < 1:
+        raise DataError(f"Minari's hub gave an empty {dataset_id}; what came is in {staging}")
+    target = root / dataset_id
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(staging / dataset_id, target)
+    return target
+
+
+@contextmanager
+def _minari_root(folder: Path) -> Iterator[None]:
+    before = os.environ.get("MINARI_DATASETS_PATH")
+    os.environ["MINARI_DATASETS_PATH"] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["MINARI_DATASETS_PATH"]
+        else:
+            os.environ["MINARI_DATASETS_PATH"] = before
+
+
+def _check_reachable(url: str) -> None:
+    """Asks for a page's head, within PATIENCE seconds even where looking up a name hangs.
+
+    Raises:
+        Unreachable: no answer; any answer, an error page too, will do.
+    """
+    outcome: list[BaseException | None] = []
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PATIENCE).close()
+            outcome.append(None)
+        except urllib.error.HTTPError:
+            outcome.append(None)
+        except (OSError, HTTPException) as error:
+            outcome.append(error)
+
+    _run_within(PATIENCE, ask)
+    if not outcome:
+        raise Unreachable(f"{url} did not answer within {PATIENCE} seconds")
+    if outcome[0] is not None:
+        raise Unreachable(f"{url} cannot be reached: {outcome[0]}")
+
+
+def _run_within(seconds: float, call: Callable[[], None]) -> None:
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(seconds)

@@ -1,0 +1,99 @@
+"""The evaluation protocol and the result it writes."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import scipy.stats
+
+from aaren_rl.envs.catalogue import Reference
+from aaren_rl.envs.environments import EnvironmentSpec, make_vector
+from aaren_rl.envs.rollout import Actor, Episodes, roll_out
+
+SLOTS = 25
+"""Environments stepped together; each plays its share of the episodes."""
+
+PACKAGES = ("aaren-rl", "torch", "gymnasium", "mujoco", "minari", "numpy")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How an actor is evaluated; all of it goes into the result.
+
+    Attributes:
+        environment: to act in.
+        episodes: how many.
+        seed: row i of the vector environment is seeded with seed + i.
+        target_return: what to ask for; None for actors that take none.
+        reference: for the normalised score; None where there is no table.
+    """
+
+    environment: EnvironmentSpec
+    episodes: int
+    seed: int
+    target_return: float | None
+    reference: Reference | None
+
+    @property
+    def slots(self) -> int:
+        """Rows of the vector environment."""
+        return min(SLOTS, self.episodes)
+
+
+def evaluate(actor: Actor, protocol: Protocol, progress: Callable[[int], object] = lambda done: None) -> Episodes:
+    """Rolls an actor out as the protocol says."""
+    envs = make_vector(protocol.environment, protocol.slots)
+    try:
+        return roll_out(actor, envs, protocol.episodes, protocol.target_return, protocol.seed, progress)
+    finally:
+        envs.close()
+
+
+def result(episodes: Episodes, protocol: Protocol, **about: Any) -> dict[str, Any]:
+    """The result of an evaluation, ready for JSON.
+
+    Args:
+        episodes: what was rolled out.
+        protocol: how.
+        **about: what was evaluated (source, dataset, checkpoint, ...).
+
+    Returns:
+        Mean, standard deviation and 95% confidence interval of the return over episodes, the same as a normalised
+        score (0 = random, 100 = expert of the reference; None without one), and the whole protocol.
+    """
+    mean, interval = float(episodes.returns.mean()), confidence_interval(episodes.returns, protocol.seed)
+    reference = protocol.reference
+    return {
+        "normalized_score": reference.score(mean) if reference else None,
+        "ci95": [reference.score(bound) for bound in interval] if reference else None,
+        "mean": mean,
+        "std": float(episodes.returns.std()),
+        "ci95_return": list(interval),
+        "mean_length": float(episodes.lengths.mean()),
+        "episodes": protocol.episodes,
+        "seeds": [protocol.seed + row for row in range(protocol.slots)],
+        "target": protocol.target_return,
+        "acting": "streaming" if protocol.target_return is not None else "without a state",
+        "environment": protocol.environment.id,
+        "environment_kwargs": protocol.environment.kwargs,
+        "reference": reference.name if reference else None,
+        **about,
+        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
+        "returns": episodes.returns.round(3).tolist(),
+        "lengths": episodes.lengths.tolist(),
+    }
+
+
+def confidence_interval(returns: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """95% percentile bootstrap interval of the mean (Efron and Tibshirani 1993, chapter 13), over episodes."""
+    if len(returns) < 2 or np.ptp(returns) == 0:
+        return float(returns.mean()), float(returns.mean())
+    found = scipy.stats.bootstrap(
+        (returns,), np.mean, confidence_level=0.95, method="percentile", rng=np.random.default_rng(seed)
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)

@@ -1,0 +1,142 @@
+"""Trains an agent: `python scripts/train.py --env hopper-medium`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aaren_rl.agents import DecisionAgent
+from aaren_rl.checkpoint import AgentCard
+from aaren_rl.envs import sources
+from aaren_rl.envs.evaluation import Protocol, evaluate, result
+from aaren_rl.envs.sources import Dataset
+from aaren_rl.errors import InvalidInput
+from aaren_rl.model import DecisionModel, Scaling, count_parameters
+from aaren_rl.run_log import draw_curve, log_hyperparameters
+from aaren_rl.scripts import run_config
+from aaren_rl.scripts.console import run, say
+from aaren_rl.scripts.run_config import CONFIG, RunConfig
+from aaren_rl.training import Evaluation, Trained, Trainer
+
+CHECK_SEED = 10_000
+"""Seeds of evaluations during training, apart from those of the final one."""
+
+
+def main() -> None:
+    """Entry point of `aaren-train`."""
+    run(lambda: train(run_config.parse()))
+
+
+def train(config: RunConfig) -> dict[str, Any]:
+    """Trains as configured and returns the final result, which it also writes into the run's folder."""
+    device = _device(config.device)
+    dataset = sources.load(config.env, config.source, config.env_id, say)
+    folder = _prepare_folder(config, dataset)
+    model = _new_model(config, dataset)
+    target = dataset.target_returns[0] if config.target is None else config.target
+    card = AgentCard(
+        env_id=dataset.environment.id,
+        env_kwargs=dataset.environment.kwargs,
+        dataset_id=dataset.id,
+        source=dataset.source,
+        target_returns=(target, *(other for other in dataset.target_returns if other != target)),
+    )
+    protocol = Protocol(dataset.environment, max(1, config.check_episodes), CHECK_SEED, target, dataset.reference)
+
+    def check(checked: DecisionModel) -> Evaluation:
+        mean = float(evaluate(DecisionAgent(checked, card, device), protocol).returns.mean())
+        return Evaluation(mean, dataset.reference.score(mean) if dataset.reference else None)
+
+    trainer = Trainer(
+        model, dataset.trajectories, config.training, card, folder, device, check if config.check_episodes else None
+    )
+    if config.resume is not None:
+        trainer.restore()
+        say(f"resuming {folder} after update {trainer.update}")
+    say(
+        f"model: {config.model.blocks} blocks of {config.model.mixer}, {count_parameters(model)} parameters, "
+        f"{config.model.layout} tokens; training on {_describe(device)}, {config.training.precision}; run folder {folder}"
+    )
+    trained = trainer.run()
+    say(f"trained {config.training.updates} updates in {trained.seconds:.0f} s; evaluating {config.episodes} episodes")
+    final = dataclasses.replace(protocol, episodes=config.episodes, seed=0)
+    return _report(config, dataset, trained, final, folder, device)
+
+
+def _report(
+    config: RunConfig, dataset: Dataset, trained: Trained, protocol: Protocol, folder: Path, device: torch.device
+) -> dict[str, Any]:
+    def evaluated(checkpoint: str, agent_folder: Path) -> dict[str, Any]:
+        agent = DecisionAgent.load(agent_folder, device)
+        about = {"checkpoint": checkpoint, "source": dataset.source, "dataset": dataset.id, "updates": agent.card.updates}
+        return result(evaluate(agent, protocol), protocol, **about)
+
+    outcome = evaluated("last", trained.last)
+    if trained.best is not None and trained.best_update != config.training.updates:
+        outcome["best"] = evaluated("best", trained.best)
+    outcome["train_seconds"] = trained.seconds
+    result_file = folder / "result.json"
+    result_file.write_text(json.dumps(outcome, indent=2) + "\n", "utf-8")
+    returns = dataset.trajectories.returns
+    curve = draw_curve(folder, f"{config.env} ({dataset.source}), {config.model.mixer}", float(returns.mean()))
+    settings = {**dataclasses.asdict(config.model), **dataclasses.asdict(config.training), "env": config.env}
+    log_hyperparameters(folder, settings, {"hparam/return": outcome["mean"]})
+    say(f"agent:      {trained.last}" + (f" (best in training: {trained.best})" if "best" in outcome else ""))
+    say(f"curve:      {curve}\ntensorboard --logdir {folder}\nresult:     {result_file}")
+    data_score = f", score {dataset.reference.score(float(returns.mean())):.1f}" if dataset.reference else ""
+    say(f"data:       mean return {returns.mean():.0f} +- {returns.std():.0f} over {len(returns)} episodes{data_score}")
+    for name, figures in (("last", outcome), ("best", outcome.get("best"))):
+        if figures is not None:
+            say(describe(name, figures))
+    return outcome
+
+
+def describe(name: str, figures: dict[str, Any]) -> str:
+    """One line on a result."""
+    line = f"{name + ':':<11} return {figures['mean']:.0f} +- {figures['std']:.0f} over {figures['episodes']} episodes"
+    if figures["normalized_score"] is not None:
+        low, high = figures["ci95"]
+        line += f", normalised score {figures['normalized_score']:.1f} [{low:.1f}, {high:.1f}] ({figures['reference']})"
+    asked = "" if figures["target"] is None else f", target {figures['target']:.0f}"
+    return f"{line}{asked}, {figures['environment']}, source {figures['source']}"
+
+
+def _new_model(config: RunConfig, dataset: Dataset) -> DecisionModel:
+    torch.manual_seed(config.training.seed)
+    mean, std = dataset.trajectories.observation_statistics()
+    return DecisionModel(
+        config.model, Scaling(mean, std, dataset.action_low, dataset.action_high, config.return_scale)
+    )
+
+
+def _prepare_folder(config: RunConfig, dataset: Dataset) -> Path:
+    if config.resume is not None:
+        return config.resume
+    name = config.env.rstrip("/").rpartition("/")[2] if Path(config.env).exists() else config.env.replace("/", "-")
+    folder = config.run or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if (folder / CONFIG).exists():
+        raise InvalidInput(f"{folder} holds a run already; pass --resume {folder} to go on with it, or another --run")
+    folder.mkdir(parents=True, exist_ok=True)
+    # Resuming must find the same data, whatever else has come to this machine in between.
+    source = dataset.source if config.source == "auto" else config.source
+    run_config.save(dataclasses.replace(config, source=source, run=folder), folder / CONFIG)
+    return folder
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InvalidInput("--device cuda was asked for, but torch sees no GPU; pass --device cpu or auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _describe(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({torch.get_num_threads()} threads)"
+
+
+if __name__ == "__main__":
+    main()

@@ -178,4 +178,3 @@ def _blank_scaling(observation_size: int, action_size: int) -> Scaling:
     ones = np.ones(action_size, dtype=np.float32)
     zeros, unit = np.zeros(observation_size, dtype=np.float32), np.ones(observation_size, dtype=np.float32)
     return Scaling(zeros, unit, -ones, ones)
-

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 from aaren_rl import mixers
 from aaren_rl.errors import InvalidInput
-from aaren_rl.mixers import State
+from aaren_rl.mixers import Mixer, State
 
 Layout = Literal["interleaved", "fused"]
 Timesteps = Literal["none", "learned", "sinusoidal"]
@@ -86,7 +87,8 @@ class DecisionModel(nn.Module):
     Each step t of a trajectory is three things: the action before it a_{t-1} (nothing at the first step of an
     episode), the return-to-go R_t and the observation o_t. In the interleaved layout they are three tokens, in the
     fused layout their embeddings are summed to one; the action a_t is read off the last token of the step. This is
-    the order in which things are known while acting, so `forward` over a trajectory and `step` along it are one function.
+    the order in which things are known while acting, so `forward` over a trajectory and `step` along it are one
+    function.
 
     Units are the environment's everywhere outside: observations, actions and returns are scaled inside.
 
@@ -129,11 +131,11 @@ class DecisionModel(nn.Module):
 
     def initial_state(self, batch_size: int) -> tuple[State, ...]:
         """The state before the first step of an episode: one per block."""
-        return tuple(block.mixer.initial_state(batch_size) for block in self.blocks)
+        return tuple(mixer.initial_state(batch_size) for mixer in self._mixers())
 
     def reset_state(self, state: tuple[State, ...], rows: Tensor) -> tuple[State, ...]:
         """The state with the rows marked in `rows`, (batch,) bool, back at the start of an episode."""
-        return tuple(block.mixer.reset_state(part, rows) for block, part in zip(self.blocks, state, strict=True))
+        return tuple(mixer.reset_state(part, rows) for mixer, part in zip(self._mixers(), state, strict=True))
 
     def forward(
         self,
@@ -251,6 +253,9 @@ class DecisionModel(nn.Module):
         read = x[:, self.tokens_per_step - 1 :: self.tokens_per_step]
         return torch.tanh(self.head(self.norm(read))), tuple(states_after)
 
+    def _mixers(self) -> Iterator[Mixer]:
+        return (cast(Block, block).mixer for block in self.blocks)
+
     def _embed_timesteps(self, timesteps: Tensor) -> Tensor:
         if self.config.timesteps == "learned":
             return self.embed_timestep(timesteps)  # type: ignore[no-any-return]
@@ -291,9 +296,7 @@ class Block(nn.Module):
         self.contract = nn.Linear(4 * config.width, config.width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self, x: Tensor, state: State, reset: Tensor | None, valid: Tensor | None
-    ) -> tuple[Tensor, State]:
+    def forward(self, x: Tensor, state: State, reset: Tensor | None, valid: Tensor | None) -> tuple[Tensor, State]:
         """Tokens (batch, time, width) and the mixer's state, through the block."""
         mixed, state = self.mixer(self.mixer_norm(x), state, reset, valid)
         x = x + self.dropout(mixed)

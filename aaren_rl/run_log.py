@@ -43,19 +43,19 @@ class RunLog:
         fresh.write_text("".join(json.dumps(point) + "\n" for point in kept), "utf-8")
         os.replace(fresh, folder / METRICS)
         self._file = (folder / METRICS).open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder), purge_step=update + 1 if update else None)  # type: ignore[no-untyped-call]
+        self._board = SummaryWriter(str(folder), purge_step=update + 1 if update else None)
 
     def write(self, update: int, point: dict[str, float]) -> None:
         """Logs the numbers of an update."""
         self._file.write(json.dumps({"update": update, **point}) + "\n")
         self._file.flush()
         for name, value in point.items():
-            self._board.add_scalar(_TAGS[name], value, update)  # type: ignore[no-untyped-call]
+            self._board.add_scalar(_TAGS[name], value, update)
 
     def close(self) -> None:
         """Writes out what is still buffered."""
         self._file.close()
-        self._board.close()  # type: ignore[no-untyped-call]
+        self._board.close()
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -74,10 +74,12 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 def log_hyperparameters(folder: Path, parameters: dict[str, Any], outcome: dict[str, float]) -> None:
     """Adds the run to TensorBoard's table of hyperparameters."""
-    flat = {name: value if isinstance(value, int | float | str | bool) else str(value) for name, value in parameters.items()}
-    board = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
-    board.add_hparams(flat, outcome, run_name=".")  # type: ignore[no-untyped-call]
-    board.close()  # type: ignore[no-untyped-call]
+    flat = {
+        name: value if isinstance(value, int | float | str | bool) else str(value) for name, value in parameters.items()
+    }
+    board = SummaryWriter(str(folder))
+    board.add_hparams(flat, outcome, run_name=".")
+    board.close()
 
 
 def draw_curve(folder: Path, title: str, behaviour_return: float | None = None) -> Path:

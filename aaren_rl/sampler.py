@@ -109,7 +109,7 @@ class Sampler:
         wanted = max(1, min(len(episode), -(-steps // stride)))
         # Spread over all episodes, not the first ones only.
         chosen = torch.linspace(0, len(episode) - 1, wanted, device=self.device).round().long()
-        for rows in chosen.split(self.batch_size):
+        for rows in torch.split(chosen, self.batch_size):
             yield self._gather(episode[rows], piece[rows] * stride, stride)
 
     def _random(self, below: Tensor) -> Tensor:
@@ -139,7 +139,8 @@ def hold_out(episodes: int, fraction: float, seed: int) -> tuple[np.ndarray, np.
 
     Args:
         episodes: how many there are.
-        fraction: share to hold out, from 0 up to 1; with more than one episode and a positive share at least one of each.
+        fraction: share to hold out, from 0 up to 1; with more than one episode and a positive share at least one of
+            each.
         seed: of the split.
 
     Returns:

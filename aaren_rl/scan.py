@@ -224,7 +224,7 @@ def _chunked(scores: Tensor, values: Tensor, state: ScanState, reset: Tensor) ->
     local, interrupted = _local_prefixes(scores, values, reset)
 
     def per_chunk(last: Tensor) -> Tensor:
-        return last.unflatten(1, (heads, chunks))
+        return last.reshape(batch_size, heads, chunks, *last.shape[2:])
 
     summaries = ScanState(per_chunk(local.m[..., -1]), per_chunk(local.c[..., -1]), per_chunk(local.a[..., -1, :]))
     inclusive = _carry(state, *_hillis_steele(summaries, per_chunk(interrupted[..., -1])))

@@ -36,7 +36,7 @@ class Interrupted(AarenError):
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The schedule; the defaults are the Decision Transformer's (Chen et al. 2021, appendix A, and its released code)."""
+    """The schedule; the defaults are the Decision Transformer's (Chen et al. 2021, appendix A, and released code)."""
 
     updates: int = 100_000
     """Optimiser updates."""
@@ -176,7 +176,7 @@ class Trainer:
         """
         config = self.config
         log = RunLog(self.folder, self.update)
-        bar = tqdm(total=config.updates, initial=self.update, unit="update", disable=not progress, smoothing=0.1)
+        bar = tqdm(total=config.updates, initial=self.update, unit="update", mininterval=1.0, disable=not progress)
         losses = torch.zeros((), device=self.device)
         norms = torch.zeros((), device=self.device)
         since, began = self.update, time.perf_counter()

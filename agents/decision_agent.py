@@ -160,8 +160,8 @@ class DecisionAgent:
             The action, (action size,) or (rows, action size), float32, inside the bounds the agent was trained with.
 
         Raises:
-            InvalidInput: not reset yet, shapes that do not fit, no reward, values that are not finite, or more steps than a
-                learned timestep embedding holds.
+            InvalidInput: not reset yet, shapes that do not fit, no reward, values that are not finite, or more
+                steps than a learned timestep embedding holds.
         """
         state = self._running()
         rows = len(self._timestep)
@@ -226,7 +226,9 @@ class DecisionAgent:
             InvalidInput: deterministic is False, or as `act`.
         """
         if not deterministic:
-            raise InvalidInput("predict was asked for random actions; this agent is deterministic, pass deterministic=True")
+            raise InvalidInput(
+                "predict was asked for random actions; this agent is deterministic, pass deterministic=True"
+            )
         observation = np.asarray(observation)
         rows = len(observation) if observation.ndim > 1 else None
         if state is None or self._state is None:

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gymnasium.vector import AutoresetMode
-
 from aaren_rl.envs import behaviours
 from aaren_rl.envs.behaviours import Behaviour, RandomBehaviour
 from aaren_rl.envs.catalogue import Entry
-from aaren_rl.envs.environments import EnvironmentSpec, make
+from aaren_rl.envs.environments import EnvironmentSpec, box, make
+from gymnasium.vector import AutoresetMode
+
 from aaren_rl.errors import InvalidInput
 
 
@@ -39,7 +39,9 @@ class BehaviourActor:
     ) -> npt.NDArray[np.float32]:
         """Random actions of each row's behaviour."""
         count = len(self.policies)
-        parts = [policy(observation[i::count], self._rng) for i, policy in enumerate(self.policies) if i < len(observation)]
+        parts = [
+            policy(observation[i::count], self._rng) for i, policy in enumerate(self.policies) if i < len(observation)
+        ]
         actions = np.empty((len(observation), parts[0].shape[1]), dtype=np.float32)
         for i, part in enumerate(parts):
             actions[i::count] = part
@@ -53,11 +55,11 @@ def random_actor(spec: EnvironmentSpec, seed: int = 0) -> BehaviourActor:
         InvalidInput: the environment's actions are not bounded.
     """
     env = make(spec)
-    space = env.action_space
+    space = box(env.action_space)
     env.close()
-    if not space.is_bounded():  # type: ignore[attr-defined]
+    if not space.is_bounded():
         raise InvalidInput(f"{spec.id} has unbounded actions {space}; there are no uniformly random ones")
-    return BehaviourActor([RandomBehaviour(space.low, space.high)], seed)  # type: ignore[attr-defined]
+    return BehaviourActor([RandomBehaviour(space.low, space.high)], seed)
 
 
 def behaviour_policies(entry: Entry) -> list[Behaviour]:

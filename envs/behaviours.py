@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from importlib import resources
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,7 @@ class RandomBehaviour:
         high: greatest action, (action size,).
     """
 
-    def __init__(self, low: Floats, high: Floats) -> None:
+    def __init__(self, low: npt.NDArray[Any], high: npt.NDArray[Any]) -> None:
         self.low, self.high = low, high
 
     def __call__(self, observations: npt.NDArray[np.floating], rng: np.random.Generator) -> Floats:
@@ -69,7 +69,7 @@ class ActorBehaviour:
 
     def save(self, path: Path) -> None:
         """Writes the snapshot; half-precision, which halves the file and leaves the returns as they are."""
-        arrays = {
+        arrays: dict[str, Any] = {
             f"params/Dense_{i}/{name}": array.astype(np.float16)
             for i, layer in enumerate(self.layers)
             for name, array in zip(("kernel", "bias"), layer, strict=True)

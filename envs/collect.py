@@ -15,6 +15,10 @@ import gymnasium as gym
 import minari
 import numpy as np
 import numpy.typing as npt
+from aaren_rl.envs import baselines
+from aaren_rl.envs.behaviours import Behaviour
+from aaren_rl.envs.catalogue import Entry
+from aaren_rl.envs.environments import EnvironmentSpec, box, make
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
 from minari.namespace import create_namespace, list_local_namespaces
@@ -22,10 +26,6 @@ from minari.storage import get_dataset_path
 from tqdm import tqdm
 
 from aaren_rl import __version__
-from aaren_rl.envs import baselines
-from aaren_rl.envs.behaviours import Behaviour
-from aaren_rl.envs.catalogue import Entry
-from aaren_rl.envs.environments import EnvironmentSpec, make
 from aaren_rl.errors import DataError, InvalidInput
 
 STEPS = 200_000
@@ -68,7 +68,7 @@ def collect(entry: Entry, steps: int = STEPS, seed: int = 0, overwrite: bool = F
     policies = baselines.behaviour_policies(entry)
     if steps < 1:
         raise InvalidInput(f"{steps} steps; expected at least 1")
-    folder = get_dataset_path(entry.bundled_id)
+    folder = Path(get_dataset_path(entry.bundled_id))
     if folder.exists() and not overwrite:
         raise DataError(f"{entry.bundled_id} exists already at {folder}; pass --overwrite to make it anew")
     spec = entry.environments["bundled"]
@@ -208,24 +208,25 @@ def _write(folder: Path, entry: Entry, spec: EnvironmentSpec, episodes: list[Epi
         create_namespace(namespace, description="Roll-outs of the behaviours bundled with aaren-rl.")
     folder.mkdir(parents=True)
     env = make(spec)
+    observed = box(env.observation_space)
     # Stored in single precision, which is all that is read of it.
-    observation_space = type(env.observation_space)(
-        env.observation_space.low, env.observation_space.high, dtype=np.float32  # type: ignore[attr-defined]
-    )
+    observation_space = gym.spaces.Box(observed.low.astype(np.float32), observed.high.astype(np.float32))
     storage = MinariStorage.new(folder / "data", observation_space, env.action_space, env.spec)
     env.close()
     storage.update_episodes(
         EpisodeBuffer(
-            observations=episode.observations,  # type: ignore[arg-type]
-            actions=episode.actions,  # type: ignore[arg-type]
-            rewards=episode.rewards,  # type: ignore[arg-type]
-            terminations=_last(len(episode.rewards), episode.terminated),  # type: ignore[arg-type]
-            truncations=_last(len(episode.rewards), episode.truncated),  # type: ignore[arg-type]
+            observations=episode.observations,
+            actions=episode.actions,
+            rewards=episode.rewards,
+            terminations=_last(len(episode.rewards), episode.terminated),
+            truncations=_last(len(episode.rewards), episode.truncated),
             infos={},
         )
         for episode in episodes
     )
-    made_by = f"SAC after {', '.join(map(str, entry.behaviours))} steps" if entry.behaviours else "uniform random actions"
+    made_by = (
+        f"SAC after {', '.join(map(str, entry.behaviours))} steps" if entry.behaviours else "uniform random actions"
+    )
     storage.update_metadata(
         {
             "dataset_id": entry.bundled_id,
@@ -241,4 +242,3 @@ def _last(length: int, flag: bool) -> npt.NDArray[np.bool_]:
     flags = np.zeros(length, dtype=np.bool_)
     flags[-1] = flag
     return flags
-

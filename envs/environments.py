@@ -60,6 +60,17 @@ def make(spec: EnvironmentSpec, **more: Any) -> gym.Env[np.ndarray, np.ndarray]:
     return env
 
 
+def box(space: gym.Space[Any]) -> gym.spaces.Box:
+    """The space, known to be a Box; those of `make`'s environments are.
+
+    Raises:
+        InvalidInput: it is something else.
+    """
+    if not isinstance(space, gym.spaces.Box):
+        raise InvalidInput(f"{space} is not a Box; this agent has continuous observations and actions")
+    return space
+
+
 def make_vector(
     spec: EnvironmentSpec, num_envs: int, autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP
 ) -> VectorEnv[np.ndarray, np.ndarray, np.ndarray]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import scipy.stats
-
 from aaren_rl.envs.catalogue import Reference
 from aaren_rl.envs.environments import EnvironmentSpec, make_vector
 from aaren_rl.envs.rollout import Actor, Episodes, roll_out

@@ -9,17 +9,17 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+from aaren_rl.envs.environments import EnvironmentSpec
 from minari import MinariDataset
 from minari.storage import get_dataset_path
 
-from aaren_rl.envs.environments import EnvironmentSpec
 from aaren_rl.errors import DataError, InvalidInput
 from aaren_rl.trajectories import Trajectories
 
 
 def is_local(dataset_id: str) -> bool:
     """Whether a dataset is whole under the local Minari root."""
-    return (get_dataset_path(dataset_id) / "data" / "metadata.json").is_file()
+    return (local_folder(dataset_id) / "data" / "metadata.json").is_file()
 
 
 def local_folder(dataset_id: str) -> Path:
@@ -49,13 +49,15 @@ def read_folder(folder: Path) -> tuple[Trajectories, EnvironmentSpec | None, str
         dataset = MinariDataset(folder / "data")
         if not _continuous(dataset.action_space):
             raise InvalidInput(
-                f"{dataset.spec.dataset_id} has {dataset.action_space} actions; this agent needs a Box (continuous actions)"
+                f"{dataset.spec.dataset_id} has {dataset.action_space} actions; this agent needs continuous ones (Box)"
             )
         return _read(dataset), _environment(dataset), dataset.spec.dataset_id
     except (OSError, KeyError, ValueError, AssertionError) as error:
         if isinstance(error, DataError | InvalidInput):
             raise
-        raise DataError(f"{folder} cannot be read as a Minari dataset: {error!r}; delete it and fetch it again") from error
+        raise DataError(
+            f"{folder} cannot be read as a Minari dataset: {error!r}; delete it and fetch it again"
+        ) from error
 
 
 def _read(dataset: MinariDataset) -> Trajectories:
@@ -73,8 +75,8 @@ def _read(dataset: MinariDataset) -> Trajectories:
         acted = _flat(dataset.action_space, episode.actions)
         if length == 0 or len(observed) != length + 1 or len(acted) != length or start + length > steps:
             raise DataError(
-                f"episode {number} of {dataset.spec.dataset_id} has {len(observed)} observations, {len(acted)} actions and "
-                f"{length} rewards; expected T + 1, T and T"
+                f"episode {number} of {dataset.spec.dataset_id} has {len(observed)} observations, {len(acted)} actions "
+                f"and {length} rewards; expected T + 1, T and T"
             )
         here = slice(start, start + length)
         observations[here], actions[here], rewards[here] = observed[:-1], acted, episode.rewards

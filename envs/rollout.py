@@ -83,7 +83,7 @@ def roll_out(
     terminated = truncated = done
     reward = None
     # A list of seeds, since a single one is spread in a way that differs between vector environments.
-    observation, _ = envs.reset(seed=[seed + row for row in range(rows)])
+    observation, _ = envs.reset(seed=[seed + row for row in range(rows)])  # type: ignore[arg-type]
     actor.reset(target_return, rows, mode)
     while any(len(own) < wanted for own, wanted in zip(returns, share, strict=True)):
         action = actor.act(observation, reward, terminated, truncated)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-
 from aaren_rl.envs import catalogue, collect, d4rl_reader, download, minari_reader
 from aaren_rl.envs.catalogue import Entry, Reference
 from aaren_rl.envs.download import Unreachable
-from aaren_rl.envs.environments import EnvironmentSpec, make
+from aaren_rl.envs.environments import EnvironmentSpec, box, make
+
 from aaren_rl.errors import DataError, InvalidInput, unknown_name
 from aaren_rl.trajectories import Trajectories
 
@@ -104,7 +104,9 @@ def load(
     )
 
 
-def _find(entry: Entry, source: Source, say: Callable[[str], object]) -> tuple[Literal["minari", "d4rl", "bundled"], Path]:
+def _find(
+    entry: Entry, source: Source, say: Callable[[str], object]
+) -> tuple[Literal["minari", "d4rl", "bundled"], Path]:
     failed: list[str] = []
     if source in ("auto", "minari") and entry.minari_id and minari_reader.is_local(entry.minari_id):
         return "minari", minari_reader.local_folder(entry.minari_id)
@@ -141,8 +143,8 @@ def _find_minari(dataset_id: str, say: Callable[[str], object]) -> Path:
         except Unreachable as error:
             known = sorted(e.minari_id for e in catalogue.catalogue().values() if e.minari_id)
             raise DataError(
-                f"{dataset_id} is not among the local Minari datasets in {minari_reader.local_folder('')}, and {error}; "
-                f"catalogue ids are {', '.join(known)}"
+                f"{dataset_id} is not among the local Minari datasets in {minari_reader.local_folder('')}, and "
+                f"{error}; catalogue ids are {', '.join(known)}"
             ) from error
     return minari_reader.local_folder(dataset_id)
 
@@ -170,7 +172,7 @@ def _action_bounds(
         DataError: sizes differ, or actions of the data lie outside the environment's bounds.
     """
     env = make(environment)
-    space, observation_space = env.action_space, env.observation_space
+    space, observation_space = box(env.action_space), env.observation_space
     env.close()
     sizes = (trajectories.observations.shape[1], trajectories.actions.shape[1])
     if (observation_space.shape, space.shape) != ((sizes[0],), (sizes[1],)):
@@ -179,8 +181,8 @@ def _action_bounds(
             f"{observation_space.shape} and {space.shape}; pass the environment it is from as --env-id"
         )
     least, greatest = trajectories.actions.min(0), trajectories.actions.max(0)
-    low = np.where(np.isfinite(space.low), space.low, least)  # type: ignore[attr-defined]
-    high = np.where(np.isfinite(space.high), space.high, greatest)  # type: ignore[attr-defined]
+    low = np.where(np.isfinite(space.low), space.low, least)
+    high = np.where(np.isfinite(space.high), space.high, greatest)
     if (least < low - 1e-3).any() or (greatest > high + 1e-3).any():
         raise DataError(
             f"{dataset_id} has actions from {least} to {greatest}, outside the action space {space} of {environment.id}"

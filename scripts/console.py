@@ -1,16 +1,18 @@
-"""What all command lines share: errors without tracebacks."""
+"""What all command lines share: errors without tracebacks, prompt printing, the device."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
 
-from aaren_rl.errors import AarenError
+import torch
+
+from aaren_rl.errors import AarenError, InvalidInput
 from aaren_rl.training import Interrupted
 
 
-def run(command: Callable[[], None]) -> None:
-    """Runs a command; an error that the user can mend is printed in one paragraph, with exit status 2 (130 for Ctrl-C)."""
+def run(command: Callable[[], object]) -> None:
+    """Runs a command; an error that the user can mend is printed without a traceback, exit status 2 (Ctrl-C: 130)."""
     try:
         command()
     except Interrupted as error:
@@ -27,3 +29,14 @@ def run(command: Callable[[], None]) -> None:
 def say(line: str) -> None:
     """Prints a line at once, also into a pipe."""
     print(line, flush=True)
+
+
+def device_named(name: str) -> torch.device:
+    """The device of `--device`.
+
+    Raises:
+        InvalidInput: a GPU was asked for and torch sees none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InvalidInput("--device cuda was asked for, but torch sees no GPU; pass --device cpu or auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 import tomli_w
 import tyro
-
 from aaren_rl.envs.sources import Source
+
 from aaren_rl.errors import CheckpointError, InvalidInput, unknown_name
 from aaren_rl.model import ModelConfig
 from aaren_rl.training import TrainingConfig
@@ -87,7 +87,8 @@ def load(path: Path) -> RunConfig:
         raise CheckpointError(f"{path} is missing; expected the folder of a run that was started before") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    return _from_table(RunConfig, table, path)
+    config: RunConfig = _from_table(RunConfig, table, path)
+    return config
 
 
 def save(config: RunConfig, path: Path) -> None:
@@ -135,7 +136,7 @@ def _from_table(kind: type[Any], table: dict[str, Any], path: Path) -> Any:
         if name not in known:
             raise InvalidInput(f"{path}: {unknown_name('setting', name, known)}")
         if dataclasses.is_dataclass(hints[name]) and isinstance(value, dict):
-            values[name] = _from_table(hints[name], value, path)  # type: ignore[arg-type]
+            values[name] = _from_table(hints[name], value, path)
         else:
             values[name] = Path(value) if hints[name] == Path | None else value
     try:

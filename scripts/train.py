@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from aaren_rl.agents import DecisionAgent
-from aaren_rl.checkpoint import AgentCard
 from aaren_rl.envs import sources
 from aaren_rl.envs.evaluation import Protocol, evaluate, result
 from aaren_rl.envs.sources import Dataset
+from aaren_rl.scripts import run_config
+from aaren_rl.scripts.console import device_named, run, say
+from aaren_rl.scripts.run_config import CONFIG, RunConfig
+
+from aaren_rl.checkpoint import AgentCard
 from aaren_rl.errors import InvalidInput
 from aaren_rl.model import DecisionModel, Scaling, count_parameters
 from aaren_rl.run_log import draw_curve, log_hyperparameters
-from aaren_rl.scripts import run_config
-from aaren_rl.scripts.console import run, say
-from aaren_rl.scripts.run_config import CONFIG, RunConfig
 from aaren_rl.training import Evaluation, Trained, Trainer
 
 CHECK_SEED = 10_000
@@ -34,7 +34,7 @@ def main() -> None:
 
 def train(config: RunConfig) -> dict[str, Any]:
     """Trains as configured and returns the final result, which it also writes into the run's folder."""
-    device = _device(config.device)
+    device = device_named(config.device)
     dataset = sources.load(config.env, config.source, config.env_id, say)
     folder = _prepare_folder(config, dataset)
     model = _new_model(config, dataset)
@@ -60,7 +60,8 @@ def train(config: RunConfig) -> dict[str, Any]:
         say(f"resuming {folder} after update {trainer.update}")
     say(
         f"model: {config.model.blocks} blocks of {config.model.mixer}, {count_parameters(model)} parameters, "
-        f"{config.model.layout} tokens; training on {_describe(device)}, {config.training.precision}; run folder {folder}"
+        f"{config.model.layout} tokens; training on {_describe(device)}, {config.training.precision}; "
+        f"run folder {folder}"
     )
     trained = trainer.run()
     say(f"trained {config.training.updates} updates in {trained.seconds:.0f} s; evaluating {config.episodes} episodes")
@@ -73,7 +74,12 @@ def _report(
 ) -> dict[str, Any]:
     def evaluated(checkpoint: str, agent_folder: Path) -> dict[str, Any]:
         agent = DecisionAgent.load(agent_folder, device)
-        about = {"checkpoint": checkpoint, "source": dataset.source, "dataset": dataset.id, "updates": agent.card.updates}
+        about = {
+            "checkpoint": checkpoint,
+            "source": dataset.source,
+            "dataset": dataset.id,
+            "updates": agent.card.updates,
+        }
         return result(evaluate(agent, protocol), protocol, **about)
 
     outcome = evaluated("last", trained.last)
@@ -109,9 +115,7 @@ def describe(name: str, figures: dict[str, Any]) -> str:
 def _new_model(config: RunConfig, dataset: Dataset) -> DecisionModel:
     torch.manual_seed(config.training.seed)
     mean, std = dataset.trajectories.observation_statistics()
-    return DecisionModel(
-        config.model, Scaling(mean, std, dataset.action_low, dataset.action_high, config.return_scale)
-    )
+    return DecisionModel(config.model, Scaling(mean, std, dataset.action_low, dataset.action_high, config.return_scale))
 
 
 def _prepare_folder(config: RunConfig, dataset: Dataset) -> Path:
@@ -126,12 +130,6 @@ def _prepare_folder(config: RunConfig, dataset: Dataset) -> Path:
     source = dataset.source if config.source == "auto" else config.source
     run_config.save(dataclasses.replace(config, source=source, run=folder), folder / CONFIG)
     return folder
-
-
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InvalidInput("--device cuda was asked for, but torch sees no GPU; pass --device cpu or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _describe(device: torch.device) -> str:

@@ -56,7 +56,7 @@ class Aaren(Mixer):
         The query is the same for all tokens, so it is taken through the key projection once:
         <q, W_k x + b> = <W_k^T q, x> + <q, b>. This saves a width x width product per token.
         """
-        query = self.query(self.query_token).unflatten(-1, (self.heads, self.head_width)) * self.head_width**-0.5
-        weight = torch.einsum("hd,hdw->hw", query, self.key.weight.unflatten(0, (self.heads, self.head_width)))
-        bias = (query * self.key.bias.unflatten(0, (self.heads, self.head_width))).sum(-1)
+        query = self.query(self.query_token).reshape(self.heads, self.head_width) * self.head_width**-0.5
+        weight = torch.einsum("hd,hdw->hw", query, self.key.weight.reshape(self.heads, self.head_width, self.width))
+        bias = (query * self.key.bias.reshape(self.heads, self.head_width)).sum(-1)
         return nn.functional.linear(x, weight, bias)

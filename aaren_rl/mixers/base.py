@@ -69,7 +69,7 @@ class Mixer(nn.Module):
 
     def _split_heads(self, x: Tensor) -> Tensor:
         """(batch, time, width) to (batch, heads, time, head width)."""
-        return x.unflatten(-1, (self.heads, self.head_width)).transpose(1, 2)
+        return x.reshape(*x.shape[:-1], self.heads, self.head_width).transpose(1, 2)
 
     def _join_heads(self, x: Tensor) -> Tensor:
         """(batch, heads, time, head width) to (batch, time, width)."""

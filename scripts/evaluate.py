@@ -1,0 +1,150 @@
+"""Evaluates an agent folder, or a baseline by name: `python scripts/evaluate.py runs/hopper/last --episodes 100`."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import tyro
+from aaren_rl.agents import DecisionAgent
+from aaren_rl.envs import baselines, catalogue
+from aaren_rl.envs.environments import EnvironmentSpec, make, make_for_video
+from aaren_rl.envs.evaluation import Protocol, evaluate, result
+from aaren_rl.envs.rollout import Actor
+from aaren_rl.scripts.console import device_named, run, say
+from aaren_rl.scripts.train import describe
+from gymnasium.vector import AutoresetMode
+from tqdm import tqdm
+
+from aaren_rl.errors import AarenError, CheckpointError, InvalidInput, unknown_name
+
+BASELINES = ("random", "behaviour")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Evaluate an agent, or a baseline, by whole episodes."""
+
+    agent: Annotated[str, tyro.conf.Positional]
+    """Folder of an agent, as runs/<run>/last; or "random" or "behaviour"."""
+    env: str | None = None
+    """Catalogue name that a baseline is evaluated on, as hopper-medium."""
+    env_id: str | None = None
+    """Gymnasium id to act in instead of the one the agent was trained for."""
+    episodes: int = 100
+    """How many whole episodes."""
+    target: float | None = None
+    """Return to ask for; by default the agent's first target."""
+    seed: int = 0
+    """Row i of the vector environment is seeded with seed + i."""
+    video: bool = False
+    """Record one episode as video.mp4 in the run's folder."""
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    """Where to compute; for small models the CPU steps faster."""
+
+
+def main() -> None:
+    """Entry point of `aaren-evaluate`."""
+    run(lambda: evaluate_named(tyro.cli(Arguments, prog="evaluate", config=(tyro.conf.FlagCreatePairsOff,))))
+
+
+def evaluate_named(arguments: Arguments) -> dict[str, Any]:
+    """Evaluates as the arguments say, writes result.json into the run's folder and returns it."""
+    if arguments.agent in BASELINES:
+        actor, protocol, about, folder = _baseline(arguments)
+    else:
+        actor, protocol, about, folder = _agent(arguments)
+    if arguments.video:
+        say(f"video:      {record(actor, protocol, folder)}")
+    with tqdm(total=arguments.episodes, unit="episode", mininterval=1.0) as bar:
+        figures = result(evaluate(actor, protocol, bar.update), protocol, **about)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "result.json"
+    path.write_text(json.dumps(_merged(path, figures), indent=2) + "\n", "utf-8")
+    say(describe(about["checkpoint"], figures))
+    say(f"result:     {path}")
+    return figures
+
+
+def record(actor: Actor, protocol: Protocol, folder: Path) -> Path:
+    """Records one episode as mp4 and returns the file.
+
+    Raises:
+        RenderingUnavailable: nothing can render here.
+        InvalidInput: the package that writes videos is missing.
+    """
+    try:
+        env = gym.wrappers.RecordVideo(
+            make_for_video(protocol.environment), str(folder), episode_trigger=lambda _: True, disable_logger=True
+        )
+    except gym.error.DependencyNotInstalled as error:
+        raise InvalidInput(f"{error}; pip install 'aaren-rl[video]'") from error
+    try:
+        observation, _ = env.reset(seed=protocol.seed)
+        actor.reset(protocol.target_return, 1, AutoresetMode.SAME_STEP)
+        going_on = np.zeros(1, dtype=np.bool_)
+        action, done = actor.act(observation[None], None, going_on, going_on), False
+        while not done:
+            observation, reward, terminated, truncated, _ = env.step(action[0])
+            done = terminated or truncated
+            if not done:
+                action = actor.act(observation[None], np.array([reward]), going_on, going_on)
+    finally:
+        env.close()  # type: ignore[no-untyped-call]
+    made = folder / "rl-video-episode-0.mp4"
+    return made.replace(folder / "video.mp4")
+
+
+def _agent(arguments: Arguments) -> tuple[Actor, Protocol, dict[str, Any], Path]:
+    folder = Path(arguments.agent)
+    if not folder.exists() and "/" not in arguments.agent:
+        hint = unknown_name("baseline", arguments.agent, BASELINES)
+        raise CheckpointError(f"{folder} is no agent folder here, and {hint}")
+    agent = DecisionAgent.load(folder, device_named(arguments.device))
+    card = agent.card
+    spec = EnvironmentSpec(arguments.env_id) if arguments.env_id else EnvironmentSpec(card.env_id, card.env_kwargs)
+    env = make(spec)
+    agent.check_environment(env)
+    env.close()
+    entry = catalogue.by_environment(spec.id)
+    target = card.target_returns[0] if arguments.target is None else arguments.target
+    protocol = Protocol(spec, arguments.episodes, arguments.seed, target, entry.reference if entry else None)
+    about = {"checkpoint": folder.name, "source": card.source, "dataset": card.dataset_id, "updates": card.updates}
+    return agent, protocol, about, folder.parent
+
+
+def _baseline(arguments: Arguments) -> tuple[Actor, Protocol, dict[str, Any], Path]:
+    if arguments.env is None:
+        raise InvalidInput(f"which environment? pass --env, as {arguments.agent} --env hopper-medium")
+    if arguments.target is not None:
+        raise InvalidInput(f"a baseline takes no target return; leave out --target {arguments.target}")
+    entry = catalogue.find(arguments.env)
+    spec = EnvironmentSpec(arguments.env_id) if arguments.env_id else entry.environments["bundled"]
+    actor = (
+        baselines.random_actor(spec, arguments.seed)
+        if arguments.agent == "random"
+        else baselines.BehaviourActor(baselines.behaviour_policies(entry), arguments.seed)
+    )
+    protocol = Protocol(spec, arguments.episodes, arguments.seed, None, entry.reference)
+    about = {"checkpoint": arguments.agent, "source": "bundled", "dataset": entry.bundled_id}
+    return actor, protocol, about, Path("runs") / f"{arguments.env}-{arguments.agent}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _merged(path: Path, figures: dict[str, Any]) -> dict[str, Any]:
+    """The run's result with these figures in: those of the best agent have a place of their own."""
+    try:
+        before = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise AarenError(f"{path} is not JSON ({error}); move it away") from error
+    if figures["checkpoint"] == "best" and before:
+        return {**before, "best": figures}
+    return {**figures, **{key: before[key] for key in ("best", "train_seconds") if key in before}}
+
+
+if __name__ == "__main__":
+    main()

@@ -22,6 +22,9 @@ from aaren_rl.errors import CheckpointError
 from aaren_rl.model import DecisionModel, Scaling, config_from_dict
 
 WEIGHTS, CARD = "model.safetensors", "agent.json"
+TRAINING_TENSORS, TRAINING_STATE = "training.safetensors", "training.json"
+FILES = {WEIGHTS, CARD, TRAINING_TENSORS, TRAINING_STATE}
+"""All that such folders hold: the first two make an agent, the others are what resuming needs besides."""
 
 FORMAT = 1
 """Version of the folder's form; raised when older code could not read it."""
@@ -62,7 +65,7 @@ def write_agent(folder: Path, model: DecisionModel, card: AgentCard) -> None:
     """Writes an agent's two files into a folder that exists."""
     weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
     write_file(folder / WEIGHTS, weights)
-    description = {
+    description: dict[str, Any] = {
         "format": FORMAT,
         "aaren_rl": __version__,
         "model": asdict(model.config),
@@ -71,6 +74,7 @@ def write_agent(folder: Path, model: DecisionModel, card: AgentCard) -> None:
         **asdict(card),
         "sha256": {WEIGHTS: digest(weights)},
     }
+    description["sha256"][CARD] = _card_digest(description)
     write_file(folder / CARD, (json.dumps(description, indent=2) + "\n").encode())
 
 
@@ -86,7 +90,10 @@ def load_agent(folder: Path) -> tuple[DecisionModel, AgentCard]:
             f"{folder / CARD} has format {description.get('format')}; this version of aaren-rl ({__version__}) reads "
             f"{FORMAT}; it was written by {description.get('aaren_rl')}"
         )
-    weights = read_tensors(folder / WEIGHTS, description.get("sha256", {}).get(WEIGHTS))
+    digests = description.get("sha256")
+    if not isinstance(digests, dict) or digests.get(CARD) != _card_digest(description):
+        raise CheckpointError(f"{folder / CARD} is not as it was saved; take it from its source again")
+    weights = read_tensors(folder / WEIGHTS, digests.get(WEIGHTS))
     try:
         sizes = int(description["observation_size"]), int(description["action_size"])
         model = DecisionModel(config_from_dict(description["model"]), _blank_scaling(*sizes))
@@ -100,11 +107,14 @@ def load_agent(folder: Path) -> tuple[DecisionModel, AgentCard]:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside the named one to write into, which takes its name once all is written.
+    """A folder beside the named one to write into, which takes its name, and its place, once all is written.
 
     Raises:
-        CheckpointError: it cannot be written, on a full disk for instance; what was there before is still there.
+        CheckpointError: it cannot be written, on a full disk for instance, or the name belongs to something else than
+            a saved folder; what was there before is still there.
     """
+    if folder.exists() and (not folder.is_dir() or not {path.name for path in folder.iterdir()} <= FILES):
+        raise CheckpointError(f"{folder} exists and is not an agent folder; it is left alone, give another name")
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
     try:
@@ -172,6 +182,12 @@ def read_tensors(path: Path, sha256: str | None) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is missing; the folder is incomplete") from error
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _card_digest(description: dict[str, Any]) -> str:
+    """Digest of all that an agent.json says, save this digest itself."""
+    weights = {WEIGHTS: description["sha256"].get(WEIGHTS)}
+    return digest(json.dumps({**description, "sha256": weights}, sort_keys=True).encode())
 
 
 def _blank_scaling(observation_size: int, action_size: int) -> Scaling:

@@ -7,8 +7,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from aaren_rl.errors import DataError
@@ -99,6 +97,10 @@ def draw_curve(folder: Path, title: str, behaviour_return: float | None = None) 
     points = read_metrics(folder)
     if not points:
         raise DataError(f"{folder / METRICS} holds no points to draw; train first")
+    # Imported where it is used: it takes seconds, which every command line would wait for.
+    import matplotlib
+    from matplotlib.figure import Figure
+
     with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(9, 3.4), layout="constrained")
         losses, returns = figure.subplots(1, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import signal
@@ -26,8 +27,6 @@ from aaren_rl.model import DecisionModel
 from aaren_rl.run_log import RunLog
 from aaren_rl.sampler import Batch, Sampler, Weighting, hold_out
 from aaren_rl.trajectories import Trajectories
-
-TENSORS, PROGRESS = "training.safetensors", "training.json"
 
 
 class Interrupted(AarenError):
@@ -54,6 +53,9 @@ class TrainingConfig:
     """AdamW's decoupled weight decay."""
     clip: float = 0.25
     """Largest norm of the gradient."""
+    average: float = 0.0
+    """Decay of the exponential moving average of the weights that acts (Polyak and Juditsky 1992); 0 acts with the
+    last weights. Returns swing from one update to the next, and the average swings less."""
     accumulate: int = 1
     """Batches whose gradients are averaged into one update."""
     held_out: float = 0.05
@@ -81,6 +83,8 @@ class TrainingConfig:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; expected a positive number")
         if isinstance(self.context, int) and self.context < 1:
             raise InvalidInput(f'context is {self.context}; expected at least 1 step, or "episode"')
+        if not 0 <= self.average < 1:
+            raise InvalidInput(f"average is {self.average}; expected a decay from 0 up to but not 1")
         if self.warmup < 0 or self.weight_decay < 0:
             raise InvalidInput("warmup and weight_decay must not be negative")
 
@@ -148,6 +152,7 @@ class Trainer:
         self.config, self.card, self.folder, self.evaluate = config, card, folder, evaluate
         self.device = torch.device(device)
         self.model = model.to(self.device).train()
+        self.acting = copy.deepcopy(self.model).eval() if config.average else self.model
         context = config.context if isinstance(config.context, int) else None
         train_on, held_out = hold_out(trajectories.episodes, config.held_out, config.seed)
         self.sampler = Sampler(
@@ -236,6 +241,12 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
         self.optimiser.step()
         self.update += 1
+        if self.acting is not self.model:
+            # A short memory at first, so that the average does not start from the untrained weights.
+            decay = min(config.average, (1 + self.update) / (10 + self.update))
+            with torch.no_grad():
+                for average, now in zip(self.acting.parameters(), self.model.parameters(), strict=True):
+                    average.lerp_(now, 1 - decay)
         return total, norm
 
     def _batch_loss(self, batch: Batch) -> Tensor:
@@ -251,17 +262,17 @@ class Trainer:
         return float(length * self.config.batch_size * self.config.accumulate)
 
     def _evaluate(self) -> dict[str, float]:
-        self.model.eval()
+        self.acting.eval()
         point: dict[str, float] = {}
         if self.validation is not None:
             with torch.inference_mode():
                 # Compiling again for inference would cost more than it saves, so the plain loss is taken.
                 parts = [
-                    (self.model.loss(*batch).item(), int(batch.valid.sum())) for batch in self.validation.sweep(20_000)
+                    (self.acting.loss(*batch).item(), int(batch.valid.sum())) for batch in self.validation.sweep(20_000)
                 ]
             point["validation_loss"] = sum(loss * steps for loss, steps in parts) / sum(steps for _, steps in parts)
         if self.evaluate is not None:
-            evaluation = self.evaluate(self.model)
+            evaluation = self.evaluate(self.acting)
             point["evaluation_return"] = evaluation.mean_return
             if evaluation.score is not None:
                 point["evaluation_score"] = evaluation.score
@@ -278,14 +289,15 @@ class Trainer:
         """
         folder = self._checkpoint(self.update)
         with checkpoint.whole_folder(folder) as partial:
-            checkpoint.write_agent(partial, self.model, self._card_now())
+            checkpoint.write_agent(partial, self.acting, self._card_now())
             tensors = {"rng": torch.get_rng_state(), "sampler": self.sampler.generator.get_state()}
             if self.device.type == "cuda":
                 tensors["rng_cuda"] = torch.cuda.get_rng_state(self.device)
+            tensors |= {f"weights.{name}": weight.cpu() for name, weight in self.model.state_dict().items()}
             for index, parts in self.optimiser.state_dict()["state"].items():
                 tensors |= {f"optimiser.{index}.{name}": part.cpu() for name, part in parts.items()}
             content = save(tensors)
-            checkpoint.write_file(partial / TENSORS, content)
+            checkpoint.write_file(partial / checkpoint.TRAINING_TENSORS, content)
             state = {
                 "update": self.update,
                 "seconds": self.seconds,
@@ -294,7 +306,7 @@ class Trainer:
                 "data": self._data,
                 "sha256": checkpoint.digest(content),
             }
-            checkpoint.write_file(partial / PROGRESS, (json.dumps(state, indent=2) + "\n").encode())
+            checkpoint.write_file(partial / checkpoint.TRAINING_STATE, (json.dumps(state, indent=2) + "\n").encode())
         for other in _checkpoints(self.folder):
             if int(other.name) not in (self.update, self.best_update):
                 shutil.rmtree(other)
@@ -310,20 +322,24 @@ class Trainer:
         if not found:
             raise CheckpointError(f"{self.folder} has no checkpoint to resume from; start the run without --resume")
         newest = found[-1]
-        state = checkpoint.read_json(newest / PROGRESS)
-        tensors = checkpoint.read_tensors(newest / TENSORS, state.get("sha256"))
+        state = checkpoint.read_json(newest / checkpoint.TRAINING_STATE)
+        tensors = checkpoint.read_tensors(newest / checkpoint.TRAINING_TENSORS, state.get("sha256"))
         model, _ = checkpoint.load_agent(newest)
         if model.config != self.model.config:
             raise CheckpointError(f"{newest} holds {model.config}; asked to resume {self.model.config}")
         if state["data"] != self._data:
             raise CheckpointError(f"{newest} was trained on data of {state['data']}; the data now have {self._data}")
-        self.model.load_state_dict(model.state_dict())
+        self.acting.load_state_dict(model.state_dict())
+        weights: dict[str, Tensor] = {}
         optimiser = self.optimiser.state_dict()
         for name, tensor in tensors.items():
             kind, _, rest = name.partition(".")
-            if kind == "optimiser":
+            if kind == "weights":
+                weights[rest] = tensor
+            elif kind == "optimiser":
                 index, _, part = rest.partition(".")
                 optimiser["state"].setdefault(int(index), {})[part] = tensor
+        self.model.load_state_dict(weights)
         self.optimiser.load_state_dict(optimiser)
         torch.set_rng_state(tensors["rng"])
         self.sampler.generator.set_state(tensors["sampler"])
@@ -335,7 +351,7 @@ class Trainer:
 
     def _finish(self) -> Trained:
         last = self.folder / "last"
-        checkpoint.save_agent(last, self.model, self._card_now())
+        checkpoint.save_agent(last, self.acting, self._card_now())
         best = None
         if self.best_update is not None:
             best = self.folder / "best"

@@ -9,7 +9,6 @@ from importlib import metadata
 from typing import Any
 
 import numpy as np
-import scipy.stats
 from aaren_rl.envs.catalogue import Reference
 from aaren_rl.envs.environments import EnvironmentSpec, make_vector
 from aaren_rl.envs.rollout import Actor, Episodes, roll_out
@@ -92,7 +91,10 @@ def confidence_interval(returns: np.ndarray, seed: int = 0) -> tuple[float, floa
     """95% percentile bootstrap interval of the mean (Efron and Tibshirani 1993, chapter 13), over episodes."""
     if len(returns) < 2 or np.ptp(returns) == 0:
         return float(returns.mean()), float(returns.mean())
-    found = scipy.stats.bootstrap(
+    # Imported where it is used: it takes seconds, which every command line would wait for.
+    from scipy.stats import bootstrap
+
+    found = bootstrap(
         (returns,), np.mean, confidence_level=0.95, method="percentile", rng=np.random.default_rng(seed)
     )
     return float(found.confidence_interval.low), float(found.confidence_interval.high)

@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+import torch
+
+from aaren_rl.checkpoint import AgentCard
+from aaren_rl.model import DecisionModel, ModelConfig, Scaling
+from aaren_rl.trajectories import Trajectories
+
+OBSERVATION_SIZE, ACTION_SIZE = 4, 2
+
+
+@pytest.fixture
+def loud():
+    """Gives a module weights so large that every part of it shows in its output."""
+
+    def change(module, seed=0, std=0.3):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+        return module
+
+    return change
+
+
+@pytest.fixture
+def scaling():
+    return Scaling(
+        np.array([1.0, -2.0, 0.5, 30.0], dtype=np.float32),
+        np.array([0.5, 2.0, 1.0, 10.0], dtype=np.float32),
+        np.array([-1.0, 0.0], dtype=np.float32),
+        np.array([1.0, 5.0], dtype=np.float32),
+        return_scale=100.0,
+    )
+
+
+@pytest.fixture
+def make_model(loud, scaling):
+    """A small loud model in evaluation mode."""
+
+    def make(seed=0, **changes):
+        shape = {"blocks": 2, "width": 16, "heads": 2, "dropout": 0.0, **changes}
+        return loud(DecisionModel(ModelConfig(**shape), scaling), seed).eval()
+
+    return make
+
+
+@pytest.fixture
+def card():
+    return AgentCard("Hopper-v5", "made-up/tiny-v0", "bundled", (100.0, 50.0), {"exclude": True}, 7)
+
+
+@pytest.fixture
+def coded():
+    """Trajectories whose observation says which episode and step it is, and whose action and reward follow from it."""
+
+    def make(lengths):
+        lengths = np.asarray(lengths)
+        episode = np.repeat(np.arange(len(lengths)), lengths)
+        step = np.concatenate([np.arange(length) for length in lengths])
+        return Trajectories(
+            np.stack([episode, step], 1),
+            (1000 * episode + step + 1)[:, None],
+            np.ones(len(step)),
+            np.concatenate([[0], np.cumsum(lengths)]),
+            np.zeros(len(lengths), dtype=bool),
+            np.ones(len(lengths), dtype=bool),
+        )
+
+    return make

@@ -1,0 +1,242 @@
+import hashlib
+import json
+import resource
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+import aaren_rl
+from aaren_rl.checkpoint import AgentCard, load_agent, save_agent
+from aaren_rl.errors import CheckpointError
+
+
+@pytest.fixture
+def saved(tmp_path, make_model, card):
+    folder = tmp_path / "agent"
+    save_agent(folder, make_model(), card)
+    return folder
+
+
+def rewrite_card(folder, sign=True, **changes):
+    """Changes an agent.json, and its digest with it, as another version of the code might have written it."""
+    path = folder / "agent.json"
+    description = {**json.loads(path.read_text()), **changes}
+    if sign:
+        weights = {"model.safetensors": description["sha256"].get("model.safetensors")}
+        content = json.dumps({**description, "sha256": weights}, sort_keys=True).encode()
+        description["sha256"] = {**weights, "agent.json": hashlib.sha256(content).hexdigest()}
+    path.write_text(json.dumps(description))
+
+
+def same_weights(ours, theirs):
+    ours, theirs = ours.state_dict(), theirs.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@contextmanager
+def files_no_larger_than(size):
+    """The kernel refuses to let files grow past this many bytes, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"layout": "fused", "timesteps": "sinusoidal"},
+        {"mixer": "softmax", "timesteps": "learned", "max_steps": 30, "heads": 4, "dropout": 0.25},
+    ],
+)
+def test_what_is_loaded_is_what_was_saved_bit_for_bit(tmp_path, make_model, card, changes):
+    model = make_model(**changes)
+    save_agent(tmp_path / "deep" / "agent", model, card)
+    loaded, loaded_card = load_agent(tmp_path / "deep" / "agent")
+    assert loaded_card == card
+    assert loaded.config == model.config
+    assert same_weights(loaded, model)
+    assert not loaded.training
+    arguments = torch.randn(2, 9, 4), torch.rand(2, 9, 2), torch.rand(2, 9), torch.arange(9).expand(2, -1)
+    assert torch.equal(loaded(*arguments)[0], model(*arguments)[0])
+
+
+def test_a_saved_agent_is_two_files_and_nothing_beside_them(saved):
+    assert sorted(path.name for path in saved.iterdir()) == ["agent.json", "model.safetensors"]
+    assert [path.name for path in saved.parent.iterdir()] == ["agent"]
+    assert json.loads((saved / "agent.json").read_text())["aaren_rl"] == aaren_rl.__version__
+
+
+def test_the_same_agent_is_saved_as_the_same_bytes(tmp_path, saved, make_model, card):
+    save_agent(tmp_path / "again", make_model(), card)
+    for name in ("agent.json", "model.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (saved / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["agent.json", "model.safetensors"])
+def test_a_missing_file_is_named(saved, name):
+    (saved / name).unlink()
+    with pytest.raises(CheckpointError, match=f"{name} is missing"):
+        load_agent(saved)
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"nowhere.*is missing"):
+        load_agent(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("at", [0, 100, -1])
+def test_one_altered_byte_of_the_weights_is_found(saved, at):
+    path = saved / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="is not the file that was saved"):
+        load_agent(saved)
+
+
+@pytest.mark.parametrize("name", ["agent.json", "model.safetensors"])
+@pytest.mark.parametrize("kept", [0, 50, -1])
+def test_a_truncated_file_is_found(saved, name, kept):
+    path = saved / name
+    # The file of JSON ends in a newline, which means nothing.
+    path.write_bytes(path.read_bytes().rstrip()[:kept])
+    with pytest.raises(CheckpointError, match=name):
+        load_agent(saved)
+
+
+@pytest.mark.parametrize("version", [0, 2, None, "1"])
+def test_another_format_version_is_refused(saved, version):
+    rewrite_card(saved, format=version)
+    with pytest.raises(CheckpointError, match=f"has format {version}; this version of aaren-rl .* reads 1"):
+        load_agent(saved)
+
+
+@pytest.mark.parametrize("content", ["[]", '"agent"', "3", "null"])
+def test_a_card_that_is_no_object_is_refused(saved, content):
+    (saved / "agent.json").write_text(content)
+    with pytest.raises(CheckpointError, match="expected a JSON object"):
+        load_agent(saved)
+
+
+def test_a_card_that_is_not_text_is_refused(saved):
+    (saved / "agent.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_agent(saved)
+
+
+@pytest.mark.parametrize("changes", [{"target_returns": [1e9]}, {"env_id": "Ant-v5"}, {"updates": 8}])
+def test_an_altered_card_is_found(saved, changes):
+    rewrite_card(saved, **changes)
+    load_agent(saved)
+    rewrite_card(saved, sign=False, dataset_id="another")
+    with pytest.raises(CheckpointError, match="is not as it was saved"):
+        load_agent(saved)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"observation_size": 5},
+        {"action_size": None},
+        {"model": {"width": 16}},
+        {"model": {"depth": 3}},
+        {"model": {"mixer": "later"}},
+        {"model": None},
+        {"target_returns": 3},
+        {"sha256": {}},
+    ],
+)
+def test_a_card_that_does_not_fit_its_weights_is_refused(saved, changes):
+    rewrite_card(saved, **changes)
+    with pytest.raises(CheckpointError):
+        load_agent(saved)
+
+
+@pytest.mark.parametrize("name", ["model", "env_id", "target_returns", "observation_size", "sha256"])
+def test_a_card_without_a_field_is_refused(saved, name):
+    description = json.loads((saved / "agent.json").read_text())
+    del description[name]
+    (saved / "agent.json").write_text(json.dumps(description))
+    with pytest.raises(CheckpointError):
+        load_agent(saved)
+
+
+@pytest.mark.parametrize("digest", [None, "abc", []])
+def test_a_card_whose_digest_is_no_object_is_refused(saved, digest):
+    rewrite_card(saved, sign=False, sha256=digest)
+    with pytest.raises(CheckpointError):
+        load_agent(saved)
+
+
+def test_saving_replaces_the_whole_folder(saved, make_model, card):
+    (saved / "training.json").write_text("{}")  # a checkpoint's, that has nothing to do with the new agent
+    model = make_model(seed=1, layout="fused")
+    save_agent(saved, model, card)
+    assert sorted(path.name for path in saved.iterdir()) == ["agent.json", "model.safetensors"]
+    assert [path.name for path in saved.parent.iterdir()] == ["agent"]
+    assert same_weights(load_agent(saved)[0], model)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path, make_model, card):
+    thesis = tmp_path / "work" / "thesis.tex"
+    thesis.parent.mkdir()
+    thesis.write_text("years of it")
+    for folder in (thesis.parent, thesis):
+        with pytest.raises(CheckpointError, match="is not an agent folder; it is left alone"):
+            save_agent(folder, make_model(), card)
+    assert [path.name for path in tmp_path.rglob("*")] == ["work", "thesis.tex"]
+    assert thesis.read_text() == "years of it"
+
+
+def test_an_empty_folder_is_taken(tmp_path, make_model, card):
+    (tmp_path / "agent").mkdir()
+    save_agent(tmp_path / "agent", make_model(), card)
+    assert load_agent(tmp_path / "agent")[1] == card
+
+
+@pytest.mark.parametrize("size", [0, 1000])
+def test_a_failing_write_leaves_the_old_folder_and_no_partial_one(saved, make_model, card, size):
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    with files_no_larger_than(size), pytest.raises(CheckpointError, match="nothing was changed there"):
+        save_agent(saved, make_model(seed=1), card)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+    assert [path.name for path in saved.parent.iterdir()] == ["agent"]
+    # With room again, the same call works.
+    save_agent(saved, make_model(seed=1), card)
+    assert same_weights(load_agent(saved)[0], make_model(seed=1))
+
+
+def test_a_failing_first_write_leaves_nothing(tmp_path, make_model, card):
+    with files_no_larger_than(1000), pytest.raises(CheckpointError, match="could not be written"):
+        save_agent(tmp_path / "agent", make_model(), card)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, make_model, card):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CheckpointError, match="could not be written"):
+        save_agent(tmp_path / "file" / "agent", make_model(), card)
+
+
+def test_a_card_keeps_its_defaults(tmp_path, make_model):
+    card = AgentCard("Ant-v5", "data", "minari", (1.0,))
+    save_agent(tmp_path / "agent", make_model(), card)
+    assert load_agent(tmp_path / "agent")[1] == card
+    assert (card.env_kwargs, card.updates) == ({}, 0)
+
+
+def test_no_source_of_the_installed_package_loads_pickles():
+    sources = list(Path(aaren_rl.__file__).parent.rglob("*.py"))
+    assert len(sources) > 5
+    for path in sources:
+        text = path.read_text("utf-8")
+        assert "torch.load(" not in text, path
+        assert "torch.save(" not in text, path
+        assert "import pickle" not in text, path
+        assert "allow_pickle=True" not in text, path

@@ -1,0 +1,430 @@
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from aaren_rl.agents import DecisionAgent
+from aaren_rl.envs.rollout import roll_out
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from aaren_rl.checkpoint import AgentCard
+from aaren_rl.errors import CheckpointError, InvalidInput
+from aaren_rl.model import DecisionModel, ModelConfig, Scaling
+
+MODES = tuple(AutoresetMode)
+LIMIT = 7
+
+
+def make_env(env_id="Hopper-v5", limit=LIMIT):
+    return gym.make(env_id, max_episode_steps=limit)
+
+
+def make_agent(env_id="Hopper-v5", seed=0, **shape):
+    """An untrained agent with weights so large that what it has seen shows in its actions."""
+    env = make_env(env_id)
+    (size,), low, high = env.observation_space.shape, env.action_space.low, env.action_space.high
+    scaling = Scaling(np.zeros(size, np.float32), np.ones(size, np.float32), low, high, return_scale=10.0)
+    model = DecisionModel(ModelConfig(**{"blocks": 1, "width": 16, "dropout": 0.0, **shape}), scaling)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.6)
+    env.close()
+    return DecisionAgent(model, AgentCard(env_id, "untrained", "bundled", (30.0, 10.0)))
+
+
+@pytest.fixture
+def agent():
+    return make_agent()
+
+
+def run_episode(agent, env, seed, target_return=None):
+    """One episode of the single environment's loop: observations, actions, rewards."""
+    observation, _ = env.reset(seed=seed)
+    agent.reset(target_return)
+    observations, actions, rewards = [observation], [agent.act(observation)], []
+    while True:
+        observation, reward, terminated, truncated, _ = env.step(actions[-1])
+        rewards.append(reward)
+        if terminated or truncated:
+            return np.array(observations), np.array(actions), np.array(rewards)
+        observations.append(observation)
+        actions.append(agent.act(observation, reward, terminated, truncated))
+
+
+def forward(agent, observations, actions, rewards, target):
+    """What the model predicts for a whole recorded episode at once, in parallel."""
+    returns_to_go = target - np.concatenate([[0.0], np.cumsum(rewards)[:-1]])
+    arguments = [torch.from_numpy(np.asarray(array, np.float32)) for array in (observations, actions, returns_to_go)]
+    with torch.inference_mode():
+        predicted, _ = agent.model(*(a.unsqueeze(0) for a in arguments), torch.arange(len(actions)).unsqueeze(0))
+    return predicted[0].numpy()
+
+
+@pytest.mark.parametrize("shape", [{}, {"layout": "fused", "timesteps": "sinusoidal"}])
+def test_a_thousand_environment_steps_equal_one_forward_over_them(shape):
+    agent = make_agent("HalfCheetah-v5", **shape)
+    env = make_env("HalfCheetah-v5", limit=1000)
+    observations, actions, rewards = run_episode(agent, env, seed=0, target_return=20.0)
+    assert len(actions) == 1000
+    assert actions.std(0).min() > 0.01
+    np.testing.assert_allclose(actions, forward(agent, observations, actions, rewards, 20.0), rtol=0, atol=1e-4)
+
+
+def test_softmax_steps_in_an_environment_equal_one_forward():
+    agent = make_agent("HalfCheetah-v5", mixer="softmax")
+    observations, actions, rewards = run_episode(agent, make_env("HalfCheetah-v5", 60), seed=0)
+    np.testing.assert_allclose(actions, forward(agent, observations, actions, rewards, 30.0), rtol=0, atol=1e-4)
+
+
+def test_actions_are_in_the_environments_space(agent):
+    env = make_env(limit=50)
+    _, actions, _ = run_episode(agent, env, seed=0)
+    assert actions.dtype == np.float32
+    assert all(env.action_space.contains(action) for action in actions)
+
+
+def test_what_is_asked_for_and_what_was_earned_matter(agent):
+    observation = np.zeros(11)
+
+    def second_action(target, reward):
+        agent.reset(target)
+        agent.act(observation)
+        return agent.act(observation, reward)
+
+    assert np.abs(second_action(30.0, 1.0) - second_action(10.0, 1.0)).max() > 1e-4
+    assert np.abs(second_action(30.0, 1.0) - second_action(30.0, 5.0)).max() > 1e-4
+
+
+def test_the_default_target_is_the_first_of_the_card(agent):
+    observation = np.ones(11)
+    actions = []
+    for target in (None, 30.0, 10.0):
+        agent.reset(target)
+        actions.append(agent.act(observation))
+    assert (actions[0] == actions[1]).all()
+    assert (actions[0] != actions[2]).any()
+
+
+@pytest.mark.parametrize("mixer", ["aaren", "softmax"])
+def test_two_episodes_in_a_row_equal_two_fresh_agents(mixer):
+    env = make_env(limit=30)
+    agent = make_agent(mixer=mixer)
+    for seed in (0, 1):
+        for ours, theirs in zip(
+            run_episode(agent, env, seed), run_episode(make_agent(mixer=mixer), env, seed), strict=True
+        ):
+            assert (ours == theirs).all()
+
+
+@pytest.mark.parametrize("mixer", ["aaren", "softmax"])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_batch_equals_single_agents_in_every_autoreset_mode(mixer, mode):
+    """Rows whose episodes end at different times, each with a target of its own, over several episodes."""
+    limits, targets, steps = (3, 5, 4), np.array([10.0, 20.0, 30.0]), 16
+    envs = SyncVectorEnv(
+        [lambda limit=limit: make_env("HalfCheetah-v5", limit) for limit in limits], autoreset_mode=mode
+    )
+    agent, singles = (
+        make_agent("HalfCheetah-v5", mixer=mixer),
+        [make_agent("HalfCheetah-v5", mixer=mixer) for _ in limits],
+    )
+    observation, _ = envs.reset(seed=[0, 1, 2])
+    agent.reset(targets, 3, mode)
+    starts, ended = np.ones(3, dtype=bool), np.zeros(3, dtype=bool)
+    reward, terminated, truncated, compared = None, ended, ended, 0
+    for _ in range(steps):
+        action = agent.act(observation, reward, terminated, truncated)
+        # In NEXT_STEP mode an ended row rests for one call, and its next episode starts with the call after it.
+        resting = ended & (mode == AutoresetMode.NEXT_STEP)
+        for row in np.flatnonzero(~resting):
+            if starts[row]:
+                singles[row].reset(targets[row])
+            earned = () if starts[row] else (reward[row],)
+            expected = singles[row].act(observation[row], *earned)
+            np.testing.assert_allclose(action[row], expected, rtol=0, atol=1e-5)
+            compared += 1
+        observation, reward, terminated, truncated, _ = envs.step(action)
+        ended = terminated | truncated
+        if mode == AutoresetMode.DISABLED and ended.any():
+            observation, _ = envs.reset(options={"reset_mask": ended})
+        starts = resting if mode == AutoresetMode.NEXT_STEP else ended
+    assert compared >= 3 * steps - 9
+
+
+@pytest.mark.parametrize("mixer", ["aaren", "softmax"])
+def test_every_autoreset_mode_gives_the_same_returns(mixer):
+    results = []
+    for mode in MODES:
+        envs = SyncVectorEnv([make_env] * 3, autoreset_mode=mode)
+        results.append(roll_out(make_agent(mixer=mixer), envs, episodes=8, target_return=20.0, seed=5))
+        envs.close()
+    single = []
+    for row, count in enumerate((3, 3, 2)):
+        env, agent = make_env(), make_agent(mixer=mixer)
+        for number in range(count):
+            # Only the first episode is seeded; the others go on with the row's own generator.
+            single.append(run_episode(agent, env, 5 + row if number == 0 else None, 20.0)[2].sum())
+    for result in results:
+        assert result.lengths.tolist() == results[0].lengths.tolist()
+        assert result.lengths.max() <= LIMIT
+        np.testing.assert_allclose(result.returns, single, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        pytest.param(
+            mode,
+            marks=pytest.mark.xfail(
+                mode == AutoresetMode.NEXT_STEP, strict=True, reason="the resting step after the last is counted"
+            ),
+        )
+        for mode in MODES
+    ],
+)
+def test_a_learned_embedding_serves_episodes_as_long_as_itself_in_every_mode(mode):
+    agent = make_agent("HalfCheetah-v5", timesteps="learned", max_steps=LIMIT)
+    envs = SyncVectorEnv([lambda: make_env("HalfCheetah-v5")] * 2, autoreset_mode=mode)
+    assert roll_out(agent, envs, episodes=4).lengths.tolist() == [LIMIT] * 4
+
+
+def test_the_return_to_go_counts_down_by_the_rewards_of_each_row(agent):
+    observation = np.zeros((2, 11))
+    agent.reset(np.array([30.0, 31.0]), 2)
+    seen = []
+    agent.model.embed_return.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].flatten() * 10))
+    agent.act(observation)
+    agent.act(observation, np.array([1.0, 2.0]))
+    agent.act(observation, np.array([0.5, -4.0]))
+    expected = [[30.0, 31.0], [29.0, 29.0], [28.5, 33.0]]
+    np.testing.assert_allclose(torch.stack(seen), expected, rtol=1e-6)
+
+
+def test_tiny_rewards_are_not_lost_from_a_large_return_to_go(agent):
+    agent.reset(1e5)
+    seen = []
+    agent.model.embed_return.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].item() * 10))
+    observation = np.zeros(11)
+    agent.act(observation)
+    for _ in range(200):
+        agent.act(observation, 1e-3)
+    # In float32 every single subtraction of 0.001 from 100,000 would be rounded away.
+    assert seen[-1] == pytest.approx(1e5 - 0.2, abs=0.01)
+
+
+@pytest.mark.parametrize("rows", [None, 3])
+def test_the_state_keeps_its_size(agent, rows):
+    agent.reset(num_envs=rows)
+    observation = np.zeros(11 if rows is None else (rows, 11))
+    reward = 1.0 if rows is None else np.ones(rows)
+    before = agent.state_bytes
+    agent.act(observation)
+    for _ in range(300):
+        agent.act(observation, reward)
+    # m, c and one a per component, float32, in the one block.
+    assert agent.state_bytes == before == (rows or 1) * (1 + 1 + 16) * 4
+
+
+def test_the_action_returned_may_be_changed_by_the_caller(agent):
+    def second_action(meddle):
+        agent.reset()
+        action = agent.act(np.ones(11))
+        if meddle:
+            action += 100.0
+        return agent.act(np.ones(11), 1.0)
+
+    assert (second_action(True) == second_action(False)).all()
+
+
+@pytest.mark.xfail(strict=True, reason="DecisionAgent.reset keeps a view of the caller's array")
+def test_the_target_array_may_be_changed_by_the_caller(agent):
+    def after_an_end(meddle):
+        target = np.array([30.0, 20.0])
+        agent.reset(target, 2, AutoresetMode.SAME_STEP)
+        agent.act(np.ones((2, 11)))
+        if meddle:
+            target += 100.0
+        return agent.act(np.ones((2, 11)), np.ones(2), terminated=np.array([True, True]))
+
+    assert (after_an_end(True) == after_an_end(False)).all()
+
+
+def test_acting_needs_a_reset_first(agent):
+    with pytest.raises(InvalidInput, match="call reset first"):
+        agent.act(np.zeros(11))
+    with pytest.raises(InvalidInput, match="call reset first"):
+        _ = agent.state_bytes
+
+
+def test_every_action_but_the_first_needs_a_reward(agent):
+    for rows, observation in ((None, np.zeros(11)), (2, np.zeros((2, 11)))):
+        agent.reset(num_envs=rows)
+        agent.act(observation)
+        with pytest.raises(InvalidInput, match="without a reward"):
+            agent.act(observation)
+
+
+@pytest.mark.parametrize(
+    ("rows", "arguments", "message"),
+    [
+        (None, {"observation": np.zeros(10)}, r"observation has shape \(10,\); expected \(11,\)"),
+        (None, {"observation": np.zeros((1, 11))}, r"observation has shape \(1, 11\); expected \(11,\)"),
+        (None, {"reward": np.zeros(2)}, r"reward has shape \(2,\); expected \(\)"),
+        (2, {"observation": np.zeros(11)}, r"observation has shape \(11,\); expected \(2, 11\)"),
+        (2, {"observation": np.zeros((3, 11))}, r"observation has shape \(3, 11\)"),
+        (2, {"reward": 1.0}, r"reward has shape \(\); expected \(2,\)"),
+        (2, {"terminated": np.zeros(3, dtype=bool)}, r"terminated has shape \(3,\); expected \(2,\)"),
+        (2, {"truncated": np.zeros((2, 1), dtype=bool)}, r"truncated has shape \(2, 1\); expected \(2,\)"),
+        (None, {"observation": np.full(11, np.nan)}, "observation holds a NaN or an infinite value"),
+        (2, {"observation": np.full((2, 11), np.inf)}, "observation holds a NaN or an infinite value"),
+        (None, {"reward": np.nan}, "reward holds a NaN or an infinite value"),
+        (2, {"reward": np.array([0.0, -np.inf])}, "reward holds a NaN or an infinite value"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_the_episode_can_go_on(agent, rows, arguments, message):
+    good = {
+        "observation": np.ones(11 if rows is None else (rows, 11)),
+        "reward": 1.0 if rows is None else np.ones(rows),
+    }
+
+    def second_action(refused):
+        agent.reset(num_envs=rows)
+        agent.act(good["observation"])
+        if refused:
+            with pytest.raises(InvalidInput, match=message):
+                agent.act(**{**good, **arguments})
+        return agent.act(**good)
+
+    assert (second_action(True) == second_action(False)).all()
+
+
+def test_acting_after_the_end_of_a_single_episode_is_refused(agent):
+    agent.reset()
+    agent.act(np.zeros(11))
+    with pytest.raises(InvalidInput, match="the episode has ended"):
+        agent.act(np.zeros(11), 1.0, True)
+
+
+@pytest.mark.parametrize("rows", [0, -1])
+def test_fewer_than_one_environment_is_refused(agent, rows):
+    with pytest.raises(InvalidInput, match=f"num_envs is {rows}"):
+        agent.reset(num_envs=rows)
+
+
+@pytest.mark.parametrize("target", [np.nan, np.inf, np.zeros(3), np.zeros((2, 1))])
+def test_targets_that_cannot_be_are_refused(agent, target):
+    with pytest.raises(InvalidInput, match="target_return is"):
+        agent.reset(target, num_envs=2)
+
+
+def test_an_episode_longer_than_the_learned_embedding_is_refused():
+    agent = make_agent(timesteps="learned", max_steps=3)
+    agent.reset()
+    agent.act(np.zeros(11))
+    for _ in range(2):
+        agent.act(np.zeros(11), 0.0)
+    with pytest.raises(InvalidInput, match="longer than the 3 steps"):
+        agent.act(np.zeros(11), 0.0)
+
+
+def test_the_environment_it_was_made_for_fits(agent):
+    agent.check_environment(make_env())
+    agent.check_environment(SyncVectorEnv([make_env] * 2))
+
+
+def test_environments_of_another_size_or_range_are_refused(agent):
+    with pytest.raises(InvalidInput, match=r"observations have shape \(17,\); the agent expects \(11,\)"):
+        agent.check_environment(make_env("HalfCheetah-v5"))
+    with pytest.raises(InvalidInput, match=r"observations have shape \(17,\)"):
+        agent.check_environment(SyncVectorEnv([lambda: make_env("HalfCheetah-v5")]))
+    low, high = np.full(3, -0.5, np.float32), np.full(3, 0.5, np.float32)
+    with pytest.raises(InvalidInput, match="outside the environment's"):
+        agent.check_environment(gym.wrappers.RescaleAction(make_env(), low, high))
+    pendulum = make_agent("Pendulum-v1")
+    with pytest.raises(InvalidInput, match=r"the agent gives Box actions of shape \(1,\)"):
+        pendulum.check_environment(gym.wrappers.TransformAction(make_env("Pendulum-v1"), int, gym.spaces.Discrete(2)))
+
+
+def test_a_saved_agent_acts_the_same(agent, tmp_path):
+    agent.save(tmp_path / "agent")
+    loaded = DecisionAgent.load(str(tmp_path / "agent"))
+    assert loaded.card == agent.card
+    env = make_env(limit=30)
+    for ours, theirs in zip(run_episode(loaded, env, 3), run_episode(agent, env, 3), strict=True):
+        assert (ours == theirs).all()
+
+
+def test_a_missing_folder_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="is missing"):
+        DecisionAgent.load(tmp_path / "nowhere")
+
+
+def test_acting_leaves_no_gradients_and_the_global_random_state_alone(agent):
+    before = torch.get_rng_state()
+    agent.model.train()
+    agent = DecisionAgent(agent.model, agent.card)
+    run_episode(agent, make_env(), 0)
+    assert not agent.model.training
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(p.grad is None for p in agent.model.parameters())
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_stable_baselines_evaluation_gives_the_returns_of_a_roll_out(rows):
+    def make():
+        return make_env(limit=20)
+
+    episodes = 2 * rows
+    theirs = DummyVecEnv([make] * rows)
+    theirs.seed(3)
+    agent = make_agent()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        warnings.filterwarnings("ignore", message="Evaluation environment is not wrapped")
+        returns, lengths = evaluate_policy(
+            agent, theirs, n_eval_episodes=episodes, return_episode_rewards=True, callback=agent.sb3_callback
+        )
+    ours = roll_out(make_agent(), SyncVectorEnv([make] * rows), episodes, seed=3)
+    assert sorted(lengths) == sorted(ours.lengths.tolist())
+    # Stable-Baselines3 hands rewards over in float32.
+    np.testing.assert_allclose(sorted(returns), sorted(ours.returns), rtol=1e-3)
+
+
+def test_predict_without_rewards_warns_and_without_a_batch_gives_one_action(agent):
+    action, state = agent.predict(np.zeros(11))
+    assert action.shape == (3,)
+    with pytest.warns(RuntimeWarning, match="got no reward"):
+        agent.predict(np.zeros(11), state, np.array([False]))
+
+
+def test_predict_with_rewards_equals_act(agent):
+    rng = np.random.default_rng(0)
+    observations, rewards = rng.normal(size=(6, 2, 11)), rng.normal(size=(6, 2))
+    starts = np.zeros((6, 2), dtype=bool)
+    starts[0], starts[3, 1] = True, True
+    other = make_agent()
+    other.reset(num_envs=2, autoreset_mode=AutoresetMode.SAME_STEP)
+    state = None
+    for t in range(6):
+        if t:
+            agent.observe_reward(rewards[t])
+        action, state = agent.predict(observations[t], state, starts[t])
+        expected = other.act(observations[t], rewards[t] if t else None, starts[t] if t else False)
+        assert (action == expected).all()
+
+
+def test_predict_without_a_state_starts_anew(agent):
+    first, state = agent.predict(np.ones((2, 11)))
+    agent.observe_reward(np.ones(2))
+    second, _ = agent.predict(np.ones((2, 11)), state)
+    assert (first != second).any()
+    assert (agent.predict(np.ones((2, 11)))[0] == first).all()
+
+
+def test_random_actions_are_refused(agent):
+    with pytest.raises(InvalidInput, match="pass deterministic=True"):
+        agent.predict(np.zeros(11), deterministic=False)

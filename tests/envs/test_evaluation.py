@@ -1,0 +1,95 @@
+import json
+from importlib.metadata import version
+
+import numpy as np
+import pytest
+from aaren_rl.envs.baselines import random_actor
+from aaren_rl.envs.catalogue import Reference
+from aaren_rl.envs.environments import EnvironmentSpec
+from aaren_rl.envs.evaluation import Protocol, confidence_interval, evaluate, result
+from aaren_rl.envs.rollout import Episodes
+
+from aaren_rl.errors import InvalidInput
+
+HOPPER = EnvironmentSpec("Hopper-v5", {"terminate_when_unhealthy": False, "max_episode_steps": 20})
+REFERENCE = Reference("a table", 10.0, 110.0)
+
+
+def protocol(episodes=3, seed=7, target=None, reference=REFERENCE):
+    return Protocol(HOPPER, episodes, seed, target, reference)
+
+
+def episodes(returns):
+    return Episodes(np.array(returns, dtype=np.float64), np.arange(1, len(returns) + 1))
+
+
+def test_evaluation_depends_on_its_seed_alone():
+    found = {
+        run: evaluate(random_actor(HOPPER, seed=1), protocol(seed=seed)).returns.tolist()
+        for run, seed in (("first", 7), ("again", 7), ("other", 8))
+    }
+    assert found["first"] == found["again"] != found["other"]
+    assert len(found["first"]) == 3
+
+
+def test_lengths_end_at_the_time_limit():
+    assert evaluate(random_actor(HOPPER), protocol(episodes=5)).lengths.tolist() == [20] * 5
+
+
+def test_result_holds_the_figures_and_the_protocol():
+    figures = result(episodes([10, 60, 110, 20]), protocol(4, 7, 3600.0), source="bundled", checkpoint="last")
+    assert json.loads(json.dumps(figures)) == figures
+    assert figures["mean"] == 50
+    assert figures["normalized_score"] == pytest.approx(40)
+    assert figures["std"] == pytest.approx(np.std([10, 60, 110, 20]))
+    assert figures["mean_length"] == 2.5
+    assert figures["ci95"] == pytest.approx([bound - 10 for bound in figures["ci95_return"]])
+    assert figures["ci95_return"][0] < 50 < figures["ci95_return"][1]
+    assert (figures["episodes"], figures["seeds"], figures["target"]) == (4, [7, 8, 9, 10], 3600.0)
+    assert (figures["environment"], figures["environment_kwargs"]) == ("Hopper-v5", HOPPER.kwargs)
+    assert (figures["reference"], figures["source"], figures["checkpoint"]) == ("a table", "bundled", "last")
+    assert (figures["returns"], figures["lengths"]) == ([10, 60, 110, 20], [1, 2, 3, 4])
+    for name in ("torch", "gymnasium", "mujoco", "minari", "numpy"):
+        assert figures["versions"][name] == version(name)
+
+
+def test_no_reference_means_no_score():
+    figures = result(episodes([1, 2]), protocol(2, reference=None))
+    assert figures["normalized_score"] is figures["ci95"] is figures["reference"] is None
+    assert figures["mean"] == 1.5
+
+
+def test_how_it_acted_is_said():
+    assert result(episodes([1, 2]), protocol(2, target=5.0))["acting"] == "streaming"
+    assert result(episodes([1, 2]), protocol(2))["acting"] == "without a state"
+
+
+@pytest.mark.parametrize(("wanted", "rows"), [(1, 1), (24, 24), (25, 25), (100, 25)])
+def test_seeds_are_one_per_row(wanted, rows):
+    assert result(episodes([1, 2]), protocol(wanted, 3))["seeds"] == list(range(3, 3 + rows))
+
+
+@pytest.mark.parametrize("count", [2, 5, 25, 100])
+def test_interval_agrees_with_a_plain_bootstrap(count):
+    returns = np.random.default_rng(count).gamma(2.0, 500.0, count)
+    rng = np.random.default_rng(0)
+    means = [returns[rng.integers(0, count, count)].mean() for _ in range(20_000)]
+    low, high = confidence_interval(returns)
+    np.testing.assert_allclose((low, high), np.percentile(means, (2.5, 97.5)), atol=0.05 * np.ptp(means))
+    assert low < returns.mean() < high
+
+
+def test_interval_of_one_or_of_equal_returns_is_a_point():
+    assert confidence_interval(np.array([4.0])) == (4, 4)
+    assert confidence_interval(np.full(9, 4.0)) == (4, 4)
+
+
+def test_interval_is_the_same_for_the_same_seed():
+    returns = np.random.default_rng(0).normal(size=20)
+    assert confidence_interval(returns, 1) == confidence_interval(returns, 1) != confidence_interval(returns, 2)
+
+
+@pytest.mark.xfail(strict=True, raises=IndexError, reason="BUG: zero episodes make an empty vector environment first")
+def test_no_episodes_is_an_error():
+    with pytest.raises(InvalidInput, match="0 episodes"):
+        evaluate(random_actor(HOPPER), protocol(episodes=0))

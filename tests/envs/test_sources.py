@@ -1,0 +1,205 @@
+import shutil
+import time
+
+import gymnasium as gym
+import h5py
+import minari
+import numpy as np
+import pytest
+from aaren_rl.envs import collect, sources
+from aaren_rl.envs.catalogue import find
+from aaren_rl.envs.download import d4rl_folder
+from aaren_rl.envs.environments import EnvironmentSpec
+from aaren_rl.envs.minari_reader import local_folder
+from minari.data_collector import EpisodeBuffer
+
+from aaren_rl.errors import DataError, InvalidInput
+
+# A test that finds the data on this machine asks no host; one that does not is refused at once.
+pytestmark = pytest.mark.usefixtures("no_network")
+
+NAME = "hopper-medium"
+HOPPER = ((11,), (3,))
+
+
+def episode_arrays(sizes, length=6, seed=0):
+    rng = np.random.default_rng(seed)
+    (observations,), (actions,) = sizes
+    return rng.normal(size=(length + 1, observations)), rng.uniform(-1, 1, (length, actions)), rng.random(length)
+
+
+def put_d4rl(name="hopper_medium-v2.hdf5", sizes=HOPPER, folder=None, scale=1.0):
+    folder = folder or d4rl_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    observations, actions, rewards = episode_arrays(sizes)
+    flags = np.zeros(6, dtype=bool)
+    with h5py.File(folder / name, "w") as file:
+        file["observations"], file["actions"], file["rewards"] = observations[:-1], scale * actions, rewards
+        file["terminals"], file["timeouts"] = flags, np.eye(6, dtype=bool)[5]
+    return folder / name
+
+
+def put_minari(name="mujoco/hopper/medium-v0", env_id="Hopper-v5", sizes=HOPPER):
+    observations, actions, rewards = episode_arrays(sizes)
+    ends = np.eye(6, dtype=bool)[5]
+    buffer = EpisodeBuffer(
+        observations=observations,
+        actions=actions,
+        rewards=list(rewards),
+        terminations=[False] * 6,
+        truncations=list(ends),
+        infos={},
+    )
+    env = gym.make(env_id) if env_id else None
+    spaces = {"observation_space": gym.spaces.Box(-9, 9, sizes[0]), "action_space": gym.spaces.Box(-1, 1, sizes[1])}
+    with pytest.warns(UserWarning, match="author"):
+        minari.create_dataset_from_buffers(name, [buffer], env=env, **({} if env else spaces))
+    if env:
+        env.close()
+    return local_folder(name)
+
+
+def put_bundled(name=NAME):
+    return collect.collect(find(name), 30, progress=False)
+
+
+def load(name, *more, **named):
+    said = []
+    dataset = sources.load(name, *more, say=said.append, **named)
+    return dataset, "\n".join(said)
+
+
+def test_auto_takes_local_minari_then_local_d4rl_then_the_bundled():
+    folder, file = put_minari(), put_d4rl()
+    put_bundled()
+    dataset, said = load(NAME)
+    assert (dataset.source, dataset.id) == ("minari", "mujoco/hopper/medium-v0")
+    assert dataset.environment == EnvironmentSpec("Hopper-v5")
+    assert "source minari" in said
+    assert "cannot be reached" not in said
+    shutil.rmtree(folder)
+    dataset, said = load(NAME)
+    assert (dataset.source, dataset.id) == ("d4rl", "hopper_medium-v2.hdf5")
+    assert dataset.environment == EnvironmentSpec("Hopper-v4")
+    assert "cannot be reached" not in said
+    file.unlink()
+    dataset, said = load(NAME)
+    assert (dataset.source, dataset.id) == ("bundled", "aaren/hopper/medium-v0")
+    assert dataset.environment == EnvironmentSpec("Hopper-v5")
+    # Both hosts were asked before.
+    assert said.count("cannot be reached") == 2
+    assert dataset.reference.name == "D4RL v2"
+    assert dataset.target_returns == (3600.0, 1800.0)
+    np.testing.assert_array_equal(dataset.action_low, [-1, -1, -1])
+    np.testing.assert_array_equal(dataset.action_high, [1, 1, 1])
+
+
+def test_source_that_is_asked_for_is_the_one_taken():
+    put_minari()
+    put_d4rl()
+    put_bundled()
+    for source in ("minari", "d4rl", "bundled"):
+        assert load(NAME, source)[0].source == source
+
+
+@pytest.mark.parametrize("source", ["minari", "d4rl"])
+def test_source_that_is_asked_for_is_not_replaced_by_another(source):
+    put_bundled()
+    began = time.perf_counter()
+    with pytest.raises(DataError, match=r"no data for hopper-medium.*cannot be reached"):
+        load(NAME, source)
+    assert time.perf_counter() - began < 5
+
+
+@pytest.mark.parametrize(("name", "source"), [("hopper-simple", "d4rl"), ("hopper-medium-replay", "minari")])
+def test_source_that_has_no_such_set(name, source):
+    with pytest.raises(InvalidInput, match=f"{name} does not come from {source}"):
+        load(name, source)
+
+
+def test_ant_without_data_says_that_nothing_is_bundled():
+    with pytest.raises(DataError, match="no data for ant-medium: no behaviour is bundled for ant-medium"):
+        load("ant-medium", "bundled")
+    with pytest.raises(DataError, match=r"cannot be reached.*cannot be reached.*no behaviour is bundled"):
+        load("ant-medium")
+
+
+def test_d4rl_file_by_path(tmp_path):
+    known = put_d4rl("walker2d_medium_replay-v2.hdf5", ((17,), (6,)), tmp_path)
+    dataset, _ = load(str(known))
+    assert (dataset.source, dataset.id) == ("d4rl", known.name)
+    assert dataset.environment == EnvironmentSpec("Walker2d-v4")
+    unknown = put_d4rl("mine.hdf5", folder=tmp_path)
+    with pytest.raises(InvalidInput, match=r"does not say which environment.*--env-id"):
+        load(str(unknown))
+    dataset, _ = load(str(unknown), env_id="Hopper-v5")
+    assert dataset.environment == EnvironmentSpec("Hopper-v5")
+    assert dataset.reference.expert == 3234.3
+
+
+def test_environment_that_is_given_goes_before_that_of_the_file(tmp_path):
+    assert load(str(put_d4rl(folder=tmp_path)), env_id="Hopper-v5")[0].environment.id == "Hopper-v5"
+
+
+def test_minari_folder_by_path_and_dataset_by_id():
+    folder = put_minari("tests/hopper-v0")
+    for name in (str(folder), "tests/hopper-v0"):
+        dataset, _ = load(name)
+        assert (dataset.source, dataset.id) == ("minari", "tests/hopper-v0")
+        assert dataset.environment == EnvironmentSpec("Hopper-v5")
+
+
+def test_dataset_that_names_no_environment_needs_one():
+    put_minari("tests/hopper-v0", env_id=None)
+    with pytest.raises(InvalidInput, match="--env-id"):
+        load("tests/hopper-v0")
+    assert load("tests/hopper-v0", env_id="Hopper-v5")[0].environment.id == "Hopper-v5"
+
+
+def test_environment_without_a_table_takes_its_target_from_the_data():
+    put_minari("tests/pendulum-v0", "Pendulum-v1", ((3,), (1,)))
+    dataset, _ = load("tests/pendulum-v0")
+    assert dataset.reference is None
+    assert dataset.target_returns == (pytest.approx(float(dataset.trajectories.returns.max())),)
+    assert (dataset.action_low, dataset.action_high) == (-2, 2)
+
+
+def test_unknown_names():
+    with pytest.raises(InvalidInput, match="unknown dataset 'hopper-mediun'; did you mean 'hopper-medium'"):
+        load("hopper-mediun")
+    with pytest.raises(DataError, match=r"nowhere\.hdf5 does not exist"):
+        load("data/nowhere.hdf5")
+    with pytest.raises(DataError, match=r"mujoco/hoper/medium-v0 is not among the local.*mujoco/hopper/medium-v0"):
+        load("mujoco/hoper/medium-v0")
+
+
+def test_folder_that_is_no_dataset(tmp_path):
+    with pytest.raises(DataError, match="not a Minari dataset"):
+        load(str(tmp_path))
+
+
+def test_unknown_environment_gives_a_near_match():
+    put_d4rl()
+    with pytest.raises(InvalidInput, match=r"did you mean .*'Hopper-v4'"):
+        load(NAME, "d4rl", env_id="Hoper-v4")
+
+
+@pytest.mark.parametrize("sizes", [((17,), (3,)), ((11,), (6,))])
+def test_sizes_other_than_the_environments(sizes):
+    put_d4rl(sizes=sizes)
+    with pytest.raises(DataError, match=rf"observations of size {sizes[0][0]} and actions of size {sizes[1][0]}.*Hopp"):
+        load(NAME, "d4rl")
+
+
+def test_actions_outside_the_space():
+    put_d4rl(scale=3.0)
+    with pytest.raises(DataError, match=r"hopper_medium-v2.hdf5 has actions from .*outside the action space"):
+        load(NAME, "d4rl")
+
+
+def test_damaged_local_data_are_not_passed_over(tmp_path):
+    put_bundled()
+    file = put_d4rl()
+    file.write_bytes(file.read_bytes()[:-300])
+    with pytest.raises(DataError, match=r"hopper_medium-v2\.hdf5.*fetch it again"):
+        load(NAME)

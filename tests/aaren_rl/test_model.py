@@ -315,7 +315,7 @@ def test_sinusoidal_timesteps_fit_any_width_and_any_length(make_model, width):
 
 
 def test_the_state_after_two_thousand_steps_is_as_large_as_after_ten(make_model):
-    model = make_model(blocks=1)
+    model = make_model(blocks=1, layout="fused")
     after_ten = step_through(model, draw(10))[1]
     after_many = step_through(model, draw(2000))[1]
     assert state_bytes(after_many) == state_bytes(after_ten) == state_bytes(model.initial_state(2))

@@ -1,3 +1,5 @@
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -53,6 +55,12 @@ def loop_reference(scores, values, state=None, reset=None, valid=None):
     return outputs, final
 
 
+@cache
+def drawn_with_reference(time, resets, padded, with_state):
+    given = draw(time, time, resets=resets, padded=padded, with_state=with_state)
+    return given, loop_reference(*given)
+
+
 def naive_reference(scores, values, state, reset, valid):
     """The definition as one masked softmax per position, differentiable; the maximum is a constant."""
     outputs, last = [], []
@@ -96,8 +104,7 @@ def assert_state(state, expected, tolerance):
 @pytest.mark.parametrize("time", LENGTHS)
 def test_outputs_and_state_equal_the_loop(form, time):
     for resets, padded, with_state in ((0.0, 0.0, False), (0.0, 0.0, True), (0.05, 0.2, True), (0.3, 0.5, False)):
-        given = draw(time, time, resets=resets, padded=padded, with_state=with_state)
-        expected, expected_state = loop_reference(*given)
+        given, (expected, expected_state) = drawn_with_reference(time, resets, padded, with_state)
         outputs, state = prefix_attention(*given, form=form)
         np.testing.assert_allclose(outputs, expected, rtol=1e-11, atol=1e-11)
         assert_state(state, expected_state, 1e-11)

@@ -27,11 +27,15 @@ def make_agent(env_id="Hopper-v5", seed=0, **shape):
     env = make_env(env_id)
     (size,), low, high = env.observation_space.shape, env.action_space.low, env.action_space.high
     scaling = Scaling(np.zeros(size, np.float32), np.ones(size, np.float32), low, high, return_scale=10.0)
-    model = DecisionModel(ModelConfig(**{"blocks": 1, "width": 16, "dropout": 0.0, **shape}), scaling)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = DecisionModel(ModelConfig(**{"blocks": 1, "width": 16, "dropout": 0.0, **shape}), scaling)
         for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.6)
+            # Large biases would drown what the observations say.
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.4)
+        # Without a bias the norm after the embedding leaves of a return, a single number, no more than its sign.
+        torch.nn.init.normal_(model.embed_return.bias)
     env.close()
     return DecisionAgent(model, AgentCard(env_id, "untrained", "bundled", (30.0, 10.0)))
 

@@ -11,6 +11,9 @@ from minari.data_collector import EpisodeBuffer
 
 from aaren_rl.errors import DataError, InvalidInput
 
+# Minari misses authors, code links and so on.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:minari")
+
 VECTOR = Box(-np.inf, np.inf, (3,), np.float32)
 ACTIONS = Box(-1, 1, (2,), np.float32)
 
@@ -50,8 +53,7 @@ def unstacked(values, length):
 def create(observation_space=VECTOR, action_space=ACTIONS, lengths=(5, 3, 8), env=None, name="tests/tiny-v0"):
     buffers = [episode(observation_space, action_space, n, i % 2 == 0, i) for i, n in enumerate(lengths)]
     spaces = {} if env else {"observation_space": observation_space, "action_space": action_space}
-    with pytest.warns(UserWarning, match="author"):
-        minari.create_dataset_from_buffers(name, buffers, env=env, **spaces)
+    minari.create_dataset_from_buffers(name, buffers, env=env, **spaces)
     return local_folder(name), buffers
 
 

@@ -16,7 +16,11 @@ from minari.data_collector import EpisodeBuffer
 from aaren_rl.errors import DataError, InvalidInput
 
 # A test that finds the data on this machine asks no host; one that does not is refused at once.
-pytestmark = pytest.mark.usefixtures("no_network")
+pytestmark = [
+    pytest.mark.usefixtures("no_network"),
+    # Minari misses authors, code links and so on.
+    pytest.mark.filterwarnings("ignore::UserWarning:minari"),
+]
 
 NAME = "hopper-medium"
 HOPPER = ((11,), (3,))
@@ -52,8 +56,7 @@ def put_minari(name="mujoco/hopper/medium-v0", env_id="Hopper-v5", sizes=HOPPER)
     )
     env = gym.make(env_id) if env_id else None
     spaces = {"observation_space": gym.spaces.Box(-9, 9, sizes[0]), "action_space": gym.spaces.Box(-1, 1, sizes[1])}
-    with pytest.warns(UserWarning, match="author"):
-        minari.create_dataset_from_buffers(name, [buffer], env=env, **({} if env else spaces))
+    minari.create_dataset_from_buffers(name, [buffer], env=env, **({} if env else spaces))
     if env:
         env.close()
     return local_folder(name)

@@ -26,5 +26,6 @@ def unknown_name(kind: str, given: str, known: Iterable[str]) -> InvalidInput:
     """An error for a name that is not in a list, with its nearest matches."""
     names = sorted(known)
     near = difflib.get_close_matches(given, names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(names)}"
+    more = f" and {len(names) - 30} more" if len(names) > 30 else ""
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(names[:30])}{more}"
     return InvalidInput(f"unknown {kind} {given!r}; {hint}")

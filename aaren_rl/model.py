@@ -155,7 +155,7 @@ class DecisionModel(nn.Module):
             returns_to_go: (batch, time).
             timesteps: number of the step within its episode, (batch, time); 0 starts a new episode, which forgets all
                 before, so several episodes may be packed in one row.
-            previous_action: the action before the first step given, (batch, action size); None if it is not known.
+            previous_action: the action before the first valid step, (batch, action size); None if it is not known.
             valid: (batch, time) bool, False for padding, on either side; what is predicted there has no meaning.
             state: the state after the steps before these, as returned here or by `step`.
 
@@ -224,12 +224,12 @@ class DecisionModel(nn.Module):
         wanted = self.embed_return((returns_to_go / self.return_scale).unsqueeze(-1))
         real = torch.ones_like(timesteps, dtype=torch.bool) if valid is None else valid
         first = (timesteps == 0) & real
-        known = ~first
-        known[:, 1:] &= real[:, :-1]
-        if previous_action is None:
-            previous_action = torch.zeros_like(actions[:, 0])
-            known[:, 0] = False
-        before = torch.cat([previous_action.unsqueeze(1), actions[:, :-1]], dim=1)
+        before, known = F.pad(actions[:, :-1], (0, 0, 1, 0)), F.pad(real[:, :-1], (1, 0))
+        if previous_action is not None:
+            opening = real & (real.cumsum(1) == 1)
+            before = torch.where(opening.unsqueeze(-1), previous_action.unsqueeze(1), before)
+            known = known | opening
+        known = known & ~first
         acted = self.embed_action(self._scale_action(before))
         if self.config.timesteps != "none":
             now = self._embed_timesteps(timesteps)
@@ -265,7 +265,9 @@ class DecisionModel(nn.Module):
         return (action - self.action_low) / (self.action_high - self.action_low) * 2 - 1
 
     def _unscale_action(self, action: Tensor) -> Tensor:
-        return (action + 1) / 2 * (self.action_high - self.action_low) + self.action_low
+        raw = (action + 1) / 2 * (self.action_high - self.action_low) + self.action_low
+        # Rounding may not carry a saturated action out of its bounds.
+        return torch.minimum(torch.maximum(raw, self.action_low), self.action_high)
 
     def _check(
         self, states: Tensor, actions: Tensor, returns_to_go: Tensor, timesteps: Tensor, previous_action: Tensor | None

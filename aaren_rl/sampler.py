@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
@@ -106,7 +107,7 @@ class Sampler:
         pieces = (self._lengths + stride - 1) // stride
         episode = torch.repeat_interleave(torch.arange(len(pieces), device=self.device), pieces)
         piece = torch.arange(len(episode), device=self.device) - (pieces.cumsum(0) - pieces)[episode]
-        wanted = max(1, min(len(episode), -(-steps // stride)))
+        wanted = min(len(episode), max(1, math.ceil(len(episode) * steps / self._total)))
         # Spread over all episodes, not the first ones only.
         chosen = torch.linspace(0, len(episode) - 1, wanted, device=self.device).round().long()
         for rows in torch.split(chosen, self.batch_size):

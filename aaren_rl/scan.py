@@ -275,7 +275,9 @@ def _check(
             )
     if state is not None:
         expected_shape = (*values.shape[:2], values.shape[3])
-        if tuple(state.a.shape) != expected_shape or state.m.shape != state.c.shape != expected_shape[:2]:
+        given = tuple(tuple(part.shape) for part in state)
+        if given != (expected_shape[:2], expected_shape[:2], expected_shape):
             raise InvalidInput(
-                f"the state holds sums of shape {tuple(state.a.shape)}; expected (batch, heads, dim) = {expected_shape}"
+                f"the state holds m, c and a of shapes {given}; expected (batch, heads) twice and "
+                f"(batch, heads, dim) = {expected_shape}"
             )

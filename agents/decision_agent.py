@@ -128,7 +128,7 @@ class DecisionAgent:
         if num_envs is not None and num_envs < 1:
             raise InvalidInput(f"num_envs is {num_envs}; expected at least 1, or None for a single environment")
         rows = num_envs or 1
-        target = np.asarray(self.card.target_returns[0] if target_return is None else target_return, dtype=np.float64)
+        target = np.array(self.card.target_returns[0] if target_return is None else target_return, dtype=np.float64)
         if not np.isfinite(target).all() or target.shape not in ((), (rows,)):
             raise InvalidInput(f"target_return is {target_return}; expected a finite number, or one for each of {rows}")
         self._single = num_envs is None
@@ -177,7 +177,7 @@ class DecisionAgent:
         restart = self._ended if self._waits_for_reset else done
         going_on = ~(self._starting | restart)
         self._return_to_go = np.where(going_on, self._return_to_go - earned, self._target)
-        self._timestep = np.where(going_on, self._timestep + 1, 0)
+        self._timestep = np.where(going_on, self._timestep + ~resting, 0)
         if (restart & ~self._starting).any():
             state = self.model.reset_state(state, self._tensor(restart))
         if self.model.config.timesteps == "learned" and self._timestep.max() >= self.model.config.max_steps:

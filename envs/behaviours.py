@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,7 +61,7 @@ class ActorBehaviour:
             with np.load(path, allow_pickle=False) as file:
                 names = [(f"params/Dense_{i}/kernel", f"params/Dense_{i}/bias") for i in range(4)]
                 layers = [(file[k].astype(np.float32), file[b].astype(np.float32)) for k, b in names]
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, KeyError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(
                 f"{path} is not a behaviour: {error}; expected an npz file with params/Dense_0/kernel and so on, "
                 "as scripts/train_behaviour.py writes"

@@ -15,14 +15,13 @@ import gymnasium as gym
 import minari
 import numpy as np
 import numpy.typing as npt
-from aaren_rl.envs import baselines
+from aaren_rl.envs import baselines, minari_reader
 from aaren_rl.envs.behaviours import Behaviour
 from aaren_rl.envs.catalogue import Entry
 from aaren_rl.envs.environments import EnvironmentSpec, box, make
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
 from minari.namespace import create_namespace, list_local_namespaces
-from minari.storage import get_dataset_path
 from tqdm import tqdm
 
 from aaren_rl import __version__
@@ -68,7 +67,7 @@ def collect(entry: Entry, steps: int = STEPS, seed: int = 0, overwrite: bool = F
     policies = baselines.behaviour_policies(entry)
     if steps < 1:
         raise InvalidInput(f"{steps} steps; expected at least 1")
-    folder = Path(get_dataset_path(entry.bundled_id))
+    folder = minari_reader.local_folder(entry.bundled_id)
     if folder.exists() and not overwrite:
         raise DataError(f"{entry.bundled_id} exists already at {folder}; pass --overwrite to make it anew")
     spec = entry.environments["bundled"]

@@ -27,7 +27,7 @@ def read_file(path: Path) -> Trajectories:
     try:
         with h5py.File(path, "r") as file:
             return from_arrays(file, str(path))
-    except OSError as error:
+    except (OSError, RuntimeError, KeyError) as error:
         raise DataError(
             f"{path} ({path.stat().st_size} bytes) cannot be read as HDF5: {error}; "
             "it may be cut off or another kind of file: delete it and fetch it again"
@@ -49,27 +49,33 @@ def from_arrays(data: Mapping[str, Any], name: str = "the dataset") -> Trajector
     """
     missing = [key for key in KEYS if key not in data]
     if missing:
-        raise DataError(f"{name} lacks {missing}; expected D4RL's keys {list(KEYS)}, it has {sorted(data.keys())}")
-    lengths = {key: len(data[key]) for key in KEYS}
-    if len(set(lengths.values())) != 1:
-        raise DataError(f"the arrays of {name} differ in length: {lengths}; expected one entry per step in each")
-    terminals = np.asarray(data["terminals"][:], dtype=np.bool_).reshape(-1)
-    timeouts = np.asarray(data["timeouts"][:], dtype=np.bool_).reshape(-1)
-    last = np.flatnonzero(terminals | timeouts)
-    if len(last) == 0:
-        raise DataError(f"{name} holds no whole episode: none of its {len(terminals)} steps is a terminal or a timeout")
-    steps = int(last[-1]) + 1
+        raise DataError(
+            f"{name} lacks {missing}; expected D4RL's keys {list(KEYS)}, it has {sorted(map(str, data.keys()))}"
+        )
     try:
+        for key in KEYS:
+            kind = getattr(getattr(data[key], "dtype", None), "kind", "")
+            if kind not in "fiub" or not getattr(data[key], "shape", ()):
+                raise DataError(f"{data[key]!r} lies under {key!r}; expected an array of numbers, one entry per step")
+        lengths = {key: len(data[key]) for key in KEYS}
+        if len(set(lengths.values())) != 1:
+            raise DataError(f"its arrays differ in length: {lengths}; expected one entry per step in each")
+        terminals = np.asarray(data["terminals"][:], dtype=np.bool_).reshape(lengths["terminals"])
+        timeouts = np.asarray(data["timeouts"][:], dtype=np.bool_).reshape(lengths["timeouts"])
+        last = np.flatnonzero(terminals | timeouts)
+        if len(last) == 0:
+            raise DataError(f"it holds no whole episode: none of {len(terminals)} steps is a terminal or a timeout")
+        steps = int(last[-1]) + 1
         return Trajectories(
             _float32(data["observations"], steps),
             _float32(data["actions"], steps),
-            _float32(data["rewards"], steps).reshape(-1),
+            _float32(data["rewards"], steps).reshape(steps),
             np.concatenate([[0], last + 1]),
             terminals[last],
             timeouts[last],
         )
-    except DataError as error:
-        raise DataError(f"{name}: {error}") from error
+    except (DataError, TypeError, ValueError) as error:
+        raise DataError(f"{name} does not hold D4RL's arrays: {error}") from error
 
 
 def _float32(array: h5py.Dataset | npt.NDArray[Any], steps: int) -> npt.NDArray[np.float32]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import h5py
 import minari
-from minari.storage import get_dataset_path
+from aaren_rl.envs import minari_reader
 from tqdm import tqdm
 
 from aaren_rl.errors import DataError
@@ -72,7 +72,7 @@ def fetch_d4rl(name: str, host: str = D4RL_HOST) -> Path:
         else:
             raise DataError(f"{url} answered {error.code} {error.reason}") from error
     except (OSError, HTTPException) as error:
-        raise DataError(f"{url} broke off: {error}; run again to go on from {partial.stat().st_size} bytes") from error
+        raise DataError(f"{url} broke off: {error}; run again to go on from where it stopped") from error
     size = partial.stat().st_size
     if total is not None and size != total:
         raise DataError(f"{url} broke off after {size} of {total} bytes; run again to go on from there")
@@ -100,9 +100,10 @@ def fetch_minari(dataset_id: str) -> Path:
         Unreachable: the hub does not answer.
         DataError: the hub has no such dataset, or the download broke off.
     """
+    target, staging = minari_reader.local_folder(dataset_id), minari_reader.local_folder(".downloads")
+    if target.exists():
+        raise DataError(f"{target} is in the way: it is not a whole Minari dataset; move it elsewhere and run again")
     _check_reachable(os.environ.get("HF_ENDPOINT", MINARI_HOST))
-    root = Path(get_dataset_path())
-    staging = root / ".downloads"
     try:
         with _minari_root(staging):
             # Without force, Minari takes the folder of a download that broke off for the dataset.
@@ -112,7 +113,6 @@ def fetch_minari(dataset_id: str) -> Path:
         raise DataError(f"Minari's hub did not give {dataset_id}: {error}") from error
     if steps < 1:
         raise DataError(f"Minari's hub gave an empty {dataset_id}; what came is in {staging}")
-    target = root / dataset_id
     target.parent.mkdir(parents=True, exist_ok=True)
     os.replace(staging / dataset_id, target)
     return target

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from aaren_rl.errors import AarenError, InvalidInput, unknown_name
+
+_making = threading.Lock()
 
 
 class RenderingUnavailable(AarenError):
@@ -45,7 +48,8 @@ def make(spec: EnvironmentSpec, **more: Any) -> gym.Env[np.ndarray, np.ndarray]:
     if spec.id not in gym.registry:
         raise unknown_name("environment", spec.id, gym.registry)
     try:
-        with warnings.catch_warnings():
+        # Filters of warnings belong to the process, and environments are made in several threads.
+        with _making, warnings.catch_warnings():
             # D4RL's data come from the v2 environments, whose nearest living kin are v4, out of date on purpose.
             warnings.filterwarnings("ignore", message=".*is out of date.*")
             env = gym.make(spec.id, disable_env_checker=True, **{**spec.kwargs, **more})
@@ -90,12 +94,18 @@ def make_for_video(spec: EnvironmentSpec) -> gym.Env[np.ndarray, np.ndarray]:
         env = make(spec, render_mode="rgb_array")
         env.reset(seed=0)
         env.render()
+    except RenderingUnavailable:
+        raise
     except Exception as error:
-        raise RenderingUnavailable(
-            f"{spec.id} cannot be rendered with MUJOCO_GL={os.environ.get('MUJOCO_GL', 'glfw')}: {error}; "
-            "set MUJOCO_GL=egl (GPU drivers) or MUJOCO_GL=osmesa (Debian and Ubuntu: apt install libosmesa6)"
-        ) from error
+        raise _no_renderer(error) from error
     return env
+
+
+def _no_renderer(error: Exception) -> RenderingUnavailable:
+    return RenderingUnavailable(
+        f"nothing can be rendered with MUJOCO_GL={os.environ.get('MUJOCO_GL', 'glfw')}: {error}; set MUJOCO_GL=egl "
+        "(GPU drivers, or Debian's libegl1) or MUJOCO_GL=osmesa (Debian and Ubuntu: apt install libosmesa6)"
+    )
 
 
 def _silence_mujoco() -> None:
@@ -104,6 +114,9 @@ def _silence_mujoco() -> None:
         import mujoco
     except ImportError:
         return
+    except Exception as error:
+        # MuJoCo loads the renderer that MUJOCO_GL names when it is imported.
+        raise _no_renderer(error) from error
     # Gymnasium's own model files use an attribute that MuJoCo 4 calls deprecated, once for every environment made.
     mujoco.set_mju_user_warning(_route_warning)
 

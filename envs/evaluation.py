@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from aaren_rl.envs.catalogue import Reference
 from aaren_rl.envs.environments import EnvironmentSpec, make_vector
 from aaren_rl.envs.rollout import Actor, Episodes, roll_out
+
+from aaren_rl.errors import InvalidInput
 
 SLOTS = 25
 """Environments stepped together; each plays its share of the episodes."""
@@ -29,6 +33,9 @@ class Protocol:
         seed: row i of the vector environment is seeded with seed + i.
         target_return: what to ask for; None for actors that take none.
         reference: for the normalised score; None where there is no table.
+
+    Raises:
+        InvalidInput: no episodes are asked for.
     """
 
     environment: EnvironmentSpec
@@ -36,6 +43,10 @@ class Protocol:
     seed: int
     target_return: float | None
     reference: Reference | None
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise InvalidInput(f"{self.episodes} episodes; expected at least 1")
 
     @property
     def slots(self) -> int:
@@ -87,6 +98,19 @@ def result(episodes: Episodes, protocol: Protocol, **about: Any) -> dict[str, An
     }
 
 
+def write_result(folder: Path, figures: dict[str, Any]) -> Path:
+    """Writes result.json into a run's folder; an earlier one there is kept as result-1.json, and so on."""
+    path = folder / "result.json"
+    if path.exists():
+        number = 1
+        while (kept := folder / f"result-{number}.json").exists():
+            number += 1
+        path.rename(kept)
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+    return path
+
+
 def confidence_interval(returns: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """95% percentile bootstrap interval of the mean (Efron and Tibshirani 1993, chapter 13), over episodes."""
     if len(returns) < 2 or np.ptp(returns) == 0:
@@ -94,7 +118,5 @@ def confidence_interval(returns: np.ndarray, seed: int = 0) -> tuple[float, floa
     # Imported where it is used: it takes seconds, which every command line would wait for.
     from scipy.stats import bootstrap
 
-    found = bootstrap(
-        (returns,), np.mean, confidence_level=0.95, method="percentile", rng=np.random.default_rng(seed)
-    )
+    found = bootstrap((returns,), np.mean, confidence_level=0.95, method="percentile", rng=np.random.default_rng(seed))
     return float(found.confidence_interval.low), float(found.confidence_interval.high)

@@ -23,8 +23,17 @@ def is_local(dataset_id: str) -> bool:
 
 
 def local_folder(dataset_id: str) -> Path:
-    """Where a dataset lies, or would lie, under the local Minari root."""
-    return Path(get_dataset_path(dataset_id))
+    """Where a dataset lies, or would lie, under the local Minari root.
+
+    Raises:
+        DataError: the root cannot be made.
+    """
+    try:
+        return Path(get_dataset_path(dataset_id))
+    except OSError as error:
+        raise DataError(
+            f"no Minari datasets can be kept here: {error}; set MINARI_DATASETS_PATH to a folder"
+        ) from error
 
 
 def read_folder(folder: Path) -> tuple[Trajectories, EnvironmentSpec | None, str]:

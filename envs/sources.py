@@ -73,7 +73,8 @@ def load(
         entry = catalogue.find(name)
         kind, taken = _find(entry, source, say)
         trajectories, recorded, dataset_id = _read(kind, taken)
-        environment = EnvironmentSpec(env_id) if env_id else entry.environments[kind]
+        known_specs = {spec.id: spec for spec in entry.environments.values()}
+        environment = known_specs.get(env_id, EnvironmentSpec(env_id)) if env_id else entry.environments[kind]
     elif path.exists():
         kind = "minari" if path.is_dir() else "d4rl"
         trajectories, recorded, dataset_id = _read(kind, path)
@@ -141,10 +142,10 @@ def _find_minari(dataset_id: str, say: Callable[[str], object]) -> Path:
         try:
             download.fetch_minari(dataset_id)
         except Unreachable as error:
-            known = sorted(e.minari_id for e in catalogue.catalogue().values() if e.minari_id)
+            known = [e.minari_id for e in catalogue.catalogue().values() if e.minari_id]
             raise DataError(
-                f"{dataset_id} is not among the local Minari datasets in {minari_reader.local_folder('')}, and "
-                f"{error}; catalogue ids are {', '.join(known)}"
+                f"no local dataset of that name in {minari_reader.local_folder('')}, and {error}; "
+                f"{unknown_name('Minari id', dataset_id, known)}"
             ) from error
     return minari_reader.local_folder(dataset_id)
 

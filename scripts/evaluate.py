@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 import gymnasium as gym
@@ -14,14 +14,14 @@ import tyro
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.envs import baselines, catalogue
 from aaren_rl.envs.environments import EnvironmentSpec, make, make_for_video
-from aaren_rl.envs.evaluation import Protocol, evaluate, result
+from aaren_rl.envs.evaluation import Protocol, evaluate, result, write_result
 from aaren_rl.envs.rollout import Actor
 from aaren_rl.scripts.console import device_named, run, say
 from aaren_rl.scripts.train import describe
 from gymnasium.vector import AutoresetMode
 from tqdm import tqdm
 
-from aaren_rl.errors import AarenError, CheckpointError, InvalidInput, unknown_name
+from aaren_rl.errors import CheckpointError, InvalidInput, unknown_name
 
 BASELINES = ("random", "behaviour")
 
@@ -63,11 +63,8 @@ def evaluate_named(arguments: Arguments) -> dict[str, Any]:
         say(f"video:      {record(actor, protocol, folder)}")
     with tqdm(total=arguments.episodes, unit="episode", mininterval=1.0) as bar:
         figures = result(evaluate(actor, protocol, bar.update), protocol, **about)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "result.json"
-    path.write_text(json.dumps(_merged(path, figures), indent=2) + "\n", "utf-8")
     say(describe(about["checkpoint"], figures))
-    say(f"result:     {path}")
+    say(f"result:     {write_result(folder, figures)}")
     return figures
 
 
@@ -78,30 +75,35 @@ def record(actor: Actor, protocol: Protocol, folder: Path) -> Path:
         RenderingUnavailable: nothing can render here.
         InvalidInput: the package that writes videos is missing.
     """
-    try:
-        env = gym.wrappers.RecordVideo(
-            make_for_video(protocol.environment), str(folder), episode_trigger=lambda _: True, disable_logger=True
-        )
-    except gym.error.DependencyNotInstalled as error:
-        raise InvalidInput(f"{error}; pip install 'aaren-rl[video]'") from error
-    try:
-        observation, _ = env.reset(seed=protocol.seed)
-        actor.reset(protocol.target_return, 1, AutoresetMode.SAME_STEP)
-        going_on = np.zeros(1, dtype=np.bool_)
-        action, done = actor.act(observation[None], None, going_on, going_on), False
-        while not done:
-            observation, reward, terminated, truncated, _ = env.step(action[0])
-            done = terminated or truncated
-            if not done:
-                action = actor.act(observation[None], np.array([reward]), going_on, going_on)
-    finally:
-        env.close()  # type: ignore[no-untyped-call]
-    made = folder / "rl-video-episode-0.mp4"
-    return made.replace(folder / "video.mp4")
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder) as frames:
+        try:
+            env = gym.wrappers.RecordVideo(
+                make_for_video(protocol.environment), frames, episode_trigger=lambda _: True, disable_logger=True
+            )
+        except gym.error.DependencyNotInstalled as error:
+            raise InvalidInput(f"{error}; pip install 'aaren-rl[video]'") from error
+        try:
+            observation, _ = env.reset(seed=protocol.seed)
+            actor.reset(protocol.target_return, 1, AutoresetMode.SAME_STEP)
+            going_on = np.zeros(1, dtype=np.bool_)
+            action, done = actor.act(observation[None], None, going_on, going_on), False
+            while not done:
+                observation, reward, terminated, truncated, _ = env.step(action[0])
+                done = terminated or truncated
+                if not done:
+                    action = actor.act(observation[None], np.array([reward]), going_on, going_on)
+        finally:
+            env.close()  # type: ignore[no-untyped-call]
+        return next(Path(frames).glob("*.mp4")).replace(folder / "video.mp4")
 
 
 def _agent(arguments: Arguments) -> tuple[Actor, Protocol, dict[str, Any], Path]:
     folder = Path(arguments.agent)
+    if arguments.env is not None:
+        raise InvalidInput(
+            f"--env {arguments.env} is for baselines; to act elsewhere pass --env-id, as --env-id Hopper-v4"
+        )
     if not folder.exists() and "/" not in arguments.agent:
         hint = unknown_name("baseline", arguments.agent, BASELINES)
         raise CheckpointError(f"{folder} is no agent folder here, and {hint}")
@@ -133,17 +135,6 @@ def _baseline(arguments: Arguments) -> tuple[Actor, Protocol, dict[str, Any], Pa
     protocol = Protocol(spec, arguments.episodes, arguments.seed, None, entry.reference)
     about = {"checkpoint": arguments.agent, "source": "bundled", "dataset": entry.bundled_id}
     return actor, protocol, about, Path("runs") / f"{arguments.env}-{arguments.agent}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
-def _merged(path: Path, figures: dict[str, Any]) -> dict[str, Any]:
-    """The run's result with these figures in: those of the best agent have a place of their own."""
-    try:
-        before = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise AarenError(f"{path} is not JSON ({error}); move it away") from error
-    if figures["checkpoint"] == "best" and before:
-        return {**before, "best": figures}
-    return {**figures, **{key: before[key] for key in ("best", "train_seconds") if key in before}}
 
 
 if __name__ == "__main__":

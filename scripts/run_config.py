@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 import tyro
 from aaren_rl.envs.sources import Source
+from typeguard import TypeCheckError, check_type
 
 from aaren_rl.errors import CheckpointError, InvalidInput, unknown_name
 from aaren_rl.model import ModelConfig
@@ -54,6 +55,12 @@ class RunConfig:
     """Episodes of the final evaluation."""
     model: Annotated[ModelConfig, tyro.conf.arg(name="")] = field(default_factory=ModelConfig)
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1 or self.check_episodes < 0:
+            raise InvalidInput(
+                f"episodes {self.episodes} and check_episodes {self.check_episodes}; expected at least 1 and at least 0"
+            )
 
 
 def parse(arguments: list[str] | None = None) -> RunConfig:
@@ -138,7 +145,11 @@ def _from_table(kind: type[Any], table: dict[str, Any], path: Path) -> Any:
         if dataclasses.is_dataclass(hints[name]) and isinstance(value, dict):
             values[name] = _from_table(hints[name], value, path)
         else:
-            values[name] = Path(value) if hints[name] == Path | None else value
+            values[name] = Path(value) if hints[name] == Path | None and isinstance(value, str) else value
+            try:
+                check_type(values[name], hints[name])
+            except TypeCheckError as error:
+                raise InvalidInput(f"{path}: {name} is {value!r}; {error}") from error
     try:
         return kind(**values)
     except TypeError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.envs import sources
-from aaren_rl.envs.evaluation import Protocol, evaluate, result
+from aaren_rl.envs.evaluation import Protocol, evaluate, result, write_result
 from aaren_rl.envs.sources import Dataset
 from aaren_rl.scripts import run_config
 from aaren_rl.scripts.console import device_named, run, say
@@ -36,7 +35,7 @@ def train(config: RunConfig) -> dict[str, Any]:
     """Trains as configured and returns the final result, which it also writes into the run's folder."""
     device = device_named(config.device)
     dataset = sources.load(config.env, config.source, config.env_id, say)
-    folder = _prepare_folder(config, dataset)
+    folder = _run_folder(config)
     model = _new_model(config, dataset)
     target = dataset.target_returns[0] if config.target is None else config.target
     card = AgentCard(
@@ -58,6 +57,11 @@ def train(config: RunConfig) -> dict[str, Any]:
     if config.resume is not None:
         trainer.restore()
         say(f"resuming {folder} after update {trainer.update}")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Resuming must find the same data, whatever else has come to this machine in between.
+        source = dataset.source if config.source == "auto" else config.source
+        run_config.save(dataclasses.replace(config, source=source, run=folder), folder / CONFIG)
     say(
         f"model: {config.model.blocks} blocks of {config.model.mixer}, {count_parameters(model)} parameters, "
         f"{config.model.layout} tokens; training on {_describe(device)}, {config.training.precision}; "
@@ -86,8 +90,7 @@ def _report(
     if trained.best is not None and trained.best_update != config.training.updates:
         outcome["best"] = evaluated("best", trained.best)
     outcome["train_seconds"] = trained.seconds
-    result_file = folder / "result.json"
-    result_file.write_text(json.dumps(outcome, indent=2) + "\n", "utf-8")
+    result_file = write_result(folder, outcome)
     returns = dataset.trajectories.returns
     curve = draw_curve(folder, f"{config.env} ({dataset.source}), {config.model.mixer}", float(returns.mean()))
     settings = {**dataclasses.asdict(config.model), **dataclasses.asdict(config.training), "env": config.env}
@@ -118,17 +121,13 @@ def _new_model(config: RunConfig, dataset: Dataset) -> DecisionModel:
     return DecisionModel(config.model, Scaling(mean, std, dataset.action_low, dataset.action_high, config.return_scale))
 
 
-def _prepare_folder(config: RunConfig, dataset: Dataset) -> Path:
+def _run_folder(config: RunConfig) -> Path:
     if config.resume is not None:
         return config.resume
-    name = config.env.rstrip("/").rpartition("/")[2] if Path(config.env).exists() else config.env.replace("/", "-")
+    name = Path(config.env).name if Path(config.env).exists() else config.env.replace("/", "-")
     folder = config.run or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if (folder / CONFIG).exists():
+    if any((folder / "checkpoints").glob("[0-9]*")):
         raise InvalidInput(f"{folder} holds a run already; pass --resume {folder} to go on with it, or another --run")
-    folder.mkdir(parents=True, exist_ok=True)
-    # Resuming must find the same data, whatever else has come to this machine in between.
-    source = dataset.source if config.source == "auto" else config.source
-    run_config.save(dataclasses.replace(config, source=source, run=folder), folder / CONFIG)
     return folder
 
 

@@ -130,7 +130,6 @@ def test_right_padding_with_a_previous_action_is_as_if_it_were_not_there(make_mo
     assert_close(model(*padded, previous, valid)[0][:, :20], model(*arguments, previous)[0])
 
 
-@pytest.mark.xfail(strict=True, reason="the given previous action is dropped when the row begins with padding")
 @both_layouts
 def test_left_padding_with_a_previous_action_is_as_if_it_were_not_there(make_model, layout):
     model = make_model(layout=layout)
@@ -274,7 +273,6 @@ def test_saturated_actions_are_the_bounds_and_no_other_leaves_them(make_model, s
         assert_close(model(*draw(5))[0], bound.expand(2, 5, -1))
 
 
-@pytest.mark.xfail(strict=True, reason="float32 rounding in DecisionModel._unscale_action")
 def test_saturated_actions_do_not_leave_odd_bounds_by_a_rounding_error():
     rng = np.random.default_rng(0)
     low = -rng.uniform(0.1, 3, 200).astype(np.float32)

@@ -307,7 +307,6 @@ def test_shapes_and_masks_that_do_not_fit_are_refused():
             prefix_attention(scores, values, wrong)
 
 
-@pytest.mark.xfail(strict=True, reason="the chained comparison in scan._check lets a wrong m through")
 @pytest.mark.parametrize("wrong", ["m", "m and c"])
 def test_a_state_whose_maximum_or_normaliser_does_not_fit_is_refused(wrong):
     scores, values, state, *_ = draw(5)

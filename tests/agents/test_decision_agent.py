@@ -178,18 +178,7 @@ def test_every_autoreset_mode_gives_the_same_returns(mixer):
         np.testing.assert_allclose(result.returns, single, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "mode",
-    [
-        pytest.param(
-            mode,
-            marks=pytest.mark.xfail(
-                mode == AutoresetMode.NEXT_STEP, strict=True, reason="the resting step after the last is counted"
-            ),
-        )
-        for mode in MODES
-    ],
-)
+@pytest.mark.parametrize("mode", MODES)
 def test_a_learned_embedding_serves_episodes_as_long_as_itself_in_every_mode(mode):
     agent = make_agent("HalfCheetah-v5", timesteps="learned", max_steps=LIMIT)
     envs = SyncVectorEnv([lambda: make_env("HalfCheetah-v5")] * 2, autoreset_mode=mode)
@@ -244,7 +233,6 @@ def test_the_action_returned_may_be_changed_by_the_caller(agent):
     assert (second_action(True) == second_action(False)).all()
 
 
-@pytest.mark.xfail(strict=True, reason="DecisionAgent.reset keeps a view of the caller's array")
 def test_the_target_array_may_be_changed_by_the_caller(agent):
     def after_an_end(meddle):
         target = np.array([30.0, 20.0])

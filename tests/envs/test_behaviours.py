@@ -72,14 +72,12 @@ def test_missing_cut_and_foreign_files_are_refused(tmp_path):
         ActorBehaviour.load(path)
 
 
-@pytest.mark.xfail(strict=True, raises=EOFError, reason="BUG: numpy's EOFError for an empty file passes through load")
 def test_empty_file_is_refused(tmp_path):
     (tmp_path / "a.npz").touch()
     with pytest.raises(DataError, match="not a behaviour"):
         ActorBehaviour.load(tmp_path / "a.npz")
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: zlib.error and zipfile's NotImplementedError pass through load")
 def test_altered_byte_is_noticed_or_harmless(tmp_path):
     path = tmp_path / "a.npz"
     behaviours.bundled("hopper", MEDIUM).save(path)

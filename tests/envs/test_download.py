@@ -148,7 +148,6 @@ def test_file_that_was_cut_on_the_server(content):
     assert kept() == []
 
 
-@pytest.mark.xfail(strict=True, raises=FileNotFoundError, reason="BUG: the message wants the size of no partial file")
 def test_server_that_hangs_up_before_the_first_byte(content):
     with site(content, hang_up=True) as server, pytest.raises(DataError, match="broke off"):
         fetch_d4rl(NAME, server.host)

@@ -89,7 +89,6 @@ def test_interval_is_the_same_for_the_same_seed():
     assert confidence_interval(returns, 1) == confidence_interval(returns, 1) != confidence_interval(returns, 2)
 
 
-@pytest.mark.xfail(strict=True, raises=IndexError, reason="BUG: zero episodes make an empty vector environment first")
 def test_no_episodes_is_an_error():
     with pytest.raises(InvalidInput, match="0 episodes"):
         evaluate(random_actor(HOPPER), protocol(episodes=0))

@@ -172,7 +172,9 @@ def test_unknown_names():
         load("hopper-mediun")
     with pytest.raises(DataError, match=r"nowhere\.hdf5 does not exist"):
         load("data/nowhere.hdf5")
-    with pytest.raises(DataError, match=r"mujoco/hoper/medium-v0 is not among the local.*mujoco/hopper/medium-v0"):
+    with pytest.raises(
+        DataError, match=r"no local dataset .*'mujoco/hoper/medium-v0'; did you mean 'mujoco/hopper/medium-v0'"
+    ):
         load("mujoco/hoper/medium-v0")
 
 

@@ -34,15 +34,13 @@ def test_options_are_followed_and_written_down(command, run_folder):
     assert len(result["returns"]) == 3
 
 
-def test_best_agent_does_not_take_the_place_of_the_last(command, run_folder):
-    before = result_of(run_folder)
-    status, _, _ = command(main, run_folder / "best", "--episodes", "1")
-    assert status == 0
-    after = result_of(run_folder)
-    assert after["returns"] == before["returns"]
-    assert (after["best"]["checkpoint"], after["best"]["episodes"]) == ("best", 1)
-    command(main, run_folder / "last", "--episodes", "1")
-    assert result_of(run_folder)["best"] == after["best"]
+def test_earlier_results_are_kept(command, run_folder):
+    before = (run_folder / "result.json").read_text()
+    for episodes in (1, 2):
+        command(main, run_folder / "best", "--episodes", episodes)
+    assert (result_of(run_folder)["checkpoint"], result_of(run_folder)["episodes"]) == ("best", 2)
+    assert (run_folder / "result-1.json").read_text() == before
+    assert json.loads((run_folder / "result-2.json").read_text())["episodes"] == 1
 
 
 def test_random_baseline(command, tmp_path):
@@ -114,14 +112,6 @@ def test_missing_weights_are_named(command, run_folder):
     assert "model.safetensors is missing" in errors
 
 
-def test_result_that_is_not_json_is_kept(command, run_folder):
-    (run_folder / "result.json").write_text("mine")
-    status, _, errors = command(main, run_folder / "last", "--episodes", "1")
-    assert status == 2
-    assert "not JSON" in errors
-    assert (run_folder / "result.json").read_text() == "mine"
-
-
 def assert_video_or_advice(done, folder):
     if done.returncode == 0:
         # An mp4 begins with its file type box.
@@ -142,7 +132,6 @@ def test_video_is_recorded_or_the_error_says_what_to_install(script, run_folder)
         assert result_of(run_folder)["episodes"] == 1
 
 
-@pytest.mark.xfail(reason="BUG: where OSMesa is not installed, `import mujoco` itself fails with an AttributeError")
 def test_renderer_that_is_not_installed_is_named(script, run_folder):
     done = script("evaluate", run_folder / "last", "--episodes", "1", "--video", MUJOCO_GL="osmesa")
     assert_video_or_advice(done, run_folder)

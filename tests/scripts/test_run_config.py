@@ -149,7 +149,6 @@ def test_file_with_a_bad_setting_is_named(tmp_path, text, message):
         load(tmp_path / "config.toml")
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: the types and choices of most settings of a file are not checked")
 @pytest.mark.parametrize(
     "text",
     [

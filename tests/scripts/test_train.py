@@ -202,13 +202,11 @@ def test_setting_that_does_not_fit_ends_with_status_two(command, tiny, option):
     assert errors.startswith("error: ")
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: the folder of a run that never began is taken, and cannot be resumed")
 def test_mended_command_line_can_be_run_again(command, tiny):
     assert command(main, *tiny, "--run", "same", "--heads", "3")[0] == 2
     assert command(main, *tiny, "--run", "same")[0] == 0
 
 
-@pytest.mark.xfail(strict=True, raises=IndexError, reason="BUG: trains to the end, then fails with a traceback")
 def test_no_episodes_to_evaluate_is_known_before_training(command, tiny, tmp_path):
     status, _, errors = command(main, *tiny, "--episodes", "0", "--run", "none")
     assert status == 2

@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from aaren_rl import __version__
-from aaren_rl.errors import CheckpointError
+from aaren_rl.errors import CheckpointError, InvalidInput
 from aaren_rl.model import DecisionModel, Scaling, config_from_dict
 
 WEIGHTS, CARD = "model.safetensors", "agent.json"
@@ -41,6 +41,9 @@ class AgentCard:
         source: where the data came from ("minari", "d4rl", "bundled").
         target_returns: what to ask of it; the first is the default.
         updates: optimiser updates it was trained for.
+
+    Raises:
+        InvalidInput: no target return is given.
     """
 
     env_id: str
@@ -49,6 +52,10 @@ class AgentCard:
     target_returns: tuple[float, ...]
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     updates: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.target_returns:
+            raise InvalidInput("target_returns is empty; expected at least one return to ask for")
 
 
 def save_agent(folder: Path, model: DecisionModel, card: AgentCard) -> None:

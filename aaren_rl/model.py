@@ -122,7 +122,7 @@ class DecisionModel(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, self.action_size)
-        self.apply(_initialise)
+        self.blocks.apply(_initialise)
 
     @property
     def tokens_per_step(self) -> int:
@@ -207,7 +207,7 @@ class DecisionModel(nn.Module):
         """Mean squared error of the predicted actions, scaled to [-1, 1], over valid steps only (paper, section 3)."""
         predicted, _ = self._predict(states, actions, returns_to_go, timesteps, previous_action, valid, None)
         error = (predicted.float() - self._scale_action(actions)).square().mean(-1)
-        return error.mean() if valid is None else (error * valid).sum() / valid.sum()
+        return error.mean() if valid is None else torch.where(valid, error, 0.0).sum() / valid.sum().clamp(min=1)
 
     def _predict(
         self,
@@ -219,7 +219,7 @@ class DecisionModel(nn.Module):
         valid: Tensor | None,
         state: tuple[State, ...] | None,
     ) -> tuple[Tensor, tuple[State, ...]]:
-        self._check(states, actions, returns_to_go, timesteps, previous_action)
+        self._check(states, actions, returns_to_go, timesteps, previous_action, valid)
         observed = self.embed_observation((states - self.observation_mean) / self.observation_std)
         wanted = self.embed_return((returns_to_go / self.return_scale).unsqueeze(-1))
         real = torch.ones_like(timesteps, dtype=torch.bool) if valid is None else valid
@@ -270,7 +270,13 @@ class DecisionModel(nn.Module):
         return torch.minimum(torch.maximum(raw, self.action_low), self.action_high)
 
     def _check(
-        self, states: Tensor, actions: Tensor, returns_to_go: Tensor, timesteps: Tensor, previous_action: Tensor | None
+        self,
+        states: Tensor,
+        actions: Tensor,
+        returns_to_go: Tensor,
+        timesteps: Tensor,
+        previous_action: Tensor | None,
+        valid: Tensor | None,
     ) -> None:
         batch_time = tuple(states.shape[:2])
         expected: dict[str, tuple[Tensor, tuple[int, ...]]] = {
@@ -281,9 +287,20 @@ class DecisionModel(nn.Module):
         }
         if previous_action is not None:
             expected["previous_action"] = (previous_action, (batch_time[0], self.action_size))
+        if valid is not None:
+            expected["valid"] = (valid, batch_time)
         for name, (given, shape) in expected.items():
-            if tuple(given.shape) != shape:
-                raise InvalidInput(f"{name} has shape {tuple(given.shape)}; expected {shape}")
+            if tuple(given.shape) != shape or 0 in shape[:2]:
+                raise InvalidInput(f"{name} has shape {tuple(given.shape)}; expected {shape}, with no dimension of 0")
+        if valid is not None and valid.dtype != torch.bool:
+            raise InvalidInput(f"valid is {valid.dtype}; expected torch.bool")
+        # On a GPU the look at the values would hold up the host; training and acting check them before.
+        if self.config.timesteps == "learned" and timesteps.device.type == "cpu":
+            longest = int(timesteps.max())
+            if longest >= self.config.max_steps:
+                raise InvalidInput(
+                    f"timestep {longest} is beyond the learned embedding of {self.config.max_steps} steps"
+                )
 
 
 class Block(nn.Module):
@@ -314,11 +331,13 @@ def _sinusoids(positions: Tensor, width: int) -> Tensor:
 
 
 def _initialise(module: nn.Module) -> None:
-    """GPT-2's initialisation, which the Decision Transformer uses."""
-    if isinstance(module, nn.Linear | nn.Embedding):
+    """GPT-2's initialisation, which the Decision Transformer uses within its blocks.
+
+    Not for the embeddings: without its random bias, the return token would be normalised to no more than its sign.
+    """
+    if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=0.02)
-        if isinstance(module, nn.Linear):
-            nn.init.zeros_(module.bias)
+        nn.init.zeros_(module.bias)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -165,7 +165,13 @@ class Trainer:
             self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self._loss = torch.compile(self.model.loss) if config.compile else self.model.loss
-        self._data = {"episodes": trajectories.episodes, "steps": trajectories.steps}
+        self._data = {
+            "episodes": trajectories.episodes,
+            "steps": trajectories.steps,
+            "sha256": checkpoint.digest(trajectories.rewards.tobytes() + trajectories.offsets.tobytes()),
+            "seed": config.seed,
+            "held_out": config.held_out,
+        }
         self.update = 0
         self.seconds = 0.0
         self.best_update: int | None = None
@@ -318,6 +324,8 @@ class Trainer:
         Raises:
             CheckpointError: there is none, it is damaged, or it was made with another model or other data.
         """
+        for partial in (self.folder / "checkpoints").glob(".*.partial-*"):
+            shutil.rmtree(partial)
         found = _checkpoints(self.folder)
         if not found:
             raise CheckpointError(f"{self.folder} has no checkpoint to resume from; start the run without --resume")
@@ -328,7 +336,7 @@ class Trainer:
         if model.config != self.model.config:
             raise CheckpointError(f"{newest} holds {model.config}; asked to resume {self.model.config}")
         if state["data"] != self._data:
-            raise CheckpointError(f"{newest} was trained on data of {state['data']}; the data now have {self._data}")
+            raise CheckpointError(f"{newest} was trained on {state['data']}; the data and seed now are {self._data}")
         self.acting.load_state_dict(model.state_dict())
         weights: dict[str, Tensor] = {}
         optimiser = self.optimiser.state_dict()

@@ -165,11 +165,11 @@ class DecisionAgent:
         """
         state = self._running()
         rows = len(self._timestep)
-        observed = self._checked("observation", observation, (rows, self.model.observation_size))
+        observed = self._checked("observation", observation, (rows, self.model.observation_size), np.float32)
         done = self._row_flags("terminated", terminated) | self._row_flags("truncated", truncated)
         if reward is None and not self._starting.all():
             raise InvalidInput("act was called without a reward; give the reward of the last action, or reset first")
-        earned = np.zeros(rows) if reward is None else self._checked("reward", reward, (rows,)).astype(np.float64)
+        earned = np.zeros(rows) if reward is None else self._checked("reward", reward, (rows,), np.float64)
         if self._single and done.any():
             raise InvalidInput("the episode has ended; reset the environment and the agent before the next act")
         # In NEXT_STEP mode an ended row rests for one call, whose action the environment ignores.
@@ -187,7 +187,7 @@ class DecisionAgent:
             )
         with torch.inference_mode():
             predicted, stepped = self.model.step(
-                self._tensor(observed.astype(np.float32)),
+                self._tensor(observed),
                 self._tensor(self._previous_action),
                 self._tensor(self._return_to_go.astype(np.float32)),
                 self._tensor(self._timestep),
@@ -266,8 +266,12 @@ class DecisionAgent:
     def _tensor(self, array: Array) -> Tensor:
         return torch.as_tensor(array, device=self.device)
 
-    def _checked(self, name: str, given: float | Array, shape: tuple[int, ...]) -> Array:
-        array = np.asarray(given)
+    def _checked(self, name: str, given: float | Array, shape: tuple[int, ...], kind: type[np.floating]) -> Array:
+        try:
+            with np.errstate(over="ignore"):
+                array = np.asarray(given).astype(kind)
+        except (TypeError, ValueError) as error:
+            raise InvalidInput(f"{name} is not made of numbers: {error}") from error
         if self._single:
             array = array[None]
         if array.shape != shape:

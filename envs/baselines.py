@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from gymnasium.vector import AutoresetMode
+
 from aaren_rl.envs import behaviours
 from aaren_rl.envs.behaviours import Behaviour, RandomBehaviour
 from aaren_rl.envs.catalogue import Entry
 from aaren_rl.envs.environments import EnvironmentSpec, box, make
-from gymnasium.vector import AutoresetMode
-
 from aaren_rl.errors import InvalidInput
 
 

@@ -9,7 +9,6 @@ from importlib import resources
 from typing import Any
 
 from aaren_rl.envs.environments import EnvironmentSpec
-
 from aaren_rl.errors import unknown_name
 
 if sys.version_info >= (3, 11):

@@ -15,16 +15,16 @@ import gymnasium as gym
 import minari
 import numpy as np
 import numpy.typing as npt
-from aaren_rl.envs import baselines, minari_reader
-from aaren_rl.envs.behaviours import Behaviour
-from aaren_rl.envs.catalogue import Entry
-from aaren_rl.envs.environments import EnvironmentSpec, box, make
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
 from minari.namespace import create_namespace, list_local_namespaces
 from tqdm import tqdm
 
 from aaren_rl import __version__
+from aaren_rl.envs import baselines, minari_reader
+from aaren_rl.envs.behaviours import Behaviour
+from aaren_rl.envs.catalogue import Entry
+from aaren_rl.envs.environments import EnvironmentSpec, box, make
 from aaren_rl.errors import DataError, InvalidInput
 
 STEPS = 200_000

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import h5py
 import minari
-from aaren_rl.envs import minari_reader
 from tqdm import tqdm
 
+from aaren_rl.envs import minari_reader
 from aaren_rl.errors import DataError
 
 D4RL_HOST = "http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2"

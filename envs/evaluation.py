@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from aaren_rl.envs.catalogue import Reference
 from aaren_rl.envs.environments import EnvironmentSpec, make_vector
 from aaren_rl.envs.rollout import Actor, Episodes, roll_out
-
 from aaren_rl.errors import InvalidInput
 
 SLOTS = 25

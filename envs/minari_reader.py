@@ -9,10 +9,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
-from aaren_rl.envs.environments import EnvironmentSpec
 from minari import MinariDataset
 from minari.storage import get_dataset_path
 
+from aaren_rl.envs.environments import EnvironmentSpec
 from aaren_rl.errors import DataError, InvalidInput
 from aaren_rl.trajectories import Trajectories
 

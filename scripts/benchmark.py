@@ -14,10 +14,10 @@ import h5py
 import numpy as np
 import torch
 import tyro
-from aaren_rl.envs import d4rl_reader
-from aaren_rl.scripts.console import run, say
 
 from aaren_rl import scan
+from aaren_rl.envs import d4rl_reader
+from aaren_rl.scripts.console import run, say
 
 REPEATS = 7
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
+
 from aaren_rl.envs import catalogue
 from aaren_rl.envs.collect import STEPS, collect
 from aaren_rl.scripts.console import run, say

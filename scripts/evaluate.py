@@ -11,17 +11,17 @@ from typing import Annotated, Any, Literal
 import gymnasium as gym
 import numpy as np
 import tyro
+from gymnasium.vector import AutoresetMode
+from tqdm import tqdm
+
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.envs import baselines, catalogue
 from aaren_rl.envs.environments import EnvironmentSpec, make, make_for_video
 from aaren_rl.envs.evaluation import Protocol, evaluate, result, write_result
 from aaren_rl.envs.rollout import Actor
+from aaren_rl.errors import CheckpointError, InvalidInput, unknown_name
 from aaren_rl.scripts.console import device_named, run, say
 from aaren_rl.scripts.train import describe
-from gymnasium.vector import AutoresetMode
-from tqdm import tqdm
-
-from aaren_rl.errors import CheckpointError, InvalidInput, unknown_name
 
 BASELINES = ("random", "behaviour")
 

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal
 
 import tomli_w
 import tyro
-from aaren_rl.envs.sources import Source
 from typeguard import TypeCheckError, check_type
 
+from aaren_rl.envs.sources import Source
 from aaren_rl.errors import CheckpointError, InvalidInput, unknown_name
 from aaren_rl.model import ModelConfig
 from aaren_rl.training import TrainingConfig

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from aaren_rl.agents import DecisionAgent
+from aaren_rl.checkpoint import AgentCard
 from aaren_rl.envs import sources
 from aaren_rl.envs.evaluation import Protocol, evaluate, result, write_result
 from aaren_rl.envs.sources import Dataset
-from aaren_rl.scripts import run_config
-from aaren_rl.scripts.console import device_named, run, say
-from aaren_rl.scripts.run_config import CONFIG, RunConfig
-
-from aaren_rl.checkpoint import AgentCard
 from aaren_rl.errors import InvalidInput
 from aaren_rl.model import DecisionModel, Scaling, count_parameters
 from aaren_rl.run_log import draw_curve, log_hyperparameters
+from aaren_rl.scripts import run_config
+from aaren_rl.scripts.console import device_named, run, say
+from aaren_rl.scripts.run_config import CONFIG, RunConfig
 from aaren_rl.training import Evaluation, Trained, Trainer
 
 CHECK_SEED = 10_000

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import tyro
+
 from aaren_rl.envs.behaviours import ActorBehaviour
 from aaren_rl.envs.environments import EnvironmentSpec, box, make
-from aaren_rl.scripts.console import run, say
-
 from aaren_rl.errors import InvalidInput
+from aaren_rl.scripts.console import run, say
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from aaren_rl.agents import DecisionAgent
 
+from aaren_rl.agents import DecisionAgent
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
 

@@ -4,13 +4,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from aaren_rl.agents import DecisionAgent
-from aaren_rl.envs.rollout import roll_out
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from aaren_rl.agents import DecisionAgent
 from aaren_rl.checkpoint import AgentCard
+from aaren_rl.envs.rollout import roll_out
 from aaren_rl.errors import CheckpointError, InvalidInput
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
 

@@ -2,14 +2,14 @@ import contextlib
 
 import numpy as np
 import pytest
+from gymnasium.vector import AutoresetMode
+
 from aaren_rl.envs import behaviours
 from aaren_rl.envs.baselines import BehaviourActor, behaviour_policies, random_actor
 from aaren_rl.envs.behaviours import ActorBehaviour, RandomBehaviour
 from aaren_rl.envs.catalogue import find
 from aaren_rl.envs.environments import EnvironmentSpec
 from aaren_rl.envs.evaluation import Protocol, evaluate
-from gymnasium.vector import AutoresetMode
-
 from aaren_rl.errors import DataError, InvalidInput
 
 MEDIUM = 140_000

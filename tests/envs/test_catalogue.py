@@ -1,10 +1,10 @@
 import gymnasium as gym
 import pytest
+
 from aaren_rl.envs import behaviours
 from aaren_rl.envs.catalogue import Reference, by_environment, catalogue, find
 from aaren_rl.envs.environments import make
 from aaren_rl.envs.minari_reader import local_folder
-
 from aaren_rl.errors import InvalidInput
 
 TASKS = ("hopper", "halfcheetah", "walker2d", "ant")

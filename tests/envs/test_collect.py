@@ -9,12 +9,12 @@ import gymnasium as gym
 import minari
 import numpy as np
 import pytest
+
 from aaren_rl.envs import baselines, collect
 from aaren_rl.envs.behaviours import RandomBehaviour
 from aaren_rl.envs.catalogue import find
 from aaren_rl.envs.environments import EnvironmentSpec
 from aaren_rl.envs.minari_reader import read_folder
-
 from aaren_rl.errors import DataError, InvalidInput
 
 COLLECT = Path(__file__).parents[2] / "scripts" / "collect.py"

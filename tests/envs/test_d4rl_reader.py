@@ -4,8 +4,8 @@ import tracemalloc
 import h5py
 import numpy as np
 import pytest
-from aaren_rl.envs.d4rl_reader import from_arrays, read_file
 
+from aaren_rl.envs.d4rl_reader import from_arrays, read_file
 from aaren_rl.errors import DataError
 
 

@@ -8,8 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import h5py
 import numpy as np
 import pytest
-from aaren_rl.envs.download import Unreachable, d4rl_folder, fetch_d4rl, fetch_minari
 
+from aaren_rl.envs.download import Unreachable, d4rl_folder, fetch_d4rl, fetch_minari
 from aaren_rl.errors import DataError
 
 NAME = "hopper_medium-v2.hdf5"

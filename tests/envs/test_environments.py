@@ -3,10 +3,10 @@ import warnings
 import gymnasium as gym
 import numpy as np
 import pytest
-from aaren_rl.envs.environments import EnvironmentSpec, box, make, make_vector
 from gymnasium.spaces import Box, Dict, Discrete
 from gymnasium.vector import AutoresetMode
 
+from aaren_rl.envs.environments import EnvironmentSpec, box, make, make_vector
 from aaren_rl.errors import InvalidInput
 
 PARTS = Dict({"b": Box(-1, 1, (2, 2), np.float64), "a": Box(-1, 1, (3,), np.float64), "c": Discrete(3)})

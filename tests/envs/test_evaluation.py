@@ -3,12 +3,12 @@ from importlib.metadata import version
 
 import numpy as np
 import pytest
+
 from aaren_rl.envs.baselines import random_actor
 from aaren_rl.envs.catalogue import Reference
 from aaren_rl.envs.environments import EnvironmentSpec
 from aaren_rl.envs.evaluation import Protocol, confidence_interval, evaluate, result
 from aaren_rl.envs.rollout import Episodes
-
 from aaren_rl.errors import InvalidInput
 
 HOPPER = EnvironmentSpec("Hopper-v5", {"terminate_when_unhealthy": False, "max_episode_steps": 20})

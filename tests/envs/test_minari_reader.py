@@ -5,10 +5,10 @@ import h5py
 import minari
 import numpy as np
 import pytest
-from aaren_rl.envs.minari_reader import is_local, local_folder, read_folder
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, Tuple
 from minari.data_collector import EpisodeBuffer
 
+from aaren_rl.envs.minari_reader import is_local, local_folder, read_folder
 from aaren_rl.errors import DataError, InvalidInput
 
 # Minari misses authors, code links and so on.

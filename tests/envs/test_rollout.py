@@ -1,9 +1,9 @@
 import gymnasium as gym
 import numpy as np
 import pytest
-from aaren_rl.envs.rollout import roll_out
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
+from aaren_rl.envs.rollout import roll_out
 from aaren_rl.errors import InvalidInput
 
 MODES = list(AutoresetMode)

@@ -6,13 +6,13 @@ import h5py
 import minari
 import numpy as np
 import pytest
+from minari.data_collector import EpisodeBuffer
+
 from aaren_rl.envs import collect, sources
 from aaren_rl.envs.catalogue import find
 from aaren_rl.envs.download import d4rl_folder
 from aaren_rl.envs.environments import EnvironmentSpec
 from aaren_rl.envs.minari_reader import local_folder
-from minari.data_collector import EpisodeBuffer
-
 from aaren_rl.errors import DataError, InvalidInput
 
 # A test that finds the data on this machine asks no host; one that does not is refused at once.

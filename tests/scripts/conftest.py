@@ -7,6 +7,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+
 from aaren_rl.envs import collect
 from aaren_rl.envs.catalogue import find
 

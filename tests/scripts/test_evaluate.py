@@ -3,6 +3,7 @@ import re
 
 import numpy as np
 import pytest
+
 from aaren_rl.scripts.evaluate import main
 
 

@@ -2,13 +2,13 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from aaren_rl.scripts import run_config
-from aaren_rl.scripts.run_config import RunConfig, load, parse, presets, save
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aaren_rl.errors import AarenError, CheckpointError, InvalidInput
 from aaren_rl.model import ModelConfig
+from aaren_rl.scripts import run_config
+from aaren_rl.scripts.run_config import RunConfig, load, parse, presets, save
 from aaren_rl.training import TrainingConfig
 
 

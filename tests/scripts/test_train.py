@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.scripts import run_config
 from aaren_rl.scripts.train import main
-from safetensors.numpy import load_file
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 TRAIN = Path(__file__).parents[2] / "scripts" / "train.py"
 

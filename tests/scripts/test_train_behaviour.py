@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+
 from aaren_rl.envs.behaviours import ActorBehaviour
 from aaren_rl.scripts.train_behaviour import main, to_behaviour
 

@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(shell find aaren_rl agents envs scripts -type f -not -name '*.pyc') pyproject.toml README.md LICENSE
 
+# One pip at a time in one environment.
+.NOTPARALLEL:
 .PHONY: train test test-slow check format clean
 
 train: .venv/.installed
@@ -46,7 +48,7 @@ format: .venv/.installed-dev
 
 .venv:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "aaren-rl needs Python 3.10 or newer; pass PYTHON=python3.11, say")'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -141,6 +141,28 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
 
 
+def clean_up(parent: Path) -> None:
+    """Undoes what a killed `whole_folder` left: half-written folders go, one that was set aside comes back."""
+    for partial in parent.glob(".*.partial-*"):
+        shutil.rmtree(partial)
+    for old in parent.glob(".*.old-*"):
+        folder = parent / old.name[1:].rpartition(".old-")[0]
+        if folder.exists():
+            shutil.rmtree(old)
+        else:
+            os.replace(old, folder)
+
+
+def replace_file(path: Path, content: str) -> None:
+    """Writes a text file whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        write_file(partial, content.encode())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Writes a file and waits until it is on the disk."""
     with path.open("wb") as file:

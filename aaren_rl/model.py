@@ -22,7 +22,10 @@ Timesteps = Literal["none", "learned", "sinusoidal"]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a decision model; the defaults are the Decision Transformer's (Chen et al. 2021, appendix A)."""
+    """Shape of a decision model; the defaults are the Decision Transformer's (Chen et al. 2021, appendix A), save two.
+
+    The mixer, and the timestep embedding: it is left out so that acting by streaming and training on windows agree.
+    """
 
     mixer: str = "aaren"
     """What mixes tokens over time (aaren_rl.mixers.names() lists them)."""

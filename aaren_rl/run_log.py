@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from aaren_rl.checkpoint import replace_file
 from aaren_rl.errors import DataError
 
 METRICS = "metrics.jsonl"
@@ -37,9 +37,7 @@ class RunLog:
     def __init__(self, folder: Path, update: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         kept = [point for point in read_metrics(folder) if point["update"] <= update] if update else []
-        fresh = folder / f".{METRICS}.partial"
-        fresh.write_text("".join(json.dumps(point) + "\n" for point in kept), "utf-8")
-        os.replace(fresh, folder / METRICS)
+        replace_file(folder / METRICS, "".join(json.dumps(point) + "\n" for point in kept))
         self._file = (folder / METRICS).open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder), purge_step=update + 1 if update else None)
 

@@ -102,7 +102,7 @@ class Sampler:
         return self._gather(episode, self._random(self._lengths[episode]), self.context)
 
     def sweep(self, steps: int) -> Iterator[Batch]:
-        """Consecutive segments that cover the first `steps` steps, or so, of the episodes once; the same each time."""
+        """Segments of about `steps` steps in all, spread evenly over the episodes, none twice; the same each time."""
         stride = self.context or self._longest
         pieces = (self._lengths + stride - 1) // stride
         episode = torch.repeat_interleave(torch.arange(len(pieces), device=self.device), pieces)

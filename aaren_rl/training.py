@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import shutil
@@ -31,6 +32,10 @@ from aaren_rl.trajectories import Trajectories
 
 class Interrupted(AarenError):
     """Training was stopped by Ctrl-C or SIGTERM, after saving a checkpoint."""
+
+
+class Diverged(AarenError):
+    """The loss or its gradient is no longer a finite number."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +176,7 @@ class Trainer:
             "sha256": checkpoint.digest(trajectories.rewards.tobytes() + trajectories.offsets.tobytes()),
             "seed": config.seed,
             "held_out": config.held_out,
+            "device": self.device.type,
         }
         self.update = 0
         self.seconds = 0.0
@@ -183,22 +189,27 @@ class Trainer:
         Raises:
             Interrupted: Ctrl-C or SIGTERM; a checkpoint of the last whole update was saved.
             CheckpointError: a checkpoint could not be written; earlier ones are still there.
-            InvalidInput: the loss is not finite.
+            InvalidInput: the folder holds another run.
+            Diverged: the loss or its gradient is not finite; checkpoints from before are still there.
         """
         config = self.config
+        if self.update == 0 and _checkpoints(self.folder):
+            raise InvalidInput(f"{self.folder} holds a run already; resume it, or give the new run another folder")
         log = RunLog(self.folder, self.update)
         bar = tqdm(total=config.updates, initial=self.update, unit="update", mininterval=1.0, disable=not progress)
         losses = torch.zeros((), device=self.device)
         norms = torch.zeros((), device=self.device)
-        since, began = self.update, time.perf_counter()
-        with _stop_signal() as stop, bar:
+        saved = -1
+        since, began, paused = self.update, time.perf_counter(), 0.0
+        with _stop_signal() as stop, contextlib.closing(log), bar:
             while self.update < config.updates and not stop.is_set():
                 loss, norm = self._do_update()
                 losses += loss
                 norms += norm
                 bar.update()
                 if self.update % config.log_every == 0 or self.update == config.updates:
-                    count, elapsed = self.update - since, time.perf_counter() - began
+                    self._check_finite(losses, norms)
+                    count, elapsed = self.update - since, time.perf_counter() - began - paused
                     point = {
                         "loss": losses.item() / count,
                         "gradient_norm": norms.item() / count,
@@ -206,33 +217,40 @@ class Trainer:
                         "updates_per_second": count / elapsed,
                         "steps_per_second": count * self._steps_per_update() / elapsed,
                     }
-                    if not np.isfinite(point["loss"]):
-                        raise InvalidInput(
-                            f"the loss is {point['loss']} at update {self.update}; lower --learning-rate, and continue "
-                            "from the last checkpoint with --resume"
-                        )
                     self.seconds += elapsed
                     log.write(self.update, point)
                     bar.set_postfix(loss=f"{point['loss']:.4f}")
                     losses.zero_()
                     norms.zero_()
-                    since, began = self.update, time.perf_counter()
+                    since, began, paused = self.update, time.perf_counter(), 0.0
                 at_evaluation = self.update % config.evaluate_every == 0 or self.update == config.updates
                 if at_evaluation or self.update % config.checkpoint_every == 0:
-                    self.seconds += time.perf_counter() - began
-                    spent = time.perf_counter()
+                    self._check_finite(losses, norms)
+                    started = time.perf_counter()
                     if at_evaluation:
                         log.write(self.update, self._evaluate())
                     self.save()
+                    saved = self.update
+                    checking = time.perf_counter() - started
+                    log.write(self.update, {"seconds_checking": checking})
                     # What checking costs is not training.
-                    began = time.perf_counter()
-                    log.write(self.update, {"seconds_checking": began - spent})
-            if stop.is_set():
+                    paused += checking
+            if stop.is_set() and saved != self.update:
+                self._check_finite(losses, norms)
                 self.save()
-        log.close()
         if self.update < config.updates:
-            raise Interrupted(f"stopped after update {self.update}; its checkpoint is saved in {self.folder}")
+            raise Interrupted(
+                f"stopped after update {self.update}, its checkpoint is saved; go on with --resume {self.folder}"
+            )
         return self._finish()
+
+    def _check_finite(self, losses: Tensor, norms: Tensor) -> None:
+        """Stops before weights that are not finite could replace a good checkpoint."""
+        if not bool(torch.isfinite(losses + norms)):
+            raise Diverged(
+                f"the loss or its gradient is not finite at update {self.update}; go on from the last checkpoint with "
+                f"--resume {self.folder} and a lower --learning-rate"
+            )
 
     def _do_update(self) -> tuple[Tensor, Tensor]:
         config = self.config
@@ -324,8 +342,7 @@ class Trainer:
         Raises:
             CheckpointError: there is none, it is damaged, or it was made with another model or other data.
         """
-        for partial in (self.folder / "checkpoints").glob(".*.partial-*"):
-            shutil.rmtree(partial)
+        checkpoint.clean_up(self.folder / "checkpoints")
         found = _checkpoints(self.folder)
         if not found:
             raise CheckpointError(f"{self.folder} has no checkpoint to resume from; start the run without --resume")
@@ -335,27 +352,34 @@ class Trainer:
         model, _ = checkpoint.load_agent(newest)
         if model.config != self.model.config:
             raise CheckpointError(f"{newest} holds {model.config}; asked to resume {self.model.config}")
-        if state["data"] != self._data:
-            raise CheckpointError(f"{newest} was trained on {state['data']}; the data and seed now are {self._data}")
-        self.acting.load_state_dict(model.state_dict())
-        weights: dict[str, Tensor] = {}
-        optimiser = self.optimiser.state_dict()
-        for name, tensor in tensors.items():
-            kind, _, rest = name.partition(".")
-            if kind == "weights":
-                weights[rest] = tensor
-            elif kind == "optimiser":
-                index, _, part = rest.partition(".")
-                optimiser["state"].setdefault(int(index), {})[part] = tensor
-        self.model.load_state_dict(weights)
-        self.optimiser.load_state_dict(optimiser)
-        torch.set_rng_state(tensors["rng"])
-        self.sampler.generator.set_state(tensors["sampler"])
-        if self.device.type == "cuda" and "rng_cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["rng_cuda"], self.device)
-        self.update, self.seconds = state["update"], state["seconds"]
-        self.best_update = state["best_update"]
-        self.best_return = -np.inf if self.best_update is None else state["best_return"]
+        if state.get("data") != self._data:
+            raise CheckpointError(f"{newest} was trained on {state.get('data')}; asked to go on with {self._data}")
+        try:
+            self.acting.load_state_dict(model.state_dict())
+            weights: dict[str, Tensor] = {}
+            optimiser = self.optimiser.state_dict()
+            for name, tensor in tensors.items():
+                kind, _, rest = name.partition(".")
+                if kind == "weights":
+                    weights[rest] = tensor
+                elif kind == "optimiser":
+                    index, _, part = rest.partition(".")
+                    optimiser["state"].setdefault(int(index), {})[part] = tensor
+            self.model.load_state_dict(weights)
+            self.optimiser.load_state_dict(optimiser)
+            torch.set_rng_state(tensors["rng"])
+            self.sampler.generator.set_state(tensors["sampler"])
+            if self.device.type == "cuda" and "rng_cuda" in tensors:
+                torch.cuda.set_rng_state(tensors["rng_cuda"], self.device)
+            self.update, self.seconds = state["update"], state["seconds"]
+            self.best_update = state["best_update"]
+            self.best_return = -np.inf if self.best_update is None else state["best_return"]
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{newest} does not hold a run that can be resumed: {error!r}") from error
+        if self.update > self.config.updates:
+            raise CheckpointError(
+                f"{newest} is beyond the {self.config.updates} updates asked for; pass more --updates"
+            )
 
     def _finish(self) -> Trained:
         last = self.folder / "last"

@@ -70,7 +70,11 @@ class Trajectories:
         return self.returns_to_go[self.offsets[:-1]]
 
     def observation_statistics(self) -> tuple[Floats, Floats]:
-        """Mean and standard deviation of the observations, each (observation size,); no deviation is below 1e-6."""
+        """Mean and standard deviation of the observations, each (observation size,).
+
+        A component that does not vary gets a deviation of 1: dividing by next to nothing would magnify whatever it
+        does when acting.
+        """
         # Sums over blocks in float64, so that no float64 copy of the data is made.
         total = np.zeros(self.observations.shape[1])
         squares = np.zeros_like(total)
@@ -81,7 +85,7 @@ class Trajectories:
             squares += np.square(block).sum(0)
         shift = total / self.steps
         std = np.sqrt(np.maximum(squares / self.steps - shift**2, 0.0))
-        return (mean + shift).astype(np.float32), np.maximum(std, 1e-6).astype(np.float32)
+        return (mean + shift).astype(np.float32), np.where(std > 1e-6, std, 1.0).astype(np.float32)
 
     def _check(self) -> None:
         if self.observations.ndim != 2 or self.actions.ndim != 2 or self.rewards.ndim != 1:

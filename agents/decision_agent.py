@@ -53,6 +53,7 @@ class DecisionAgent:
         self.device = torch.device(device)
         self._state: tuple[State, ...] | None = None
         self._sb3_rewards: Array | None = None
+        self._asked: float | Array | None = None
 
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> DecisionAgent:
@@ -131,6 +132,7 @@ class DecisionAgent:
         target = np.array(self.card.target_returns[0] if target_return is None else target_return, dtype=np.float64)
         if not np.isfinite(target).all() or target.shape not in ((), (rows,)):
             raise InvalidInput(f"target_return is {target_return}; expected a finite number, or one for each of {rows}")
+        self._asked = target_return
         self._single = num_envs is None
         self._waits_for_reset = autoreset_mode == AutoresetMode.NEXT_STEP and not self._single
         self._target = np.broadcast_to(target, (rows,))
@@ -210,8 +212,9 @@ class DecisionAgent:
         """Stable-Baselines3's `predict`, for its `evaluate_policy` and whatever else calls it.
 
         That protocol hands over no rewards, without which the return-to-go cannot count down: pass
-        `callback=agent.sb3_callback` to `evaluate_policy`, or call `observe_reward` after every step. The state is
-        kept inside the agent; what is returned and taken back is a token that says that an episode is under way.
+        `callback=agent.sb3_callback` to `evaluate_policy`, or call `observe_reward` after every step. It asks for the
+        target return of the last `reset`. The state is kept inside the agent; what is returned and taken back is a
+        token that says that an episode is under way.
 
         Args:
             observation: (observation size,) or (rows, observation size).
@@ -233,7 +236,7 @@ class DecisionAgent:
         rows = len(observation) if observation.ndim > 1 else None
         if state is None or self._state is None:
             # An SB3 vector environment returns the first observation of the next episode with the end of the last.
-            self.reset(num_envs=rows or 1, autoreset_mode=AutoresetMode.SAME_STEP)
+            self.reset(self._asked, rows or 1, AutoresetMode.SAME_STEP)
             self._sb3_rewards = None
             action = self.act(np.atleast_2d(observation))
         else:

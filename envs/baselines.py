@@ -18,6 +18,8 @@ from aaren_rl.errors import InvalidInput
 class BehaviourActor:
     """Acts as one or several behaviours do; they are dealt out to the rows of the vector environment in turn.
 
+    With several behaviours the episodes are shared out, while a dataset shares out the steps: mean returns differ.
+
     Args:
         policies: at least one.
         seed: of their noise.
@@ -54,12 +56,7 @@ def random_actor(spec: EnvironmentSpec, seed: int = 0) -> BehaviourActor:
     Raises:
         InvalidInput: the environment's actions are not bounded.
     """
-    env = make(spec)
-    space = box(env.action_space)
-    env.close()
-    if not space.is_bounded():
-        raise InvalidInput(f"{spec.id} has unbounded actions {space}; there are no uniformly random ones")
-    return BehaviourActor([RandomBehaviour(space.low, space.high)], seed)
+    return BehaviourActor([_random(spec)], seed)
 
 
 def behaviour_policies(entry: Entry) -> list[Behaviour]:
@@ -74,5 +71,14 @@ def behaviour_policies(entry: Entry) -> list[Behaviour]:
             "or train a behaviour with scripts/train_behaviour.py"
         )
     if not entry.behaviours:
-        return random_actor(entry.environments["bundled"]).policies
+        return [_random(entry.environments["bundled"])]
     return [behaviours.bundled(entry.task, snapshot) for snapshot in entry.behaviours]
+
+
+def _random(spec: EnvironmentSpec) -> RandomBehaviour:
+    env = make(spec)
+    space = box(env.action_space)
+    env.close()
+    if not space.is_bounded():
+        raise InvalidInput(f"{spec.id} has unbounded actions {space}; there are no uniformly random ones")
+    return RandomBehaviour(space.low, space.high)

@@ -73,16 +73,18 @@ def collect(entry: Entry, steps: int = STEPS, seed: int = 0, overwrite: bool = F
     spec = entry.environments["bundled"]
     with tqdm(total=steps, unit="step", unit_scale=True, desc=entry.bundled_id, disable=not progress) as bar:
         episodes = roll_out(spec, policies, steps, (zlib.crc32(entry.name.encode()), seed), bar.update)
-    partial = folder.with_name(f".{folder.name}-{os.getpid()}")
+    partial, old = (folder.with_name(f".{folder.name}.{kind}-{os.getpid()}") for kind in ("partial", "old"))
     try:
         _write(partial, entry, spec, episodes, seed)
-        if folder.exists():
-            shutil.rmtree(folder)
+        if overwrite and folder.exists():
+            os.replace(folder, old)
         os.replace(partial, folder)
     except OSError as error:
         raise DataError(f"{entry.bundled_id} could not be written under {folder.parent}: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
     return folder
 
 

@@ -48,10 +48,13 @@ def fetch_d4rl(name: str, host: str = D4RL_HOST) -> Path:
         DataError: the download broke off (what has come is kept for the next try) or is not HDF5.
     """
     folder = d4rl_folder()
-    folder.mkdir(parents=True, exist_ok=True)
     target, partial = folder / name, folder / f".{name}.partial"
     url = f"{host}/{name}"
     _check_reachable(url)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be made: {error}; set D4RL_DATASET_DIR to another folder") from error
     here = partial.stat().st_size if partial.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={here}-"} if here else {})
     try:
@@ -67,14 +70,18 @@ def fetch_d4rl(name: str, host: str = D4RL_HOST) -> Path:
                     file.write(block)
                     bar.update(len(block))
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # Nothing beyond what is here: whole already, or longer than the file.
-            total = None
+        if error.code == 416:  # Nothing lies beyond what is here already; the range says how long the file is.
+            length = (error.headers.get("Content-Range") or "").rpartition("/")[2]
+            total = int(length) if length.isdigit() else None
         else:
             raise DataError(f"{url} answered {error.code} {error.reason}") from error
     except (OSError, HTTPException) as error:
         raise DataError(f"{url} broke off: {error}; run again to go on from where it stopped") from error
     size = partial.stat().st_size
-    if total is not None and size != total:
+    if total is not None and size > total:
+        partial.unlink()
+        raise DataError(f"{url} has {total} bytes, {size} had come; nothing was kept, run again")
+    if total is not None and size < total:
         raise DataError(f"{url} broke off after {size} of {total} bytes; run again to go on from there")
     if not h5py.is_hdf5(partial):
         partial.unlink()
@@ -113,8 +120,11 @@ def fetch_minari(dataset_id: str) -> Path:
         raise DataError(f"Minari's hub did not give {dataset_id}: {error}") from error
     if steps < 1:
         raise DataError(f"Minari's hub gave an empty {dataset_id}; what came is in {staging}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(staging / dataset_id, target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(staging / dataset_id, target)
+    except OSError as error:
+        raise DataError(f"{dataset_id} came, but cannot be put in place at {target}: {error}") from error
     return target
 
 

@@ -94,7 +94,7 @@ def make_for_video(spec: EnvironmentSpec) -> gym.Env[np.ndarray, np.ndarray]:
         env = make(spec, render_mode="rgb_array")
         env.reset(seed=0)
         env.render()
-    except RenderingUnavailable:
+    except AarenError:
         raise
     except Exception as error:
         raise _no_renderer(error) from error

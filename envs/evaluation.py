@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from aaren_rl.checkpoint import replace_file
 from aaren_rl.envs.catalogue import Reference
 from aaren_rl.envs.environments import EnvironmentSpec, make_vector
 from aaren_rl.envs.rollout import Actor, Episodes, roll_out
@@ -79,10 +80,10 @@ def result(episodes: Episodes, protocol: Protocol, **about: Any) -> dict[str, An
     reference = protocol.reference
     return {
         "normalized_score": reference.score(mean) if reference else None,
-        "ci95": [reference.score(bound) for bound in interval] if reference else None,
+        "ci95": [reference.score(bound) for bound in interval] if reference and interval else None,
         "mean": mean,
         "std": float(episodes.returns.std()),
-        "ci95_return": list(interval),
+        "ci95_return": list(interval) if interval else None,
         "mean_length": float(episodes.lengths.mean()),
         "episodes": protocol.episodes,
         "seeds": [protocol.seed + row for row in range(protocol.slots)],
@@ -100,21 +101,23 @@ def result(episodes: Episodes, protocol: Protocol, **about: Any) -> dict[str, An
 
 def write_result(folder: Path, figures: dict[str, Any]) -> Path:
     """Writes result.json into a run's folder; an earlier one there is kept as result-1.json, and so on."""
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "result.json"
     if path.exists():
         number = 1
         while (kept := folder / f"result-{number}.json").exists():
             number += 1
         path.rename(kept)
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+    replace_file(path, json.dumps(figures, indent=2) + "\n")
     return path
 
 
-def confidence_interval(returns: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95% percentile bootstrap interval of the mean (Efron and Tibshirani 1993, chapter 13), over episodes."""
-    if len(returns) < 2 or np.ptp(returns) == 0:
-        return float(returns.mean()), float(returns.mean())
+def confidence_interval(returns: np.ndarray, seed: int = 0) -> tuple[float, float] | None:
+    """95% percentile bootstrap interval of the mean (Efron and Tibshirani 1993, chapter 13); None for one episode."""
+    if len(returns) < 2:
+        return None
+    if np.ptp(returns) == 0:
+        return float(returns[0]), float(returns[0])
     # Imported where it is used: it takes seconds, which every command line would wait for.
     from scipy.stats import bootstrap
 

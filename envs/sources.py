@@ -69,6 +69,8 @@ def load(
         DataError: the data cannot be had, are damaged, or do not fit their environment.
     """
     path = Path(name).expanduser()
+    if source != "auto" and name not in catalogue.catalogue() and (path.exists() or "/" in name):
+        raise InvalidInput(f"--source {source} is for names of the catalogue; {name} says itself where it is")
     if name in catalogue.catalogue():
         entry = catalogue.find(name)
         kind, taken = _find(entry, source, say)

@@ -1,9 +1,10 @@
-"""What all command lines share: errors without tracebacks, prompt printing, the device."""
+"""What all command lines share: errors without tracebacks, results in words, the device."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -18,7 +19,7 @@ def run(command: Callable[[], object]) -> None:
     except Interrupted as error:
         print(f"\n{error}", file=sys.stderr)
         sys.exit(130)
-    except AarenError as error:
+    except (AarenError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -40,3 +41,14 @@ def device_named(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise InvalidInput("--device cuda was asked for, but torch sees no GPU; pass --device cpu or auto")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def describe(name: str, figures: dict[str, Any]) -> str:
+    """One line on a result."""
+    line = f"{name + ':':<11} return {figures['mean']:.0f} +- {figures['std']:.0f} over {figures['episodes']} episodes"
+    if figures["normalized_score"] is not None:
+        line += f", normalised score {figures['normalized_score']:.1f}"
+        line += "" if figures["ci95"] is None else " [{:.1f}, {:.1f}]".format(*figures["ci95"])
+        line += f" ({figures['reference']})"
+    asked = "" if figures["target"] is None else f", target {figures['target']:.0f}"
+    return f"{line}{asked}, {figures['environment']}, source {figures['source']}"

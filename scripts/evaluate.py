@@ -20,8 +20,7 @@ from aaren_rl.envs.environments import EnvironmentSpec, make, make_for_video
 from aaren_rl.envs.evaluation import Protocol, evaluate, result, write_result
 from aaren_rl.envs.rollout import Actor
 from aaren_rl.errors import CheckpointError, InvalidInput, unknown_name
-from aaren_rl.scripts.console import device_named, run, say
-from aaren_rl.scripts.train import describe
+from aaren_rl.scripts.console import describe, device_named, run, say
 
 BASELINES = ("random", "behaviour")
 
@@ -82,7 +81,7 @@ def record(actor: Actor, protocol: Protocol, folder: Path) -> Path:
                 make_for_video(protocol.environment), frames, episode_trigger=lambda _: True, disable_logger=True
             )
         except gym.error.DependencyNotInstalled as error:
-            raise InvalidInput(f"{error}; pip install 'aaren-rl[video]'") from error
+            raise InvalidInput(f"{error}; in a clone: .venv/bin/pip install '.[video]'") from error
         try:
             observation, _ = env.reset(seed=protocol.seed)
             actor.reset(protocol.target_return, 1, AutoresetMode.SAME_STEP)
@@ -99,7 +98,7 @@ def record(actor: Actor, protocol: Protocol, folder: Path) -> Path:
 
 
 def _agent(arguments: Arguments) -> tuple[Actor, Protocol, dict[str, Any], Path]:
-    folder = Path(arguments.agent)
+    folder = Path(arguments.agent).resolve()
     if arguments.env is not None:
         raise InvalidInput(
             f"--env {arguments.env} is for baselines; to act elsewhere pass --env-id, as --env-id Hopper-v4"
@@ -117,6 +116,7 @@ def _agent(arguments: Arguments) -> tuple[Actor, Protocol, dict[str, Any], Path]
     target = card.target_returns[0] if arguments.target is None else arguments.target
     protocol = Protocol(spec, arguments.episodes, arguments.seed, target, entry.reference if entry else None)
     about = {"checkpoint": folder.name, "source": card.source, "dataset": card.dataset_id, "updates": card.updates}
+    about |= {"mixer": agent.model.config.mixer, "device": agent.device.type}
     return agent, protocol, about, folder.parent
 
 
@@ -126,13 +126,16 @@ def _baseline(arguments: Arguments) -> tuple[Actor, Protocol, dict[str, Any], Pa
     if arguments.target is not None:
         raise InvalidInput(f"a baseline takes no target return; leave out --target {arguments.target}")
     entry = catalogue.find(arguments.env)
+    if arguments.agent == "behaviour" and arguments.env_id is not None:
+        raise InvalidInput(f"a behaviour acts in its own environment; leave out --env-id {arguments.env_id}")
     spec = EnvironmentSpec(arguments.env_id) if arguments.env_id else entry.environments["bundled"]
+    known = catalogue.by_environment(spec.id)
     actor = (
         baselines.random_actor(spec, arguments.seed)
         if arguments.agent == "random"
         else baselines.BehaviourActor(baselines.behaviour_policies(entry), arguments.seed)
     )
-    protocol = Protocol(spec, arguments.episodes, arguments.seed, None, entry.reference)
+    protocol = Protocol(spec, arguments.episodes, arguments.seed, None, known.reference if known else None)
     about = {"checkpoint": arguments.agent, "source": "bundled", "dataset": entry.bundled_id}
     return actor, protocol, about, Path("runs") / f"{arguments.env}-{arguments.agent}-{time.strftime('%Y%m%d-%H%M%S')}"
 

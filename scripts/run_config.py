@@ -14,6 +14,7 @@ import tomli_w
 import tyro
 from typeguard import TypeCheckError, check_type
 
+from aaren_rl.checkpoint import replace_file
 from aaren_rl.envs.sources import Source
 from aaren_rl.errors import CheckpointError, InvalidInput, unknown_name
 from aaren_rl.model import ModelConfig
@@ -75,6 +76,9 @@ def parse(arguments: list[str] | None = None) -> RunConfig:
     preset, resume = _peek(arguments, "--preset"), _peek(arguments, "--resume")
     default = RunConfig()
     if resume is not None:
+        for option in ("--preset", "--run"):
+            if _peek(arguments, option) is not None:
+                raise InvalidInput(f"{option} does not go with --resume, which takes the settings of {resume}")
         default = load(Path(resume) / CONFIG)
     elif preset is not None:
         default = load(_preset(preset))
@@ -100,7 +104,7 @@ def load(path: Path) -> RunConfig:
 
 def save(config: RunConfig, path: Path) -> None:
     """Writes a configuration as TOML."""
-    path.write_text(tomli_w.dumps(_to_table(config)), "utf-8")
+    replace_file(path, tomli_w.dumps(_to_table(config)))
 
 
 def presets() -> dict[str, Path]:

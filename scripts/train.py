@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from aaren_rl import scan
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.envs import sources
+from aaren_rl.envs.catalogue import catalogue
 from aaren_rl.envs.evaluation import Protocol, evaluate, result, write_result
 from aaren_rl.envs.sources import Dataset
 from aaren_rl.errors import InvalidInput
 from aaren_rl.model import DecisionModel, Scaling, count_parameters
 from aaren_rl.run_log import draw_curve, log_hyperparameters
 from aaren_rl.scripts import run_config
-from aaren_rl.scripts.console import device_named, run, say
+from aaren_rl.scripts.console import describe, device_named, run, say
 from aaren_rl.scripts.run_config import CONFIG, RunConfig
 from aaren_rl.training import Evaluation, Trained, Trainer
 
@@ -58,14 +61,14 @@ def train(config: RunConfig) -> dict[str, Any]:
         trainer.restore()
         say(f"resuming {folder} after update {trainer.update}")
     else:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Resuming must find the same data, whatever else has come to this machine in between.
-        source = dataset.source if config.source == "auto" else config.source
-        run_config.save(dataclasses.replace(config, source=source, run=folder), folder / CONFIG)
+        folder.mkdir(parents=True, exist_ok=config.run is not None)
+    # Resuming must find the same data, whatever else has come to this machine in between.
+    source = dataset.source if config.env in catalogue() else config.source
+    run_config.save(dataclasses.replace(config, source=source, run=folder, resume=None), folder / CONFIG)
     say(
         f"model: {config.model.blocks} blocks of {config.model.mixer}, {count_parameters(model)} parameters, "
-        f"{config.model.layout} tokens; training on {_describe(device)}, {config.training.precision}; "
-        f"run folder {folder}"
+        f"{config.model.layout} tokens{_scan_form(config, model)}; training on {_describe(device)}, "
+        f"{config.training.precision}; run folder {folder}"
     )
     trained = trainer.run()
     say(f"trained {config.training.updates} updates in {trained.seconds:.0f} s; evaluating {config.episodes} episodes")
@@ -83,6 +86,8 @@ def _report(
             "source": dataset.source,
             "dataset": dataset.id,
             "updates": agent.card.updates,
+            "mixer": config.model.mixer,
+            "device": device.type,
         }
         return result(evaluate(agent, protocol), protocol, **about)
 
@@ -105,16 +110,6 @@ def _report(
     return outcome
 
 
-def describe(name: str, figures: dict[str, Any]) -> str:
-    """One line on a result."""
-    line = f"{name + ':':<11} return {figures['mean']:.0f} +- {figures['std']:.0f} over {figures['episodes']} episodes"
-    if figures["normalized_score"] is not None:
-        low, high = figures["ci95"]
-        line += f", normalised score {figures['normalized_score']:.1f} [{low:.1f}, {high:.1f}] ({figures['reference']})"
-    asked = "" if figures["target"] is None else f", target {figures['target']:.0f}"
-    return f"{line}{asked}, {figures['environment']}, source {figures['source']}"
-
-
 def _new_model(config: RunConfig, dataset: Dataset) -> DecisionModel:
     torch.manual_seed(config.training.seed)
     mean, std = dataset.trajectories.observation_statistics()
@@ -125,10 +120,18 @@ def _run_folder(config: RunConfig) -> Path:
     if config.resume is not None:
         return config.resume
     name = Path(config.env).name if Path(config.env).exists() else config.env.replace("/", "-")
-    folder = config.run or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    stamp = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    # Several runs may be started in the same second.
+    folder = config.run or (stamp.with_name(f"{stamp.name}-{os.getpid()}") if stamp.exists() else stamp)
     if any((folder / "checkpoints").glob("[0-9]*")):
         raise InvalidInput(f"{folder} holds a run already; pass --resume {folder} to go on with it, or another --run")
     return folder
+
+
+def _scan_form(config: RunConfig, model: DecisionModel) -> str:
+    if config.model.mixer != "aaren" or config.training.context == "episode":
+        return ""
+    return f", {scan.choose_form(config.training.context * model.tokens_per_step)} scan"
 
 
 def _describe(device: torch.device) -> str:

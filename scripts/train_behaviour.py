@@ -51,7 +51,7 @@ def train_behaviour(arguments: Arguments) -> None:
         from stable_baselines3.common.evaluation import evaluate_policy
     except ImportError as error:
         raise InvalidInput(
-            "training a behaviour needs Stable-Baselines3; pip install 'aaren-rl[behaviours]'"
+            "training a behaviour needs Stable-Baselines3; in a clone: .venv/bin/pip install '.[behaviours]'"
         ) from error
     if arguments.snapshot_every < 1 or arguments.steps < arguments.snapshot_every:
         raise InvalidInput(

@@ -63,7 +63,6 @@ class Softmax(Mixer):
         queries, keys, values = (self._split_heads(part(x)) for part in (self.query, self.key, self.value))
         if state is None:
             state = self.initial_state(batch_size)
-        plain = reset is None and valid is None and state.live.shape[1] == 0
         valid = torch.ones(batch_size, time, dtype=torch.bool, device=x.device) if valid is None else valid
         reset = torch.zeros_like(valid) if reset is None else reset
         values = values.masked_fill(~valid[:, None, :, None], 0.0)
@@ -73,17 +72,13 @@ class Softmax(Mixer):
         keys = torch.cat([state.keys.to(keys.dtype), keys], dim=2)
         values = torch.cat([state.values.to(values.dtype), values], dim=2)
         live = torch.cat([state.live, valid], dim=1)
-        if plain:
-            mixed = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
-        else:
-            key_segment = F.pad(segment, (cached, 0))
-            causal = torch.ones(time, cached + time, dtype=torch.bool, device=x.device).tril(cached)
-            seen = causal & live.unsqueeze(1) & (segment.unsqueeze(2) == key_segment.unsqueeze(1))
-            # A padded query sees itself, so that no row is empty and no NaN arises; its output has no meaning.
-            own = torch.zeros_like(causal).diagonal_scatter(torch.ones_like(causal[:, 0]), cached)
-            mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=(seen | own).unsqueeze(1))
-        in_last_segment = F.pad(segment, (cached, 0)) == segment[:, -1:]
-        return self.output(self._join_heads(mixed)), SoftmaxState(keys, values, live & in_last_segment)
+        key_segment = F.pad(segment, (cached, 0))
+        causal = torch.ones(time, cached + time, dtype=torch.bool, device=x.device).tril(cached)
+        seen = causal & live.unsqueeze(1) & (segment.unsqueeze(2) == key_segment.unsqueeze(1))
+        # A padded query sees itself, so that no row is empty and no NaN arises; its output has no meaning.
+        own = torch.zeros_like(causal).diagonal_scatter(torch.ones_like(causal[:, 0]), cached)
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=(seen | own).unsqueeze(1))
+        return self.output(self._join_heads(mixed)), SoftmaxState(keys, values, live & (key_segment == segment[:, -1:]))
 
     def reset_state(self, state: SoftmaxState, rows: Tensor) -> SoftmaxState:
         """Marks the rows' tokens as dead, and drops the oldest entries that no row needs any more."""

@@ -16,7 +16,7 @@ from aaren_rl.checkpoint import load_agent
 from aaren_rl.errors import CheckpointError, DataError, InvalidInput
 from aaren_rl.run_log import RunLog, draw_curve, log_hyperparameters, read_metrics
 from aaren_rl.sampler import Sampler, hold_out
-from aaren_rl.training import Evaluation, Interrupted, TrainingConfig
+from aaren_rl.training import Diverged, Evaluation, Interrupted, TrainingConfig
 
 SCRIPT = Path(__file__).with_name("interruptible_run.py")
 LONG = 120
@@ -327,7 +327,7 @@ def test_bf16_trains_about_as_float32_does(tmp_path, make_trainer, shape):
 
 def test_resuming_with_other_data_or_another_model_is_refused(tmp_path, make_trainer, small):
     make_trainer(tmp_path, updates=5).run(progress=False)
-    with pytest.raises(CheckpointError, match="was trained on data of"):
+    with pytest.raises(CheckpointError, match="was trained on .* asked to go on with"):
         make_trainer(tmp_path, data=small["make_data"](episodes=11)).restore()
     with pytest.raises(CheckpointError, match="asked to resume"):
         make_trainer(tmp_path, shape={"width": 32}).restore()
@@ -357,8 +357,35 @@ def test_a_half_written_checkpoint_is_not_resumed_from(tmp_path, make_trainer):
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, make_trainer):
     trainer = make_trainer(tmp_path)
     torch.nn.init.constant_(trainer.model.head.bias, torch.nan)
-    with pytest.raises(InvalidInput, match="the loss is nan at update 5"):
+    with pytest.raises(Diverged, match="not finite at update 5"):
         trainer.run(progress=False)
+
+
+def test_weights_that_are_not_finite_never_replace_a_checkpoint(tmp_path, make_trainer):
+    trainer = make_trainer(tmp_path, updates=9, checkpoint_every=3, log_every=100, evaluate_every=100)
+
+    def spoil(*_):
+        if trainer.update == 4:
+            torch.nn.init.constant_(trainer.model.head.bias, torch.nan)
+
+    trainer.model.head.register_forward_hook(spoil)
+    with pytest.raises(Diverged, match="update 6"):
+        trainer.run(progress=False)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["000000003"]
+
+
+def test_a_new_run_does_not_take_the_folder_of_another(tmp_path, make_trainer):
+    make_trainer(tmp_path, updates=5).run(progress=False)
+    before = (tmp_path / "metrics.jsonl").read_text()
+    with pytest.raises(InvalidInput, match="holds a run already"):
+        make_trainer(tmp_path, updates=5).run(progress=False)
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_resuming_beyond_the_updates_asked_for_is_refused(tmp_path, make_trainer):
+    make_trainer(tmp_path, updates=5).run(progress=False)
+    with pytest.raises(CheckpointError, match="beyond the 4 updates"):
+        make_trainer(tmp_path, updates=4).restore()
 
 
 @pytest.mark.parametrize(

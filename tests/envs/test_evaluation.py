@@ -79,8 +79,8 @@ def test_interval_agrees_with_a_plain_bootstrap(count):
     assert low < returns.mean() < high
 
 
-def test_interval_of_one_or_of_equal_returns_is_a_point():
-    assert confidence_interval(np.array([4.0])) == (4, 4)
+def test_one_episode_has_no_interval_and_equal_ones_a_point():
+    assert confidence_interval(np.array([4.0])) is None
     assert confidence_interval(np.full(9, 4.0)) == (4, 4)
 
 

@@ -10,8 +10,9 @@ SOURCES := $(shell find aaren_rl agents envs scripts -type f -not -name '*.pyc')
 train: .venv/.installed
 	$(BIN)/python scripts/train.py --env hopper-medium --preset quick
 
+# One thread a worker: threads of several workers that wait for each other take twice as long.
 test: .venv/.installed-dev
-	$(BIN)/pytest -n $(or $(PYTEST_WORKERS),2)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(or $(PYTEST_WORKERS),2)
 
 test-slow: .venv/.installed-dev
 	$(BIN)/pytest -m slow

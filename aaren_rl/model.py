@@ -55,6 +55,8 @@ class ModelConfig:
         for name in ("blocks", "width", "heads", "max_steps"):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.width % self.heads:
+            raise InvalidInput(f"width {self.width} with {self.heads} heads; expected a multiple of the heads")
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,6 @@ class DecisionModel(nn.Module):
     Args:
         config: the model's shape.
         scaling: from raw units to the network's; its shapes give the sizes of observations and actions.
-
-    Raises:
-        InvalidInput: the width is not a multiple of the heads.
     """
 
     observation_mean: Tensor

@@ -71,7 +71,9 @@ def collect(entry: Entry, steps: int = STEPS, seed: int = 0, overwrite: bool = F
     if folder.exists() and not overwrite:
         raise DataError(f"{entry.bundled_id} exists already at {folder}; pass --overwrite to make it anew")
     spec = entry.environments["bundled"]
-    with tqdm(total=steps, unit="step", unit_scale=True, desc=entry.bundled_id, disable=not progress) as bar:
+    with tqdm(
+        total=steps, unit="step", unit_scale=True, desc=entry.bundled_id, mininterval=1.0, disable=not progress
+    ) as bar:
         episodes = roll_out(spec, policies, steps, (zlib.crc32(entry.name.encode()), seed), bar.update)
     partial, old = (folder.with_name(f".{folder.name}.{kind}-{os.getpid()}") for kind in ("partial", "old"))
     try:

@@ -193,7 +193,7 @@ class Trainer:
             Diverged: the loss or its gradient is not finite; checkpoints from before are still there.
         """
         config = self.config
-        if self.update == 0 and _checkpoints(self.folder):
+        if self.update == 0 and checkpoints(self.folder):
             raise InvalidInput(f"{self.folder} holds a run already; resume it, or give the new run another folder")
         log = RunLog(self.folder, self.update)
         bar = tqdm(total=config.updates, initial=self.update, unit="update", mininterval=1.0, disable=not progress)
@@ -331,7 +331,7 @@ class Trainer:
                 "sha256": checkpoint.digest(content),
             }
             checkpoint.write_file(partial / checkpoint.TRAINING_STATE, (json.dumps(state, indent=2) + "\n").encode())
-        for other in _checkpoints(self.folder):
+        for other in checkpoints(self.folder):
             if int(other.name) not in (self.update, self.best_update):
                 shutil.rmtree(other)
         return folder
@@ -343,7 +343,7 @@ class Trainer:
             CheckpointError: there is none, it is damaged, or it was made with another model or other data.
         """
         checkpoint.clean_up(self.folder / "checkpoints")
-        found = _checkpoints(self.folder)
+        found = checkpoints(self.folder)
         if not found:
             raise CheckpointError(f"{self.folder} has no checkpoint to resume from; start the run without --resume")
         newest = found[-1]
@@ -369,7 +369,7 @@ class Trainer:
             self.optimiser.load_state_dict(optimiser)
             torch.set_rng_state(tensors["rng"])
             self.sampler.generator.set_state(tensors["sampler"])
-            if self.device.type == "cuda" and "rng_cuda" in tensors:
+            if self.device.type == "cuda":
                 torch.cuda.set_rng_state(tensors["rng_cuda"], self.device)
             self.update, self.seconds = state["update"], state["seconds"]
             self.best_update = state["best_update"]
@@ -397,7 +397,7 @@ class Trainer:
         return self.folder / "checkpoints" / f"{update:09d}"
 
 
-def _checkpoints(folder: Path) -> list[Path]:
+def checkpoints(folder: Path) -> list[Path]:
     """Whole checkpoints of a run, oldest first."""
     return sorted(path for path in (folder / "checkpoints").glob("[0-9]*") if path.is_dir())
 

@@ -115,18 +115,17 @@ def _find(
         return "minari", minari_reader.local_folder(entry.minari_id)
     if source in ("auto", "d4rl") and entry.d4rl_file and (download.d4rl_folder() / entry.d4rl_file).is_file():
         return "d4rl", download.d4rl_folder() / entry.d4rl_file
-    if source in ("auto", "minari") and entry.minari_id:
-        try:
-            return "minari", download.fetch_minari(entry.minari_id)
-        except DataError as error:
-            failed.append(str(error))
-            say(f"data: {error}")
-    if source in ("auto", "d4rl") and entry.d4rl_file:
-        try:
-            return "d4rl", download.fetch_d4rl(entry.d4rl_file)
-        except DataError as error:
-            failed.append(str(error))
-            say(f"data: {error}")
+    downloads: list[tuple[Literal["minari", "d4rl"], str | None, Callable[[str], Path]]] = [
+        ("minari", entry.minari_id, download.fetch_minari),
+        ("d4rl", entry.d4rl_file, download.fetch_d4rl),
+    ]
+    for kind, file, fetch in downloads:
+        if source in ("auto", kind) and file:
+            try:
+                return kind, fetch(file)
+            except DataError as error:
+                failed.append(str(error))
+                say(f"data: {error}")
     if source in ("auto", "bundled"):
         if minari_reader.is_local(entry.bundled_id):
             return "bundled", minari_reader.local_folder(entry.bundled_id)

@@ -23,7 +23,7 @@ from aaren_rl.run_log import draw_curve, log_hyperparameters
 from aaren_rl.scripts import run_config
 from aaren_rl.scripts.console import describe, device_named, run, say
 from aaren_rl.scripts.run_config import CONFIG, RunConfig
-from aaren_rl.training import Evaluation, Trained, Trainer
+from aaren_rl.training import Evaluation, Trained, Trainer, checkpoints
 
 CHECK_SEED = 10_000
 """Seeds of evaluations during training, apart from those of the final one."""
@@ -37,8 +37,8 @@ def main() -> None:
 def train(config: RunConfig) -> dict[str, Any]:
     """Trains as configured and returns the final result, which it also writes into the run's folder."""
     device = device_named(config.device)
-    dataset = sources.load(config.env, config.source, config.env_id, say)
     folder = _run_folder(config)
+    dataset = sources.load(config.env, config.source, config.env_id, say)
     model = _new_model(config, dataset)
     target = dataset.target_returns[0] if config.target is None else config.target
     card = AgentCard(
@@ -123,7 +123,7 @@ def _run_folder(config: RunConfig) -> Path:
     stamp = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     # Several runs may be started in the same second.
     folder = config.run or (stamp.with_name(f"{stamp.name}-{os.getpid()}") if stamp.exists() else stamp)
-    if any((folder / "checkpoints").glob("[0-9]*")):
+    if checkpoints(folder):
         raise InvalidInput(f"{folder} holds a run already; pass --resume {folder} to go on with it, or another --run")
     return folder
 

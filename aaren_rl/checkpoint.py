@@ -23,8 +23,9 @@ from aaren_rl.model import DecisionModel, Scaling, config_from_dict
 
 WEIGHTS, CARD = "model.safetensors", "agent.json"
 TRAINING_TENSORS, TRAINING_STATE = "training.safetensors", "training.json"
-FILES = {WEIGHTS, CARD, TRAINING_TENSORS, TRAINING_STATE}
-"""All that such folders hold: the first two make an agent, the others are what resuming needs besides."""
+EXPORTED_GRAPH, EXPORTED_CARD = "agent.onnx", "export.json"
+FILES = {WEIGHTS, CARD, TRAINING_TENSORS, TRAINING_STATE, EXPORTED_GRAPH, EXPORTED_CARD}
+"""All that such folders hold: an agent, what resuming needs besides, or an exported agent."""
 
 FORMAT = 1
 """Version of the folder's form; raised when older code could not read it."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aaren_rl import mixers
+from aaren_rl.dropout import Dropout
 from aaren_rl.errors import InvalidInput
 from aaren_rl.mixers import Mixer, State
 
@@ -120,7 +121,7 @@ class DecisionModel(nn.Module):
         if config.timesteps == "learned":
             self.embed_timestep = nn.Embedding(config.max_steps, config.width)
         self.embed_norm = nn.LayerNorm(config.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, self.action_size)
@@ -130,6 +131,11 @@ class DecisionModel(nn.Module):
     def tokens_per_step(self) -> int:
         """Tokens that one step of a trajectory takes."""
         return 3 if self.config.layout == "interleaved" else 1
+
+    @property
+    def constant_memory(self) -> bool:
+        """Whether the state has the same size at every step."""
+        return all(mixer.memory == "constant" for mixer in self._mixers())
 
     def initial_state(self, batch_size: int) -> tuple[State, ...]:
         """The state before the first step of an episode: one per block."""
@@ -222,8 +228,8 @@ class DecisionModel(nn.Module):
         state: tuple[State, ...] | None,
     ) -> tuple[Tensor, tuple[State, ...]]:
         self._check(states, actions, returns_to_go, timesteps, previous_action, valid)
-        observed = self.embed_observation((states - self.observation_mean) / self.observation_std)
-        wanted = self.embed_return((returns_to_go / self.return_scale).unsqueeze(-1))
+        observation = (states - self.observation_mean) / self.observation_std
+        wanted = (returns_to_go / self.return_scale).unsqueeze(-1)
         real = torch.ones_like(timesteps, dtype=torch.bool) if valid is None else valid
         first = (timesteps == 0) & real
         before, known = F.pad(actions[:, :-1], (0, 0, 1, 0)), F.pad(real[:, :-1], (1, 0))
@@ -232,33 +238,48 @@ class DecisionModel(nn.Module):
             before = torch.where(opening.unsqueeze(-1), previous_action.unsqueeze(1), before)
             known = known | opening
         known = known & ~first
-        acted = self.embed_action(self._scale_action(before))
-        if self.config.timesteps != "none":
-            now = self._embed_timesteps(timesteps)
-            observed, wanted = observed + now, wanted + now
-            # The previous action belongs to the step before, save where it is summed into this step's only token.
-            acted = acted + self._embed_timesteps((timesteps - 1).clamp(min=0)) if self.tokens_per_step == 3 else acted
-        acted = acted.masked_fill(~known.unsqueeze(-1), 0.0)
+        acted = self._scale_action(before).masked_fill(~known.unsqueeze(-1), 0.0)
         if self.config.layout == "fused":
-            x, reset = observed + wanted + acted, first
+            x, reset = self._fuse(acted, known, wanted, observation, timesteps), first
         else:
-            x = torch.stack([acted, wanted, observed], dim=2).flatten(1, 2)
+            x = self._interleave(acted, wanted, observation, timesteps)
             never = torch.zeros_like(first)
             reset = torch.stack([first, never, never], dim=2).flatten(1, 2)
             valid = torch.stack([known & real, real, real], dim=2).flatten(1, 2)
         x = self.dropout(self.embed_norm(x))
         states_before = state or (None,) * len(self.blocks)
         states_after = []
-        for block, before_block in zip(self.blocks, states_before, strict=True):
-            x, after_block = block(x, before_block, reset, valid)
+        for number, (block, before_block) in enumerate(zip(self.blocks, states_before, strict=True), start=1):
+            # After the last mixer nothing but the last token of each step is read.
+            every = self.tokens_per_step if number == len(self.blocks) else 1
+            x, after_block = block(x, before_block, reset, valid, every)
             states_after.append(after_block)
-        read = x[:, self.tokens_per_step - 1 :: self.tokens_per_step]
-        return torch.tanh(self.head(self.norm(read))), tuple(states_after)
+        return torch.tanh(self.head(self.norm(x))), tuple(states_after)
+
+    def _interleave(self, acted: Tensor, wanted: Tensor, observation: Tensor, timesteps: Tensor) -> Tensor:
+        """Three tokens a step: previous action, return-to-go, observation."""
+        tokens = [self.embed_action(acted), self.embed_return(wanted), self.embed_observation(observation)]
+        if self.config.timesteps != "none":
+            now = self.embed_timesteps(timesteps)
+            # The previous action belongs to the step before.
+            times = [self.embed_timesteps((timesteps - 1).clamp(min=0)), now, now]
+            tokens = [token + time for token, time in zip(tokens, times, strict=True)]
+        return torch.stack(tokens, dim=2).flatten(1, 2)
+
+    def _fuse(self, acted: Tensor, known: Tensor, wanted: Tensor, observation: Tensor, timesteps: Tensor) -> Tensor:
+        """One token a step, the sum of the three embeddings, without the previous action where it is not known."""
+        # One product with the weights side by side; the action's bias is the weight of whether the action is known.
+        given = torch.cat([acted, known.unsqueeze(-1).to(acted.dtype), wanted, observation], -1)
+        action, wish, observed = self.embed_action, self.embed_return, self.embed_observation
+        weight = torch.cat([action.weight, action.bias.unsqueeze(-1), wish.weight, observed.weight], -1)
+        x = F.linear(given, weight, wish.bias + observed.bias)
+        return x if self.config.timesteps == "none" else x + self.embed_timesteps(timesteps)
 
     def _mixers(self) -> Iterator[Mixer]:
         return (cast(Block, block).mixer for block in self.blocks)
 
-    def _embed_timesteps(self, timesteps: Tensor) -> Tensor:
+    def embed_timesteps(self, timesteps: Tensor) -> Tensor:
+        """What numbers of steps add to a token, (..., width)."""
         if self.config.timesteps == "learned":
             return self.embed_timestep(timesteps)  # type: ignore[no-any-return]
         return _sinusoids(timesteps, self.config.width).to(self.embed_return.weight.dtype)
@@ -315,13 +336,19 @@ class Block(nn.Module):
         self.perceptron_norm = nn.LayerNorm(config.width)
         self.expand = nn.Linear(config.width, 4 * config.width)
         self.contract = nn.Linear(4 * config.width, config.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, state: State, reset: Tensor | None, valid: Tensor | None) -> tuple[Tensor, State]:
-        """Tokens (batch, time, width) and the mixer's state, through the block."""
+    def forward(
+        self, x: Tensor, state: State, reset: Tensor | None, valid: Tensor | None, every: int = 1
+    ) -> tuple[Tensor, State]:
+        """Tokens (batch, time, width) through the block, and the mixer's state; of each `every` tokens only the last."""
         mixed, state = self.mixer(self.mixer_norm(x), state, reset, valid)
-        x = x + self.dropout(mixed)
-        return x + self.dropout(self.contract(F.relu(self.expand(self.perceptron_norm(x))))), state
+        if every > 1:
+            x, mixed = x[:, every - 1 :: every], mixed[:, every - 1 :: every]
+        x = self.dropout(mixed, onto=x)
+        # In two dimensions, where a linear layer's output is no view, rectifying it in place saves a pass over memory.
+        hidden = F.relu(self.expand(self.perceptron_norm(x).flatten(0, 1)), inplace=True)
+        return self.dropout(self.contract(hidden).view_as(x), onto=x), state
 
 
 def _sinusoids(positions: Tensor, width: int) -> Tensor:

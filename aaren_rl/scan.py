@@ -1,30 +1,31 @@
-"""Prefix softmax attention of one query, the operator behind Aaren, in five interchangeable forms.
+"""Prefix softmax attention of one query, the operator behind Aaren, in interchangeable forms.
 
 For scores s and values v the output at position k is ``sum_{i<=k} exp(s_i) v_i / sum_{i<=k} exp(s_i)``.
 Every form computes, for each position, the prefix state (m, c, a) of "Attention as an RNN" (Feng et al. 2024,
 arXiv 2405.13956, section 3): m the running maximum of the scores, c and a the sums of ``exp(s_i - m)`` and of
 ``exp(s_i - m) v_i``. The output is a / c. Two adjacent pieces combine associatively, so a state can be carried from
 one call to the next, and a loop, blocks, a tree and a matrix all give the same numbers.
+
+The loop, the blocks and the tree are written here for torch to differentiate. Training uses the forms with a backward of
+their own: `chunked_scan`, of which "matrix" is the case of one chunk, and `fused_scan`, the GPU kernel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.autograd.function import once_differentiable
 
+from aaren_rl import chunked_scan, fused_scan
 from aaren_rl.errors import InvalidInput, unknown_name
 
-Form = Literal["auto", "recurrent", "blockwise", "parallel", "chunked", "matrix"]
+Form = Literal["auto", "recurrent", "blockwise", "parallel", "chunked", "matrix", "fused"]
 
-CHUNK = 64
-"""Positions per chunk in the blockwise and chunked forms."""
-
-MATRIX_UP_TO = 128
-"""Longest sequence for which the matrix form was the fastest (`python scripts/benchmark.py scan` prints the table)."""
+BLOCK = 64
+"""Positions per block in the blockwise form."""
 
 
 class ScanState(NamedTuple):
@@ -90,40 +91,159 @@ def prefix_attention(
         valid: (batch, time) bool, False for padding, which leaves the state as it is.
         form: how to compute it. "recurrent" is a loop over time and the ground truth of the others; "blockwise" runs
             over blocks one after another in O(block) memory (paper, appendix A); "parallel" is the Hillis-Steele
-            prefix scan (paper, algorithm 1); "chunked" treats all chunks at once in matrix form and scans their
-            summaries; "matrix" writes out all time x time weights; "auto" takes the fastest for the length.
+            prefix scan (paper, algorithm 1); "matrix" writes out all time x time weights; "chunked" does so within
+            chunks and carries a state between them; "fused" is one GPU kernel; "auto" is `choose_form`'s.
 
     Returns:
         Outputs (batch, heads, time, dim) in the type of the values, and the state after the last token.
 
     Raises:
-        InvalidInput: shapes do not fit together, or the form is unknown.
+        InvalidInput: shapes do not fit together, the form is unknown, or it cannot run here.
     """
     _check(scores, values, state, reset, valid, form)
     batch_size, heads, time, dim = values.shape
     kind = torch.promote_types(torch.promote_types(scores.dtype, values.dtype), torch.float32)
-    output_kind = values.dtype
-    scores, values = scores.to(kind), values.to(kind)
-    if state is None:
-        state = initial_state(batch_size, heads, dim, scores.device)
-    state = ScanState(*(part.to(kind) for part in state))
     if time == 0:
-        return values.to(output_kind), state
-    if valid is not None:
-        scores = scores.masked_fill(~valid.unsqueeze(1), -torch.inf)
-        values = values.masked_fill(~valid[:, None, :, None], 0.0)
+        return values, _in_kind(state or initial_state(batch_size, heads, dim, scores.device), kind)
+    chosen = choose_form(time, scores.device) if form == "auto" else form
     if reset is None:
         reset = torch.zeros(batch_size, time, dtype=torch.bool, device=scores.device)
     with torch.autocast(device_type=scores.device.type, enabled=False):
-        prefixes = _FORMS[choose_form(time) if form == "auto" else form](scores, values, state, reset.unsqueeze(1))
-        return read_out(prefixes).to(output_kind), _at(prefixes, -1)
+        if chosen in _DIFFERENTIATED:
+            before = _in_kind(state or initial_state(batch_size, heads, dim, scores.device), kind)
+            whole_scores, whole_values = _without_padding(scores.to(kind), values.to(kind), valid)
+            prefixes = _DIFFERENTIATED[chosen](whole_scores, whole_values, before, reset.unsqueeze(1))
+            return read_out(prefixes).to(values.dtype), _at(prefixes, -1)
+        segment = reset.cumsum(1, dtype=torch.int32)
+        given = (None, None, None) if state is None else (state.m.to(kind), state.c.to(kind), read_out(state).to(kind))
+        outputs, m, c = _Prefixes.apply(scores, values, *given, segment, valid, kind, chosen)  # type: ignore[no-untyped-call]
+        last = c[:, :, -1]
+        return outputs.to(values.dtype), ScanState(m[:, :, -1], last, last.unsqueeze(-1) * outputs[:, :, -1].to(kind))
 
 
-def choose_form(time: int) -> Form:
-    """The form that "auto" takes for a sequence of this length."""
+def choose_form(time: int, device: torch.device) -> Form:
+    """The form that "auto" takes for a sequence of this length on this device."""
     if time == 1:
         return "recurrent"
-    return "matrix" if time <= MATRIX_UP_TO else "chunked"
+    if device.type == "cuda" and fused_scan.available():
+        return "fused"
+    return "matrix" if time <= chunked_scan.ONE_CHUNK_UP_TO else "chunked"
+
+
+class _Prefixes(torch.autograd.Function):
+    """The forms with a backward of their own; keeps the scores, values, outputs and log-normalisers only."""
+
+    @staticmethod
+    def forward(
+        scores: Tensor,
+        values: Tensor,
+        m: Tensor | None,
+        c: Tensor | None,
+        output: Tensor | None,
+        segment: Tensor,
+        valid: Tensor | None,
+        kind: torch.dtype,
+        form: Form,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Outputs (batch, heads, time, dim), and m and c of every prefix."""
+        if form == "fused":
+            outputs, logs = fused_scan.forward(scores, values, segment, valid, *_log_before(m, c, output, values))
+            return outputs, logs, (logs != -torch.inf).to(logs.dtype)
+        scores, values = _without_padding(scores.to(kind), values.to(kind), valid)
+        return chunked_scan.forward(scores, values, segment, _before(m, c, output), _chunk(scores, form))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Keeps what `backward` needs."""
+        *tensors, ctx.kind, ctx.form = inputs
+        ctx.save_for_backward(*tensors, *output)
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_outputs: Tensor | None, _: None, d_c: Tensor | None) -> tuple[Tensor | None, ...]:
+        """The reverse scan."""
+        scores, values, before_m, before_c, before_output, segment, valid, outputs, m, c = ctx.saved_tensors
+        if d_outputs is None:
+            d_outputs = torch.zeros_like(outputs)
+        d_before_c: Tensor | None
+        d_output: Tensor | None
+        if ctx.form == "fused":
+            # There m is the log-normaliser and c the constant 1, so the gradient of c is that of m.
+            d_scores, d_values, d_log, d_output = fused_scan.backward(
+                scores,
+                values,
+                segment,
+                valid,
+                *_log_before(before_m, before_c, before_output, values),
+                outputs,
+                m,
+                d_outputs,
+                d_c,
+            )
+            d_before_c = None if before_c is None else torch.where(before_c == 0, 0.0, d_log / before_c)
+        else:
+            whole = _without_padding(scores.to(ctx.kind), values.to(ctx.kind), valid)
+            d_scores, d_values, d_before_c, d_output = chunked_scan.backward(
+                *whole,
+                segment,
+                _before(before_m, before_c, before_output),
+                _chunk(scores, ctx.form),
+                outputs,
+                m,
+                c,
+                d_outputs,
+                d_c,
+            )
+        d_before = (None, d_before_c, d_output) if any(ctx.needs_input_grad[3:5]) else (None, None, None)
+        return d_scores.to(scores.dtype), d_values.to(values.dtype), *d_before, None, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        """Several models at once are more rows of the batch."""
+
+        def fold(given: Any, dim: int | None) -> Any:
+            if not isinstance(given, Tensor):
+                return given
+            copies = given.expand(info.batch_size, *given.shape) if dim is None else given.movedim(dim, 0)
+            return copies.flatten(0, 1)
+
+        outputs = _Prefixes.apply(  # type: ignore[no-untyped-call]
+            *(fold(given, dim) for given, dim in zip(inputs, in_dims, strict=True))
+        )
+        return tuple(part.unflatten(0, (info.batch_size, -1)) for part in outputs), (0, 0, 0)
+
+
+def _before(m: Tensor | None, c: Tensor | None, output: Tensor | None) -> chunked_scan.Before | None:
+    return None if m is None or c is None or output is None else chunked_scan.Before(m, c, output)
+
+
+def _log_before(m: Tensor | None, c: Tensor | None, output: Tensor | None, values: Tensor) -> tuple[Tensor, Tensor]:
+    """The log-normaliser and the output of the state before, those of the empty prefix where there is none."""
+    if m is None or c is None or output is None:
+        empty = values.new_zeros(*values.shape[:2], values.shape[-1], dtype=torch.float32)
+        return torch.full_like(empty[..., 0], -torch.inf), empty
+    return m + c.log(), output
+
+
+def _in_kind(state: ScanState, kind: torch.dtype) -> ScanState:
+    return ScanState(*(part.to(kind) for part in state))
+
+
+def _chunk(scores: Tensor, form: Form) -> int:
+    time = scores.shape[-1]
+    return time if form == "matrix" else chunked_scan.chunk_length(time)
+
+
+def _without_padding(scores: Tensor, values: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Padding as the operator's identity: the score -inf, and a value that is finite."""
+    if valid is None:
+        return scores, values
+    return (
+        scores.masked_fill(~valid.unsqueeze(1), -torch.inf),
+        values.masked_fill(~valid[:, None, :, None], 0.0),
+    )
 
 
 def _at(states: ScanState, index: int) -> ScanState:
@@ -152,8 +272,8 @@ def _carry(before: ScanState, local: ScanState, interrupted: Tensor) -> ScanStat
     return _where(interrupted.expand_as(local.m), local, combine(before, local))
 
 
-def _local_prefixes(scores: Tensor, values: Tensor, reset: Tensor) -> tuple[ScanState, Tensor]:
-    """All prefix states of a piece in matrix form, and where a reset lies between its start and the position."""
+def _block_prefixes(scores: Tensor, values: Tensor, reset: Tensor) -> tuple[ScanState, Tensor]:
+    """All prefix states of a block in matrix form, and where a reset lies between its start and the position."""
     segment = reset.cumsum(-1)
     time = scores.shape[-1]
     earlier = torch.ones(time, time, dtype=torch.bool, device=scores.device).tril()
@@ -176,9 +296,9 @@ def _recurrent(scores: Tensor, values: Tensor, state: ScanState, reset: Tensor) 
 
 def _blockwise(scores: Tensor, values: Tensor, state: ScanState, reset: Tensor) -> ScanState:
     blocks = []
-    for start in range(0, scores.shape[-1], CHUNK):
-        block = slice(start, start + CHUNK)
-        prefixes = _matrix(scores[..., block], values[..., block, :], state, reset[..., block])
+    for start in range(0, scores.shape[-1], BLOCK):
+        block = slice(start, start + BLOCK)
+        prefixes = _carry(state, *_block_prefixes(scores[..., block], values[..., block, :], reset[..., block]))
         blocks.append(prefixes)
         state = _at(prefixes, -1)
     return ScanState(*(torch.cat(parts, dim=2) for parts in zip(*blocks, strict=True)))
@@ -208,45 +328,10 @@ def _hillis_steele(states: ScanState, interrupted: Tensor) -> tuple[ScanState, T
     return states, interrupted
 
 
-def _matrix(scores: Tensor, values: Tensor, state: ScanState, reset: Tensor) -> ScanState:
-    return _carry(state, *_local_prefixes(scores, values, reset))
-
-
-def _chunked(scores: Tensor, values: Tensor, state: ScanState, reset: Tensor) -> ScanState:
-    batch_size, heads, time, dim = values.shape
-    padding = -time % CHUNK
-    chunks = (time + padding) // CHUNK
-    # Padding at the end is the identity, so the last prefix is unchanged by it.
-    scores = F.pad(scores, (0, padding), value=-torch.inf).reshape(batch_size, heads * chunks, CHUNK)
-    values = F.pad(values, (0, 0, 0, padding)).reshape(batch_size, heads * chunks, CHUNK, dim)
-    reset = F.pad(reset, (0, padding)).reshape(batch_size, 1, chunks, CHUNK)
-    reset = reset.expand(-1, heads, -1, -1).reshape(batch_size, heads * chunks, CHUNK)
-    local, interrupted = _local_prefixes(scores, values, reset)
-
-    def per_chunk(last: Tensor) -> Tensor:
-        return last.reshape(batch_size, heads, chunks, *last.shape[2:])
-
-    summaries = ScanState(per_chunk(local.m[..., -1]), per_chunk(local.c[..., -1]), per_chunk(local.a[..., -1, :]))
-    inclusive = _carry(state, *_hillis_steele(summaries, per_chunk(interrupted[..., -1])))
-    before = ScanState(
-        torch.cat([state.m.unsqueeze(2), inclusive.m[:, :, :-1]], 2).flatten(1, 2),
-        torch.cat([state.c.unsqueeze(2), inclusive.c[:, :, :-1]], 2).flatten(1, 2),
-        torch.cat([state.a.unsqueeze(2), inclusive.a[:, :, :-1]], 2).flatten(1, 2),
-    )
-    prefixes = _carry(before, local, interrupted)
-    return ScanState(
-        prefixes.m.reshape(batch_size, heads, -1)[..., :time],
-        prefixes.c.reshape(batch_size, heads, -1)[..., :time],
-        prefixes.a.reshape(batch_size, heads, -1, dim)[..., :time, :],
-    )
-
-
-_FORMS: dict[str, Callable[[Tensor, Tensor, ScanState, Tensor], ScanState]] = {
+_DIFFERENTIATED: dict[str, Callable[[Tensor, Tensor, ScanState, Tensor], ScanState]] = {
     "recurrent": _recurrent,
     "blockwise": _blockwise,
     "parallel": _parallel,
-    "chunked": _chunked,
-    "matrix": _matrix,
 }
 
 

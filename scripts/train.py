@@ -67,7 +67,7 @@ def train(config: RunConfig) -> dict[str, Any]:
     run_config.save(dataclasses.replace(config, source=source, run=folder, resume=None), folder / CONFIG)
     say(
         f"model: {config.model.blocks} blocks of {config.model.mixer}, {count_parameters(model)} parameters, "
-        f"{config.model.layout} tokens{_scan_form(config, model)}; training on {_describe(device)}, "
+        f"{config.model.layout} tokens{_scan_form(config, dataset, model, device)}; training on {_describe(device)}, "
         f"{config.training.precision}; run folder {folder}"
     )
     trained = trainer.run()
@@ -128,10 +128,12 @@ def _run_folder(config: RunConfig) -> Path:
     return folder
 
 
-def _scan_form(config: RunConfig, model: DecisionModel) -> str:
-    if config.model.mixer != "aaren" or config.training.context == "episode":
+def _scan_form(config: RunConfig, dataset: Dataset, model: DecisionModel, device: torch.device) -> str:
+    if config.model.mixer != "aaren":
         return ""
-    return f", {scan.choose_form(config.training.context * model.tokens_per_step)} scan"
+    context = config.training.context
+    steps = int(dataset.trajectories.lengths.max()) if context == "episode" else context
+    return f", {scan.choose_form(steps * model.tokens_per_step, device)} scan"
 
 
 def _describe(device: torch.device) -> str:

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from aaren_rl import scan
-from aaren_rl.mixers.base import Mixer
+from aaren_rl.mixers.base import Mixer, Stepper
 from aaren_rl.mixers.registry import register
+
+EMPTY = -1e30
+"""Score of no token where infinities are not wanted; exponentiates to 0 beside any other."""
+
+NARROW = 60.0
+"""Widest range of scores to take relative to their largest: every exponential is then at least 1e-26."""
+
+NOTHING = 1e-37
+"""Count of no token where it must not be 0, so that a missing first token divides 0 by something; next to 1e-26 none."""
 
 
 @register("aaren")
@@ -45,18 +55,111 @@ class Aaren(Mixer):
         valid: Tensor | None = None,
     ) -> tuple[Tensor, scan.ScanState]:
         """See `Mixer.forward`; the state is a `scan.ScanState`."""
-        scores = self._scores(x).transpose(1, 2)
+        scores = F.linear(x, *self.score_weights()).transpose(1, 2)
         values = self._split_heads(self.value(x))
         mixed, state = scan.prefix_attention(scores, values, state, reset, valid)
         return self.output(self._join_heads(mixed)), state
 
-    def _scores(self, x: Tensor) -> Tensor:
-        """Scores of all tokens, (batch, time, heads).
+    def score_weights(self) -> tuple[Tensor, Tensor]:
+        """The scores as a linear layer of the tokens: its weight (heads, width) and bias (heads,).
 
         The query is the same for all tokens, so it is taken through the key projection once:
         <q, W_k x + b> = <W_k^T q, x> + <q, b>. This saves a width x width product per token.
         """
         query = self.query(self.query_token).reshape(self.heads, self.head_width) * self.head_width**-0.5
-        weight = torch.einsum("hd,hdw->hw", query, self.key.weight.reshape(self.heads, self.head_width, self.width))
+        weight = (query.unsqueeze(1) @ self.key.weight.reshape(self.heads, self.head_width, self.width)).squeeze(1)
         bias = (query * self.key.bias.reshape(self.heads, self.head_width)).sum(-1)
-        return nn.functional.linear(x, weight, bias)
+        return weight, bias
+
+    def stepper(self, norm: nn.LayerNorm, tokens: int, outputs: int) -> AarenStep:
+        """See `Mixer.stepper`."""
+        return AarenStep(self, norm, tokens, outputs)
+
+
+class AarenStep(Stepper):
+    """Aaren for the tokens of one step, with one product before the mixing and, for several heads, one after.
+
+    A layer norm bounds its outputs, so the scores of a layer lie in a known range (Cauchy-Schwarz). Where it is narrow
+    enough, all are taken relative to its upper end: nothing can overflow, and a row of state is (a, c) of each head.
+    Else it is (a, c, m) with the running maximum m, -1e30 for the empty prefix.
+
+    Args:
+        mixer: to act with.
+        norm: the layer norm whose outputs it mixes.
+        tokens: how many a step has.
+        outputs: for how many of them, the last ones, the mixed token is wanted.
+    """
+
+    project: Tensor
+    project_bias: Tensor
+    output: Tensor
+    later: Tensor
+
+    def __init__(self, mixer: Aaren, norm: nn.LayerNorm, tokens: int, outputs: int) -> None:
+        weight, bias = mixer.score_weights()
+        reach = mixer.width**0.5 * (weight * norm.weight).norm(dim=-1)
+        heads, dim = mixer.heads, mixer.head_width
+        bounded = bool((2 * reach <= NARROW).all())
+        start = [*[0.0] * dim, NOTHING] if bounded else [*[0.0] * dim, 0.0, EMPTY]
+        super().__init__(torch.tensor(start).repeat(heads).to(weight))
+        self.bounded, self.tokens, self.outputs, self.heads, self.dim = bounded, tokens, outputs, heads, dim
+        if bounded:
+            bias = bias - (bias + weight @ norm.bias + reach)
+        value: Tensor = mixer.value.weight
+        value_bias: Tensor = mixer.value.bias
+        self.folded = heads == 1
+        if self.folded:
+            # The mean of projected values is the projected mean, so one head's output projection goes before the mixing.
+            value_bias = mixer.output.weight @ value_bias + mixer.output.bias
+            value = mixer.output.weight @ value
+        # Each head's rows are its values, a constant 1 that counts the tokens, and its score.
+        parts = value.view(heads, dim, -1), torch.zeros_like(weight).unsqueeze(1), weight.unsqueeze(1)
+        biases = value_bias.view(heads, dim), torch.ones_like(bias).unsqueeze(1), bias.unsqueeze(1)
+        self.register_buffer("project", torch.cat(parts, 1).flatten(0, 1))
+        self.register_buffer("project_bias", torch.cat(biases, 1).flatten())
+        # Divided by the count, the count is 1 again and carries the bias of the output; of all heads the first one's.
+        carried = F.pad(mixer.output.weight.view(-1, heads, dim), (0, len(start) - dim))
+        carried[:, 0, dim] = mixer.output.bias
+        self.register_buffer("output", carried.flatten(1).t().contiguous())
+        # Row k: 0 for the state and the tokens up to the k-th output's, EMPTY for those after it.
+        self.register_buffer("later", (torch.ones(tokens, tokens + 1).triu(2)[tokens - outputs :] * EMPTY).to(weight))
+
+    def forward(self, x: Tensor, onto: Tensor, state: Tensor, live: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `Stepper.forward`."""
+        rows = F.linear(x, self.project, self.project_bias)
+        sums, state = (self._bounded if self.bounded else self._running)(rows, state, live)
+        if self.folded:
+            return onto + (sums[..., : self.dim] / sums[..., self.dim : self.dim + 1]).reshape(-1, self.dim), state
+        mixed = sums / sums[..., self.dim : self.dim + 1]
+        return torch.addmm(onto, mixed.reshape(-1, len(self.output)), self.output), state
+
+    def _bounded(self, rows: Tensor, state: Tensor, live: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Sums (a, c) up to each output, (batch, outputs, [heads,] dim + 1), and the new state."""
+        if self.tokens == 1:
+            if self.heads > 1:
+                rows, state = rows.view(-1, self.heads, self.dim + 2), state.view(-1, self.heads, self.dim + 1)
+            value, score = torch.split(rows, [self.dim + 1, 1], -1)
+            state = torch.addcmul(state, value, score.exp())
+            return state, state if self.heads == 1 else state.flatten(1)
+        shape = (self.tokens,) if self.heads == 1 else (self.tokens, self.heads)
+        value, score = torch.split(rows.view(-1, *shape, self.dim + 2), [self.dim + 1, 1], -1)
+        weight = score.exp()
+        if live is not None:
+            weight = weight * (live.unsqueeze(-1) if self.heads == 1 else live[..., None, None])
+        added = value * weight
+        before = state.view(-1, 1, *shape[1:], self.dim + 1)
+        sums = before + (added.sum(1, keepdim=True) if self.outputs == 1 else added.cumsum(1)[:, -self.outputs :])
+        return sums, sums[:, -1].flatten(1)
+
+    def _running(self, rows: Tensor, state: Tensor, live: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Sums (a, c, unused) up to each output, (batch, outputs, heads, dim + 2), and the new state."""
+        tokens = rows.view(-1, self.tokens, self.heads, self.dim + 2)
+        pieces = torch.cat([state.view(-1, 1, self.heads, self.dim + 2), tokens], 1).transpose(1, 2)
+        scores = pieces[..., -1]
+        if live is not None:
+            scores = scores + ((1 - F.pad(live, (1, 0), value=1.0)) * EMPTY).unsqueeze(1)
+        table = scores.unsqueeze(2) + self.later
+        m = table.amax(-1, keepdim=True)
+        sums = torch.exp(table - m) @ pieces
+        after = torch.cat([sums[..., : self.dim + 1], m], -1)[:, :, -1]
+        return sums.transpose(1, 2), after.flatten(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -63,6 +64,16 @@ class Mixer(nn.Module):
         y, state = self.forward(x_t.unsqueeze(1), state)
         return y.squeeze(1), state
 
+    def stepper(self, norm: nn.LayerNorm, tokens: int, outputs: int) -> Stepper:
+        """This mixer for the tokens of one step at a time, as it stands now; for mixers of constant memory.
+
+        Args:
+            norm: the layer norm whose outputs it mixes.
+            tokens: how many a step has.
+            outputs: for how many of them, the last ones, the mixed token is wanted.
+        """
+        return PlainStepper(self, tokens, outputs)
+
     def reset_state(self, state: State, rows: Tensor) -> State:
         """The state with the rows marked in `rows`, (batch,) bool, back at the start of an episode."""
         return _where_rows(rows, self.initial_state(rows.shape[0]), state)
@@ -74,6 +85,73 @@ class Mixer(nn.Module):
     def _join_heads(self, x: Tensor) -> Tensor:
         """(batch, heads, time, head width) to (batch, time, width)."""
         return x.transpose(1, 2).flatten(2)
+
+
+class Stepper(nn.Module):
+    """A mixer that carries its state as one row of numbers per sequence.
+
+    Args:
+        start: the row before the first token of an episode, (size,).
+    """
+
+    start: Tensor
+
+    def __init__(self, start: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("start", start)
+
+    def forward(self, x: Tensor, onto: Tensor, state: Tensor, live: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mixes the tokens of one step.
+
+        Args:
+            x: (batch * tokens, width).
+            onto: what the mixed tokens are added to, (batch * outputs, width).
+            state: (batch, size).
+            live: (batch, tokens), 0 for tokens that are missing, else 1; None where none ever is.
+
+        Returns:
+            The last tokens with the mixed ones added, (batch * outputs, width), and the new state.
+        """
+        raise NotImplementedError
+
+
+class PlainStepper(Stepper):
+    """Any mixer's own `forward`, with its state flattened.
+
+    Args:
+        mixer: to act with.
+        tokens: how many a step has.
+        outputs: for how many of them, the last ones, the mixed token is wanted.
+    """
+
+    def __init__(self, mixer: Mixer, tokens: int, outputs: int) -> None:
+        like = mixer.initial_state(1)
+        # Finite, so that it can be written into a file of JSON.
+        super().__init__(torch.cat([part.reshape(-1) for part in _leaves(like)]).clamp(min=-1e30))
+        self._like = like
+        self.mixer, self.tokens, self.outputs = mixer, tokens, outputs
+
+    def forward(self, x: Tensor, onto: Tensor, state: Tensor, live: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `Stepper.forward`."""
+        batch = len(state)
+        leaves = _leaves(self._like)
+        parts = torch.split(state, [part.numel() for part in leaves], -1)
+        whole = iter([part.view(batch, *leaf.shape[1:]) for part, leaf in zip(parts, leaves, strict=True)])
+        valid = None if live is None else live > 0
+        y, after = self.mixer(x.view(batch, self.tokens, -1), _rebuilt(self._like, whole), None, valid)
+        state = torch.cat([part.reshape(batch, -1) for part in _leaves(after)], -1)
+        return onto + y[:, -self.outputs :].flatten(0, 1), state
+
+
+def _leaves(state: State) -> list[Tensor]:
+    return [state] if isinstance(state, Tensor) else [leaf for part in state for leaf in _leaves(part)]
+
+
+def _rebuilt(like: State, leaves: Iterator[Tensor]) -> State:
+    if isinstance(like, Tensor):
+        return next(leaves)
+    parts = [_rebuilt(part, leaves) for part in like]
+    return type(like)(*parts) if hasattr(like, "_fields") else type(like)(parts)
 
 
 def _where_rows(rows: Tensor, chosen: State, other: State) -> State:

@@ -1,0 +1,58 @@
+"""The agent that acts with an exported graph, by onnxruntime and NumPy alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from aaren_rl import checkpoint, export
+from aaren_rl.agents.acting import Array, Rows, SteppedAgent, Stepping
+from aaren_rl.checkpoint import AgentCard
+from aaren_rl.errors import CheckpointError
+
+
+class OnnxAgent(SteppedAgent):
+    """Acts like `DecisionAgent`, from the folder that `aaren_rl.export.to_onnx` wrote.
+
+    Args:
+        folder: with agent.onnx and export.json.
+        threads: that onnxruntime may use; for models of this size one is the fastest.
+
+    Raises:
+        CheckpointError: a file is missing, altered or of another version.
+        InvalidInput: onnxruntime is not installed.
+    """
+
+    def __init__(self, folder: str | Path, threads: int = 1) -> None:
+        folder = Path(folder)
+        described = checkpoint.read_json(folder / export.CARD)
+        if described.get("format") != export.FORMAT:
+            raise CheckpointError(
+                f"{folder / export.CARD} has format {described.get('format')}; this version reads {export.FORMAT}"
+            )
+        export.require_packages("onnxruntime")
+        try:
+            graph = (folder / export.GRAPH).read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"{folder / export.GRAPH} cannot be read: {error}") from error
+        if checkpoint.digest(graph) != described.get("sha256"):
+            raise CheckpointError(f"{folder / export.GRAPH} is not the graph that was exported; export it again")
+        self.session = export.session(graph, threads)
+        try:
+            fields = {name: described[name] for name in AgentCard.__dataclass_fields__}
+            card = AgentCard(**{**fields, "target_returns": tuple(fields["target_returns"])})
+            low, high, start = (
+                np.array(described[name], dtype=np.float32) for name in ("action_low", "action_high", "state_start")
+            )
+            super().__init__(card, low, high, int(described["observation_size"]), described["longest_episode"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{folder / export.CARD} does not describe an exported agent: {error!r}") from error
+        self.start, self.int8 = start, bool(described.get("int8"))
+
+    def _begin(self, rows: int) -> Stepping:
+        return Rows(self._run, self.start, rows)
+
+    def _run(self, observation: Array, reward: Array, state: Array) -> tuple[Array, Array]:
+        action, state = self.session.run(None, {"observation": observation, "reward": reward, "state": state})
+        return action, state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
@@ -72,6 +73,8 @@ class Sampler:
         self.batch_size, self.context, self.weighting = batch_size, context, weighting
         self.device = torch.device(device)
         self.generator = torch.Generator(self.device).manual_seed(seed)
+        # Steps that whole episodes are padded to; None for the longest one drawn.
+        self.pad_to: int | None = None
 
         def on_device(array: np.ndarray) -> Tensor:
             return torch.as_tensor(array, device=self.device)
@@ -79,11 +82,21 @@ class Sampler:
         self._observations = on_device(trajectories.observations)
         self._actions = on_device(trajectories.actions)
         self._returns_to_go = on_device(trajectories.returns_to_go)
-        self._starts = on_device(trajectories.offsets[:-1][episodes])
-        self._lengths = on_device(trajectories.lengths[episodes])
+        self._choose(trajectories, episodes)
+
+    def over(self, trajectories: Trajectories, episodes: np.ndarray) -> Sampler:
+        """A sampler of other episodes of the same trajectories, which shares this one's data on the device."""
+        other = copy.copy(self)
+        other.generator = torch.Generator(self.device).manual_seed(self.generator.initial_seed())
+        other._choose(trajectories, episodes)
+        return other
+
+    def _choose(self, trajectories: Trajectories, episodes: np.ndarray) -> None:
+        self._starts = torch.as_tensor(trajectories.offsets[:-1][episodes], device=self.device)
+        self._lengths = torch.as_tensor(trajectories.lengths[episodes], device=self.device)
         self._cumulative = self._lengths.cumsum(0)
         self._total = int(self._cumulative[-1])
-        self._longest = int(self._lengths.max())
+        self.longest = int(self._lengths.max())
 
     @property
     def mean_length(self) -> float:
@@ -98,12 +111,13 @@ class Sampler:
         else:
             episode = self._random(torch.full((self.batch_size,), len(self._lengths), device=self.device))
         if self.context is None:
-            return self._gather(episode, torch.zeros_like(episode), int(self._lengths[episode].max()))
+            longest = self.pad_to or int(self._lengths[episode].max())
+            return self._gather(episode, torch.zeros_like(episode), longest)
         return self._gather(episode, self._random(self._lengths[episode]), self.context)
 
     def sweep(self, steps: int) -> Iterator[Batch]:
         """Segments of about `steps` steps in all, spread evenly over the episodes, none twice; the same each time."""
-        stride = self.context or self._longest
+        stride = self.context or self.longest
         pieces = (self._lengths + stride - 1) // stride
         episode = torch.repeat_interleave(torch.arange(len(pieces), device=self.device), pieces)
         piece = torch.arange(len(episode), device=self.device) - (pieces.cumsum(0) - pieces)[episode]

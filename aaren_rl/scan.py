@@ -6,7 +6,7 @@ arXiv 2405.13956, section 3): m the running maximum of the scores, c and a the s
 ``exp(s_i - m) v_i``. The output is a / c. Two adjacent pieces combine associatively, so a state can be carried from
 one call to the next, and a loop, blocks, a tree and a matrix all give the same numbers.
 
-The loop, the blocks and the tree are written here for torch to differentiate. Training uses the forms with a backward of
+The loop, the blocks and the tree are written here for torch to differentiate. Training uses forms with a backward of
 their own: `chunked_scan`, of which "matrix" is the case of one chunk, and `fused_scan`, the GPU kernel.
 """
 

@@ -9,7 +9,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,8 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from aaren_rl import checkpoint
+from aaren_rl import checkpoint, fused_scan
+from aaren_rl.captured import Captured
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.errors import AarenError, CheckpointError, InvalidInput
 from aaren_rl.model import DecisionModel
@@ -65,10 +66,13 @@ class TrainingConfig:
     """Batches whose gradients are averaged into one update."""
     held_out: float = 0.05
     """Share of the episodes kept from training for the validation loss."""
-    precision: Literal["float32", "bf16"] = "float32"
-    """Type of the matrix products; the parameters and the scan stay in float32."""
-    compile: bool = False
-    """Compile the loss with torch.compile."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """Type of the matrix products; the parameters and the scan's sums stay in float32. auto takes bf16 where the device
+    multiplies it faster."""
+    compile: Literal["auto", "yes", "no"] = "auto"
+    """Compile the loss with torch.compile; auto does so on a GPU with Triton."""
+    graphs: Literal["auto", "yes", "no"] = "auto"
+    """Record an update as a CUDA graph and replay it; auto does so on a GPU."""
     seed: int = 0
     """Of the weights, the batches, dropout and the held-out episodes."""
     log_every: int = 100
@@ -158,18 +162,22 @@ class Trainer:
         self.device = torch.device(device)
         self.model = model.to(self.device).train()
         self.acting = copy.deepcopy(self.model).eval() if config.average else self.model
+        self.precision, self.compiled, self.captured = _means(config, self.device)
         context = config.context if isinstance(config.context, int) else None
         train_on, held_out = hold_out(trajectories.episodes, config.held_out, config.seed)
         self.sampler = Sampler(
             trajectories, train_on, config.batch_size, context, config.weighting, self.device, config.seed
         )
-        self.validation = (
-            Sampler(trajectories, held_out, config.batch_size, context, device=self.device) if len(held_out) else None
-        )
-        self.optimiser = torch.optim.AdamW(
-            self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
-        self._loss = torch.compile(self.model.loss) if config.compile else self.model.loss
+        if self.device.type == "cuda":
+            # To look at the lengths drawn would hold up the GPU, and shapes that change could not be recorded.
+            self.sampler.pad_to = self.sampler.longest
+        self.validation = self.sampler.over(trajectories, held_out) if len(held_out) else None
+        self.optimiser = make_optimiser(self.model.parameters(), config, self.device)
+        self._loss = torch.compile(self.model.loss) if self.compiled else self.model.loss
+        # How much of the average stays; a tensor, so that a recorded update reads what it is by then.
+        self.forget = torch.zeros((), device=self.device)
+        recorded = Captured(self._do_update, [self.sampler.generator], self.device)
+        self._update_once = recorded if self.captured else self._do_update
         self._data = {
             "episodes": trajectories.episodes,
             "steps": trajectories.steps,
@@ -192,6 +200,18 @@ class Trainer:
             InvalidInput: the folder holds another run.
             Diverged: the loss or its gradient is not finite; checkpoints from before are still there.
         """
+        with stop_signal() as stop, contextlib.closing(self.running(stop, progress)) as running:
+            try:
+                next(running)
+                while True:
+                    self.prepare_update()
+                    running.send(self._update_once())
+            except StopIteration as finished:
+                trained: Trained = finished.value
+                return trained
+
+    def running(self, stop: threading.Event, progress: bool = True) -> Generator[None, tuple[Tensor, Tensor], Trained]:
+        """All of a run but the updates themselves: asks for one with every yield and is sent its loss and norm."""
         config = self.config
         if self.update == 0 and checkpoints(self.folder):
             raise InvalidInput(f"{self.folder} holds a run already; resume it, or give the new run another folder")
@@ -201,9 +221,10 @@ class Trainer:
         norms = torch.zeros((), device=self.device)
         saved = -1
         since, began, paused = self.update, time.perf_counter(), 0.0
-        with _stop_signal() as stop, contextlib.closing(log), bar:
+        with contextlib.closing(log), bar:
             while self.update < config.updates and not stop.is_set():
-                loss, norm = self._do_update()
+                loss, norm = yield
+                self.update += 1
                 losses += loss
                 norms += norm
                 bar.update()
@@ -252,10 +273,14 @@ class Trainer:
                 f"--resume {self.folder} and a lower --learning-rate"
             )
 
+    def prepare_update(self) -> None:
+        """Sets what the next update reads and differs from update to update."""
+        set_learning_rate(self.optimiser, self.learning_rate)
+        # A short memory at first, so that the average does not start from the untrained weights.
+        self.forget.fill_(1 - min(self.config.average, (2 + self.update) / (11 + self.update)))
+
     def _do_update(self) -> tuple[Tensor, Tensor]:
         config = self.config
-        for group in self.optimiser.param_groups:
-            group["lr"] = self._learning_rate(self.update + 1)
         self.optimiser.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
         for _ in range(config.accumulate):
@@ -264,19 +289,21 @@ class Trainer:
             total += loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
         self.optimiser.step()
-        self.update += 1
         if self.acting is not self.model:
-            # A short memory at first, so that the average does not start from the untrained weights.
-            decay = min(config.average, (1 + self.update) / (10 + self.update))
             with torch.no_grad():
                 for average, now in zip(self.acting.parameters(), self.model.parameters(), strict=True):
-                    average.lerp_(now, 1 - decay)
+                    average.lerp_(now, self.forget)
         return total, norm
 
     def _batch_loss(self, batch: Batch) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             loss: Tensor = self._loss(*batch)
         return loss
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next update."""
+        return self._learning_rate(self.update + 1)
 
     def _learning_rate(self, update: int) -> float:
         return self.config.learning_rate * min(1.0, update / max(1, self.config.warmup))
@@ -402,8 +429,45 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in (folder / "checkpoints").glob("[0-9]*") if path.is_dir())
 
 
+def make_optimiser(parameters: Iterable[Tensor], config: TrainingConfig, device: torch.device) -> torch.optim.AdamW:
+    """AdamW in one operation for all parameters; on a GPU its learning rate is a tensor, so that it can be recorded."""
+    on_gpu = device.type == "cuda"
+    rate = torch.tensor(config.learning_rate, device=device) if on_gpu else config.learning_rate
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=config.weight_decay, fused=True, capturable=on_gpu)
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Sets the learning rate in place where it is a tensor."""
+    for group in optimiser.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def _means(config: TrainingConfig, device: torch.device) -> tuple[Literal["float32", "bf16"], bool, bool]:
+    """What "auto" stands for on this device: the precision, whether to compile, whether to record graphs."""
+    on_gpu = device.type == "cuda"
+    precision = config.precision
+    if precision == "auto":
+        fast = torch.cuda.get_device_capability(device) >= (8, 0) if on_gpu else _multiplies_bf16()
+        precision = "bf16" if fast else "float32"
+    compiled = on_gpu and fused_scan.available() if config.compile == "auto" else config.compile == "yes"
+    captured = on_gpu if config.graphs == "auto" else config.graphs == "yes"
+    if captured and not on_gpu:
+        raise InvalidInput("CUDA graphs were asked for and the device is a CPU; pass --graphs auto")
+    return precision, compiled, captured
+
+
+def _multiplies_bf16() -> bool:
+    """Whether this CPU has instructions for products of bf16; others only emulate them."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    amx, avx = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("amx_tile", "avx512_bf16"))
+    return capability.startswith("AVX512") and any(known is not None and bool(known()) for known in (amx, avx))
+
+
 @contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
+def stop_signal() -> Iterator[threading.Event]:
     """An event that Ctrl-C and SIGTERM set, so that an update is never cut in two; a second one stops at once."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -99,7 +99,8 @@ class _Tensors:
             counted = torch.from_numpy(np.stack([return_to_go, timestep], 1).astype(np.float32)).to(self.device)
             state = torch.cat([counted, self.state[:, TIMESTEP + 1 :]], 1)
             action, self.state = self.module(torch.from_numpy(observation).to(self.device), self.no_reward, state)
-            return action.cpu().numpy()
+            acted: Array = action.cpu().numpy()
+            return acted
 
     @property
     def state_bytes(self) -> int:

@@ -14,7 +14,9 @@ import tyro
 from gymnasium.vector import AutoresetMode
 from tqdm import tqdm
 
-from aaren_rl.agents import DecisionAgent
+from aaren_rl import export
+from aaren_rl.agents import DecisionAgent, OnnxAgent
+from aaren_rl.agents.acting import SteppedAgent
 from aaren_rl.envs import baselines, catalogue
 from aaren_rl.envs.environments import EnvironmentSpec, make, make_for_video
 from aaren_rl.envs.evaluation import Protocol, evaluate, result, write_result
@@ -30,7 +32,7 @@ class Arguments:
     """Evaluate an agent, or a baseline, by whole episodes."""
 
     agent: Annotated[str, tyro.conf.Positional]
-    """Folder of an agent, as runs/<run>/last; or "random" or "behaviour"."""
+    """Folder of an agent, as runs/<run>/last, or of an exported one; or "random" or "behaviour"."""
     env: str | None = None
     """Catalogue name that a baseline is evaluated on, as hopper-medium."""
     env_id: str | None = None
@@ -106,7 +108,7 @@ def _agent(arguments: Arguments) -> tuple[Actor, Protocol, dict[str, Any], Path]
     if not folder.exists() and "/" not in arguments.agent:
         hint = unknown_name("baseline", arguments.agent, BASELINES)
         raise CheckpointError(f"{folder} is no agent folder here, and {hint}")
-    agent = DecisionAgent.load(folder, device_named(arguments.device))
+    agent, how = _loaded(folder, arguments.device)
     card = agent.card
     spec = EnvironmentSpec(arguments.env_id) if arguments.env_id else EnvironmentSpec(card.env_id, card.env_kwargs)
     env = make(spec)
@@ -116,8 +118,18 @@ def _agent(arguments: Arguments) -> tuple[Actor, Protocol, dict[str, Any], Path]
     target = card.target_returns[0] if arguments.target is None else arguments.target
     protocol = Protocol(spec, arguments.episodes, arguments.seed, target, entry.reference if entry else None)
     about = {"checkpoint": folder.name, "source": card.source, "dataset": card.dataset_id, "updates": card.updates}
-    about |= {"mixer": agent.model.config.mixer, "device": agent.device.type}
-    return agent, protocol, about, folder.parent
+    return agent, protocol, about | how, folder.parent
+
+
+def _loaded(folder: Path, device: str) -> tuple[SteppedAgent, dict[str, Any]]:
+    """The agent, or the exported agent, of a folder, and what about it belongs into a result."""
+    if (folder / export.CARD).exists():
+        if device != "cpu":
+            raise InvalidInput(f"an exported agent runs on the CPU; leave out --device {device}")
+        exported = OnnxAgent(folder)
+        return exported, {"runtime": "onnxruntime", "int8": exported.int8, "device": "cpu"}
+    agent = DecisionAgent.load(folder, device_named(device))
+    return agent, {"mixer": agent.model.config.mixer, "device": agent.device.type}
 
 
 def _baseline(arguments: Arguments) -> tuple[Actor, Protocol, dict[str, Any], Path]:

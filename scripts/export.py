@@ -34,7 +34,7 @@ class Arguments:
     int8: bool = False
     """Store the perceptrons' weights in 8 bits: a third of the size, not the same actions."""
     episodes: int | None = None
-    """Episodes to evaluate the agent and its export by, so that its cost is known; by default 100 with --int8, else 0."""
+    """Episodes to evaluate the agent and its export by; by default 100 with --int8, else none."""
 
     def __post_init__(self) -> None:
         if self.episodes is not None and self.episodes < 0:

@@ -54,6 +54,8 @@ class RunConfig:
     """Episodes of each evaluation during training; 0 for none."""
     episodes: int = 100
     """Episodes of the final evaluation."""
+    seeds: int = 1
+    """Train this many agents, with the seed given and those after it: as one batch on a GPU, one by one on a CPU."""
     model: Annotated[ModelConfig, tyro.conf.arg(name="")] = field(default_factory=ModelConfig)
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = field(default_factory=TrainingConfig)
 
@@ -62,6 +64,8 @@ class RunConfig:
             raise InvalidInput(
                 f"episodes {self.episodes} and check_episodes {self.check_episodes}; expected at least 1 and at least 0"
             )
+        if self.seeds < 1:
+            raise InvalidInput(f"seeds is {self.seeds}; expected at least 1")
 
 
 def parse(arguments: list[str] | None = None) -> RunConfig:

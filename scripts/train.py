@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import statistics
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from aaren_rl import scan
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.checkpoint import AgentCard
+from aaren_rl.ensemble import train_together
 from aaren_rl.envs import sources
 from aaren_rl.envs.catalogue import catalogue
 from aaren_rl.envs.evaluation import Protocol, evaluate, result, write_result
@@ -39,6 +42,43 @@ def train(config: RunConfig) -> dict[str, Any]:
     device = device_named(config.device)
     folder = _run_folder(config)
     dataset = sources.load(config.env, config.source, config.env_id, say)
+    if config.seeds == 1:
+        run = _start(config, dataset, folder, device)
+        return _report(run, run.trainer.run())
+    _save_config(config, dataset, folder)
+    configs = []
+    for seed in range(config.training.seed, config.training.seed + config.seeds):
+        own = folder / f"seed-{seed}"
+        resume = own if config.resume is not None and checkpoints(own) else None
+        training = dataclasses.replace(config.training, seed=seed)
+        configs.append(dataclasses.replace(config, seeds=1, training=training, run=own, resume=resume))
+    if device.type == "cuda":
+        say(f"{config.seeds} seeds as one batch, without torch.compile")
+        runs = [_start(one, dataset, _folder(one), device) for one in configs]
+        trained = train_together([run.trainer for run in runs])
+        outcomes = [_report(run, one) for run, one in zip(runs, trained, strict=True)]
+    else:
+        say(f"{config.seeds} seeds, one after another")
+        outcomes = []
+        for one in configs:
+            run = _start(one, dataset, _folder(one), device)
+            outcomes.append(_report(run, run.trainer.run()))
+    return _summary(config, folder, outcomes)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run that is ready to train."""
+
+    config: RunConfig
+    dataset: Dataset
+    folder: Path
+    device: torch.device
+    trainer: Trainer
+    protocol: Protocol
+
+
+def _start(config: RunConfig, dataset: Dataset, folder: Path, device: torch.device) -> _Run:
     model = _new_model(config, dataset)
     target = dataset.target_returns[0] if config.target is None else config.target
     card = AgentCard(
@@ -60,25 +100,29 @@ def train(config: RunConfig) -> dict[str, Any]:
     if config.resume is not None:
         trainer.restore()
         say(f"resuming {folder} after update {trainer.update}")
-    else:
+    _save_config(config, dataset, folder)
+    means = [name for name, used in (("torch.compile", trainer.compiled), ("CUDA graphs", trainer.captured)) if used]
+    say(
+        f"model: {config.model.blocks} blocks of {config.model.mixer}, {count_parameters(model)} parameters, "
+        f"{config.model.layout} tokens{_scan_form(config, dataset, model, device)}; training on {_describe(device)}, "
+        f"{', '.join([trainer.precision, *means])}; run folder {folder}"
+    )
+    return _Run(config, dataset, folder, device, trainer, protocol)
+
+
+def _save_config(config: RunConfig, dataset: Dataset, folder: Path) -> None:
+    if config.resume is None:
         folder.mkdir(parents=True, exist_ok=config.run is not None)
     # Resuming must find the same data, whatever else has come to this machine in between.
     source = dataset.source if config.env in catalogue() else config.source
     run_config.save(dataclasses.replace(config, source=source, run=folder, resume=None), folder / CONFIG)
-    say(
-        f"model: {config.model.blocks} blocks of {config.model.mixer}, {count_parameters(model)} parameters, "
-        f"{config.model.layout} tokens{_scan_form(config, dataset, model, device)}; training on {_describe(device)}, "
-        f"{config.training.precision}; run folder {folder}"
-    )
-    trained = trainer.run()
+
+
+def _report(run: _Run, trained: Trained) -> dict[str, Any]:
+    config, dataset, folder, device = run.config, run.dataset, run.folder, run.device
     say(f"trained {config.training.updates} updates in {trained.seconds:.0f} s; evaluating {config.episodes} episodes")
-    final = dataclasses.replace(protocol, episodes=config.episodes, seed=0)
-    return _report(config, dataset, trained, final, folder, device)
+    protocol = dataclasses.replace(run.protocol, episodes=config.episodes, seed=0)
 
-
-def _report(
-    config: RunConfig, dataset: Dataset, trained: Trained, protocol: Protocol, folder: Path, device: torch.device
-) -> dict[str, Any]:
     def evaluated(checkpoint: str, agent_folder: Path) -> dict[str, Any]:
         agent = DecisionAgent.load(agent_folder, device)
         about = {
@@ -110,10 +154,38 @@ def _report(
     return outcome
 
 
+def _summary(config: RunConfig, folder: Path, outcomes: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and spread over the seeds, of the last agents; written into the folder of them all."""
+    scores = [outcome["normalized_score"] for outcome in outcomes]
+    means = [outcome["mean"] for outcome in outcomes]
+    kept = ("target", "environment", "reference", "source", "dataset", "updates", "mixer", "device", "versions")
+    summary = {
+        "normalized_score": statistics.mean(scores) if None not in scores else None,
+        "normalized_scores": scores,
+        "mean": statistics.mean(means),
+        "means": means,
+        "seeds": list(range(config.training.seed, config.training.seed + config.seeds)),
+        "episodes": config.episodes,
+        **{name: outcomes[0][name] for name in kept},
+    }
+    say(f"result:     {write_result(folder, summary)}")
+    spread = f"return {summary['mean']:.0f} ({min(means):.0f} to {max(means):.0f})"
+    if None not in scores:
+        spread += f", normalised score {summary['normalized_score']:.1f} ({min(scores):.1f} to {max(scores):.1f})"
+    say(f"{config.seeds} seeds:    {spread}")
+    return summary
+
+
 def _new_model(config: RunConfig, dataset: Dataset) -> DecisionModel:
     torch.manual_seed(config.training.seed)
     mean, std = dataset.trajectories.observation_statistics()
     return DecisionModel(config.model, Scaling(mean, std, dataset.action_low, dataset.action_high, config.return_scale))
+
+
+def _folder(config: RunConfig) -> Path:
+    """The folder of one of several seeds."""
+    assert config.run is not None
+    return config.run
 
 
 def _run_folder(config: RunConfig) -> Path:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
+import json
 import statistics
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from aaren_rl import export
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.scripts.benchmarks import d3rlpy_peer, measuring, setting
 from aaren_rl.scripts.benchmarks.d3rlpy_peer import D3rlpy
@@ -22,6 +22,13 @@ from aaren_rl.scripts.benchmarks.measuring import Chart, Report, Row, Side, comp
 NEEDS = ("transformers", "onnx", "onnxscript", "onnxruntime")
 CALLS = 100
 """Steps in a round of a comparison."""
+
+EXPORTED = {
+    "exported step": ("interleaved", False),
+    "exported fused step": ("fused", False),
+    "exported int8 step": ("interleaved", True),
+}
+"""Layout of the tokens, and whether in int8, by the name of the row."""
 
 BATCHES = (1, 16, 64, 256)
 BATCH_CALLS = 300
@@ -41,8 +48,8 @@ def measure(report: Report, peer: D3rlpy | None, long: bool = False) -> None:
 class Acting:
     """An agent in an episode without end, on made-up observations."""
 
-    def __init__(self, rows: int | None = None) -> None:
-        self.agent = DecisionAgent(setting.make_model(), setting.make_card())
+    def __init__(self, rows: int | None = None, layout: str = "interleaved") -> None:
+        self.agent = DecisionAgent(setting.make_model(layout=layout), setting.make_card())
         shape = (1_000, setting.OBSERVATION_SIZE) if rows is None else (1_000, rows, setting.OBSERVATION_SIZE)
         self._observations = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
         self._reward: float | npt.NDArray[np.float64] = 1.0 if rows is None else np.ones(rows)
@@ -61,7 +68,7 @@ class Acting:
 
 
 def _against_peers(report: Report, peer: D3rlpy | None) -> None:
-    ours, theirs = Acting(), HuggingFace()
+    ours, fused, theirs = Acting(), Acting(layout="fused"), HuggingFace()
     theirs.model.eval()
     observations = np.random.default_rng(0).standard_normal((CALLS, setting.OBSERVATION_SIZE), dtype=np.float32)
 
@@ -70,57 +77,48 @@ def _against_peers(report: Report, peer: D3rlpy | None) -> None:
             theirs.act(observation, 1.0)
 
     whole_window = timed(window)
-    sides: dict[str, Side] = {"act": timed(ours.step, CALLS), "hugging-face": lambda: whole_window() / CALLS}
+    sides: dict[str, Side] = {
+        "agent.act": timed(ours.step, CALLS),
+        "agent.act, fused": timed(fused.step, CALLS),
+        "hugging-face": lambda: whole_window() / CALLS,
+    }
     if peer is not None:
         sides["d3rlpy"] = peer.side("step", CALLS)
     with TemporaryDirectory() as folder:
         sides |= _exported(Path(folder))
         taken = measuring.alternate(sides)
-    for name, side in (("exported step", "exported"), ("exported int8 step", "exported int8")):
-        report.add(
-            compare(f"{name} vs hugging-face", taken[side], taken["hugging-face"], taken[side], "theirs / ours", "us")
-        )
-        report.add(
-            compare(
-                f"{name} vs streaming the weights",
-                taken[side],
-                taken[side],
-                taken[f"streaming {side}"],
-                "step / streaming",
-                "us",
-            )
-        )
-    for name in ("hugging-face", "d3rlpy"):
-        if name in taken:
-            report.add(compare(f"agent.act vs {name}", taken["act"], taken[name], taken["act"], "theirs / ours", "us"))
-    if peer is None:
-        report.leave_out("agent.act vs d3rlpy", d3rlpy_peer.LEFT_OUT)
+    for name in EXPORTED:
+        over = "theirs / ours", "us"
+        report.add(compare(f"{name} vs hugging-face", taken[name], taken["hugging-face"], taken[name], *over))
+        streaming = taken[f"streaming {name}"]
+        over = "step / streaming", "us"
+        report.add(compare(f"{name} vs streaming the weights", taken[name], taken[name], streaming, *over))
+    for peer_name in ("hugging-face", "d3rlpy"):
+        for name in ("agent.act", "agent.act, fused"):
+            if peer_name in taken:
+                over = "theirs / ours", "us"
+                report.add(compare(f"{name} vs {peer_name}", taken[name], taken[peer_name], taken[name], *over))
+            else:
+                report.leave_out(f"{name} vs {peer_name}", d3rlpy_peer.LEFT_OUT)
 
 
 def _exported(folder: Path) -> dict[str, Side]:
-    """The exported step alone, in float32 and int8, each with a pass over as many bytes as its weights."""
-    export: Any = importlib.import_module("aaren_rl.export")
+    """The exported step alone, each with a pass over as many bytes as its weights."""
     sides: dict[str, Side] = {}
-    for name, int8 in (("exported", False), ("exported int8", True)):
-        path = folder / name
-        export.to_onnx(setting.make_model(), setting.make_card(), path, int8=int8)
-        sides[name] = _session_side(path)
-        weights = sum(file.stat().st_size for file in path.glob("agent.onnx*"))
-        sides[f"streaming {name}"] = _streaming_side(weights)
+    for name, (layout, int8) in EXPORTED.items():
+        graph = export.to_onnx(setting.make_model(layout=layout), setting.make_card(), folder / name, int8)
+        sides[name] = _session_side(graph)
+        sides[f"streaming {name}"] = _streaming_side(graph.stat().st_size)
     return sides
 
 
-def _session_side(folder: Path) -> Side:
-    onnxruntime: Any = importlib.import_module("onnxruntime")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(folder / "agent.onnx", options, providers=["CPUExecutionProvider"])
-    state_size = next(given.shape[1] for given in session.get_inputs() if given.name == "state")
+def _session_side(graph: Path) -> Side:
+    session = export.session(str(graph), torch.get_num_threads())
+    card = json.loads(graph.with_name(export.CARD).read_text())
     feeds = {
         "observation": np.zeros((1, setting.OBSERVATION_SIZE), np.float32),
         "reward": np.ones(1, np.float32),
-        "state": np.zeros((1, state_size), np.float32),
+        "state": np.array([card["state_start"]], np.float32),
     }
 
     def step() -> None:

@@ -22,7 +22,7 @@ def test_defaults_are_the_decision_transformers():
     assert (training.learning_rate, training.weight_decay, training.warmup) == (1e-4, 1e-4, 10_000)
     assert (training.clip, training.accumulate, training.weighting) == (0.25, 1, "length")
     assert (config.return_scale, config.episodes) == (1000.0, 100)
-    assert (model.mixer, training.precision, config.source) == ("aaren", "float32", "auto")
+    assert (model.mixer, training.precision, config.source) == ("aaren", "auto", "auto")
 
 
 def test_presets_load():
@@ -69,8 +69,8 @@ CONFIGS = st.builds(
         updates=st.integers(1, 10**9),
         context=st.integers(1, 1000) | st.just("episode"),
         learning_rate=st.floats(1e-12, 10),
-        compile=st.booleans(),
-        precision=st.sampled_from(["float32", "bf16"]),
+        compile=st.sampled_from(["auto", "yes", "no"]),
+        precision=st.sampled_from(["auto", "float32", "bf16"]),
         seed=st.integers(0, 2**31),
     ),
 )

@@ -341,7 +341,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, state: State, reset: Tensor | None, valid: Tensor | None, every: int = 1
     ) -> tuple[Tensor, State]:
-        """Tokens (batch, time, width) through the block, and the mixer's state; of each `every` tokens only the last."""
+        """Tokens (batch, time, width) through the block, of each `every` only the last, and the mixer's state."""
         mixed, state = self.mixer(self.mixer_norm(x), state, reset, valid)
         if every > 1:
             x, mixed = x[:, every - 1 :: every], mixed[:, every - 1 :: every]

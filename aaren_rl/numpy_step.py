@@ -34,6 +34,7 @@ class NumpyStep:
         self.times = step.times if step.config.timesteps != "none" else None
         self.blocks = [_Block(cast(BlockStep, block)) for block in step.blocks]
         self.head = _after_norm(step.norm, step.head.weight, step.head.bias)
+        self.unit_range = step.unit_range
         self.half_range, self.middle = _array(step.half_range), _array(step.middle)
         self.low, self.high = _array(step.action_low), _array(step.action_high)
 
@@ -64,8 +65,9 @@ class NumpyStep:
         for block, size in zip(self.blocks, self.sizes, strict=True):
             x = block(x, state[:, start : start + size], after[:, start : start + size], live)
             start += size
-        action = np.tanh(_normalised(x, self.eps) @ self.head[0] + self.head[1]) * self.half_range + self.middle
-        action = np.minimum(np.maximum(action, self.low), self.high)
+        action = np.tanh(_normalised(x, self.eps) @ self.head[0] + self.head[1])
+        if not self.unit_range:
+            action = np.minimum(np.maximum(action * self.half_range + self.middle, self.low), self.high)
         after[:, :1], after[:, 1:2], after[:, 2 : 2 + self.action_size] = return_to_go, timestep + 1, action
         return action, after
 
@@ -130,8 +132,8 @@ class _Block:
 
 def _normalised(centred: Array, eps: float) -> Array:
     """Layer norm of rows whose mean is 0, without its scale and shift."""
-    mean_square = np.einsum("ij,ij->i", centred, centred) / centred.shape[1]
-    normalised: Array = centred * (1.0 / np.sqrt(mean_square + np.float32(eps)))[:, None]
+    mean_square = np.einsum("ij,ij->i", centred, centred)[:, None] / centred.shape[1]
+    normalised: Array = centred / np.sqrt(mean_square + np.float32(eps))
     return normalised
 
 

@@ -168,8 +168,9 @@ class SteppedAgent:
         self._target = np.broadcast_to(target, (rows,))
         self._return_to_go = self._target.copy()
         self._timestep = np.zeros(rows, dtype=np.int64)
-        self._starting = np.ones(rows, dtype=np.bool_)
-        self._ended = np.zeros(rows, dtype=np.bool_)
+        self._starting = True
+        self._none = np.zeros(rows, dtype=np.bool_)
+        self._ended = self._none
         self._stepping = self._begin(rows)
 
     def act(
@@ -197,20 +198,27 @@ class SteppedAgent:
         stepping = self._running()
         rows = len(self._timestep)
         observed = self._checked("observation", observation, (rows, self.observation_size), np.float32)
-        done = self._row_flags("terminated", terminated) | self._row_flags("truncated", truncated)
-        if reward is None and not self._starting.all():
+        going_on = terminated is False and truncated is False
+        done = (
+            self._none
+            if going_on
+            else self._row_flags("terminated", terminated) | self._row_flags("truncated", truncated)
+        )
+        if reward is None and not self._starting:
             raise InvalidInput("act was called without a reward; give the reward of the last action, or reset first")
-        earned = np.zeros(rows) if reward is None else self._checked("reward", reward, (rows,), np.float64)
-        if self._single and done.any():
+        if self._single and done[0]:
             raise InvalidInput("the episode has ended; reset the environment and the agent before the next act")
         # In NEXT_STEP mode an ended row rests for one call, whose action the environment ignores.
-        resting = done if self._waits_for_reset else np.zeros(rows, dtype=np.bool_)
-        restart = self._ended if self._waits_for_reset else done
-        going_on = ~(self._starting | restart)
-        self._return_to_go = np.where(going_on, self._return_to_go - earned, self._target)
-        self._timestep = np.where(going_on, self._timestep + ~resting, 0)
-        if (restart & ~self._starting).any():
-            stepping.restart(restart)
+        resting, restart = (done, self._ended) if self._waits_for_reset else (self._none, done)
+        if reward is not None:
+            earned = self._checked("reward", reward, (rows,), np.float64)
+        if not self._starting:
+            self._return_to_go = self._return_to_go - earned
+            self._timestep = self._timestep + ~resting
+            if restart.any():
+                self._return_to_go = np.where(restart, self._target, self._return_to_go)
+                self._timestep = np.where(restart, 0, self._timestep)
+                stepping.restart(restart)
         if self.longest is not None and self._timestep.max() >= self.longest:
             raise InvalidInput(
                 f"the episode is longer than the {self.longest} steps of the agent's learned timestep embedding; train "
@@ -218,7 +226,7 @@ class SteppedAgent:
             )
         # A resting row steps on an observation that belongs to no action; it is reset at the next call anyway.
         action = stepping.step(observed, self._return_to_go, self._timestep)
-        self._ended, self._starting = resting, np.zeros(rows, dtype=np.bool_)
+        self._ended, self._starting = resting, False
         return action[0].copy() if self._single else action.copy()
 
     def predict(
@@ -287,8 +295,10 @@ class SteppedAgent:
 
     def _checked(self, name: str, given: float | Array, shape: tuple[int, ...], kind: type[np.floating]) -> Array:
         try:
-            with np.errstate(over="ignore"):
-                array = np.asarray(given).astype(kind)
+            array = np.asarray(given)
+            if array.dtype != kind:
+                with np.errstate(over="ignore"):
+                    array = array.astype(kind)
         except (TypeError, ValueError) as error:
             raise InvalidInput(f"{name} is not made of numbers: {error}") from error
         if self._single:

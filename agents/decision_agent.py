@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from aaren_rl import checkpoint
 from aaren_rl.agents.acting import Array, Rows, SteppedAgent, Stepping
+from aaren_rl.captured import Captured
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.mixers import state_bytes
 from aaren_rl.model import DecisionModel
@@ -80,32 +82,40 @@ class DecisionAgent(SteppedAgent):
 
 
 class _Tensors:
-    """Steps a `Step`, its rows of state on the model's device."""
+    """Steps a `Step`, its rows of state on the model's device; on a GPU as a CUDA graph."""
 
     def __init__(self, step: Step, rows: int, device: torch.device) -> None:
-        self.module = step
+        self.module, self.device = step, device
         self.state = step.start.repeat(rows, 1)
-        self.device = device
+        self.observation = torch.zeros(rows, step.observation_size, device=device)
         self.no_reward = torch.zeros(rows, device=device)
+        self._forward = Captured(self._do_step, [], device)
 
     def restart(self, rows: Array) -> None:
         """See `Stepping.restart`."""
-        marked = torch.from_numpy(rows).to(self.device).unsqueeze(-1)
-        self.state = torch.where(marked, self.module.start, self.state)
+        self.state.copy_(torch.where(self._tensor(rows).unsqueeze(-1), self.module.start, self.state))
 
     def step(self, observation: Array, return_to_go: Array, timestep: Array) -> Array:
         """See `Stepping.step`."""
-        with torch.inference_mode():
-            counted = torch.from_numpy(np.stack([return_to_go, timestep], 1).astype(np.float32)).to(self.device)
-            state = torch.cat([counted, self.state[:, TIMESTEP + 1 :]], 1)
-            action, self.state = self.module(torch.from_numpy(observation).to(self.device), self.no_reward, state)
-            acted: Array = action.cpu().numpy()
-            return acted
+        self.observation.copy_(self._tensor(observation))
+        counted = np.stack([return_to_go, timestep], 1).astype(np.float32)
+        self.state[:, : TIMESTEP + 1] = self._tensor(counted)
+        with torch.no_grad():
+            acted: Array = self._forward().cpu().numpy()
+        return acted
 
     @property
     def state_bytes(self) -> int:
         """See `Stepping.state_bytes`."""
         return state_bytes(self.state)
+
+    def _do_step(self) -> Tensor:
+        action, after = self.module(self.observation, self.no_reward, self.state)
+        self.state.copy_(after)
+        return cast(Tensor, action)
+
+    def _tensor(self, array: Array) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
 
 
 class _Cached:

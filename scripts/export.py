@@ -79,7 +79,8 @@ def _compare(agent: DecisionAgent, exported: OnnxAgent, episodes: int) -> dict[s
 
     def measured(name: str, actor: Actor) -> dict[str, Any]:
         with tqdm(total=episodes, unit="episode", desc=name, mininterval=1.0) as bar:
-            figures = result(evaluate(actor, protocol, bar.update), protocol, checkpoint=name)
+            about = {"checkpoint": name, "source": card.source, "dataset": card.dataset_id}
+            figures = result(evaluate(actor, protocol, bar.update), protocol, **about)
         say(describe(name, figures))
         return figures
 

@@ -26,7 +26,7 @@ from aaren_rl.run_log import draw_curve, log_hyperparameters
 from aaren_rl.scripts import run_config
 from aaren_rl.scripts.console import describe, device_named, run, say
 from aaren_rl.scripts.run_config import CONFIG, RunConfig
-from aaren_rl.training import Evaluation, Trained, Trainer, checkpoints
+from aaren_rl.training import Evaluation, Interrupted, Trained, Trainer, checkpoints
 
 CHECK_SEED = 10_000
 """Seeds of evaluations during training, apart from those of the final one."""
@@ -52,18 +52,25 @@ def train(config: RunConfig) -> dict[str, Any]:
         resume = own if config.resume is not None and checkpoints(own) else None
         training = dataclasses.replace(config.training, seed=seed)
         configs.append(dataclasses.replace(config, seeds=1, training=training, run=own, resume=resume))
+    try:
+        outcomes = _run_all(configs, dataset, device)
+    except Interrupted as error:
+        raise Interrupted(f"stopped, all that was trained is saved; go on with --resume {folder}") from error
+    return _summary(config, folder, outcomes)
+
+
+def _run_all(configs: list[RunConfig], dataset: Dataset, device: torch.device) -> list[dict[str, Any]]:
     if device.type == "cuda":
-        say(f"{config.seeds} seeds as one batch, without torch.compile")
+        say(f"{len(configs)} seeds as one batch, without torch.compile")
         runs = [_start(one, dataset, _folder(one), device) for one in configs]
         trained = train_together([run.trainer for run in runs])
-        outcomes = [_report(run, one) for run, one in zip(runs, trained, strict=True)]
-    else:
-        say(f"{config.seeds} seeds, one after another")
-        outcomes = []
-        for one in configs:
-            run = _start(one, dataset, _folder(one), device)
-            outcomes.append(_report(run, run.trainer.run()))
-    return _summary(config, folder, outcomes)
+        return [_report(run, one) for run, one in zip(runs, trained, strict=True)]
+    say(f"{len(configs)} seeds, one after another; as one batch they are no faster on a CPU")
+    outcomes = []
+    for config in configs:
+        run = _start(config, dataset, _folder(config), device)
+        outcomes.append(_report(run, run.trainer.run()))
+    return outcomes
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ class AarenStep(Stepper):
         value_bias: Tensor = mixer.value.bias
         self.folded = heads == 1
         if self.folded:
-            # The mean of projected values is the projected mean, so one head's output projection goes before the mixing.
+            # The mean of projected values is their projected mean: with one head the output projection goes first.
             value_bias = mixer.output.weight @ value_bias + mixer.output.bias
             value = mixer.output.weight @ value
         # Each head's rows are its values, a constant 1 that counts the tokens, and its score.

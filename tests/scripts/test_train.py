@@ -212,3 +212,23 @@ def test_no_episodes_to_evaluate_is_known_before_training(command, tiny, tmp_pat
     status, _, errors = command(main, *tiny, "--episodes", "0", "--run", "none")
     assert status == 2
     assert "episodes" in errors
+
+
+def test_several_seeds_leave_a_run_each_and_a_summary(command, tiny, tmp_path, trained):
+    status, out, _ = command(main, *tiny, "--seeds", "2", "--run", tmp_path / "both")
+    assert status == 0
+    summary = json.loads((tmp_path / "both" / "result.json").read_text())
+    own = [json.loads((tmp_path / "both" / f"seed-{seed}" / "result.json").read_text()) for seed in (0, 1)]
+    assert summary["seeds"] == [0, 1]
+    assert summary["means"] == [result["mean"] for result in own]
+    assert summary["normalized_score"] == pytest.approx(np.mean([result["normalized_score"] for result in own]))
+    assert "2 seeds, one after another" in out
+    # The first of them is the run that this seed gives alone.
+    assert_same_weights(weights(tmp_path / "both" / "seed-0" / "last"), weights(trained[1] / "last"))
+    other = weights(tmp_path / "both" / "seed-1" / "last")
+    assert not np.array_equal(other["head.weight"], weights(trained[1] / "last")["head.weight"])
+    # Resuming finished runs changes nothing.
+    status, out, _ = command(main, "--resume", tmp_path / "both")
+    assert status == 0
+    assert out.count("resuming") == 2
+    assert_same_weights(weights(tmp_path / "both" / "seed-1" / "last"), other)

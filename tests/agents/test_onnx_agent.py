@@ -1,0 +1,276 @@
+import importlib.util
+import json
+import shutil
+import sys
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from aaren_rl.agents import DecisionAgent, OnnxAgent
+from aaren_rl.checkpoint import AgentCard
+from aaren_rl.envs.rollout import roll_out
+from aaren_rl.errors import CheckpointError, InvalidInput
+from aaren_rl.export import to_onnx
+from aaren_rl.model import DecisionModel, ModelConfig, Scaling
+
+LONGEST = 250
+"""Steps that the learned timestep embedding holds."""
+
+
+def make_env(limit=LONGEST):
+    return gym.make("Hopper-v5", max_episode_steps=limit)
+
+
+@pytest.fixture(scope="module")
+def source():
+    """An untrained agent with weights so large that what it has seen shows in its actions."""
+    env = make_env()
+    low, high = env.action_space.low, env.action_space.high
+    env.close()
+    scaling = Scaling(np.zeros(11, np.float32), np.ones(11, np.float32), low, high, return_scale=10.0)
+    shape = {"blocks": 2, "width": 16, "heads": 2, "dropout": 0.0, "timesteps": "learned", "max_steps": LONGEST}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = DecisionModel(ModelConfig(**shape), scaling)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn(parameter.shape) * 0.2)
+    return DecisionAgent(model, AgentCard("Hopper-v5", "untrained", "bundled", (30.0, 10.0), {}, 3))
+
+
+@pytest.fixture(scope="module")
+def exported(source, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported") / "agent"
+    to_onnx(source.model, source.card, folder)
+    return folder
+
+
+@pytest.fixture
+def folder(exported, tmp_path):
+    """A copy of the export, to change at will."""
+    return shutil.copytree(exported, tmp_path / "copy")
+
+
+@pytest.fixture
+def agent(exported):
+    return OnnxAgent(exported)
+
+
+def change_card(folder, **changes):
+    path = folder / "export.json"
+    card = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({name: value for name, value in card.items() if value is not ...}))
+
+
+def test_it_knows_what_the_agent_knew(agent, source):
+    assert agent.card == source.card
+    assert (agent.observation_size, agent.longest, agent.int8) == (11, LONGEST, False)
+    np.testing.assert_array_equal(agent.action_low, source.action_low)
+    np.testing.assert_array_equal(agent.action_high, source.action_high)
+
+
+def test_an_episode_of_the_real_environment_is_acted_in_alike(agent, source):
+    env, target = make_env(), 25.0
+    for seed in (0, 1):
+        observation, _ = env.reset(seed=seed)
+        agent.reset(target)
+        source.reset(target)
+        given, actions, steps = (observation,), [], 0
+        while True:
+            action, expected = agent.act(*given), source.act(*given)
+            assert action.dtype == np.float32
+            assert env.action_space.contains(action)
+            np.testing.assert_allclose(action, expected, rtol=0, atol=1e-4)
+            np.testing.assert_array_equal(agent.return_to_go, source.return_to_go)
+            actions.append(action)
+            steps += 1
+            observation, reward, terminated, truncated, _ = env.step(action)
+            if terminated or truncated:
+                break
+            given = (observation, reward, terminated, truncated)
+        assert steps > 5
+        assert np.std(actions, 0).min() > 0.01
+    with pytest.raises(InvalidInput, match="the episode has ended"):
+        agent.act(observation, reward, terminated, truncated)
+
+
+@pytest.mark.parametrize("mode", tuple(AutoresetMode))
+def test_a_batch_acts_alike_in_every_autoreset_mode(agent, source, mode):
+    """Rows whose episodes end at different times, over several of them."""
+    limits, targets = (3, 7, 200), np.array([10.0, 20.0, 30.0])
+    envs = SyncVectorEnv([lambda limit=limit: make_env(limit) for limit in limits], autoreset_mode=mode)
+    observation, _ = envs.reset(seed=0)
+    for each in (agent, source):
+        each.reset(targets, 3, mode)
+    given, ends = (observation,), np.zeros(3, dtype=int)
+    for _ in range(60):
+        action = agent.act(*given)
+        np.testing.assert_allclose(action, source.act(*given), rtol=0, atol=1e-4)
+        np.testing.assert_array_equal(agent.return_to_go, source.return_to_go)
+        observation, reward, terminated, truncated, _ = envs.step(action)
+        ended = terminated | truncated
+        ends += ended
+        if mode == AutoresetMode.DISABLED and ended.any():
+            observation, _ = envs.reset(options={"reset_mask": ended})
+        given = observation, reward, terminated, truncated
+    envs.close()
+    assert (ends >= [10, 5, 1]).all()
+
+
+def test_a_roll_out_gives_the_returns_of_the_agent(agent, source):
+    ours, theirs = (
+        roll_out(each, SyncVectorEnv([lambda: make_env(15)] * 2), 5, 20.0, seed=3) for each in (agent, source)
+    )
+    assert ours.lengths.tolist() == theirs.lengths.tolist()
+    np.testing.assert_allclose(ours.returns, theirs.returns, rtol=1e-3)
+
+
+def test_predict_acts_alike(agent, source):
+    state, other_state = None, None
+    for each in (agent, source):
+        # What a state of None asks for is the target of the last reset.
+        each.reset(20.0)
+    for observation in np.random.default_rng(0).normal(size=(5, 2, 11)):
+        for each in (agent, source):
+            each.observe_reward(np.ones(2))
+        action, state = agent.predict(observation, state)
+        expected, other_state = source.predict(observation, other_state)
+        np.testing.assert_allclose(action, expected, rtol=0, atol=1e-4)
+
+
+def test_the_state_keeps_its_size_in_every_row(agent):
+    for rows in (1, 5):
+        agent.reset(num_envs=rows)
+        agent.act(np.zeros((rows, 11)))
+        # Return-to-go, timestep, an action of 3; in each of two blocks the sums of 16 values and 2 counts: float32.
+        assert agent.state_bytes == rows * (2 + 3 + 2 * (16 + 2)) * 4
+
+
+def test_the_action_returned_may_be_changed_by_the_caller(agent):
+    def second_action(meddle):
+        agent.reset()
+        action = agent.act(np.ones(11))
+        if meddle:
+            action += 100.0
+        return agent.act(np.ones(11), 1.0)
+
+    assert (second_action(True) == second_action(False)).all()
+
+
+def test_several_threads_give_the_same_actions(exported, agent):
+    actions = []
+    for each in (agent, OnnxAgent(str(exported), threads=2)):
+        each.reset()
+        actions.append(each.act(np.ones(11)))
+    np.testing.assert_allclose(*actions, rtol=0, atol=1e-6)
+
+
+def test_the_default_target_is_the_first_of_the_card(agent):
+    actions = []
+    for target in (None, 30.0, 10.0):
+        agent.reset(target)
+        actions.append(agent.act(np.ones(11)))
+    assert (actions[0] == actions[1]).all()
+    assert (actions[0] != actions[2]).any()
+
+
+def test_an_episode_longer_than_the_learned_embedding_is_refused(agent):
+    agent.reset()
+    agent.act(np.zeros(11))
+    for _ in range(LONGEST - 1):
+        agent.act(np.zeros(11), 0.0)
+    with pytest.raises(InvalidInput, match=f"longer than the {LONGEST} steps"):
+        agent.act(np.zeros(11), 0.0)
+
+
+def test_what_does_not_fit_is_refused(agent):
+    with pytest.raises(InvalidInput, match="call reset first"):
+        agent.act(np.zeros(11))
+    agent.reset()
+    with pytest.raises(InvalidInput, match=r"observation has shape \(10,\); expected \(11,\)"):
+        agent.act(np.zeros(10))
+    with pytest.raises(InvalidInput, match="NaN"):
+        agent.act(np.full(11, np.nan))
+    with pytest.raises(InvalidInput, match=r"observations have shape \(17,\); the agent expects \(11,\)"):
+        agent.check_environment(gym.make("HalfCheetah-v5"))
+    agent.check_environment(make_env())
+
+
+def test_an_altered_graph_is_refused(folder):
+    content = bytearray((folder / "agent.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "agent.onnx").write_bytes(bytes(content))
+    with pytest.raises(CheckpointError, match="is not the graph that was exported; export it again"):
+        OnnxAgent(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": 2}, "has format 2; this version reads 1"),
+        ({"format": ...}, "has format None"),
+        ({"sha256": "0" * 64}, "is not the graph that was exported"),
+        ({"sha256": ...}, "is not the graph that was exported"),
+        ({"env_id": ...}, "does not describe an exported agent"),
+        ({"state_start": ...}, "does not describe an exported agent"),
+        ({"observation_size": "many"}, "does not describe an exported agent"),
+        ({"action_low": [[1], 2]}, "does not describe an exported agent"),
+        ({"target_returns": []}, "does not describe an exported agent"),
+        ({"target_returns": 5}, "does not describe an exported agent"),
+    ],
+)
+def test_a_card_that_does_not_describe_the_graph_is_refused(folder, changes, message):
+    change_card(folder, **changes)
+    with pytest.raises(CheckpointError, match=message):
+        OnnxAgent(folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"action_high": [2.0, 2.0, 2.0]},
+        {"state_start": [0.0]},
+        {"target_returns": [5.0]},
+        {"longest_episode": None},
+    ],
+)
+def test_a_card_with_other_values_than_were_exported_is_refused(folder, changes):
+    change_card(folder, **changes)
+    with pytest.raises(CheckpointError):
+        OnnxAgent(folder)
+
+
+def test_a_card_that_is_no_json_is_refused(folder):
+    (folder / "export.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"export\.json cannot be read"):
+        OnnxAgent(folder)
+
+
+def test_a_missing_graph_is_named(folder):
+    (folder / "agent.onnx").unlink()
+    with pytest.raises(CheckpointError, match=r"agent\.onnx cannot be read"):
+        OnnxAgent(folder)
+
+
+def test_a_missing_folder_is_refused_with_what_it_should_hold(tmp_path):
+    with pytest.raises(CheckpointError, match=r"export\.json is missing; expected a folder with .*agent\.onnx"):
+        OnnxAgent(tmp_path / "nowhere")
+
+
+def test_without_onnxruntime_the_error_says_what_to_install(exported, monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else real(name))
+    with pytest.raises(InvalidInput, match=r"exported agents need onnxruntime; in a clone: .* pip install onnxruntime"):
+        OnnxAgent(exported)
+
+
+def test_it_needs_neither_onnx_nor_onnxscript(exported, monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name.startswith("onnxs") else real(name))
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    agent = OnnxAgent(exported)
+    agent.reset()
+    assert agent.act(np.zeros(11)).shape == (3,)

@@ -1,0 +1,218 @@
+import contextlib
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import aaren_rl.export
+from aaren_rl.agents import DecisionAgent, OnnxAgent
+from aaren_rl.checkpoint import AgentCard
+from aaren_rl.errors import AarenError, InvalidInput
+from aaren_rl.model import DecisionModel, ModelConfig, Scaling
+from aaren_rl.scripts.export import Arguments, export, main
+
+CARD = AgentCard("Hopper-v5", "aaren/hopper/medium-v0", "bundled", (3600.0, 1800.0), {}, 5)
+FILES = {"agent.onnx", "export.json"}
+
+
+def make_agent(mixer="aaren"):
+    scaling = Scaling(np.zeros(11, "f4"), np.ones(11, "f4"), -np.ones(3, "f4"), np.ones(3, "f4"))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = DecisionModel(ModelConfig(mixer=mixer, width=16, blocks=1, layout="fused"), scaling)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn(parameter.shape) * 0.2)
+    return DecisionAgent(model, CARD)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """The folder of a run whose agent was exported without options, what was returned and what was printed."""
+    run = tmp_path_factory.mktemp("run")
+    make_agent().save(run / "last")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        returned = export(Arguments(run / "last"))
+    return run, returned, printed.getvalue()
+
+
+@pytest.fixture
+def agent(exported, tmp_path, monkeypatch):
+    """A copy of the agent; exporting it takes the graph that torch took seconds to make before."""
+    graph = (exported[0] / "last-onnx" / "agent.onnx").read_bytes()
+    monkeypatch.setattr(aaren_rl.export, "_graph", lambda step: graph)
+    return shutil.copytree(exported[0] / "last", tmp_path / "run" / "last")
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_export_lies_beside_the_agent_and_is_described(exported):
+    run, returned, printed = exported
+    assert names(run) == {"last", "last-onnx"}
+    assert names(run / "last-onnx") == FILES
+    card = json.loads((run / "last-onnx" / "export.json").read_text())
+    assert returned == card
+    assert "evaluation" not in card
+    assert (card["env_id"], card["target_returns"], card["updates"], card["int8"]) == (
+        "Hopper-v5",
+        [3600.0, 1800.0],
+        5,
+        False,
+    )
+    size = (run / "last-onnx" / "agent.onnx").stat().st_size / 1024
+    first, second, third = printed.splitlines()
+    assert first == f"graph:      {run / 'last-onnx' / 'agent.onnx'}, {size:.0f} KiB"
+    assert second == f"card:       {run / 'last-onnx' / 'export.json'}"
+    assert re.fullmatch(r"actions:    within \d\.\de-\d\d of torch's, as a share of their half range", third)
+    assert f"{card['largest_difference']:.1e}" in third
+
+
+def test_the_exported_agent_acts_like_the_agent(exported):
+    ours, theirs = OnnxAgent(exported[0] / "last-onnx"), DecisionAgent.load(exported[0] / "last")
+    rng = np.random.default_rng(0)
+    for each in (ours, theirs):
+        each.reset()
+    for t in range(20):
+        given = (rng.normal(size=11), *([1.0] if t else []))
+        np.testing.assert_allclose(ours.act(*given), theirs.act(*given), rtol=0, atol=1e-4)
+
+
+def test_int8_is_compared_with_the_agent_in_the_environment(command, agent):
+    status, out, _ = command(main, agent, "--int8", "--episodes", "2")
+    assert status == 0
+    folder = agent.with_name("last-onnx-int8")
+    assert names(folder) == FILES
+    assert names(agent.parent) == {"last", "last-onnx-int8"}
+    assert re.search(r"graph: .*last-onnx-int8/agent\.onnx, \d+ KiB, int8\n", out)
+    card = json.loads((folder / "export.json").read_text())
+    assert card["int8"]
+    before, after = card["evaluation"]["torch"], card["evaluation"]["exported"]
+    for figures in (before, after):
+        assert (figures["episodes"], figures["seeds"], figures["target"]) == (2, [0, 1], 3600.0)
+        assert figures["environment"] == "Hopper-v5"
+        assert len(figures["returns"]) == 2
+    assert f"change:     return {after['mean'] - before['mean']:+.1f}" in out
+    assert f"torch:      return {before['mean']:.0f}" in out
+    assert f"exported:   return {after['mean']:.0f}" in out
+    assert OnnxAgent(folder).int8
+
+
+def test_int8_is_evaluated_by_a_hundred_episodes_unless_told_otherwise(agent, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "aaren_rl.scripts.export._compare", lambda before, after, episodes: asked.append(episodes) or {}
+    )
+    for int8, episodes in ((True, None), (True, 0), (False, None), (False, 3)):
+        export(Arguments(agent, int8=int8, episodes=episodes))
+    assert asked == [100, 3]
+
+
+def test_episodes_of_the_float32_graph_return_what_the_agents_do(command, agent):
+    status, _, _ = command(main, agent, "--episodes", "2")
+    assert status == 0
+    evaluation = json.loads((agent.with_name("last-onnx") / "export.json").read_text())["evaluation"]
+    np.testing.assert_allclose(evaluation["exported"]["returns"], evaluation["torch"]["returns"], rtol=1e-2)
+    # The graph is still the one that the card knows.
+    OnnxAgent(agent.with_name("last-onnx"))
+
+
+def test_out_names_the_folder_and_an_earlier_export_is_replaced(command, agent, tmp_path):
+    for _ in range(2):
+        status, out, _ = command(main, agent, "--out", "mine/exported")
+        assert status == 0
+        assert names(tmp_path / "mine" / "exported") == FILES
+        assert "mine/exported/agent.onnx" in out
+    assert names(agent.parent) == {"last"}
+
+
+def test_the_default_name_is_the_agents_own_for_a_path_that_ends_in_dots(command, agent):
+    status, _, _ = command(main, agent / ".." / "last")
+    assert status == 0
+    assert names(agent.parent) == {"last", "last-onnx"}
+
+
+@pytest.mark.parametrize("out", ["run/last", "run/../run/last/", "run/link"])
+def test_the_agent_is_not_overwritten_by_its_own_export(command, agent, tmp_path, out):
+    (agent.parent / "link").symlink_to(agent)
+    before = contents(agent)
+    status, _, errors = command(main, agent, "--out", out)
+    assert status == 2
+    assert re.match("error: .* is the agent itself; give another --out", errors)
+    assert contents(agent) == before
+
+
+def test_another_agent_is_not_overwritten_either(command, agent):
+    other = shutil.copytree(agent, agent.with_name("best"))
+    before = contents(other)
+    status, _, errors = command(main, agent, "--out", other)
+    assert contents(other) == before
+    assert status == 2
+    assert errors.startswith("error: ")
+
+
+def test_a_folder_of_other_things_is_left_alone(command, agent, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    status, _, errors = command(main, agent, "--out", "mine")
+    assert status == 2
+    assert "it is left alone, give another name" in errors
+    assert names(tmp_path / "mine") == {"notes.txt"}
+
+
+def test_the_working_directory_as_out_is_refused_or_written(agent, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with contextlib.suppress(AarenError):
+        export(Arguments(agent, out=Path(".")))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["runs/none/last"], r"^error: .*runs/none/last/agent\.json is missing"),
+        (["run/last", "--episodes", "-1"], r"episodes is -1; expected at least 0"),
+        (["run/last", "--episdes", "1"], r"(?s)Unrecognized options.*--episdes.*--episodes"),
+        (["run/last", "--to", "tflite"], r"(?s)onnx"),
+        ([], r"(?s)required|AGENT"),
+    ],
+)
+def test_mistakes_end_with_status_two_and_what_to_do(command, agent, arguments, message):
+    status, out, errors = command(main, *arguments)
+    assert status == 2
+    assert re.search(message, errors + out)
+    assert "Traceback" not in errors
+    assert names(agent.parent) == {"last"}
+
+
+def test_an_agent_whose_state_grows_is_refused(command, tmp_path):
+    make_agent("softmax").save(tmp_path / "run" / "last")
+    status, _, errors = command(main, "run/last")
+    assert status == 2
+    assert "state of mixer 'softmax' grows" in errors
+    assert names(tmp_path / "run") == {"last"}
+
+
+def test_an_altered_agent_is_refused(command, agent):
+    path = agent / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    status, _, errors = command(main, agent)
+    assert status == 2
+    assert "model.safetensors is not the file that was saved" in errors
+
+
+def test_fewer_than_no_episodes_are_refused():
+    with pytest.raises(InvalidInput, match="episodes is -1; expected at least 0"):
+        Arguments(Path("agent"), episodes=-1)

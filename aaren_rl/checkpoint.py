@@ -121,6 +121,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         CheckpointError: it cannot be written, on a full disk for instance, or the name belongs to something else than
             a saved folder; what was there before is still there.
     """
+    folder = folder.resolve()
     if folder.exists() and (not folder.is_dir() or not {path.name for path in folder.iterdir()} <= FILES):
         raise CheckpointError(f"{folder} exists and is not an agent folder; it is left alone, give another name")
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
@@ -186,7 +187,10 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing; expected a folder with {CARD} and {WEIGHTS}") from error
+        expected = " and ".join(
+            {CARD: (CARD, WEIGHTS), EXPORTED_CARD: (EXPORTED_CARD, EXPORTED_GRAPH)}.get(path.name, [path.name])
+        )
+        raise CheckpointError(f"{path} is missing; expected a folder with {expected}") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):

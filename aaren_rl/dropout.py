@@ -14,8 +14,8 @@ class Dropout(nn.Module):
     """Sets elements to zero with a probability, and scales the others up (Srivastava et al. 2014), while training.
 
     Torch draws a random number of its own for every element, which on CPUs is among the dearest parts of an update.
-    Here each 64-bit number serves four elements there, so the probability is a multiple of 2^-16. On other devices this
-    is torch's dropout.
+    Here each 64-bit number serves four elements there, so the probability is a multiple of 2^-16. On other devices, and
+    compiled, this is torch's dropout.
 
     Args:
         probability: of an element to be set to zero.
@@ -27,7 +27,8 @@ class Dropout(nn.Module):
 
     def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
         """The tensor with elements dropped, or as it is in evaluation mode; added to `onto` where that is given."""
-        if not self.training or self.probability == 0 or x.device.type != "cpu":
+        plain = x.device.type != "cpu" or torch.compiler.is_compiling()
+        if plain or not self.training or self.probability == 0 or x.numel() == 0:
             kept = F.dropout(x, self.probability, self.training)
             return kept if onto is None else onto + kept
         mask = self._mask(x)
@@ -35,7 +36,7 @@ class Dropout(nn.Module):
 
     def _mask(self, x: Tensor) -> Tensor:
         """0 for what is dropped, 1 / (1 - probability) elsewhere."""
-        dropped = round(self.probability * LEVELS)
+        dropped = min(round(self.probability * LEVELS), LEVELS - 1)
         # Torch's own generator seeds one that is four times faster, so that its seed and its state still decide.
         generator = np.random.SFC64(int(torch.randint(2**62, ())))
         words = torch.from_numpy(generator.random_raw(-(-x.numel() // 4)))

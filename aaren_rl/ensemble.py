@@ -14,7 +14,7 @@ from aaren_rl.captured import Captured
 from aaren_rl.errors import InvalidInput
 from aaren_rl.model import DecisionModel
 from aaren_rl.sampler import Batch
-from aaren_rl.training import Interrupted, Trained, Trainer, make_optimiser, set_learning_rate, stop_signal
+from aaren_rl.training import Interrupted, Trained, Trainer, autocast, make_optimiser, set_learning_rate, stop_signal
 
 
 def train_together(trainers: Sequence[Trainer], progress: bool = True) -> list[Trained]:
@@ -103,7 +103,7 @@ class _Together:
         for _ in range(self.config.accumulate):
             samples = [trainer.sampler.sample() for trainer in self.trainers]
             batch = Batch(*(torch.stack(parts) for parts in zip(*samples, strict=True)))
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.trainers[0].precision == "bf16"):
+            with autocast(self.device, self.trainers[0].precision):
                 losses = torch.vmap(self._loss, randomness="different")(self.parameters, batch) / self.config.accumulate
             losses.sum().backward()  # type: ignore[no-untyped-call]
             total += losses.detach()

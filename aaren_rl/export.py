@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 import io
 import json
@@ -18,7 +19,7 @@ import torch
 
 from aaren_rl import __version__, checkpoint
 from aaren_rl.checkpoint import AgentCard
-from aaren_rl.errors import AarenError, InvalidInput
+from aaren_rl.errors import AarenError, CheckpointError, InvalidInput
 from aaren_rl.model import DecisionModel
 from aaren_rl.step import RETURN_TO_GO, TIMESTEP, Step
 
@@ -57,16 +58,20 @@ def to_onnx(model: DecisionModel, card: AgentCard, folder: Path, int8: bool = Fa
     Raises:
         InvalidInput: a package is missing, or a mixer's state grows.
         ExportFailed: the graph and torch part ways; nothing was written.
-        CheckpointError: it cannot be written.
+        CheckpointError: it cannot be written, or the folder holds something else.
     """
     require_packages("onnx", "onnxscript", "onnxruntime")
-    model = model.cpu().eval()
+    if folder.is_dir() and not {path.name for path in folder.iterdir()} <= {GRAPH, CARD}:
+        raise CheckpointError(
+            f"{folder} holds something else than an exported agent; it is left alone, give another folder"
+        )
+    model = copy.deepcopy(model).cpu().eval()
     step = Step(model)
     graph = _quantised(_graph(step)) if int8 else _graph(step)
     difference = _difference(model, step, graph)
-    if not int8 and not difference <= LARGEST_DIFFERENCE:
+    if not np.isfinite(difference) or (difference > LARGEST_DIFFERENCE and not int8):
         raise ExportFailed(f"over {STEPS} steps the graph's actions differ from torch's by up to {difference:.1e}")
-    description = {
+    description: dict[str, Any] = {
         "format": FORMAT,
         "aaren_rl": __version__,
         **asdict(card),
@@ -79,12 +84,21 @@ def to_onnx(model: DecisionModel, card: AgentCard, folder: Path, int8: bool = Fa
         "return_to_go_at": RETURN_TO_GO,
         "timestep_at": TIMESTEP,
         "largest_difference": difference,
-        "sha256": checkpoint.digest(graph),
+        "sha256": {GRAPH: checkpoint.digest(graph)},
     }
+    description["sha256"][CARD] = card_digest(description)
     with checkpoint.whole_folder(folder) as partial:
         checkpoint.write_file(partial / GRAPH, graph)
         checkpoint.write_file(partial / CARD, (json.dumps(description, indent=2) + "\n").encode())
     return folder / GRAPH
+
+
+def card_digest(description: dict[str, Any]) -> str:
+    """Digest of all that an export.json says, save this digest itself and evaluations added later."""
+    said = {name: value for name, value in description.items() if name != "evaluation"}
+    digests = description.get("sha256")
+    said["sha256"] = {GRAPH: digests.get(GRAPH)} if isinstance(digests, dict) else None
+    return checkpoint.digest(json.dumps(said, sort_keys=True).encode())
 
 
 def require_packages(*names: str) -> None:
@@ -178,7 +192,7 @@ def _difference(model: DecisionModel, step: Step, graph: bytes) -> float:
     action, returns, largest = torch.zeros(ROWS, step.action_size), target, 0.0
     half = (model.action_high - model.action_low) / 2
     with torch.inference_mode():
-        for t in range(STEPS):
+        for t in range(min(STEPS, model.config.max_steps) if model.config.timesteps == "learned" else STEPS):
             noise = torch.randn(ROWS, step.observation_size, generator=generator)
             observation = model.observation_mean + model.observation_std * noise
             reward = torch.rand(ROWS, generator=generator) * (t > 0)

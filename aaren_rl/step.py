@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import cast
 
 import torch
@@ -45,6 +46,8 @@ class Step(nn.Module):
                 f"the state of mixer {model.config.mixer!r} grows with every token; a step of constant size needs a "
                 "mixer of constant memory, as aaren"
             )
+        # A copy: what is folded stands still, so all of it has to.
+        model = copy.deepcopy(model).eval()
         self.config, self.tokens = model.config, model.tokens_per_step
         self.observation_size, self.action_size = model.observation_size, model.action_size
         with torch.no_grad():
@@ -60,13 +63,12 @@ class Step(nn.Module):
             self.norm, self.head = model.norm, model.head
             self.register_buffer("half_range", (model.action_high - model.action_low) / 2)
             self.register_buffer("middle", (model.action_high + model.action_low) / 2)
-            self.register_buffer("action_low", model.action_low.clone())
-            self.register_buffer("action_high", model.action_high.clone())
+            self.register_buffer("action_low", model.action_low)
+            self.register_buffer("action_high", model.action_high)
             self.unit_range = bool(((model.action_low == -1) & (model.action_high == 1)).all())
             mixed = [cast(BlockStep, block).mixer.start for block in self.blocks]
             self.sizes = [len(part) for part in mixed]
             self.register_buffer("start", torch.cat([mixed[0].new_zeros(2 + self.action_size), *mixed]))
-        self.eval()
 
     def initial_state(self, target_return: Tensor) -> Tensor:
         """Rows of state, (batch, state size), before episodes of which a return is asked, (batch,)."""
@@ -123,12 +125,8 @@ class BlockStep(nn.Module):
 
     def __init__(self, block: Block, tokens: int, outputs: int) -> None:
         super().__init__()
-        self.mixer_norm, self.perceptron_norm, self.tokens, self.outputs = (
-            block.mixer_norm,
-            block.perceptron_norm,
-            tokens,
-            outputs,
-        )
+        self.mixer_norm, self.perceptron_norm = block.mixer_norm, block.perceptron_norm
+        self.tokens, self.outputs = tokens, outputs
         self.mixer = block.mixer.stepper(block.mixer_norm, tokens, outputs)
         # A hidden unit that is always 1 carries the bias of the second layer, whose product then adds to the tokens.
         always = torch.zeros_like(block.expand.weight[:1])

@@ -296,7 +296,7 @@ class Trainer:
         return total, norm
 
     def _batch_loss(self, batch: Batch) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with autocast(self.device, self.precision):
             loss: Tensor = self._loss(*batch)
         return loss
 
@@ -434,6 +434,11 @@ def make_optimiser(parameters: Iterable[Tensor], config: TrainingConfig, device:
     on_gpu = device.type == "cuda"
     rate = torch.tensor(config.learning_rate, device=device) if on_gpu else config.learning_rate
     return torch.optim.AdamW(parameters, lr=rate, weight_decay=config.weight_decay, fused=True, capturable=on_gpu)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Matrix products in the precision. Weights are cast where they are used, once, so that a recording does it too."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:

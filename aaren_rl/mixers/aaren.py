@@ -17,7 +17,7 @@ NARROW = 60.0
 """Widest range of scores to take relative to their largest: every exponential is then at least 1e-26."""
 
 NOTHING = 1e-37
-"""Count of no token where it must not be 0, so that a missing first token divides 0 by something; next to 1e-26 none."""
+"""Count of no token where it must not be 0, so that what is missing divides 0 by something; next to 1e-26 none."""
 
 
 @register("aaren")

@@ -210,12 +210,8 @@ def test_int8_stores_the_perceptrons_in_8_bits_and_stays_near(exported, quick, t
     card, plain = card_of(tmp_path / "int8"), card_of(exported["large"])
     assert card["int8"]
     assert card["sha256"] != plain["sha256"]
-    assert {**card, "int8": 0, "sha256": 0, "largest_difference": 0} == {
-        **plain,
-        "int8": 0,
-        "sha256": 0,
-        "largest_difference": 0,
-    }
+    for key in ("env_id", "target_returns", "observation_size", "action_high", "state_start", "longest_episode"):
+        assert card[key] == plain[key], key
     graphs = [folder / "agent.onnx" for folder in (tmp_path / "int8", exported["large"])]
     quantised, float32 = ([node.op_type for node in onnx.load(graph).graph.node] for graph in graphs)
     # Two layers of each of two perceptrons.

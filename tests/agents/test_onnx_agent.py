@@ -203,7 +203,7 @@ def test_an_altered_graph_is_refused(folder):
     content = bytearray((folder / "agent.onnx").read_bytes())
     content[len(content) // 2] ^= 1
     (folder / "agent.onnx").write_bytes(bytes(content))
-    with pytest.raises(CheckpointError, match="is not the graph that was exported; export it again"):
+    with pytest.raises(CheckpointError, match="is not as it was exported; export the agent again"):
         OnnxAgent(folder)
 
 
@@ -212,14 +212,14 @@ def test_an_altered_graph_is_refused(folder):
     [
         ({"format": 2}, "has format 2; this version reads 1"),
         ({"format": ...}, "has format None"),
-        ({"sha256": "0" * 64}, "is not the graph that was exported"),
-        ({"sha256": ...}, "is not the graph that was exported"),
-        ({"env_id": ...}, "does not describe an exported agent"),
-        ({"state_start": ...}, "does not describe an exported agent"),
-        ({"observation_size": "many"}, "does not describe an exported agent"),
-        ({"action_low": [[1], 2]}, "does not describe an exported agent"),
-        ({"target_returns": []}, "does not describe an exported agent"),
-        ({"target_returns": 5}, "does not describe an exported agent"),
+        ({"sha256": "0" * 64}, "is not as it was exported"),
+        ({"sha256": ...}, "is not as it was exported"),
+        ({"env_id": ...}, "is not as it was exported"),
+        ({"state_start": ...}, "is not as it was exported"),
+        ({"observation_size": "many"}, "is not as it was exported"),
+        ({"action_low": [[1], 2]}, "is not as it was exported"),
+        ({"target_returns": []}, "is not as it was exported"),
+        ({"target_returns": 5}, "is not as it was exported"),
     ],
 )
 def test_a_card_that_does_not_describe_the_graph_is_refused(folder, changes, message):

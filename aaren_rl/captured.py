@@ -14,7 +14,7 @@ WARM_UP = 5
 
 
 class Captured(Generic[Result]):
-    """Calls a function; on a GPU, from the seventh call on, by replaying what it did.
+    """Calls a function; on a GPU, from the sixth call on, by replaying what it did.
 
     The function must take nothing, never wait for the device, and always work on tensors of the same shapes at the same
     places. What it returns lies where it lay at the recording: use it before the next call.
@@ -35,23 +35,28 @@ class Captured(Generic[Result]):
 
     def __call__(self) -> Result:
         """The function's result."""
-        self.calls += 1
         if self.device.type != "cuda":
             return self.function()
-        if self.calls <= WARM_UP:
-            # Work on another stream than the default one may be recorded later.
-            aside = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-            aside.wait_stream(torch.cuda.current_stream(self.device))
-            with torch.cuda.stream(aside):
-                result = self.function()
-            torch.cuda.current_stream(self.device).wait_stream(aside)
-            return result
-        if self._graph is None:
-            self._graph = torch.cuda.CUDAGraph()
+        self.calls += 1
+        with torch.cuda.device(self.device):
+            if self._graph is not None:
+                self._graph.replay()
+                return self._result
+            if self.calls == 1:
+                # What ran on another stream than the default one may be recorded later.
+                self._aside = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+            if self.calls <= WARM_UP:
+                self._aside.wait_stream(torch.cuda.current_stream(self.device))
+                with torch.cuda.stream(self._aside):
+                    result = self.function()
+                torch.cuda.current_stream(self.device).wait_stream(self._aside)
+                return result
+            graph = torch.cuda.CUDAGraph()
             for generator in self.generators:
-                self._graph.register_generator_state(generator)
-            # Recording does not execute.
-            with torch.cuda.graph(self._graph):
+                graph.register_generator_state(generator)
+            with torch.cuda.graph(graph, stream=self._aside):
                 self._result = self.function()
-        self._graph.replay()
-        return self._result
+            self._graph = graph
+            # Recording did not execute.
+            graph.replay()
+            return self._result

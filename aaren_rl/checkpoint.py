@@ -23,9 +23,12 @@ from aaren_rl.model import DecisionModel, Scaling, config_from_dict
 
 WEIGHTS, CARD = "model.safetensors", "agent.json"
 TRAINING_TENSORS, TRAINING_STATE = "training.safetensors", "training.json"
+FILES = frozenset({WEIGHTS, CARD, TRAINING_TENSORS, TRAINING_STATE})
+"""All that such folders hold: the first two make an agent, the others are what resuming needs besides."""
+
 EXPORTED_GRAPH, EXPORTED_CARD = "agent.onnx", "export.json"
-FILES = {WEIGHTS, CARD, TRAINING_TENSORS, TRAINING_STATE, EXPORTED_GRAPH, EXPORTED_CARD}
-"""All that such folders hold: an agent, what resuming needs besides, or an exported agent."""
+EXPORTED = frozenset({EXPORTED_GRAPH, EXPORTED_CARD})
+"""All that the folder of an exported agent holds."""
 
 FORMAT = 1
 """Version of the folder's form; raised when older code could not read it."""
@@ -114,16 +117,19 @@ def load_agent(folder: Path) -> tuple[DecisionModel, AgentCard]:
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def whole_folder(folder: Path, files: frozenset[str] = FILES) -> Iterator[Path]:
     """A folder beside the named one to write into, which takes its name, and its place, once all is written.
+
+    Args:
+        folder: the name.
+        files: what an earlier folder of the same kind may hold.
 
     Raises:
         CheckpointError: it cannot be written, on a full disk for instance, or the name belongs to something else than
             a saved folder; what was there before is still there.
     """
     folder = folder.resolve()
-    if folder.exists() and (not folder.is_dir() or not {path.name for path in folder.iterdir()} <= FILES):
-        raise CheckpointError(f"{folder} exists and is not an agent folder; it is left alone, give another name")
+    check_replaceable(folder, files)
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
     try:
@@ -141,6 +147,17 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
+
+
+def check_replaceable(folder: Path, files: frozenset[str] = FILES) -> None:
+    """Makes sure that nothing but such files would be lost with a folder.
+
+    Raises:
+        CheckpointError: the name belongs to something else.
+    """
+    if folder.exists() and (not folder.is_dir() or not {path.name for path in folder.iterdir()} <= files):
+        kind = "an exported agent's" if files is EXPORTED else "an agent"
+        raise CheckpointError(f"{folder} exists and is not {kind} folder; it is left alone, give another name")
 
 
 def clean_up(parent: Path) -> None:

@@ -5,7 +5,7 @@ log-normaliser of the prefix up to k, the outputs are o_k = sum_{j<=k} p_kj v_j,
 
     dv_j = sum_{k>=j} p_kj do_k          ds_j = sum_{k>=j} p_kj (<do_k, v_j> - <do_k, o_k> + dL_k)
 
-L_k is kept as its two parts, the running maximum m_k and the sum c_k, so that no digits are lost where scores are large.
+L_k is kept as its two parts, the running maximum m_k and the sum c_k: no digits are lost where scores are large.
 A state before the sequence acts as one more token, with score m + log c and value a / c.
 """
 
@@ -142,7 +142,7 @@ def _nothing(values: Tensor) -> Before:
 
 
 def chunk_length(time: int) -> int:
-    """Positions per chunk: a divisor of the length near `CHUNK`, which needs no padding; `CHUNK` where there is none."""
+    """Positions per chunk: a divisor of the length near `CHUNK`, so that nothing is padded; else `CHUNK`."""
     return min((c for c in range(CHUNK // 2, 2 * CHUNK) if time % c == 0), key=lambda c: abs(c - CHUNK), default=CHUNK)
 
 

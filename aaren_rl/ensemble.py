@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,8 +33,9 @@ def train_together(trainers: Sequence[Trainer], progress: bool = True) -> list[T
         Diverged: as `Trainer.run`, by the first run that does.
     """
     together = _Together(trainers)
-    update = Captured(together.update, [trainer.sampler.generator for trainer in trainers], together.device)
-    update_all = update if trainers[0].captured else together.update
+    generators = [trainer.sampler.generator for trainer in trainers]
+    captured = trainers[0].captured
+    update_all = Captured(together.update, generators, together.device) if captured else together.update
     halt = threading.Event()
     done: list[Trained] = []
     interrupted: list[Interrupted] = []
@@ -69,9 +71,14 @@ class _Together:
     """The models of several trainers, stacked; each trainer's own tensors become views of the stacks."""
 
     def __init__(self, trainers: Sequence[Trainer]) -> None:
+        if not trainers:
+            raise InvalidInput("no runs to train together; expected at least one")
         first = trainers[0]
+        if first.device.type == "cpu" and first.model.config.dropout:
+            raise InvalidInput("on a CPU runs with dropout are not trained together; run them one after another")
         for trainer in trainers[1:]:
             same = trainer.model.config == first.model.config and trainer.update == first.update
+            same = same and replace(trainer.config, seed=0) == replace(first.config, seed=0)
             buffers = zip(trainer.model.buffers(), first.model.buffers(), strict=True)
             if (
                 not same
@@ -79,7 +86,7 @@ class _Together:
                 or not all(torch.equal(ours, theirs) for ours, theirs in buffers)
             ):
                 raise InvalidInput(
-                    "runs trained together must have equal models, data and devices and stand at the same update; "
+                    "runs trained together need equal models, schedules, data and devices and the same update; "
                     f"updates {[trainer.update for trainer in trainers]}"
                 )
         self.trainers, self.config, self.device = trainers, first.config, first.device

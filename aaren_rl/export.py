@@ -19,7 +19,7 @@ import torch
 
 from aaren_rl import __version__, checkpoint
 from aaren_rl.checkpoint import AgentCard
-from aaren_rl.errors import AarenError, CheckpointError, InvalidInput
+from aaren_rl.errors import AarenError, InvalidInput
 from aaren_rl.model import DecisionModel
 from aaren_rl.step import RETURN_TO_GO, TIMESTEP, Step
 
@@ -43,8 +43,8 @@ def to_onnx(model: DecisionModel, card: AgentCard, folder: Path, int8: bool = Fa
     """Writes agent.onnx and export.json, after checking the graph against torch.
 
     The graph maps observation (batch, observation size), reward (batch,) and state (batch, state size) to action
-    (batch, action size) and the new state, all float32 and in the environment's units. The card has the state before an
-    episode and where in it the target return goes.
+    (batch, action size) and the new state, in the environment's units; the state is float64, all else float32. The card
+    has the state before an episode and where in it the target return goes.
 
     Args:
         model: to export; its mixers must be of constant memory.
@@ -61,10 +61,7 @@ def to_onnx(model: DecisionModel, card: AgentCard, folder: Path, int8: bool = Fa
         CheckpointError: it cannot be written, or the folder holds something else.
     """
     require_packages("onnx", "onnxscript", "onnxruntime")
-    if folder.is_dir() and not {path.name for path in folder.iterdir()} <= {GRAPH, CARD}:
-        raise CheckpointError(
-            f"{folder} holds something else than an exported agent; it is left alone, give another folder"
-        )
+    checkpoint.check_replaceable(folder, checkpoint.EXPORTED)
     model = copy.deepcopy(model).cpu().eval()
     step = Step(model)
     graph = _quantised(_graph(step)) if int8 else _graph(step)
@@ -87,7 +84,7 @@ def to_onnx(model: DecisionModel, card: AgentCard, folder: Path, int8: bool = Fa
         "sha256": {GRAPH: checkpoint.digest(graph)},
     }
     description["sha256"][CARD] = card_digest(description)
-    with checkpoint.whole_folder(folder) as partial:
+    with checkpoint.whole_folder(folder, checkpoint.EXPORTED) as partial:
         checkpoint.write_file(partial / GRAPH, graph)
         checkpoint.write_file(partial / CARD, (json.dumps(description, indent=2) + "\n").encode())
     return folder / GRAPH
@@ -170,13 +167,14 @@ def _quantised(graph: bytes) -> bytes:
         # It changes matrices' layouts and stumbles over the shapes noted before.
         del model.graph.value_info[:]
         before.write_bytes(model.SerializeToString())
+        before_level = logging.root.manager.disable
         logging.disable(logging.WARNING)
         try:
             quantize_dynamic(
                 before, after, per_channel=True, weight_type=QuantType.QInt8, nodes_to_quantize=perceptrons
             )
         finally:
-            logging.disable(logging.NOTSET)
+            logging.disable(before_level)
         quantised = after.read_bytes()
     if not any(node.op_type == "MatMulInteger" for node in onnx.load_from_string(quantised).graph.node):
         raise ExportFailed("this version of onnxruntime quantised nothing; pass no --int8")

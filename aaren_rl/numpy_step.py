@@ -44,11 +44,12 @@ class NumpyStep:
         return all(isinstance(cast(BlockStep, block).mixer, AarenStep) for block in step.blocks)
 
     def __call__(self, observation: Array, reward: Array, state: Array) -> tuple[Array, Array]:
-        """See `Step.forward`; arrays are float32."""
+        """See `Step.forward`; observations, rewards and actions are float32, the state is float64."""
         after = np.empty_like(state)
         return_to_go, timestep = state[:, :1] - reward[:, None], state[:, 1:2]
-        known = np.minimum(timestep, 1.0)
-        given = np.concatenate([state[:, 2 : 2 + self.action_size], known, return_to_go, observation], 1)
+        known = np.minimum(timestep, 1.0).astype(np.float32)
+        counted = np.concatenate([state[:, 2 : 2 + self.action_size], known, return_to_go], 1)
+        given = np.concatenate([counted.astype(np.float32), observation], 1)
         x = (given @ self.embed[0] + self.embed[1]).reshape(-1, self.width)
         if self.times is not None:
             x += _array(self.times(torch.from_numpy(timestep)))
@@ -96,17 +97,18 @@ class _Block:
         sums = (self._bounded if self.bounded else self._running)(rows, before, after, live)
         if self.outputs < self.tokens:
             x = x[self.tokens - 1 :: self.tokens]
+        count = sums[..., self.dim : self.dim + 1]
         if self.folded:
-            x = x + (sums[..., : self.dim] / sums[..., self.dim : self.dim + 1]).reshape(-1, self.dim)
+            x = x + (sums[..., : self.dim] / count).reshape(-1, self.dim).astype(np.float32)
         else:
-            x = x + (sums / sums[..., self.dim : self.dim + 1]).reshape(-1, len(self.output)) @ self.output
+            x = x + (sums / count).reshape(-1, len(self.output)).astype(np.float32) @ self.output
         hidden = _normalised(x, self.eps) @ self.expand[0] + self.expand[1]
         through: Array = x + np.maximum(hidden, 0.0, out=hidden) @ self.contract
         return through
 
     def _bounded(self, rows: Array, before: Array, after: Array, live: Array | None) -> Array:
         """See `AarenStep._bounded`; the sums are (batch, outputs, heads, dim + 1)."""
-        sums = np.exp(rows[..., -1:]) * rows[..., :-1]
+        sums = (np.exp(rows[..., -1:]) * rows[..., :-1]).astype(np.float64)
         if live is not None:
             sums *= live[..., None, None]
         sums[:, 0] += before.reshape(-1, self.heads, self.dim + 1)
@@ -116,7 +118,7 @@ class _Block:
         return sums[:, -self.outputs :]
 
     def _running(self, rows: Array, before: Array, after: Array, live: Array | None) -> Array:
-        """See `AarenStep._running`; the sums are (batch, outputs, heads, dim + 2)."""
+        """See `AarenStep._running`; the sums are (batch, outputs, heads, dim + 1)."""
         state = before.reshape(-1, 1, self.heads, self.dim + 2)
         pieces = np.concatenate([state, rows], 1).swapaxes(1, 2)
         scores = pieces[..., -1]
@@ -124,9 +126,8 @@ class _Block:
             scores[..., 1:] += ((1 - live) * EMPTY)[:, None]
         table = scores[:, :, None] + self.later
         m = table.max(-1, keepdims=True)
-        sums = np.exp(table - m) @ pieces
-        sums[:, :, -1, -1:] = m[:, :, -1]
-        after[:] = sums[:, :, -1].reshape(len(after), -1)
+        sums = np.exp(table - m) @ pieces[..., :-1]
+        after[:] = np.concatenate([sums[:, :, -1], m[:, :, -1]], -1).reshape(len(after), -1)
         return cast(Array, sums.swapaxes(1, 2))
 
 

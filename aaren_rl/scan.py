@@ -105,7 +105,10 @@ def prefix_attention(
     kind = torch.promote_types(torch.promote_types(scores.dtype, values.dtype), torch.float32)
     if time == 0:
         return values, _in_kind(state or initial_state(batch_size, heads, dim, scores.device), kind)
-    chosen = choose_form(time, scores.device) if form == "auto" else form
+    chosen = choose_form(time, scores.device, kind) if form == "auto" else form
+    if state is not None:
+        # No result depends on how a state is split into m and the rest, so in no form does m have a gradient.
+        state = state._replace(m=state.m.detach())
     if reset is None:
         reset = torch.zeros(batch_size, time, dtype=torch.bool, device=scores.device)
     with torch.autocast(device_type=scores.device.type, enabled=False):
@@ -121,11 +124,11 @@ def prefix_attention(
         return outputs.to(values.dtype), ScanState(m[:, :, -1], last, last.unsqueeze(-1) * outputs[:, :, -1].to(kind))
 
 
-def choose_form(time: int, device: torch.device) -> Form:
-    """The form that "auto" takes for a sequence of this length on this device."""
+def choose_form(time: int, device: torch.device, kind: torch.dtype = torch.float32) -> Form:
+    """The form that "auto" takes for a sequence of this length on this device, summed up in this type."""
     if time == 1:
         return "recurrent"
-    if device.type == "cuda" and fused_scan.available():
+    if device.type == "cuda" and kind == torch.float32 and fused_scan.available():
         return "fused"
     return "matrix" if time <= chunked_scan.ONE_CHUNK_UP_TO else "chunked"
 

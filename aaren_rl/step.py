@@ -20,7 +20,7 @@ class Step(nn.Module):
     """Acts like `DecisionModel.step`, with what does not change from step to step worked out beforehand.
 
     The scaling of observations, returns and actions is folded into the embeddings; the three embeddings, and each
-    mixer's projections, are single products. All that is carried from step to step is one row of numbers per
+    mixer's projections, are single products. All that is carried from step to step is one float64 row per
     environment: return-to-go, timestep, previous action, mixers' states. Later changes of the model's weights do not
     count.
 
@@ -82,17 +82,17 @@ class Step(nn.Module):
         Args:
             observation: (batch, observation size), in the environment's units, like all here.
             reward: of the action before, (batch,); 0 at the first step of an episode.
-            state: (batch, state size), from `initial_state` or as returned by the step before.
+            state: (batch, state size) float64, from `initial_state` or as returned by the step before.
 
         Returns:
             The action (batch, action size) and the new state.
         """
         return_to_go, timestep, previous, *mixed = torch.split(state, [1, 1, self.action_size, *self.sizes], -1)
         return_to_go = return_to_go - reward.unsqueeze(-1)
-        known = timestep.clamp(max=1.0)
+        known = timestep.to(observation.dtype).clamp(max=1.0)
         live = None if self.tokens == 1 else F.pad(known, (0, self.tokens - 1), value=1.0)
         # Tokens stay rows of a matrix: products with a bias are one operation then, in torch as in ONNX.
-        given = torch.cat([previous, known, return_to_go, observation], -1)
+        given = torch.cat([previous.to(known.dtype), known, return_to_go.to(known.dtype), observation], -1)
         x = F.linear(given, self.embed_weight, self.embed_bias)
         x = x if self.tokens == 1 else x.view(-1, self.config.width)
         if self.config.timesteps != "none":
@@ -105,7 +105,7 @@ class Step(nn.Module):
             action = action * self.half_range + self.middle
             # Rounding may not carry a saturated action out of its bounds.
             action = torch.minimum(torch.maximum(action, self.action_low), self.action_high)
-        return action, torch.cat([return_to_go, timestep + 1, action, *mixed], -1)
+        return action, torch.cat([return_to_go, timestep + 1, action.double(), *mixed], -1)
 
     def times(self, timestep: Tensor) -> Tensor:
         """What the timesteps, (batch, 1), add to the tokens, (batch * tokens, width)."""

@@ -83,6 +83,10 @@ class TrainingConfig:
     """Updates between two checkpoints; one is also kept of every evaluation that is the best so far."""
 
     def __post_init__(self) -> None:
+        choices = {"precision": ("auto", "float32", "bf16"), "compile": ("auto", "yes", "no")}
+        for name, known in {**choices, "graphs": ("auto", "yes", "no")}.items():
+            if getattr(self, name) not in known:
+                raise InvalidInput(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
         at_least_one = ("updates", "batch_size", "accumulate", "log_every", "evaluate_every", "checkpoint_every")
         for name in at_least_one:
             if getattr(self, name) < 1:
@@ -176,8 +180,7 @@ class Trainer:
         self._loss = torch.compile(self.model.loss) if self.compiled else self.model.loss
         # How much of the average stays; a tensor, so that a recorded update reads what it is by then.
         self.forget = torch.zeros((), device=self.device)
-        recorded = Captured(self._do_update, [self.sampler.generator], self.device)
-        self._update_once = recorded if self.captured else self._do_update
+        self._update_once: Callable[[], tuple[Tensor, Tensor]] = self._do_update
         self._data = {
             "episodes": trajectories.episodes,
             "steps": trajectories.steps,
@@ -200,6 +203,9 @@ class Trainer:
             InvalidInput: the folder holds another run.
             Diverged: the loss or its gradient is not finite; checkpoints from before are still there.
         """
+        if self.captured:
+            # Recorded anew by every run, since restoring replaces tensors that a recording would keep to.
+            self._update_once = Captured(self._do_update, [self.sampler.generator], self.device)
         with stop_signal() as stop, contextlib.closing(self.running(stop, progress)) as running:
             try:
                 next(running)
@@ -211,7 +217,11 @@ class Trainer:
                 return trained
 
     def running(self, stop: threading.Event, progress: bool = True) -> Generator[None, tuple[Tensor, Tensor], Trained]:
-        """All of a run but the updates themselves: asks for one with every yield and is sent its loss and norm."""
+        """All of a run but the updates themselves: asks for one with every yield and is sent its loss and norm.
+
+        Returns:
+            What the finished run left; it raises as `run`.
+        """
         config = self.config
         if self.update == 0 and checkpoints(self.folder):
             raise InvalidInput(f"{self.folder} holds a run already; resume it, or give the new run another folder")
@@ -259,7 +269,7 @@ class Trainer:
             if stop.is_set() and saved != self.update:
                 self._check_finite(losses, norms)
                 self.save()
-        if self.update < config.updates:
+        if self.update < config.updates or stop.is_set():
             raise Interrupted(
                 f"stopped after update {self.update}, its checkpoint is saved; go on with --resume {self.folder}"
             )

@@ -39,7 +39,7 @@ class Rows:
     """Steps a function of arrays whose state is one row of numbers per environment (see `aaren_rl.step.Step`).
 
     Args:
-        function: (observation, reward, state) to (action, state).
+        function: (observation, reward, state) to (action, state); the state is float64.
         start: the row before an episode, (state size,).
         rows: how many environments.
     """

@@ -53,6 +53,7 @@ class DecisionAgent(SteppedAgent):
         low, high = model.action_low.cpu().numpy(), model.action_high.cpu().numpy()
         longest = model.config.max_steps if model.config.timesteps == "learned" else None
         super().__init__(card, low, high, model.observation_size, longest)
+        self._begun: tuple[int, tuple[tuple[int, int], ...]] | None = None
 
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> DecisionAgent:
@@ -74,6 +75,12 @@ class DecisionAgent(SteppedAgent):
     def _begin(self, rows: int) -> Stepping:
         if not self.model.constant_memory:
             return _Cached(self.model, rows, self.device)
+        # Nothing has to be folded or recorded again while neither the weights nor the number of rows change.
+        weights = tuple((tensor.data_ptr(), tensor._version) for tensor in self.model.state_dict().values())
+        if self._stepping is not None and self._begun == (rows, weights):
+            self._stepping.restart(np.ones(rows, dtype=np.bool_))
+            return self._stepping
+        self._begun = rows, weights
         step = Step(self.model)
         width = self.model.config.width
         if self.device.type == "cpu" and rows * step.tokens * width * 4 * width <= SMALL and NumpyStep.fits(step):
@@ -86,9 +93,11 @@ class _Tensors:
 
     def __init__(self, step: Step, rows: int, device: torch.device) -> None:
         self.module, self.device = step, device
-        self.state = step.start.repeat(rows, 1)
-        self.observation = torch.zeros(rows, step.observation_size, device=device)
-        self.no_reward = torch.zeros(rows, device=device)
+        # Under inference mode they could not be written to outside of it.
+        with torch.inference_mode(False):
+            self.state = step.start.repeat(rows, 1)
+            self.observation = torch.zeros(rows, step.observation_size, device=device)
+            self.no_reward = torch.zeros(rows, device=device)
         self._forward = Captured(self._do_step, [], device)
 
     def restart(self, rows: Array) -> None:
@@ -98,7 +107,7 @@ class _Tensors:
     def step(self, observation: Array, return_to_go: Array, timestep: Array) -> Array:
         """See `Stepping.step`."""
         self.observation.copy_(self._tensor(observation))
-        counted = np.stack([return_to_go, timestep], 1).astype(np.float32)
+        counted = np.stack([return_to_go, timestep], 1)
         self.state[:, : TIMESTEP + 1] = self._tensor(counted)
         with torch.no_grad():
             acted: Array = self._forward().cpu().numpy()
@@ -115,7 +124,8 @@ class _Tensors:
         return cast(Tensor, action)
 
     def _tensor(self, array: Array) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
+        # A copy, since torch takes neither read-only arrays nor reversed ones.
+        return torch.from_numpy(array.copy()).to(self.device)
 
 
 class _Cached:

@@ -44,9 +44,8 @@ class OnnxAgent(SteppedAgent):
         self.session = export.session(graph, threads)
         fields = {name: described[name] for name in AgentCard.__dataclass_fields__}
         card = AgentCard(**{**fields, "target_returns": tuple(fields["target_returns"])})
-        low, high, start = (
-            np.array(described[name], dtype=np.float32) for name in ("action_low", "action_high", "state_start")
-        )
+        low, high = (np.array(described[name], dtype=np.float32) for name in ("action_low", "action_high"))
+        start = np.array(described["state_start"], dtype=np.float64)
         super().__init__(card, low, high, described["observation_size"], described["longest_episode"])
         self.start, self.int8 = start, bool(described["int8"])
 

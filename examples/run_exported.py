@@ -12,7 +12,7 @@ folder = Path(sys.argv[1])
 card = json.loads((folder / "export.json").read_text())
 step = onnxruntime.InferenceSession(folder / "agent.onnx")
 env = gymnasium.make(card["env_id"], **card["env_kwargs"])
-state = np.array([card["state_start"]], np.float32)
+state = np.array([card["state_start"]], np.float64)
 state[0, card["return_to_go_at"]] = card["target_returns"][0]
 observation, _ = env.reset(seed=0)
 reward, total, done = 0.0, 0.0, False

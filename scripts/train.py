@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from aaren_rl import scan
+from aaren_rl import checkpoint, scan
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.ensemble import train_together
@@ -45,12 +45,17 @@ def train(config: RunConfig) -> dict[str, Any]:
     if config.seeds == 1:
         run = _start(config, dataset, folder, device)
         return _report(run, run.trainer.run())
+    if device.type == "cuda" and config.training.compile == "yes":
+        raise InvalidInput("--compile yes does not go with --seeds on a GPU, where they are one batch; leave it out")
     _save_config(config, dataset, folder)
     configs = []
     for seed in range(config.training.seed, config.training.seed + config.seeds):
         own = folder / f"seed-{seed}"
         resume = own if config.resume is not None and checkpoints(own) else None
         training = dataclasses.replace(config.training, seed=seed)
+        if device.type == "cuda":
+            # Several models as one batch are not compiled.
+            training = dataclasses.replace(training, compile="no")
         configs.append(dataclasses.replace(config, seeds=1, training=training, run=own, resume=resume))
     try:
         outcomes = _run_all(configs, dataset, device)
@@ -61,16 +66,34 @@ def train(config: RunConfig) -> dict[str, Any]:
 
 def _run_all(configs: list[RunConfig], dataset: Dataset, device: torch.device) -> list[dict[str, Any]]:
     if device.type == "cuda":
-        say(f"{len(configs)} seeds as one batch, without torch.compile")
         runs = [_start(one, dataset, _folder(one), device) for one in configs]
-        trained = train_together([run.trainer for run in runs])
-        return [_report(run, one) for run, one in zip(runs, trained, strict=True)]
+        if len({run.trainer.update for run in runs}) == 1:
+            say(f"{len(configs)} seeds as one batch")
+            trained = train_together([run.trainer for run in runs])
+            return [_report(run, one) for run, one in zip(runs, trained, strict=True)]
+        say(f"{len(configs)} seeds, one after another, since they stopped at different updates")
+        return [_report(run, run.trainer.run()) for run in runs]
     say(f"{len(configs)} seeds, one after another; as one batch they are no faster on a CPU")
     outcomes = []
     for config in configs:
-        run = _start(config, dataset, _folder(config), device)
-        outcomes.append(_report(run, run.trainer.run()))
+        outcome = _outcome_of(config)
+        if outcome is None:
+            run = _start(config, dataset, _folder(config), device)
+            outcome = _report(run, run.trainer.run())
+        outcomes.append(outcome)
     return outcomes
+
+
+def _outcome_of(config: RunConfig) -> dict[str, Any] | None:
+    """The result of a seed that finished before the others were interrupted."""
+    file = _folder(config) / "result.json"
+    if config.resume is None or not file.exists():
+        return None
+    outcome = checkpoint.read_json(file)
+    if outcome.get("updates") != config.training.updates or outcome.get("episodes") != config.episodes:
+        return None
+    say(f"{_folder(config)} is finished, its result stands")
+    return outcome
 
 
 @dataclass(frozen=True)
@@ -130,15 +153,21 @@ def _report(run: _Run, trained: Trained) -> dict[str, Any]:
     say(f"trained {config.training.updates} updates in {trained.seconds:.0f} s; evaluating {config.episodes} episodes")
     protocol = dataclasses.replace(run.protocol, episodes=config.episodes, seed=0)
 
-    def evaluated(checkpoint: str, agent_folder: Path) -> dict[str, Any]:
+    def evaluated(name: str, agent_folder: Path) -> dict[str, Any]:
         agent = DecisionAgent.load(agent_folder, device)
         about = {
-            "checkpoint": checkpoint,
+            "checkpoint": name,
             "source": dataset.source,
             "dataset": dataset.id,
             "updates": agent.card.updates,
             "mixer": config.model.mixer,
             "device": device.type,
+            "training": {
+                "precision": run.trainer.precision,
+                "compiled": run.trainer.compiled,
+                "recorded": run.trainer.captured,
+                "seed": config.training.seed,
+            },
         }
         return result(evaluate(agent, protocol), protocol, **about)
 
@@ -202,7 +231,7 @@ def _run_folder(config: RunConfig) -> Path:
     stamp = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     # Several runs may be started in the same second.
     folder = config.run or (stamp.with_name(f"{stamp.name}-{os.getpid()}") if stamp.exists() else stamp)
-    if checkpoints(folder):
+    if checkpoints(folder) or any(checkpoints(seed) for seed in folder.glob("seed-*")):
         raise InvalidInput(f"{folder} holds a run already; pass --resume {folder} to go on with it, or another --run")
     return folder
 

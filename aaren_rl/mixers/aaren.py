@@ -100,8 +100,8 @@ class AarenStep(Stepper):
         reach = mixer.width**0.5 * (weight * norm.weight).norm(dim=-1)
         heads, dim = mixer.heads, mixer.head_width
         bounded = bool((2 * reach <= NARROW).all())
-        start = [*[0.0] * dim, NOTHING] if bounded else [*[0.0] * dim, 0.0, EMPTY]
-        super().__init__(torch.tensor(start).repeat(heads).to(weight))
+        start = [*[0.0] * dim, NOTHING, *([] if bounded else [EMPTY])]
+        super().__init__(torch.tensor(start, dtype=torch.float64, device=weight.device).repeat(heads))
         self.bounded, self.tokens, self.outputs, self.heads, self.dim = bounded, tokens, outputs, heads, dim
         if bounded:
             bias = bias - (bias + weight @ norm.bias + reach)
@@ -118,7 +118,7 @@ class AarenStep(Stepper):
         self.register_buffer("project", torch.cat(parts, 1).flatten(0, 1))
         self.register_buffer("project_bias", torch.cat(biases, 1).flatten())
         # Divided by the count, the count is 1 again and carries the bias of the output; of all heads the first one's.
-        carried = F.pad(mixer.output.weight.view(-1, heads, dim), (0, len(start) - dim))
+        carried = F.pad(mixer.output.weight.view(-1, heads, dim), (0, 1))
         carried[:, 0, dim] = mixer.output.bias
         self.register_buffer("output", carried.flatten(1).t().contiguous())
         # Row k: 0 for the state and the tokens up to the k-th output's, EMPTY for those after it.
@@ -128,9 +128,10 @@ class AarenStep(Stepper):
         """See `Stepper.forward`."""
         rows = F.linear(x, self.project, self.project_bias)
         sums, state = (self._bounded if self.bounded else self._running)(rows, state, live)
+        count = sums[..., self.dim : self.dim + 1]
         if self.folded:
-            return onto + (sums[..., : self.dim] / sums[..., self.dim : self.dim + 1]).reshape(-1, self.dim), state
-        mixed = sums / sums[..., self.dim : self.dim + 1]
+            return onto + (sums[..., : self.dim] / count).reshape(-1, self.dim).to(onto.dtype), state
+        mixed = (sums / count).to(onto.dtype)
         return torch.addmm(onto, mixed.reshape(-1, len(self.output)), self.output), state
 
     def _bounded(self, rows: Tensor, state: Tensor, live: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -139,27 +140,27 @@ class AarenStep(Stepper):
             if self.heads > 1:
                 rows, state = rows.view(-1, self.heads, self.dim + 2), state.view(-1, self.heads, self.dim + 1)
             value, score = torch.split(rows, [self.dim + 1, 1], -1)
-            state = torch.addcmul(state, value, score.exp())
+            state = state + (value * score.exp()).double()
             return state, state if self.heads == 1 else state.flatten(1)
         shape = (self.tokens,) if self.heads == 1 else (self.tokens, self.heads)
         value, score = torch.split(rows.view(-1, *shape, self.dim + 2), [self.dim + 1, 1], -1)
         weight = score.exp()
         if live is not None:
             weight = weight * (live.unsqueeze(-1) if self.heads == 1 else live[..., None, None])
-        added = value * weight
+        added = (value * weight).double()
         before = state.view(-1, 1, *shape[1:], self.dim + 1)
         sums = before + (added.sum(1, keepdim=True) if self.outputs == 1 else added.cumsum(1)[:, -self.outputs :])
         return sums, sums[:, -1].flatten(1)
 
     def _running(self, rows: Tensor, state: Tensor, live: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Sums (a, c, unused) up to each output, (batch, outputs, heads, dim + 2), and the new state."""
+        """Sums (a, c) up to each output, (batch, outputs, heads, dim + 1), and the new state."""
         tokens = rows.view(-1, self.tokens, self.heads, self.dim + 2)
-        pieces = torch.cat([state.view(-1, 1, self.heads, self.dim + 2), tokens], 1).transpose(1, 2)
+        pieces = torch.cat([state.view(-1, 1, self.heads, self.dim + 2), tokens.double()], 1).transpose(1, 2)
         scores = pieces[..., -1]
         if live is not None:
             scores = scores + ((1 - F.pad(live, (1, 0), value=1.0)) * EMPTY).unsqueeze(1)
         table = scores.unsqueeze(2) + self.later
         m = table.amax(-1, keepdim=True)
-        sums = torch.exp(table - m) @ pieces
-        after = torch.cat([sums[..., : self.dim + 1], m], -1)[:, :, -1]
+        sums = torch.exp(table - m) @ pieces[..., :-1]
+        after = torch.cat([sums, m], -1)[:, :, -1]
         return sums.transpose(1, 2), after.flatten(1)

@@ -88,7 +88,7 @@ class Mixer(nn.Module):
 
 
 class Stepper(nn.Module):
-    """A mixer that carries its state as one row of numbers per sequence.
+    """A mixer that carries its state as one row of float64 numbers per sequence, so that a million tokens still sum up.
 
     Args:
         start: the row before the first token of an episode, (size,).
@@ -127,7 +127,7 @@ class PlainStepper(Stepper):
     def __init__(self, mixer: Mixer, tokens: int, outputs: int) -> None:
         like = mixer.initial_state(1)
         # Finite, so that it can be written into a file of JSON.
-        super().__init__(torch.cat([part.reshape(-1) for part in _leaves(like)]).clamp(min=-1e30))
+        super().__init__(torch.cat([part.reshape(-1).double() for part in _leaves(like)]).clamp(min=-1e30))
         self._like = like
         self.mixer, self.tokens, self.outputs = mixer, tokens, outputs
 
@@ -136,10 +136,10 @@ class PlainStepper(Stepper):
         batch = len(state)
         leaves = _leaves(self._like)
         parts = torch.split(state, [part.numel() for part in leaves], -1)
-        whole = iter([part.view(batch, *leaf.shape[1:]) for part, leaf in zip(parts, leaves, strict=True)])
+        whole = iter([part.view(batch, *leaf.shape[1:]).to(leaf) for part, leaf in zip(parts, leaves, strict=True)])
         valid = None if live is None else live > 0
         y, after = self.mixer(x.view(batch, self.tokens, -1), _rebuilt(self._like, whole), None, valid)
-        state = torch.cat([part.reshape(batch, -1) for part in _leaves(after)], -1)
+        state = torch.cat([part.reshape(batch, -1).double() for part in _leaves(after)], -1)
         return onto + y[:, -self.outputs :].flatten(0, 1), state
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,14 +22,23 @@ def measure(report: Report) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "made-up.hdf5"
         _write_file(path, STEPS)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = _peak()
         trajectories = d4rl_reader.read_file(path)
-        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+        grown = _peak() - before
         taken = measuring.alternate({"load": measuring.timed(lambda: d4rl_reader.read_file(path))})["load"]
     names = ("observations", "actions", "rewards", "returns_to_go")
     kept = sum(getattr(trajectories, name).nbytes for name in names)
     report.add(Row(f"load {STEPS:,} steps", statistics.median(taken), "s"))
     report.add(Row(f"peak memory to load {STEPS:,} steps", grown / 2**20, "MiB", grown / kept, None, "peak / arrays"))
+
+
+def _peak() -> int:
+    """Bytes of the most memory that this process has had."""
+    # Not on Windows, where the other measurements work all the same.
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _write_file(path: Path, steps: int) -> None:

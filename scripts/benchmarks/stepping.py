@@ -118,7 +118,7 @@ def _session_side(graph: Path) -> Side:
     feeds = {
         "observation": np.zeros((1, setting.OBSERVATION_SIZE), np.float32),
         "reward": np.ones(1, np.float32),
-        "state": np.array([card["state_start"]], np.float32),
+        "state": np.array([card["state_start"]], np.float64),
     }
 
     def step() -> None:

@@ -102,8 +102,14 @@ def test_a_signal_saves_all_runs_at_the_same_update(make_all):
 
 def test_runs_that_differ_in_more_than_their_seed_are_refused(make_all):
     first, second, third = make_all("one")
-    with pytest.raises(InvalidInput, match="must have equal models"):
+    with pytest.raises(InvalidInput, match="need equal models"):
         train_together([first, second, make_all("other", shape={"width": 8})[2]], progress=False)
     third.run(progress=False)
     with pytest.raises(InvalidInput, match=r"updates \[0, 0, 12\]"):
         train_together([first, second, third], progress=False)
+    with pytest.raises(InvalidInput, match="equal models, schedules"):
+        train_together([first, make_all("rate", learning_rate=0.5)[0]], progress=False)
+    with pytest.raises(InvalidInput, match="at least one"):
+        train_together([], progress=False)
+    with pytest.raises(InvalidInput, match="one after another"):
+        train_together(make_all("dropout", shape={"dropout": 0.1}), progress=False)

@@ -77,12 +77,14 @@ def run_graph(folder, batch, steps, seed=0):
     rewards = rng.uniform(0, 1, (batch, steps))
     rewards[:, 0] = 0
     targets = np.linspace(50, 150, batch)
-    state = np.tile(np.array(card["state_start"], np.float32), (batch, 1))
+    state = np.tile(np.array(card["state_start"]), (batch, 1))
     state[:, card["return_to_go_at"]] = targets
     actions = []
     for t in range(steps):
         given = {"observation": observations[:, t], "reward": rewards[:, t], "state": state}
-        action, state = session.run(None, {name: part.astype(np.float32) for name, part in given.items()})
+        action, state = session.run(
+            None, {name: part.astype(np.float64 if name == "state" else np.float32) for name, part in given.items()}
+        )
         actions.append(action)
     np.testing.assert_array_equal(state[:, card["timestep_at"]], steps)
     return observations, targets[:, None] - rewards.cumsum(1), np.stack(actions, 1)
@@ -109,9 +111,9 @@ def test_the_graph_gives_the_models_actions_for_any_batch(exported, name, batch)
 @pytest.mark.parametrize("name", SHAPES)
 def test_rows_of_the_graph_do_not_depend_on_each_other(exported, name):
     session = onnxruntime.InferenceSession(exported[name] / "agent.onnx", providers=["CPUExecutionProvider"])
-    rng, start = np.random.default_rng(3), np.array(card_of(exported[name])["state_start"], np.float32)
+    rng, start = np.random.default_rng(3), np.array(card_of(exported[name])["state_start"])
     # One row at its start beside rows under way.
-    state = np.abs(rng.normal(size=(4, len(start)))).astype(np.float32)
+    state = np.abs(rng.normal(size=(4, len(start))))
     state[:, 1], state[0] = [0, 1, 2, 3], start
     given = {
         "observation": rng.normal(size=(4, 4)).astype(np.float32),
@@ -137,7 +139,9 @@ def test_the_graphs_inputs_and_outputs_have_their_names_and_a_free_batch(exporte
     assert isinstance(batch, str)
     assert shapes(graph.input) == {"observation": [batch, 4], "reward": [batch], "state": [batch, size]}
     assert [part.name for part in graph.output] == ["action", "new_state"]
-    assert {part.type.tensor_type.elem_type for part in [*graph.input, *graph.output]} == {onnx.TensorProto.FLOAT}
+    kinds = {part.name: part.type.tensor_type.elem_type for part in [*graph.input, *graph.output]}
+    wide, narrow = onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT
+    assert kinds == {"observation": narrow, "reward": narrow, "state": wide, "action": narrow, "new_state": wide}
     onnx.checker.check_model(str(exported[name] / "agent.onnx"), full_check=True)
 
 
@@ -167,7 +171,7 @@ def test_the_card_says_all_that_running_the_graph_takes(exported, name):
     assert len(card["state_start"]) == 4 + (2 * (16 + 4) if name == "large" else 16 + 2)
     assert card["state_start"][:4] == [0.0] * 4
     assert 0 < card["largest_difference"] <= 1e-4
-    assert re.fullmatch(r"[0-9a-f]{64}", card["sha256"])
+    assert re.fullmatch(r"[0-9a-f]{64}", card["sha256"]["agent.onnx"])
     # Plain JSON, which has no infinities.
     assert not re.search("NaN|Infinity", (exported[name] / "export.json").read_text())
 
@@ -182,7 +186,7 @@ import onnxruntime
 folder = sys.argv[1]
 card = json.load(open(folder + "/export.json"))
 session = onnxruntime.InferenceSession(folder + "/agent.onnx", providers=["CPUExecutionProvider"])
-state = np.array([card["state_start"]], np.float32)
+state = np.array([card["state_start"]])
 state[:, card["return_to_go_at"]] = card["target_returns"][0]
 for t in range(5):
     observation, reward = np.full((1, card["observation_size"]), t, np.float32), np.full(1, t, np.float32)
@@ -209,7 +213,7 @@ def test_int8_stores_the_perceptrons_in_8_bits_and_stays_near(exported, quick, t
     to_onnx(quick, CARD, tmp_path / "int8", int8=True)
     card, plain = card_of(tmp_path / "int8"), card_of(exported["large"])
     assert card["int8"]
-    assert card["sha256"] != plain["sha256"]
+    assert card["sha256"]["agent.onnx"] != plain["sha256"]["agent.onnx"]
     for key in ("env_id", "target_returns", "observation_size", "action_high", "state_start", "longest_episode"):
         assert card[key] == plain[key], key
     graphs = [folder / "agent.onnx" for folder in (tmp_path / "int8", exported["large"])]
@@ -270,7 +274,7 @@ def test_a_graph_that_does_something_else_is_refused_and_nothing_is_written(quic
 
 def test_a_folder_with_other_files_is_left_alone(quick, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match="exists and is not an agent folder; it is left alone"):
+    with pytest.raises(CheckpointError, match="exists and is not an exported agent's folder; it is left alone"):
         to_onnx(quick, CARD, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 

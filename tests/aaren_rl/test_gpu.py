@@ -1,6 +1,7 @@
 """What has to hold on a GPU too; skipped where there is none."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from aaren_rl.agents import DecisionAgent
+from aaren_rl.captured import Captured
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.ensemble import train_together
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
@@ -41,9 +43,9 @@ def make_trainer(tmp_path):
     data = Trajectories(observations, np.tanh(observations[:, :2]), np.ones(400), np.arange(0, 401, 50), ends, ~ends)
     scaling = Scaling(*data.observation_statistics(), -np.ones(2, np.float32), np.ones(2, np.float32))
 
-    def make(name, updates, model_seed=0, layout="interleaved", **changes):
+    def make(name, updates, model_seed=0, layout="interleaved", dropout=0.0, **changes):
         torch.manual_seed(model_seed)
-        model = DecisionModel(ModelConfig(width=32, blocks=1, dropout=0.0, layout=layout), scaling)
+        model = DecisionModel(ModelConfig(width=32, blocks=1, dropout=dropout, layout=layout), scaling)
         settings = {"warmup": 1, "learning_rate": 1e-3, "evaluate_every": 50, "log_every": 50, **changes}
         config = TrainingConfig(updates=updates, **settings)
         return Trainer(model, data, config, AgentCard("none", "none", "bundled", (1.0,)), tmp_path / name, "cuda")
@@ -70,7 +72,8 @@ def test_training_learns_and_resumes(make_trainer, precision, compiled, context)
 @pytest.mark.parametrize("compiled", ["auto", "no"])
 def test_recorded_updates_equal_called_ones(make_trainer, compiled):
     """The same batches, rates and averages, so nearly the same weights; recording must freeze none of them."""
-    changes = {"precision": "float32", "compile": compiled, "warmup": 30, "average": 0.9}
+    # Validations lie between replays.
+    changes = {"precision": "float32", "compile": compiled, "warmup": 30, "average": 0.9, "evaluate_every": 15}
     recorded, called = (make_trainer(graphs, 40, graphs=graphs, **changes) for graphs in ("yes", "no"))
     for trainer in (recorded, called):
         trainer.run(progress=False)
@@ -79,6 +82,26 @@ def test_recorded_updates_equal_called_ones(make_trainer, compiled):
     for ours, theirs in zip(recorded.acting.parameters(), called.acting.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4)
     assert torch.equal(recorded.sampler.generator.get_state(), called.sampler.generator.get_state())
+
+
+def test_a_recorded_update_draws_new_batches_and_new_dropout_every_time(make_trainer):
+    trainer = make_trainer("noise", 1, dropout=0.5, learning_rate=1e-30, warmup=0, accumulate=2, clip=1e9)
+    update = Captured(trainer._do_update, [trainer.sampler.generator], trainer.device)
+    losses = [float(update()[0]) for _ in range(12)]
+    assert len(set(losses)) == 12
+
+
+def test_a_run_restored_after_recording_goes_on_as_one_that_was_not(make_trainer):
+    changes = {"precision": "float32", "compile": "no", "average": 0.9}
+    once, twice = (make_trainer(name, 20, **changes) for name in ("once", "twice"))
+    for trainer in (once, twice):
+        trainer.run(progress=False)
+    twice.restore()
+    for trainer in (once, twice):
+        trainer.config = dataclasses.replace(trainer.config, updates=40)
+        trainer.run(progress=False)
+    for ours, theirs in zip(once.model.parameters(), twice.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4)
 
 
 def test_seeds_trained_together_equal_those_trained_alone(make_trainer):

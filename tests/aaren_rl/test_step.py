@@ -3,6 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from aaren_rl.errors import InvalidInput
 from aaren_rl.mixers import Aaren, Mixer, aaren
@@ -465,3 +466,40 @@ def test_states_before_an_episode_ask_for_a_return_each(make_model):
     assert state[:, RETURN_TO_GO].tolist() == [5.0, 6.0]
     assert (state[:, 1:] == step.start[1:]).all()
     assert step.start[: 2 + ACTION_SIZE].tolist() == [0.0] * (2 + ACTION_SIZE)
+
+
+@pytest.mark.parametrize("narrow", [60.0, -1.0], ids=["bounded", "running"])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_a_million_steps_into_an_episode_new_tokens_still_count(monkeypatch, narrow, heads):
+    """The sums that a million tokens left are put in place, and the mean of 2,000 more is followed in float64."""
+    monkeypatch.setattr("aaren_rl.mixers.aaren.NARROW", narrow)
+    torch.manual_seed(0)
+    width, before = 8, 1_000_000
+    mixer, norm = Aaren(width, heads), nn.LayerNorm(width)
+    with torch.no_grad():
+        # One score for all tokens, and values that are the tokens, so that the output is their plain mean.
+        mixer.query_token.zero_()
+        mixer.query.bias.zero_()
+        for layer in (mixer.value, mixer.output):
+            layer.weight.copy_(torch.eye(width))
+            layer.bias.zero_()
+        stepper = mixer.stepper(norm, 1, 1)
+        assert stepper.bounded == (narrow > 0)
+        token = torch.linspace(-1.0, 1.0, width)[None]
+        _, state = stepper(torch.zeros(1, width), torch.zeros(1, width), stepper.start[None], None)
+        state = (
+            state * before
+            if stepper.bounded
+            else torch.cat(
+                [
+                    piece * torch.tensor([*[float(before)] * (width // heads + 1), 1.0])
+                    for piece in state.chunk(heads, -1)
+                ],
+                -1,
+            )
+        )
+        more = 2_000
+        for _ in range(more):
+            mixed, state = stepper(token, torch.zeros(1, width), state, None)
+    expected = token.double() * more / (before + more)
+    torch.testing.assert_close(mixed.double(), expected, rtol=1e-5, atol=0)

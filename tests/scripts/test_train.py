@@ -230,5 +230,11 @@ def test_several_seeds_leave_a_run_each_and_a_summary(command, tiny, tmp_path, t
     # Resuming finished runs changes nothing.
     status, out, _ = command(main, "--resume", tmp_path / "both")
     assert status == 0
-    assert out.count("resuming") == 2
+    assert out.count("is finished, its result stands") == 2
     assert_same_weights(weights(tmp_path / "both" / "seed-1" / "last"), other)
+    # And no other run takes their folder.
+    for more in (["--seeds", "2"], []):
+        status, _, err = command(main, *tiny, *more, "--run", tmp_path / "both", "--learning-rate", "0.5")
+        assert status == 2
+        assert "holds a run already" in err
+    assert run_config.load(tmp_path / "both" / "config.toml").training.learning_rate != 0.5

@@ -145,7 +145,7 @@ def test_the_state_keeps_its_size_in_every_row(agent):
     for rows in (1, 5):
         agent.reset(num_envs=rows)
         agent.act(np.zeros((rows, 11)))
-        # Return-to-go, timestep, an action of 3; in each of two blocks the sums of 16 values and 2 counts: float32.
+        # Return-to-go, timestep, an action of 3; in each of two blocks the sums of 16 values and 2 counts: float64.
         assert agent.state_bytes == rows * (2 + 3 + 2 * (16 + 2)) * 8
 
 

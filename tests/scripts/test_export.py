@@ -3,8 +3,11 @@ import io
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -216,3 +219,20 @@ def test_an_altered_agent_is_refused(command, agent):
 def test_fewer_than_no_episodes_are_refused():
     with pytest.raises(InvalidInput, match="episodes is -1; expected at least 0"):
         Arguments(Path("agent"), episodes=-1)
+
+
+def test_the_example_runs_the_export_and_scores_as_the_agent_does(exported):
+    folder = exported[0] / "last-onnx"
+    script = Path(__file__).parents[2] / "examples" / "run_exported.py"
+    ran = subprocess.run([sys.executable, script, folder], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    agent, env = OnnxAgent(folder), gym.make("Hopper-v5")
+    observation, _ = env.reset(seed=0)
+    agent.reset()
+    action, total, done = agent.act(observation), 0.0, False
+    while not done:
+        observation, reward, terminated, truncated, _ = env.step(action)
+        total, done = total + float(reward), terminated or truncated
+        action = None if done else agent.act(observation, reward)
+    env.close()
+    assert ran.stdout == f"return {total:.0f}\n"

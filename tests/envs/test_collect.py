@@ -186,7 +186,10 @@ def test_control_c_on_the_command_line_leaves_nothing(root):
         assert process.stderr.read(1)
         time.sleep(1)
         process.send_signal(signal.SIGINT)
-        errors = process.communicate(timeout=30)[1].decode()
+        try:
+            errors = process.communicate(timeout=120)[1].decode()
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert "stopped" in errors
     assert "Traceback" not in errors

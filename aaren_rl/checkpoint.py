@@ -85,7 +85,7 @@ def write_agent(folder: Path, model: DecisionModel, card: AgentCard) -> None:
         **asdict(card),
         "sha256": {WEIGHTS: digest(weights)},
     }
-    description["sha256"][CARD] = _card_digest(description)
+    description["sha256"][CARD] = card_digest(description, WEIGHTS)
     write_file(folder / CARD, (json.dumps(description, indent=2) + "\n").encode())
 
 
@@ -102,15 +102,14 @@ def load_agent(folder: Path) -> tuple[DecisionModel, AgentCard]:
             f"{FORMAT}; it was written by {description.get('aaren_rl')}"
         )
     digests = description.get("sha256")
-    if not isinstance(digests, dict) or digests.get(CARD) != _card_digest(description):
+    if not isinstance(digests, dict) or digests.get(CARD) != card_digest(description, WEIGHTS):
         raise CheckpointError(f"{folder / CARD} is not as it was saved; take it from its source again")
     weights = read_tensors(folder / WEIGHTS, digests.get(WEIGHTS))
     try:
         sizes = int(description["observation_size"]), int(description["action_size"])
         model = DecisionModel(config_from_dict(description["model"]), _blank_scaling(*sizes))
         model.load_state_dict(weights)
-        fields = {name: description[name] for name in AgentCard.__dataclass_fields__}
-        card = AgentCard(**{**fields, "target_returns": tuple(fields["target_returns"])})
+        card = card_of(description)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{folder} does not hold the agent that its {CARD} describes: {error}") from error
     return model.eval(), card
@@ -235,10 +234,25 @@ def read_tensors(path: Path, sha256: str | None) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
-def _card_digest(description: dict[str, Any]) -> str:
-    """Digest of all that an agent.json says, save this digest itself."""
-    weights = {WEIGHTS: description["sha256"].get(WEIGHTS)}
-    return digest(json.dumps({**description, "sha256": weights}, sort_keys=True).encode())
+def card_of(description: dict[str, Any]) -> AgentCard:
+    """The card among all that an agent.json or export.json says.
+
+    Raises:
+        KeyError: a field is missing.
+    """
+    fields = {name: description[name] for name in AgentCard.__dataclass_fields__}
+    return AgentCard(**{**fields, "target_returns": tuple(fields["target_returns"])})
+
+
+def card_digest(description: dict[str, Any], content: str) -> str:
+    """Digest of all that an agent.json or export.json says, the digest of the file `content` beside it included.
+
+    This digest itself is left out, and so are evaluations, which are added later.
+    """
+    digests = description.get("sha256")
+    said = {name: value for name, value in description.items() if name != "evaluation"}
+    said["sha256"] = {content: digests.get(content)} if isinstance(digests, dict) else None
+    return digest(json.dumps(said, sort_keys=True).encode())
 
 
 def _blank_scaling(observation_size: int, action_size: int) -> Scaling:

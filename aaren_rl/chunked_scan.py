@@ -109,8 +109,8 @@ def backward(
     if d_c is not None:
         delta = delta - d_c * c
     scores, values, segment = _in_chunks(scores, values, segment, chunk)
-    d_outputs, delta = _padded(d_outputs, time, chunk, 0.0), _padded(delta.unsqueeze(-1), time, chunk, 0.0).squeeze(-1)
-    m, c = (_padded_with_last(part, time, chunk) for part in (m, c))
+    d_outputs, delta = _padded(d_outputs, chunk), _padded(delta.unsqueeze(-1), chunk).squeeze(-1)
+    m, c = _last_repeated(m, chunk), _last_repeated(c, chunk)
     weights = _exp_((scores.unsqueeze(-2) + _blocked(segment, scores.dtype)).sub_(_finite(m).unsqueeze(-1)))
     weights.mul_((1 / _positive(c)).unsqueeze(-1))
     d_values = weights.transpose(-1, -2) @ d_outputs
@@ -118,8 +118,7 @@ def backward(
     if time <= chunk and before is None:
         return d_scores.flatten(2)[..., :time], d_values.flatten(2, 3)[:, :, :time], None, None
     before = before or _nothing(values)
-    before_m = torch.cat([before.m.unsqueeze(-1), m[:, :, :-1, -1]], -1).unsqueeze(-1)
-    before_c = torch.cat([before.c.unsqueeze(-1), c[:, :, :-1, -1]], -1).unsqueeze(-1)
+    before_m, before_c = _before_chunks(before.m, m[..., -1]), _before_chunks(before.c, c[..., -1])
     before_share = _shares(m, before_m, before_c, _sees_before(segment), m)[1] / _positive(c)
     # What later chunks pass back to the state at the end of each chunk: the gradient of its output, and sums of delta.
     passed = before_share.unsqueeze(-2) @ torch.cat([d_outputs, delta.unsqueeze(-1)], -1)
@@ -148,29 +147,27 @@ def chunk_length(time: int) -> int:
 
 def _in_chunks(scores: Tensor, values: Tensor, segment: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
     """Scores (batch, heads, chunks, chunk), values and segment (batch, 1, chunks, chunk) alike."""
-    time = scores.shape[-1]
-    padding = -time % chunk
-    if padding:
-        # The end is padded with the operator's identity, in the last segment.
-        scores = F.pad(scores, (0, padding), value=-torch.inf)
-        segment = torch.cat([segment, segment[:, -1:].expand(-1, padding)], -1)
-    return (
-        torch.unflatten(scores, 2, (-1, chunk)),
-        _padded(values, time, chunk, 0.0),
-        torch.unflatten(segment, 1, (-1, chunk))[:, None],
-    )
+    # The end is padded with the operator's identity, in the last segment.
+    scores = F.pad(scores, (0, -scores.shape[-1] % chunk), value=-torch.inf)
+    return torch.unflatten(scores, 2, (-1, chunk)), _padded(values, chunk), _last_repeated(segment, chunk)[:, None]
 
 
-def _padded(x: Tensor, time: int, chunk: int, value: float) -> Tensor:
-    padding = -time % chunk
-    whole = F.pad(x, (0, 0, 0, padding), value=value) if padding else x
-    return torch.unflatten(whole, 2, (-1, chunk))
+def _padded(x: Tensor, chunk: int) -> Tensor:
+    """(batch, heads, time, dim) in chunks, with zeros at the end."""
+    padding = -x.shape[2] % chunk
+    return torch.unflatten(F.pad(x, (0, 0, 0, padding)) if padding else x, 2, (-1, chunk))
 
 
-def _padded_with_last(x: Tensor, time: int, chunk: int) -> Tensor:
-    padding = -time % chunk
-    whole = torch.cat([x, x[..., -1:].expand(-1, -1, padding)], -1) if padding else x
-    return torch.unflatten(whole, 2, (-1, chunk))
+def _last_repeated(x: Tensor, chunk: int) -> Tensor:
+    """(..., time) in chunks, with the last position repeated at the end."""
+    padding = -x.shape[-1] % chunk
+    whole = torch.cat([x, x[..., -1:].expand(*x.shape[:-1], padding)], -1) if padding else x
+    return torch.unflatten(whole, -1, (-1, chunk))
+
+
+def _before_chunks(first: Tensor, ends: Tensor) -> Tensor:
+    """What stands before each chunk, (batch, heads, chunks, 1): the first, then the ends of the chunks but the last."""
+    return torch.cat([first.unsqueeze(-1), ends[..., :-1]], -1).unsqueeze(-1)
 
 
 def _blocked(segment: Tensor, kind: torch.dtype) -> Tensor:
@@ -198,9 +195,7 @@ def _normalisers_before(end_m: Tensor, end_c: Tensor, segment: Tensor, before: B
     padding = -chunks % size
     m = torch.unflatten(F.pad(end_m, (0, padding), value=-torch.inf), 2, (-1, size))
     c = torch.unflatten(F.pad(end_c, (0, padding)), 2, (-1, size))
-    ends = torch.unflatten(torch.cat([end_segment, end_segment[:, -1:].expand(-1, padding)], -1), 1, (-1, size))[
-        :, None
-    ]
+    ends = _last_repeated(end_segment, size)[:, None]
     table = m.unsqueeze(-2) + _blocked(ends, m.dtype)
     inner_m = table.amax(-1)
     inner_c = (_exp_(table.sub_(_finite(inner_m).unsqueeze(-1))) @ c.unsqueeze(-1)).squeeze(-1)
@@ -211,10 +206,8 @@ def _normalisers_before(end_m: Tensor, end_c: Tensor, segment: Tensor, before: B
         outer_m, outer_c, seen = _normalisers_before(inner_m[..., -1], inner_c[..., -1], ends, before)
     m = torch.maximum(inner_m, torch.where(seen, outer_m, -torch.inf))
     inner_share, outer_share = _shares(inner_m, outer_m, outer_c, seen, m)
-    m, c = m.flatten(2), (inner_c * inner_share + outer_share).flatten(2)
-    before_m = torch.cat([before.m.unsqueeze(-1), m[..., : chunks - 1]], -1).unsqueeze(-1)
-    before_c = torch.cat([before.c.unsqueeze(-1), c[..., : chunks - 1]], -1).unsqueeze(-1)
-    return before_m, before_c, _sees_before(segment)
+    m, c = m.flatten(2)[..., :chunks], (inner_c * inner_share + outer_share).flatten(2)[..., :chunks]
+    return _before_chunks(before.m, m), _before_chunks(before.c, c), _sees_before(segment)
 
 
 def _shares(own_m: Tensor, before_m: Tensor, before_c: Tensor, seen: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,7 +217,7 @@ def _shares(own_m: Tensor, before_m: Tensor, before_c: Tensor, seen: Tensor, m: 
 
 
 def _exp_(x: Tensor) -> Tensor:
-    """Exponentiates in place; torch's exp on CPUs is some 20 times slower where it meets -inf, its exp2 is not."""
+    """Exponentiates in place; torch's exp on CPUs is far slower where it meets -inf, its exp2 is not."""
     return x.mul_(_LOG2_E).exp2_()
 
 

@@ -48,8 +48,6 @@ def train_together(trainers: Sequence[Trainer], progress: bool = True) -> list[T
             except StopIteration as finished:
                 done.append(finished.value)
         while len(done) + len(interrupted) < len(runs):
-            for trainer in trainers:
-                trainer.prepare_update()
             together.prepare_update()
             losses, norms = update_all()
             # All runs must see the wish to stop after the same update.
@@ -77,14 +75,14 @@ class _Together:
         if first.device.type == "cpu" and first.model.config.dropout:
             raise InvalidInput("on a CPU runs with dropout are not trained together; run them one after another")
         for trainer in trainers[1:]:
-            same = trainer.model.config == first.model.config and trainer.update == first.update
-            same = same and replace(trainer.config, seed=0) == replace(first.config, seed=0)
             buffers = zip(trainer.model.buffers(), first.model.buffers(), strict=True)
-            if (
-                not same
-                or trainer.device != first.device
-                or not all(torch.equal(ours, theirs) for ours, theirs in buffers)
-            ):
+            same = (
+                trainer.model.config == first.model.config
+                and replace(trainer.config, seed=0) == replace(first.config, seed=0)
+                and (trainer.update, trainer.device) == (first.update, first.device)
+                and all(torch.equal(ours, theirs) for ours, theirs in buffers)
+            )
+            if not same:
                 raise InvalidInput(
                     "runs trained together need equal models, schedules, data and devices and the same update; "
                     f"updates {[trainer.update for trainer in trainers]}"
@@ -100,7 +98,8 @@ class _Together:
             trainer.sampler.pad_to = longest
 
     def prepare_update(self) -> None:
-        """Sets what differs from update to update."""
+        """Sets what differs from update to update, the same for all."""
+        self.trainers[0].prepare_update()
         set_learning_rate(self.optimiser, self.trainers[0].learning_rate)
 
     def update(self) -> tuple[Tensor, Tensor]:

@@ -83,19 +83,11 @@ def to_onnx(model: DecisionModel, card: AgentCard, folder: Path, int8: bool = Fa
         "largest_difference": difference,
         "sha256": {GRAPH: checkpoint.digest(graph)},
     }
-    description["sha256"][CARD] = card_digest(description)
+    description["sha256"][CARD] = checkpoint.card_digest(description, GRAPH)
     with checkpoint.whole_folder(folder, checkpoint.EXPORTED) as partial:
         checkpoint.write_file(partial / GRAPH, graph)
         checkpoint.write_file(partial / CARD, (json.dumps(description, indent=2) + "\n").encode())
     return folder / GRAPH
-
-
-def card_digest(description: dict[str, Any]) -> str:
-    """Digest of all that an export.json says, save this digest itself and evaluations added later."""
-    said = {name: value for name, value in description.items() if name != "evaluation"}
-    digests = description.get("sha256")
-    said["sha256"] = {GRAPH: digests.get(GRAPH)} if isinstance(digests, dict) else None
-    return checkpoint.digest(json.dumps(said, sort_keys=True).encode())
 
 
 def require_packages(*names: str) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ from aaren_rl.model import DecisionModel
 from aaren_rl.run_log import RunLog
 from aaren_rl.sampler import Batch, Sampler, Weighting, hold_out
 from aaren_rl.trajectories import Trajectories
+
+Precision = Literal["auto", "float32", "bf16"]
+Switch = Literal["auto", "yes", "no"]
 
 
 class Interrupted(AarenError):
@@ -66,12 +69,12 @@ class TrainingConfig:
     """Batches whose gradients are averaged into one update."""
     held_out: float = 0.05
     """Share of the episodes kept from training for the validation loss."""
-    precision: Literal["auto", "float32", "bf16"] = "auto"
+    precision: Precision = "auto"
     """Type of the matrix products; the parameters and the scan's sums stay in float32. auto takes bf16 where the device
     multiplies it faster."""
-    compile: Literal["auto", "yes", "no"] = "auto"
+    compile: Switch = "auto"
     """Compile the loss with torch.compile; auto does so on a GPU with Triton."""
-    graphs: Literal["auto", "yes", "no"] = "auto"
+    graphs: Switch = "auto"
     """Record an update as a CUDA graph and replay it; auto does so on a GPU."""
     seed: int = 0
     """Of the weights, the batches, dropout and the held-out episodes."""
@@ -83,10 +86,9 @@ class TrainingConfig:
     """Updates between two checkpoints; one is also kept of every evaluation that is the best so far."""
 
     def __post_init__(self) -> None:
-        choices = {"precision": ("auto", "float32", "bf16"), "compile": ("auto", "yes", "no")}
-        for name, known in {**choices, "graphs": ("auto", "yes", "no")}.items():
-            if getattr(self, name) not in known:
-                raise InvalidInput(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
+        for name, kind in (("precision", Precision), ("compile", Switch), ("graphs", Switch)):
+            if getattr(self, name) not in get_args(kind):
+                raise InvalidInput(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(get_args(kind))}")
         at_least_one = ("updates", "batch_size", "accumulate", "log_every", "evaluate_every", "checkpoint_every")
         for name in at_least_one:
             if getattr(self, name) < 1:

@@ -13,7 +13,7 @@ from aaren_rl import checkpoint
 from aaren_rl.agents.acting import Array, Rows, SteppedAgent, Stepping
 from aaren_rl.captured import Captured
 from aaren_rl.checkpoint import AgentCard
-from aaren_rl.mixers import state_bytes
+from aaren_rl.mixers import State, state_bytes
 from aaren_rl.model import DecisionModel
 from aaren_rl.numpy_step import NumpyStep
 from aaren_rl.step import TIMESTEP, Step
@@ -88,14 +88,30 @@ class DecisionAgent(SteppedAgent):
         return _Tensors(step, rows, self.device)
 
 
-class _Tensors:
+class _OnDevice:
+    """Steps in torch, the state lying on a device."""
+
+    def __init__(self, state: State, device: torch.device) -> None:
+        self.state, self.device = state, device
+
+    @property
+    def state_bytes(self) -> int:
+        """See `Stepping.state_bytes`."""
+        return state_bytes(self.state)
+
+    def _tensor(self, array: Array) -> Tensor:
+        # A copy, since torch takes neither read-only arrays nor reversed ones.
+        return torch.from_numpy(array.copy()).to(self.device)
+
+
+class _Tensors(_OnDevice):
     """Steps a `Step`, its rows of state on the model's device; on a GPU as a CUDA graph."""
 
     def __init__(self, step: Step, rows: int, device: torch.device) -> None:
-        self.module, self.device = step, device
+        self.module = step
         # Under inference mode they could not be written to outside of it.
         with torch.inference_mode(False):
-            self.state = step.start.repeat(rows, 1)
+            super().__init__(step.start.repeat(rows, 1), device)
             self.observation = torch.zeros(rows, step.observation_size, device=device)
             self.no_reward = torch.zeros(rows, device=device)
         self._forward = Captured(self._do_step, [], device)
@@ -113,27 +129,18 @@ class _Tensors:
             acted: Array = self._forward().cpu().numpy()
         return acted
 
-    @property
-    def state_bytes(self) -> int:
-        """See `Stepping.state_bytes`."""
-        return state_bytes(self.state)
-
     def _do_step(self) -> Tensor:
         action, after = self.module(self.observation, self.no_reward, self.state)
         self.state.copy_(after)
         return cast(Tensor, action)
 
-    def _tensor(self, array: Array) -> Tensor:
-        # A copy, since torch takes neither read-only arrays nor reversed ones.
-        return torch.from_numpy(array.copy()).to(self.device)
 
-
-class _Cached:
+class _Cached(_OnDevice):
     """Steps the model itself, whose state grows."""
 
     def __init__(self, model: DecisionModel, rows: int, device: torch.device) -> None:
-        self.model, self.device = model, device
-        self.state = model.initial_state(rows)
+        super().__init__(model.initial_state(rows), device)
+        self.model = model
         self.previous_action = torch.zeros(rows, model.action_size, device=device)
 
     def restart(self, rows: Array) -> None:
@@ -147,11 +154,3 @@ class _Cached:
             action, self.state = self.model.step(self._tensor(observation), self.previous_action, *counted, self.state)
         self.previous_action = action
         return action.cpu().numpy()
-
-    @property
-    def state_bytes(self) -> int:
-        """See `Stepping.state_bytes`."""
-        return state_bytes(self.state)
-
-    def _tensor(self, array: Array) -> Tensor:
-        return torch.as_tensor(array, device=self.device)

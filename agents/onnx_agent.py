@@ -8,7 +8,6 @@ import numpy as np
 
 from aaren_rl import checkpoint, export
 from aaren_rl.agents.acting import Array, Rows, SteppedAgent, Stepping
-from aaren_rl.checkpoint import AgentCard
 from aaren_rl.errors import CheckpointError
 
 
@@ -39,11 +38,10 @@ class OnnxAgent(SteppedAgent):
         digests = described.get("sha256")
         known = digests if isinstance(digests, dict) else {}
         altered = known.get(export.GRAPH) != checkpoint.digest(graph)
-        if altered or known.get(export.CARD) != export.card_digest(described):
+        if altered or known.get(export.CARD) != checkpoint.card_digest(described, export.GRAPH):
             raise CheckpointError(f"{folder} is not as it was exported; export the agent again")
         self.session = export.session(graph, threads)
-        fields = {name: described[name] for name in AgentCard.__dataclass_fields__}
-        card = AgentCard(**{**fields, "target_returns": tuple(fields["target_returns"])})
+        card = checkpoint.card_of(described)
         low, high = (np.array(described[name], dtype=np.float32) for name in ("action_low", "action_high"))
         start = np.array(described["state_start"], dtype=np.float64)
         super().__init__(card, low, high, described["observation_size"], described["longest_episode"])

@@ -112,3 +112,9 @@ def by_environment(env_id: str) -> Entry | None:
     """Some entry of the task that acts in an environment, for its reference returns; None if there is none."""
     specs = ((entry, spec) for entry in catalogue().values() for spec in entry.environments.values())
     return next((entry for entry, spec in specs if spec.id == env_id), None)
+
+
+def reference_of(env_id: str) -> Reference | None:
+    """The reference returns of an environment; None where there is no table."""
+    entry = by_environment(env_id)
+    return entry.reference if entry else None

@@ -114,9 +114,8 @@ def _agent(arguments: Arguments) -> tuple[Actor, Protocol, dict[str, Any], Path]
     env = make(spec)
     agent.check_environment(env)
     env.close()
-    entry = catalogue.by_environment(spec.id)
     target = card.target_returns[0] if arguments.target is None else arguments.target
-    protocol = Protocol(spec, arguments.episodes, arguments.seed, target, entry.reference if entry else None)
+    protocol = Protocol(spec, arguments.episodes, arguments.seed, target, catalogue.reference_of(spec.id))
     about = {"checkpoint": folder.name, "source": card.source, "dataset": card.dataset_id, "updates": card.updates}
     return agent, protocol, about | how, folder.parent
 
@@ -141,13 +140,12 @@ def _baseline(arguments: Arguments) -> tuple[Actor, Protocol, dict[str, Any], Pa
     if arguments.agent == "behaviour" and arguments.env_id is not None:
         raise InvalidInput(f"a behaviour acts in its own environment; leave out --env-id {arguments.env_id}")
     spec = EnvironmentSpec(arguments.env_id) if arguments.env_id else entry.environments["bundled"]
-    known = catalogue.by_environment(spec.id)
     actor = (
         baselines.random_actor(spec, arguments.seed)
         if arguments.agent == "random"
         else baselines.BehaviourActor(baselines.behaviour_policies(entry), arguments.seed)
     )
-    protocol = Protocol(spec, arguments.episodes, arguments.seed, None, known.reference if known else None)
+    protocol = Protocol(spec, arguments.episodes, arguments.seed, None, catalogue.reference_of(spec.id))
     about = {"checkpoint": arguments.agent, "source": "bundled", "dataset": entry.bundled_id}
     return actor, protocol, about, Path("runs") / f"{arguments.env}-{arguments.agent}-{time.strftime('%Y%m%d-%H%M%S')}"
 

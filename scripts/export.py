@@ -74,8 +74,7 @@ def _compare(agent: DecisionAgent, exported: OnnxAgent, episodes: int) -> dict[s
     """Evaluates both by the same protocol and prints what exporting changed."""
     card = agent.card
     spec = EnvironmentSpec(card.env_id, card.env_kwargs)
-    entry = catalogue.by_environment(spec.id)
-    protocol = Protocol(spec, episodes, 0, card.target_returns[0], entry.reference if entry else None)
+    protocol = Protocol(spec, episodes, 0, card.target_returns[0], catalogue.reference_of(spec.id))
 
     def measured(name: str, actor: Actor) -> dict[str, Any]:
         with tqdm(total=episodes, unit="episode", desc=name, mininterval=1.0) as bar:

@@ -30,7 +30,7 @@ EXPORTED_GRAPH, EXPORTED_CARD = "agent.onnx", "export.json"
 EXPORTED = frozenset({EXPORTED_GRAPH, EXPORTED_CARD})
 """All that the folder of an exported agent holds."""
 
-FORMAT = 1
+FORMAT = 2
 """Version of the folder's form; raised when older code could not read it."""
 
 
@@ -44,6 +44,9 @@ class AgentCard:
         dataset_id: the data it was trained on.
         source: where the data came from ("minari", "d4rl", "bundled").
         target_returns: what to ask of it; the first is the default.
+        acting: how it acts unless asked otherwise, as "stream" or "window:20" (`aaren_rl.agents.acting.Acting`).
+        data_returns: quantiles of the returns in its data, from the lowest to the highest episode in equal steps of
+            probability; empty where they are not known.
         updates: optimiser updates it was trained for.
 
     Raises:
@@ -55,6 +58,8 @@ class AgentCard:
     source: str
     target_returns: tuple[float, ...]
     env_kwargs: dict[str, Any] = field(default_factory=dict)
+    acting: str = "stream"
+    data_returns: tuple[float, ...] = ()
     updates: int = 0
 
     def __post_init__(self) -> None:
@@ -241,7 +246,8 @@ def card_of(description: dict[str, Any]) -> AgentCard:
         KeyError: a field is missing.
     """
     fields = {name: description[name] for name in AgentCard.__dataclass_fields__}
-    return AgentCard(**{**fields, "target_returns": tuple(fields["target_returns"])})
+    tuples = {name: tuple(fields[name]) for name in ("target_returns", "data_returns")}
+    return AgentCard(**{**fields, **tuples})
 
 
 def card_digest(description: dict[str, Any], content: str) -> str:

@@ -72,6 +72,8 @@ class _Together:
         if not trainers:
             raise InvalidInput("no runs to train together; expected at least one")
         first = trainers[0]
+        if first.carried is not None:
+            raise InvalidInput("runs that carry a state from segment to segment are trained one after another")
         if first.device.type == "cpu" and first.model.config.dropout:
             raise InvalidInput("on a CPU runs with dropout are not trained together; run them one after another")
         for trainer in trainers[1:]:
@@ -127,7 +129,7 @@ class _Together:
 
     def _loss(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
         named = {f"model.{name}": parameter for name, parameter in parameters.items()}
-        loss: Tensor = torch.func.functional_call(self.loss, named, tuple(batch))
+        loss: Tensor = torch.func.functional_call(self.loss, named, (batch,))
         return loss
 
     def _share_optimiser_state(self) -> None:
@@ -156,7 +158,7 @@ class _Loss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, *batch: Tensor) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         """See `DecisionModel.loss`."""
         return self.model.loss(*batch)
 

@@ -24,7 +24,7 @@ from aaren_rl.model import DecisionModel
 from aaren_rl.step import RETURN_TO_GO, TIMESTEP, Step
 
 GRAPH, CARD = checkpoint.EXPORTED_GRAPH, checkpoint.EXPORTED_CARD
-FORMAT = 1
+FORMAT = 2
 STEPS, ROWS = 200, 3
 """Of the check against torch."""
 
@@ -56,12 +56,16 @@ def to_onnx(model: DecisionModel, card: AgentCard, folder: Path, int8: bool = Fa
         The graph's file.
 
     Raises:
-        InvalidInput: a package is missing, or a mixer's state grows.
+        InvalidInput: a package is missing, a mixer's state grows, or the agent recomputes a window.
         ExportFailed: the graph and torch part ways; nothing was written.
         CheckpointError: it cannot be written, or the folder holds something else.
     """
     require_packages("onnx", "onnxscript", "onnxruntime")
     checkpoint.check_replaceable(folder, checkpoint.EXPORTED)
+    if card.acting.startswith("window"):
+        raise InvalidInput(
+            f"this agent acts by {card.acting}, which is no single step; only a carried state is exported"
+        )
     model = copy.deepcopy(model).cpu().eval()
     step = Step(model)
     graph = _quantised(_graph(step)) if int8 else _graph(step)
@@ -187,7 +191,7 @@ def _difference(model: DecisionModel, step: Step, graph: bytes) -> float:
             observation = model.observation_mean + model.observation_std * noise
             reward = torch.rand(ROWS, generator=generator) * (t > 0)
             returns = returns - reward
-            action, ours = model.step(observation, action, returns, torch.full((ROWS,), t), ours)
+            action, ours = model.step(observation, action, returns, torch.full((ROWS,), t), ours, reward)
             feed = {"observation": observation.numpy(), "reward": reward.numpy(), "state": theirs}
             acted, theirs = running.run(None, feed)
             if not np.isfinite(acted).all():

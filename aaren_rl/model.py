@@ -18,7 +18,8 @@ from aaren_rl.errors import InvalidInput
 from aaren_rl.mixers import Mixer, State
 
 Layout = Literal["interleaved", "fused"]
-Timesteps = Literal["none", "learned", "sinusoidal"]
+Timesteps = Literal["none", "first", "learned", "sinusoidal"]
+Norm = Literal["pre", "post"]
 
 
 @dataclass(frozen=True)
@@ -39,18 +40,31 @@ class ModelConfig:
     dropout: float = 0.1
     """Dropout on the tokens and on what each block adds."""
     layout: Layout = "interleaved"
-    """Tokens per step: three (previous action, return-to-go, observation), as in the paper, or all fused in one."""
+    """Tokens per step: three (outcome of the step before, return-to-go, observation), as in the paper, or all fused in
+    one."""
     timesteps: Timesteps = "none"
-    """Embedding of the step's number in its episode. With "learned", trained on windows and acting by streaming part
-    ways; "sinusoidal" has no longest episode."""
+    """Embedding of the step's number in its episode. With "learned" (the paper's), trained on windows and acting by
+    streaming part ways; "sinusoidal" (Vaswani et al. 2017) has no longest episode; "first" only marks the first step
+    (ours)."""
+    previous_action: bool = True
+    """Whether the action before a step is part of its input, as in the paper."""
+    reward: bool = False
+    """Whether the reward before a step is part of its input, beside the previous action (Duan et al. 2016, "RL^2")."""
+    return_to_go: bool = True
+    """Whether the return-to-go is part of the input; without it the model clones the behaviour."""
+    recency: bool = False
+    """Aaren only: the score of a token falls linearly with its age, by a learned slope per head; the state then decays
+    exponentially (ours, after the fixed slopes of Press et al. 2022, "Train Short, Test Long")."""
+    norm: Norm = "pre"
+    """Layer norms before each part of a block (GPT-2, Radford et al. 2019) or after it (Vaswani et al. 2017)."""
     max_steps: int = 1000
     """Longest episode that a learned timestep embedding can hold."""
 
     def __post_init__(self) -> None:
         mixers.get(self.mixer)
-        for name, choices in (("layout", get_args(Layout)), ("timesteps", get_args(Timesteps))):
-            if getattr(self, name) not in choices:
-                raise InvalidInput(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(choices)}")
+        for name, choices in (("layout", Layout), ("timesteps", Timesteps), ("norm", Norm)):
+            if getattr(self, name) not in get_args(choices):
+                raise InvalidInput(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(get_args(choices))}")
         if not 0 <= self.dropout < 1:
             raise InvalidInput(f"dropout is {self.dropout}; expected a number from 0 up to but not 1")
         for name in ("blocks", "width", "heads", "max_steps"):
@@ -58,6 +72,8 @@ class ModelConfig:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; expected at least 1")
         if self.width % self.heads:
             raise InvalidInput(f"width {self.width} with {self.heads} heads; expected a multiple of the heads")
+        if self.recency and self.mixer != "aaren":
+            raise InvalidInput(f"recency is an option of the mixer aaren, not of {self.mixer}; leave it out")
 
 
 @dataclass(frozen=True)
@@ -70,6 +86,7 @@ class Scaling:
         action_low: (action size,), mapped to -1.
         action_high: (action size,), mapped to 1.
         return_scale: returns-to-go are divided by this.
+        reward_scale: rewards are divided by this.
     """
 
     observation_mean: np.ndarray
@@ -77,24 +94,26 @@ class Scaling:
     action_low: np.ndarray
     action_high: np.ndarray
     return_scale: float = 1000.0
+    reward_scale: float = 1.0
 
     def __post_init__(self) -> None:
         if self.observation_mean.shape != self.observation_std.shape or self.action_low.shape != self.action_high.shape:
             raise InvalidInput("mean and std, or low and high, differ in shape; expected one value per component each")
         if not (self.observation_std > 0).all() or not (self.action_high > self.action_low).all():
             raise InvalidInput("every observation_std must be positive and every action_high above its action_low")
-        if not self.return_scale > 0:
-            raise InvalidInput(f"return_scale is {self.return_scale}; expected a positive number")
+        for name in ("return_scale", "reward_scale"):
+            if not getattr(self, name) > 0:
+                raise InvalidInput(f"{name} is {getattr(self, name)}; expected a positive number")
 
 
 class DecisionModel(nn.Module):
     """A Decision Transformer (Chen et al. 2021, arXiv 2106.01345, section 3) over a swappable mixer.
 
-    Each step t of a trajectory is three things: the action before it a_{t-1} (nothing at the first step of an
-    episode), the return-to-go R_t and the observation o_t. In the interleaved layout they are three tokens, in the
-    fused layout their embeddings are summed to one; the action a_t is read off the last token of the step. This is
-    the order in which things are known while acting, so `forward` over a trajectory and `step` along it are one
-    function.
+    Each step t of a trajectory is three things: the outcome of the step before, that is its action a_{t-1} and where
+    asked for its reward r_{t-1} (nothing at the first step of an episode), the return-to-go R_t and the observation
+    o_t. In the interleaved layout they are three tokens, in the fused layout their embeddings are summed to one; the
+    action a_t is read off the last token of the step. This is the order in which things are known while acting, so
+    `forward` over a trajectory and `step` along it are one function. What the configuration leaves out takes no token.
 
     Units are the environment's everywhere outside: observations, actions and returns are scaled inside.
 
@@ -108,6 +127,7 @@ class DecisionModel(nn.Module):
     action_low: Tensor
     action_high: Tensor
     return_scale: Tensor
+    reward_scale: Tensor
 
     def __init__(self, config: ModelConfig, scaling: Scaling) -> None:
         super().__init__()
@@ -116,21 +136,35 @@ class DecisionModel(nn.Module):
             self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32).clone())
         self.observation_size, self.action_size = scaling.observation_mean.size, scaling.action_low.size
         self.embed_observation = nn.Linear(self.observation_size, config.width)
-        self.embed_action = nn.Linear(self.action_size, config.width)
-        self.embed_return = nn.Linear(1, config.width)
+        if config.previous_action:
+            self.embed_action = nn.Linear(self.action_size, config.width)
+        if config.reward:
+            # The action's bias serves both.
+            self.embed_reward = nn.Linear(1, config.width, bias=not config.previous_action)
+        if config.return_to_go:
+            self.embed_return = nn.Linear(1, config.width)
         if config.timesteps == "learned":
             self.embed_timestep = nn.Embedding(config.max_steps, config.width)
+        elif config.timesteps == "first":
+            self.embed_first = nn.Parameter(torch.randn(config.width))
         self.embed_norm = nn.LayerNorm(config.width)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
-        self.norm = nn.LayerNorm(config.width)
+        # Post-norm blocks end with a norm of their own.
+        self.norm = nn.LayerNorm(config.width) if config.norm == "pre" else nn.Identity()
         self.head = nn.Linear(config.width, self.action_size)
         self.blocks.apply(_initialise)
 
     @property
     def tokens_per_step(self) -> int:
         """Tokens that one step of a trajectory takes."""
-        return 3 if self.config.layout == "interleaved" else 1
+        config = self.config
+        return 1 if config.layout == "fused" else 1 + self.knows_outcome + config.return_to_go
+
+    @property
+    def knows_outcome(self) -> bool:
+        """Whether the input of a step has something of the step before: its action, its reward or both."""
+        return self.config.previous_action or self.config.reward
 
     @property
     def constant_memory(self) -> bool:
@@ -153,6 +187,8 @@ class DecisionModel(nn.Module):
         timesteps: Tensor,
         previous_action: Tensor | None = None,
         valid: Tensor | None = None,
+        rewards: Tensor | None = None,
+        previous_reward: Tensor | None = None,
         state: tuple[State, ...] | None = None,
     ) -> tuple[Tensor, tuple[State, ...]]:
         """Predicts the action of every step of a batch of trajectories, in parallel over time.
@@ -165,12 +201,15 @@ class DecisionModel(nn.Module):
                 before, so several episodes may be packed in one row.
             previous_action: the action before the first valid step, (batch, action size); None if it is not known.
             valid: (batch, time) bool, False for padding, on either side; what is predicted there has no meaning.
+            rewards: of the actions, (batch, time); only models with reward as input look at them, and need them.
+            previous_reward: of the previous action, (batch,); needed where both are inputs and that one is given.
             state: the state after the steps before these, as returned here or by `step`.
 
         Returns:
             Actions (batch, time, action size) and the state after the last step.
         """
-        predicted, state = self._predict(states, actions, returns_to_go, timesteps, previous_action, valid, state)
+        previous = previous_action, previous_reward
+        predicted, state = self._predict(states, actions, returns_to_go, timesteps, previous, valid, rewards, state)
         return self._unscale_action(predicted), state
 
     def step(
@@ -180,6 +219,7 @@ class DecisionModel(nn.Module):
         return_to_go: Tensor,
         timestep: Tensor,
         state: tuple[State, ...],
+        previous_reward: Tensor | None = None,
     ) -> tuple[Tensor, tuple[State, ...]]:
         """Predicts the action of the next step: `forward` on one step, from the state of all before.
 
@@ -189,6 +229,7 @@ class DecisionModel(nn.Module):
             return_to_go: (batch,).
             timestep: (batch,).
             state: from `initial_state`, or as returned by the step before.
+            previous_reward: of that action, (batch,), for models with reward as input.
 
         Returns:
             The action (batch, action size) and the new state.
@@ -199,6 +240,8 @@ class DecisionModel(nn.Module):
             return_to_go.unsqueeze(1),
             timestep.unsqueeze(1),
             previous_action,
+            rewards=None if previous_reward is None else previous_reward.unsqueeze(1),
+            previous_reward=previous_reward,
             state=state,
         )
         return predicted.squeeze(1), state
@@ -211,11 +254,39 @@ class DecisionModel(nn.Module):
         timesteps: Tensor,
         previous_action: Tensor | None = None,
         valid: Tensor | None = None,
+        rewards: Tensor | None = None,
+        previous_reward: Tensor | None = None,
+        counted: Tensor | None = None,
+        state: tuple[State, ...] | None = None,
     ) -> Tensor:
-        """Mean squared error of the predicted actions, scaled to [-1, 1], over valid steps only (paper, section 3)."""
-        predicted, _ = self._predict(states, actions, returns_to_go, timesteps, previous_action, valid, None)
+        """Mean squared error of the predicted actions, scaled to [-1, 1], over valid steps only (paper, section 3).
+
+        Args as `forward`, and counted: (batch, time) bool, the valid steps to take the mean over; None for all.
+        """
+        return self.loss_and_state(
+            states, actions, returns_to_go, timesteps, previous_action, valid, rewards, previous_reward, counted, state
+        )[0]
+
+    def loss_and_state(
+        self,
+        states: Tensor,
+        actions: Tensor,
+        returns_to_go: Tensor,
+        timesteps: Tensor,
+        previous_action: Tensor | None = None,
+        valid: Tensor | None = None,
+        rewards: Tensor | None = None,
+        previous_reward: Tensor | None = None,
+        counted: Tensor | None = None,
+        state: tuple[State, ...] | None = None,
+    ) -> tuple[Tensor, tuple[State, ...]]:
+        """The `loss`, and the state after the last step for the segment that follows."""
+        previous = previous_action, previous_reward
+        predicted, state = self._predict(states, actions, returns_to_go, timesteps, previous, valid, rewards, state)
         error = (predicted.float() - self._scale_action(actions)).square().mean(-1)
-        return error.mean() if valid is None else torch.where(valid, error, 0.0).sum() / valid.sum().clamp(min=1)
+        counted = valid if counted is None else counted
+        loss = error.mean() if counted is None else torch.where(counted, error, 0.0).sum() / counted.sum().clamp(min=1)
+        return loss, state
 
     def _predict(
         self,
@@ -223,29 +294,39 @@ class DecisionModel(nn.Module):
         actions: Tensor,
         returns_to_go: Tensor,
         timesteps: Tensor,
-        previous_action: Tensor | None,
+        previous: tuple[Tensor | None, Tensor | None],
         valid: Tensor | None,
+        rewards: Tensor | None,
         state: tuple[State, ...] | None,
     ) -> tuple[Tensor, tuple[State, ...]]:
-        self._check(states, actions, returns_to_go, timesteps, previous_action, valid)
-        observation = (states - self.observation_mean) / self.observation_std
-        wanted = (returns_to_go / self.return_scale).unsqueeze(-1)
+        self._check(states, actions, returns_to_go, timesteps, previous, valid, rewards)
         real = torch.ones_like(timesteps, dtype=torch.bool) if valid is None else valid
         first = (timesteps == 0) & real
-        before, known = F.pad(actions[:, :-1], (0, 0, 1, 0)), F.pad(real[:, :-1], (1, 0))
-        if previous_action is not None:
-            opening = real & (real.cumsum(1) == 1)
-            before = torch.where(opening.unsqueeze(-1), previous_action.unsqueeze(1), before)
+        known = F.pad(real[:, :-1], (1, 0))
+        opening = real & (real.cumsum(1) == 1)
+        if previous[0] is not None:
             known = known | opening
         known = known & ~first
-        acted = self._scale_action(before).masked_fill(~known.unsqueeze(-1), 0.0)
+        columns: list[Tensor] = []
+        for asked, given, before, scaled in (
+            (self.config.previous_action, actions, previous[0], self._scale_action),
+            (self.config.reward, rewards, previous[1], self._scale_reward),
+        ):
+            if asked and given is not None:
+                shifted = scaled(_after(given, before, opening))
+                columns.append(shifted.masked_fill(~known.unsqueeze(-1), 0.0))
+        outcome = torch.cat([*columns, known.unsqueeze(-1).to(states.dtype)], -1) if columns else None
+        observation = (states - self.observation_mean) / self.observation_std
+        wanted = (returns_to_go / self.return_scale).unsqueeze(-1) if self.config.return_to_go else None
+        parts = [part for part in (outcome, wanted, observation) if part is not None]
         if self.config.layout == "fused":
-            x, reset = self._fuse(acted, known, wanted, observation, timesteps), first
+            x, reset = self._fuse(parts, timesteps), first
         else:
-            x = self._interleave(acted, wanted, observation, timesteps)
-            never = torch.zeros_like(first)
-            reset = torch.stack([first, never, never], dim=2).flatten(1, 2)
-            valid = torch.stack([known & real, real, real], dim=2).flatten(1, 2)
+            x = self._interleave(parts, timesteps)
+            never = [torch.zeros_like(first)] * (len(parts) - 1)
+            reset = torch.stack([first, *never], dim=2).flatten(1, 2)
+            live = [real] * len(parts) if outcome is None else [known & real, *[real] * (len(parts) - 1)]
+            valid = torch.stack(live, dim=2).flatten(1, 2)
         x = self.dropout(self.embed_norm(x))
         states_before = state or (None,) * len(self.blocks)
         states_after = []
@@ -256,23 +337,38 @@ class DecisionModel(nn.Module):
             states_after.append(after_block)
         return torch.tanh(self.head(self.norm(x))), tuple(states_after)
 
-    def _interleave(self, acted: Tensor, wanted: Tensor, observation: Tensor, timesteps: Tensor) -> Tensor:
-        """Three tokens a step: previous action, return-to-go, observation."""
-        tokens = [self.embed_action(acted), self.embed_return(wanted), self.embed_observation(observation)]
+    def embeddings(self) -> list[tuple[Tensor, Tensor | None]]:
+        """Weight, inputs last, and bias of each part of a step's input: outcome, return-to-go and observation.
+
+        The outcome's inputs are (previous action, previous reward, 1), zeros where there is no step before: its bias
+        is the weight of the 1, so nothing is added then.
+        """
+        config = self.config
+        found: list[tuple[Tensor, Tensor | None]] = []
+        if self.knows_outcome:
+            layers = [self.embed_action] if config.previous_action else []
+            layers += [self.embed_reward] if config.reward else []
+            bias = layers[0].bias.unsqueeze(-1)
+            found.append((torch.cat([*(layer.weight for layer in layers), bias], -1), None))
+        if config.return_to_go:
+            found.append((self.embed_return.weight, self.embed_return.bias))
+        return [*found, (self.embed_observation.weight, self.embed_observation.bias)]
+
+    def _interleave(self, parts: list[Tensor], timesteps: Tensor) -> Tensor:
+        """One token for each part of a step's input."""
+        tokens = [F.linear(part, *layer) for part, layer in zip(parts, self.embeddings(), strict=True)]
         if self.config.timesteps != "none":
-            now = self.embed_timesteps(timesteps)
-            # The previous action belongs to the step before.
-            times = [self.embed_timesteps((timesteps - 1).clamp(min=0)), now, now]
+            times = [self.embed_timesteps(timesteps)] * len(tokens)
+            if self.knows_outcome:
+                times[0] = self.embed_timesteps((timesteps - 1).clamp(min=0))
             tokens = [token + time for token, time in zip(tokens, times, strict=True)]
         return torch.stack(tokens, dim=2).flatten(1, 2)
 
-    def _fuse(self, acted: Tensor, known: Tensor, wanted: Tensor, observation: Tensor, timesteps: Tensor) -> Tensor:
-        """One token a step, the sum of the three embeddings, without the previous action where it is not known."""
-        # One product with the weights side by side; the action's bias is the weight of whether the action is known.
-        given = torch.cat([acted, known.unsqueeze(-1).to(acted.dtype), wanted, observation], -1)
-        action, wish, observed = self.embed_action, self.embed_return, self.embed_observation
-        weight = torch.cat([action.weight, action.bias.unsqueeze(-1), wish.weight, observed.weight], -1)
-        x = F.linear(given, weight, wish.bias + observed.bias)
+    def _fuse(self, parts: list[Tensor], timesteps: Tensor) -> Tensor:
+        """One token a step, the sum of the embeddings of its parts: one product with the weights side by side."""
+        layers = self.embeddings()
+        bias = torch.stack([bias for _, bias in layers if bias is not None]).sum(0)
+        x = F.linear(torch.cat(parts, -1), torch.cat([weight for weight, _ in layers], -1), bias)
         return x if self.config.timesteps == "none" else x + self.embed_timesteps(timesteps)
 
     def _mixers(self) -> Iterator[Mixer]:
@@ -282,10 +378,15 @@ class DecisionModel(nn.Module):
         """What numbers of steps add to a token, (..., width)."""
         if self.config.timesteps == "learned":
             return self.embed_timestep(timesteps)  # type: ignore[no-any-return]
-        return _sinusoids(timesteps, self.config.width).to(self.embed_return.weight.dtype)
+        if self.config.timesteps == "first":
+            return (timesteps == 0).unsqueeze(-1) * self.embed_first
+        return _sinusoids(timesteps, self.config.width).to(self.head.weight.dtype)
 
     def _scale_action(self, action: Tensor) -> Tensor:
         return (action - self.action_low) / (self.action_high - self.action_low) * 2 - 1
+
+    def _scale_reward(self, reward: Tensor) -> Tensor:
+        return reward.unsqueeze(-1) / self.reward_scale
 
     def _unscale_action(self, action: Tensor) -> Tensor:
         raw = (action + 1) / 2 * (self.action_high - self.action_low) + self.action_low
@@ -298,8 +399,9 @@ class DecisionModel(nn.Module):
         actions: Tensor,
         returns_to_go: Tensor,
         timesteps: Tensor,
-        previous_action: Tensor | None,
+        previous: tuple[Tensor | None, Tensor | None],
         valid: Tensor | None,
+        rewards: Tensor | None,
     ) -> None:
         batch_time = tuple(states.shape[:2])
         expected: dict[str, tuple[Tensor, tuple[int, ...]]] = {
@@ -308,8 +410,14 @@ class DecisionModel(nn.Module):
             "returns_to_go": (returns_to_go, batch_time),
             "timesteps": (timesteps, batch_time),
         }
-        if previous_action is not None:
-            expected["previous_action"] = (previous_action, (batch_time[0], self.action_size))
+        if previous[0] is not None:
+            expected["previous_action"] = (previous[0], (batch_time[0], self.action_size))
+        if self.config.reward:
+            if rewards is None or (previous[0] is not None and previous[1] is None):
+                raise InvalidInput("this model has reward as input; give rewards, and previous_reward with an action")
+            expected["rewards"] = (rewards, batch_time)
+            if previous[1] is not None:
+                expected["previous_reward"] = (previous[1], batch_time[:1])
         if valid is not None:
             expected["valid"] = (valid, batch_time)
         for name, (given, shape) in expected.items():
@@ -327,12 +435,14 @@ class DecisionModel(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm residual block: a mixer over time, then a two-layer perceptron (GPT-2, Radford et al. 2019)."""
+    """A residual block: a mixer over time, then a two-layer perceptron, with a layer norm before or after each."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.pre_norm = config.norm == "pre"
         self.mixer_norm = nn.LayerNorm(config.width)
-        self.mixer = mixers.get(config.mixer)(config.width, config.heads)
+        options = {"recency": True} if config.recency else {}
+        self.mixer = mixers.get(config.mixer)(config.width, config.heads, **options)
         self.perceptron_norm = nn.LayerNorm(config.width)
         self.expand = nn.Linear(config.width, 4 * config.width)
         self.contract = nn.Linear(4 * config.width, config.width)
@@ -342,13 +452,25 @@ class Block(nn.Module):
         self, x: Tensor, state: State, reset: Tensor | None, valid: Tensor | None, every: int = 1
     ) -> tuple[Tensor, State]:
         """Tokens (batch, time, width) through the block, of each `every` only the last, and the mixer's state."""
-        mixed, state = self.mixer(self.mixer_norm(x), state, reset, valid)
+        mixed, state = self.mixer(self.mixer_norm(x) if self.pre_norm else x, state, reset, valid)
         if every > 1:
             x, mixed = x[:, every - 1 :: every], mixed[:, every - 1 :: every]
         x = self.dropout(mixed, onto=x)
+        x = x if self.pre_norm else self.mixer_norm(x)
         # In two dimensions, where a linear layer's output is no view, rectifying it in place saves a pass over memory.
-        hidden = F.relu(self.expand(self.perceptron_norm(x).flatten(0, 1)), inplace=True)
-        return self.dropout(self.contract(hidden).view_as(x), onto=x), state
+        into = (self.perceptron_norm(x) if self.pre_norm else x).flatten(0, 1)
+        hidden = F.relu(self.expand(into), inplace=True)
+        x = self.dropout(self.contract(hidden).view_as(x), onto=x)
+        return (x if self.pre_norm else self.perceptron_norm(x)), state
+
+
+def _after(given: Tensor, before: Tensor | None, opening: Tensor) -> Tensor:
+    """What was given one step before each, (batch, time, ...): `before` at the opening step, where it is known."""
+    shifted = torch.cat([torch.zeros_like(given[:, :1]), given[:, :-1]], 1)
+    if before is None:
+        return shifted
+    opening = opening.view(*opening.shape, *[1] * (given.ndim - 2))
+    return torch.where(opening, before.unsqueeze(1), shifted)
 
 
 def _sinusoids(positions: Tensor, width: int) -> Tensor:

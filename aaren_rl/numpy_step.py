@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from aaren_rl.mixers.aaren import EMPTY, AarenStep
-from aaren_rl.step import BlockStep, Step
+from aaren_rl.step import BlockStep, Step, inputs
 
 Array: TypeAlias = npt.NDArray[Any]
 
 
 class NumpyStep:
-    """Computes what `Step` computes, for models whose mixers are all Aaren.
+    """Computes what `Step` computes, for pre-norm models whose mixers are all Aaren.
 
     Every reader of the residual stream is a layer norm, which takes its mean away, so all that is written to the stream
     is centred beforehand, in the weights; a layer norm is then a division by the root of the mean square. Its scale and
@@ -28,12 +28,13 @@ class NumpyStep:
 
     def __init__(self, step: Step) -> None:
         self.tokens, self.width, self.eps = step.tokens, step.config.width, step.embed_norm.eps
-        self.action_size, self.sizes = step.action_size, step.sizes
+        self.config, self.action_size, self.sizes = step.config, step.action_size, step.sizes
+        self.first_may_miss = step.first_may_miss
         self.embed = _transposed(step.embed_weight), _array(step.embed_bias)
         self.embed_norm = _array(step.embed_norm.weight), _array(step.embed_norm.bias)
         self.times = step.times if step.config.timesteps != "none" else None
         self.blocks = [_Block(cast(BlockStep, block)) for block in step.blocks]
-        self.head = _after_norm(step.norm, step.head.weight, step.head.bias)
+        self.head = _after_norm(cast(nn.LayerNorm, step.norm), step.head.weight, step.head.bias)
         self.unit_range = step.unit_range
         self.half_range, self.middle = _array(step.half_range), _array(step.middle)
         self.low, self.high = _array(step.action_low), _array(step.action_high)
@@ -41,15 +42,16 @@ class NumpyStep:
     @staticmethod
     def fits(step: Step) -> bool:
         """Whether the step can be computed here."""
-        return all(isinstance(cast(BlockStep, block).mixer, AarenStep) for block in step.blocks)
+        mixers = (cast(BlockStep, block).mixer for block in step.blocks)
+        return step.config.norm == "pre" and all(isinstance(mixer, AarenStep) for mixer in mixers)
 
     def __call__(self, observation: Array, reward: Array, state: Array) -> tuple[Array, Array]:
         """See `Step.forward`; observations, rewards and actions are float32, the state is float64."""
         after = np.empty_like(state)
         return_to_go, timestep = state[:, :1] - reward[:, None], state[:, 1:2]
         known = np.minimum(timestep, 1.0).astype(np.float32)
-        counted = np.concatenate([state[:, 2 : 2 + self.action_size], known, return_to_go], 1)
-        given = np.concatenate([counted.astype(np.float32), observation], 1)
+        previous, wanted = (part.astype(np.float32) for part in (state[:, 2 : 2 + self.action_size], return_to_go))
+        given = np.concatenate(inputs(self.config, previous, reward, known, wanted, observation), 1)
         x = (given @ self.embed[0] + self.embed[1]).reshape(-1, self.width)
         if self.times is not None:
             x += _array(self.times(torch.from_numpy(timestep)))
@@ -59,7 +61,7 @@ class NumpyStep:
         # None is missing after the first step of an episode.
         live = (
             None
-            if self.tokens == 1 or known.all()
+            if not self.first_may_miss or known.all()
             else np.pad(known, ((0, 0), (0, self.tokens - 1)), constant_values=1)
         )
         start = 2 + self.action_size
@@ -78,6 +80,8 @@ class _Block:
         mixer = cast(AarenStep, block.mixer)
         self.tokens, self.outputs, self.eps = block.tokens, block.outputs, block.mixer_norm.eps
         self.heads, self.dim, self.bounded, self.later = mixer.heads, mixer.dim, mixer.bounded, _array(mixer.later)
+        # By how much a head's state shrinks with each token; None where it does not.
+        self.decay = mixer.kept[:, -1, -2, None].numpy() if mixer.recency else None
         weight, bias, self.folded = mixer.project, mixer.project_bias, mixer.folded
         if self.folded:
             # What goes to the residual stream is centred; the count and the score are not.
@@ -111,9 +115,10 @@ class _Block:
         sums = (np.exp(rows[..., -1:]) * rows[..., :-1]).astype(np.float64)
         if live is not None:
             sums *= live[..., None, None]
-        sums[:, 0] += before.reshape(-1, self.heads, self.dim + 1)
-        for token in range(1, self.tokens):
-            sums[:, token] += sums[:, token - 1]
+        last = before.reshape(-1, self.heads, self.dim + 1)
+        for token in range(self.tokens):
+            sums[:, token] += last if self.decay is None else self.decay * last
+            last = sums[:, token]
         after[:] = sums[:, -1].reshape(len(after), -1)
         return sums[:, -self.outputs :]
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -17,6 +19,44 @@ from aaren_rl.trajectories import Trajectories
 Weighting = Literal["length", "uniform"]
 
 
+@dataclass(frozen=True)
+class Context:
+    """What of its episode a model is trained on at once.
+
+    Attributes:
+        kind: "window" is some consecutive steps of an episode (Chen et al. 2021); "episode" whole episodes, one in a
+            row; "packed" whole episodes, as many in a row as fit, with resets between them; "carry" the next steps of
+            an endless row of episodes, from the state that the steps before left, which is not differentiated through
+            (truncated backpropagation through time; Williams and Peng 1990).
+        steps: of a segment, for "window" and "carry".
+        burn_in: steps before a window that only fill the state, and on which no loss is taken (Kapturowski et al. 2019,
+            "R2D2"; unlike there, gradients flow through them).
+    """
+
+    kind: Literal["window", "episode", "packed", "carry"]
+    steps: int = 0
+    burn_in: int = 0
+
+    @classmethod
+    def parse(cls, written: int | str) -> Context:
+        """From its written form: 20, "10+20" (a burn-in of 10 before 20), "episode", "packed" or "carry:20".
+
+        Raises:
+            InvalidInput: it is none of these.
+        """
+        text = str(written)
+        if text in ("episode", "packed"):
+            return cls("episode" if text == "episode" else "packed")
+        if found := re.fullmatch(r"carry:([1-9]\d*)", text):
+            return cls("carry", int(found[1]))
+        if found := re.fullmatch(r"(?:([1-9]\d*)\+)?([1-9]\d*)", text):
+            return cls("window", int(found[2]), int(found[1] or 0))
+        raise InvalidInput(
+            f'context is {written!r}; expected steps of a window (20), with a burn-in before it ("10+20"), "episode", '
+            '"packed", or "carry:STEPS"'
+        )
+
+
 class Batch(NamedTuple):
     """Segments of episodes, in raw units; the fields are the arguments of `DecisionModel.loss`.
 
@@ -27,6 +67,9 @@ class Batch(NamedTuple):
         timesteps: (batch, time).
         previous_action: (batch, action size); zero where the segment starts its episode.
         valid: (batch, time) bool; padding is on the right, and zero.
+        rewards: (batch, time).
+        previous_reward: (batch,); zero where the segment starts its episode.
+        counted: (batch, time) bool, the valid steps that the loss is taken on.
     """
 
     states: Tensor
@@ -35,25 +78,30 @@ class Batch(NamedTuple):
     timesteps: Tensor
     previous_action: Tensor
     valid: Tensor
+    rewards: Tensor
+    previous_reward: Tensor
+    counted: Tensor
 
 
 class Sampler:
     """Draws batches by index, without a Python loop over samples.
 
     A window starts at any step of its episode with the same probability and ends with the episode at the latest, so
-    every step, the last one included, is trained on.
+    every step, the last one included, is trained on. Packed rows are put together once: what shares a row makes no
+    difference, since resets part it.
 
     Args:
         trajectories: where from.
         episodes: numbers of the episodes to use, (n,).
         batch_size: segments in a batch.
-        context: steps in a segment; None for whole episodes.
-        weighting: choose episodes in proportion to their length, or all alike.
+        context: what a segment is, as `Context.parse` takes it.
+        weighting: choose the episodes of windows, or those to train on whole, in proportion to their length, or all
+            alike; packed rows and carried segments take every step equally often.
         device: where the data lie and the batches appear.
         seed: of the sampler's own random numbers.
 
     Raises:
-        InvalidInput: no episodes, or a size below 1.
+        InvalidInput: no episodes, a size below 1, or a context that is not understood.
     """
 
     def __init__(
@@ -61,27 +109,22 @@ class Sampler:
         trajectories: Trajectories,
         episodes: np.ndarray,
         batch_size: int,
-        context: int | None,
+        context: int | str = 20,
         weighting: Weighting = "length",
         device: torch.device | str = "cpu",
         seed: int = 0,
     ) -> None:
-        if len(episodes) == 0 or batch_size < 1 or (context is not None and context < 1):
-            raise InvalidInput(
-                f"{len(episodes)} episodes, batches of {batch_size}, context {context}; expected at least 1 of each"
-            )
-        self.batch_size, self.context, self.weighting = batch_size, context, weighting
+        if len(episodes) == 0 or batch_size < 1:
+            raise InvalidInput(f"{len(episodes)} episodes, batches of {batch_size}; expected at least 1 of each")
+        self.batch_size, self.context, self.weighting = batch_size, Context.parse(context), weighting
         self.device = torch.device(device)
         self.generator = torch.Generator(self.device).manual_seed(seed)
         # Steps that whole episodes are padded to; None for the longest one drawn.
         self.pad_to: int | None = None
-
-        def on_device(array: np.ndarray) -> Tensor:
-            return torch.as_tensor(array, device=self.device)
-
-        self._observations = on_device(trajectories.observations)
-        self._actions = on_device(trajectories.actions)
-        self._returns_to_go = on_device(trajectories.returns_to_go)
+        self._observations = self._there(trajectories.observations)
+        self._actions = self._there(trajectories.actions)
+        self._rewards = self._there(trajectories.rewards)
+        self._returns_to_go = self._there(trajectories.returns_to_go)
         self._choose(trajectories, episodes)
 
     def over(self, trajectories: Trajectories, episodes: np.ndarray) -> Sampler:
@@ -91,33 +134,68 @@ class Sampler:
         other._choose(trajectories, episodes)
         return other
 
+    def _there(self, array: np.ndarray) -> Tensor:
+        return torch.as_tensor(array, device=self.device)
+
     def _choose(self, trajectories: Trajectories, episodes: np.ndarray) -> None:
-        self._starts = torch.as_tensor(trajectories.offsets[:-1][episodes], device=self.device)
-        self._lengths = torch.as_tensor(trajectories.lengths[episodes], device=self.device)
+        starts, lengths = trajectories.offsets[:-1][episodes], trajectories.lengths[episodes]
+        self._starts, self._lengths = self._there(starts), self._there(lengths)
         self._cumulative = self._lengths.cumsum(0)
         self._total = int(self._cumulative[-1])
         self.longest = int(self._lengths.max())
+        order = np.random.default_rng(self.generator.initial_seed()).permutation(len(episodes))
+        if self.context.kind == "packed":
+            rows = _packed(lengths[order], self.longest)
+            steps, timesteps = np.zeros((2, len(rows), self.longest), np.int64)
+            valid = np.zeros((len(rows), self.longest), np.bool_)
+            for row, places in enumerate(rows):
+                own, within = _laid_out(starts[order[places]], lengths[order[places]])
+                steps[row, : len(own)], timesteps[row, : len(own)], valid[row, : len(own)] = own, within, True
+            self._rows = self._there(steps), self._there(timesteps), self._there(valid)
+        elif self.context.kind == "carry":
+            stream, within = _laid_out(starts[order], lengths[order])
+            self._stream = self._there(stream), self._there(within)
+            # Each row of the batch starts with an episode, so that no state is missing.
+            begins = self._there(np.flatnonzero(within == 0))
+            self.cursor = begins[self._random(torch.full((self.batch_size,), len(begins), device=self.device))]
 
     @property
-    def mean_length(self) -> float:
-        """Mean number of steps of the episodes."""
-        return self._total / len(self._lengths)
+    def steps_per_segment(self) -> float:
+        """Mean number of steps that one segment is trained on."""
+        if self.context.kind == "episode":
+            return self._total / len(self._lengths)
+        return self._total / len(self._rows[0]) if self.context.kind == "packed" else float(self.context.steps)
+
+    @property
+    def longest_segment(self) -> int:
+        """Steps of the longest segment that can come."""
+        context = self.context
+        return self.longest if context.kind in ("episode", "packed") else context.burn_in + context.steps
 
     def sample(self) -> Batch:
-        """The next random batch."""
+        """The next random batch; for "carry" the segments that follow those of the last one."""
+        if self.context.kind == "packed":
+            steps, timesteps, valid = self._rows
+            row = self._random(torch.full((self.batch_size,), len(steps), device=self.device))
+            return self._take(steps[row], timesteps[row], valid[row])
+        if self.context.kind == "carry":
+            steps, timesteps = self._stream
+            place = (self.cursor.unsqueeze(1) + torch.arange(self.context.steps, device=self.device)) % self._total
+            self.cursor.copy_((self.cursor + self.context.steps) % self._total)
+            return self._take(steps[place], timesteps[place], torch.ones_like(place, dtype=torch.bool))
         if self.weighting == "length":
             step = self._random(torch.full((self.batch_size,), self._total, device=self.device))
             episode = torch.searchsorted(self._cumulative, step, right=True)
         else:
             episode = self._random(torch.full((self.batch_size,), len(self._lengths), device=self.device))
-        if self.context is None:
+        if self.context.kind == "episode":
             longest = self.pad_to or int(self._lengths[episode].max())
             return self._gather(episode, torch.zeros_like(episode), longest)
-        return self._gather(episode, self._random(self._lengths[episode]), self.context)
+        return self._gather(episode, self._random(self._lengths[episode]), self.context.steps)
 
     def sweep(self, steps: int) -> Iterator[Batch]:
-        """Segments of about `steps` steps in all, spread evenly over the episodes, none twice; the same each time."""
-        stride = self.context or self.longest
+        """Windows or whole episodes of about `steps` steps in all, spread evenly, none twice; the same each time."""
+        stride = self.context.steps if self.context.kind == "window" else self.longest
         pieces = (self._lengths + stride - 1) // stride
         episode = torch.repeat_interleave(torch.arange(len(pieces), device=self.device), pieces)
         piece = torch.arange(len(episode), device=self.device) - (pieces.cumsum(0) - pieces)[episode]
@@ -133,20 +211,46 @@ class Sampler:
         return (drawn * below).long()
 
     def _gather(self, episode: Tensor, start: Tensor, time: int) -> Batch:
-        timesteps = start.unsqueeze(1) + torch.arange(time, device=self.device)
-        length = self._lengths[episode].unsqueeze(1)
-        valid = timesteps < length
+        """Windows of so many steps, with what there is of the burn-in before them."""
+        start, length = start.unsqueeze(1), self._lengths[episode].unsqueeze(1)
+        begin = (start - self.context.burn_in).clamp(min=0)
+        timesteps = begin + torch.arange(self.context.burn_in + time, device=self.device)
+        valid = timesteps < torch.minimum(length, start + time)
         timesteps = timesteps.clamp(max=length - 1)
-        steps = self._starts[episode].unsqueeze(1) + timesteps
-        previous = self._actions[(steps[:, 0] - 1).clamp(min=0)]
+        return self._take(self._starts[episode].unsqueeze(1) + timesteps, timesteps, valid, timesteps >= start)
+
+    def _take(self, steps: Tensor, timesteps: Tensor, valid: Tensor, counted: Tensor | None = None) -> Batch:
+        before, none = (steps[:, 0] - 1).clamp(min=0), timesteps[:, 0] == 0
         return Batch(
             self._observations[steps].masked_fill(~valid.unsqueeze(-1), 0.0),
             self._actions[steps].masked_fill(~valid.unsqueeze(-1), 0.0),
             self._returns_to_go[steps].masked_fill(~valid, 0.0),
             timesteps,
-            previous.masked_fill((start == 0).unsqueeze(-1), 0.0),
+            self._actions[before].masked_fill(none.unsqueeze(-1), 0.0),
             valid,
+            self._rewards[steps].masked_fill(~valid, 0.0),
+            self._rewards[before].masked_fill(none, 0.0),
+            valid if counted is None else valid & counted,
         )
+
+
+def _packed(lengths: np.ndarray, size: int) -> list[list[int]]:
+    """Numbers of the episodes in each row: they fill rows in their order, and open a new one where they do not fit."""
+    rows: list[list[int]] = []
+    room = 0
+    for number, length in enumerate(lengths.tolist()):
+        if length > room:
+            rows.append([])
+            room = size
+        rows[-1].append(number)
+        room -= length
+    return rows
+
+
+def _laid_out(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Steps of episodes one after another, as numbers of the packed arrays and within their episodes."""
+    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return np.repeat(starts, lengths) + within, within
 
 
 def hold_out(episodes: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

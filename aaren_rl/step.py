@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aaren_rl.errors import InvalidInput
-from aaren_rl.model import Block, DecisionModel
+from aaren_rl.model import Block, DecisionModel, ModelConfig
 
-RETURN_TO_GO, TIMESTEP = 0, 1
-"""Where they stand in a row of the state; the previous action and the mixers' states follow."""
+RETURN_TO_GO, TIMESTEP, ACTION = 0, 1, 2
+"""Where they stand in a row of the state, the previous action from ACTION on; the mixers' states follow."""
 
 
 class Step(nn.Module):
@@ -49,6 +49,8 @@ class Step(nn.Module):
         # A copy: what is folded stands still, so all of it has to.
         model = copy.deepcopy(model).eval()
         self.config, self.tokens = model.config, model.tokens_per_step
+        # At the first step of an episode there is no token of the step before.
+        self.first_may_miss = self.tokens > 1 and model.knows_outcome
         self.observation_size, self.action_size = model.observation_size, model.action_size
         with torch.no_grad():
             weight, bias = _folded_embedding(model)
@@ -57,8 +59,12 @@ class Step(nn.Module):
             self.embed_norm = model.embed_norm
             self.embed_timesteps = model.embed_timesteps
             blocks = [cast(Block, block) for block in model.blocks]
+            # A post-norm block reads what the last norm of the block before has left.
+            read = [block.mixer_norm for block in blocks] if model.config.norm == "pre" else [model.embed_norm]
+            read += [block.perceptron_norm for block in blocks]
             self.blocks = nn.ModuleList(
-                BlockStep(block, self.tokens, self.tokens if block is not blocks[-1] else 1) for block in blocks
+                BlockStep(block, norm, self.tokens, self.tokens if block is not blocks[-1] else 1)
+                for block, norm in zip(blocks, read, strict=False)
             )
             self.norm, self.head = model.norm, model.head
             self.register_buffer("half_range", (model.action_high - model.action_low) / 2)
@@ -90,17 +96,18 @@ class Step(nn.Module):
         return_to_go, timestep, previous, *mixed = torch.split(state, [1, 1, self.action_size, *self.sizes], -1)
         return_to_go = return_to_go - reward.unsqueeze(-1)
         known = timestep.to(observation.dtype).clamp(max=1.0)
-        live = None if self.tokens == 1 else F.pad(known, (0, self.tokens - 1), value=1.0)
+        live = F.pad(known, (0, self.tokens - 1), value=1.0) if self.first_may_miss else None
         # Tokens stay rows of a matrix: products with a bias are one operation then, in torch as in ONNX.
-        given = torch.cat([previous.to(known.dtype), known, return_to_go.to(known.dtype), observation], -1)
-        x = F.linear(given, self.embed_weight, self.embed_bias)
+        given = inputs(self.config, previous.to(known.dtype), reward, known, return_to_go.to(known.dtype), observation)
+        x = F.linear(torch.cat(given, -1), self.embed_weight, self.embed_bias)
         x = x if self.tokens == 1 else x.view(-1, self.config.width)
         if self.config.timesteps != "none":
             x = x + self.times(timestep)
         x = _norm(self.embed_norm, x)
         for number, (block, before) in enumerate(zip(self.blocks, mixed, strict=True)):
             x, mixed[number] = block(x, before, live)
-        action = torch.tanh(F.linear(_norm(self.norm, x), self.head.weight, self.head.bias))
+        x = _norm(self.norm, x) if isinstance(self.norm, nn.LayerNorm) else x
+        action = torch.tanh(F.linear(x, self.head.weight, self.head.bias))
         if not self.unit_range:
             action = action * self.half_range + self.middle
             # Rounding may not carry a saturated action out of its bounds.
@@ -111,8 +118,9 @@ class Step(nn.Module):
         """What the timesteps, (batch, 1), add to the tokens, (batch * tokens, width)."""
         now = timestep.long()
         if self.tokens > 1:
-            # The previous action belongs to the step before.
-            now = torch.cat([(now - 1).clamp(min=0), now, now], -1)
+            # The outcome belongs to the step before.
+            before = (now - 1).clamp(min=0) if self.first_may_miss else now
+            now = torch.cat([before, *[now] * (self.tokens - 1)], -1)
         return self.embed_timesteps(now).view(-1, self.config.width)
 
 
@@ -123,11 +131,11 @@ class BlockStep(nn.Module):
     expand_bias: Tensor
     contract: Tensor
 
-    def __init__(self, block: Block, tokens: int, outputs: int) -> None:
+    def __init__(self, block: Block, read: nn.LayerNorm, tokens: int, outputs: int) -> None:
         super().__init__()
-        self.mixer_norm, self.perceptron_norm = block.mixer_norm, block.perceptron_norm
+        self.mixer_norm, self.perceptron_norm, self.pre_norm = block.mixer_norm, block.perceptron_norm, block.pre_norm
         self.tokens, self.outputs = tokens, outputs
-        self.mixer = block.mixer.stepper(block.mixer_norm, tokens, outputs)
+        self.mixer = block.mixer.stepper(read, tokens, outputs)
         # A hidden unit that is always 1 carries the bias of the second layer, whose product then adds to the tokens.
         always = torch.zeros_like(block.expand.weight[:1])
         self.register_buffer("expand", torch.cat([block.expand.weight, always]))
@@ -136,12 +144,15 @@ class BlockStep(nn.Module):
 
     def forward(self, x: Tensor, state: Tensor, live: Tensor | None) -> tuple[Tensor, Tensor]:
         """Tokens (batch * tokens, width) and the mixer's row of state (batch, size)."""
-        normed = _norm(self.mixer_norm, x)
+        normed = _norm(self.mixer_norm, x) if self.pre_norm else x
         if self.outputs < self.tokens:
             x = x.view(-1, self.tokens, x.shape[-1])[:, -1]
         x, state = self.mixer(normed, x, state, live)
-        hidden = F.relu(F.linear(_norm(self.perceptron_norm, x), self.expand, self.expand_bias))
-        return torch.addmm(x, hidden, self.contract), state
+        x = x if self.pre_norm else _norm(self.mixer_norm, x)
+        into = _norm(self.perceptron_norm, x) if self.pre_norm else x
+        hidden = F.relu(F.linear(into, self.expand, self.expand_bias))
+        x = torch.addmm(x, hidden, self.contract)
+        return (x if self.pre_norm else _norm(self.perceptron_norm, x)), state
 
 
 def _norm(layer: nn.LayerNorm, x: Tensor) -> Tensor:
@@ -149,20 +160,53 @@ def _norm(layer: nn.LayerNorm, x: Tensor) -> Tensor:
     return F.layer_norm(x, layer.normalized_shape, layer.weight, layer.bias, layer.eps)
 
 
-def _folded_embedding(model: DecisionModel) -> tuple[Tensor, Tensor]:
-    """All embeddings as one weight and bias for (previous action, whether known, return-to-go, observation), unscaled.
+def inputs(
+    config: ModelConfig, previous_action: Any, reward: Any, known: Any, return_to_go: Any, observation: Any
+) -> list[Any]:
+    """What a step's embedding reads, side by side: arrays or tensors, (batch, size) each; the reward is (batch,).
 
-    Its output is one token, or the three of a step one after another.
+    Args:
+        config: says which of them are inputs.
+        previous_action: zeros where there was none.
+        reward: of that action.
+        known: (batch, 1), 0 at the first step of an episode, else 1.
+        return_to_go: (batch, 1).
+        observation: (batch, observation size).
     """
-    scale = 2 / (model.action_high - model.action_low)
-    action = model.embed_action.weight * scale
-    # The action's bias is the weight of whether it is known, so without an action nothing of it is left.
-    unknown = (model.embed_action.bias - action @ model.action_low - model.embed_action.weight.sum(-1)).unsqueeze(-1)
-    wanted = model.embed_return.weight / model.return_scale
-    observation = model.embed_observation.weight / model.observation_std
-    bias = model.embed_observation.bias - observation @ model.observation_mean
-    parts = [torch.cat([action, unknown], -1), wanted, observation]
+    outcome = ([previous_action] if config.previous_action else []) + (
+        [reward[:, None] * known] if config.reward else []
+    )
+    wanted = [return_to_go] if config.return_to_go else []
+    return [*outcome, *([known] if outcome else []), *wanted, observation]
+
+
+def _folded_embedding(model: DecisionModel) -> tuple[Tensor, Tensor]:
+    """All embeddings as one weight and bias for what `inputs` gives, unscaled.
+
+    Its output is one token, or those of a step one after another.
+    """
+    layers = model.embeddings()
+    observation, bias = layers[-1]
+    observation = observation / model.observation_std
+    parts = [observation]
+    biases = [cast(Tensor, bias) - observation @ model.observation_mean]
+    if model.config.return_to_go:
+        wanted, bias = layers[-2]
+        parts.insert(0, wanted / model.return_scale)
+        biases.insert(0, cast(Tensor, bias))
+    if model.knows_outcome:
+        outcome = layers[0][0].clone()
+        if model.config.previous_action:
+            action = outcome[:, : model.action_size]
+            scaled = action * (2 / (model.action_high - model.action_low))
+            # What is added to a scaled action is added where there is an action, so it goes to the last column.
+            outcome[:, -1] -= scaled @ model.action_low + action.sum(-1)
+            outcome[:, : model.action_size] = scaled
+        if model.config.reward:
+            outcome[:, -2] /= model.reward_scale
+        parts.insert(0, outcome)
+        biases.insert(0, torch.zeros_like(biases[0]))
     if model.tokens_per_step == 1:
-        return torch.cat(parts, -1), model.embed_return.bias + bias
+        return torch.cat(parts, -1), torch.stack(biases).sum(0)
     blocks: Tensor = torch.block_diag(*parts)  # type: ignore[no-untyped-call]
-    return blocks, torch.cat([torch.zeros_like(bias), model.embed_return.bias, bias])
+    return blocks, torch.cat(biases)

@@ -25,9 +25,10 @@ from aaren_rl import checkpoint, fused_scan
 from aaren_rl.captured import Captured
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.errors import AarenError, CheckpointError, InvalidInput
+from aaren_rl.mixers import State, state_tensors
 from aaren_rl.model import DecisionModel
 from aaren_rl.run_log import RunLog
-from aaren_rl.sampler import Batch, Sampler, Weighting, hold_out
+from aaren_rl.sampler import Context, Sampler, Weighting, hold_out
 from aaren_rl.trajectories import Trajectories
 
 Precision = Literal["auto", "float32", "bf16"]
@@ -50,8 +51,10 @@ class TrainingConfig:
     """Optimiser updates."""
     batch_size: int = 64
     """Segments in a batch."""
-    context: int | Literal["episode"] = 20
-    """Steps of a segment, or "episode" for whole episodes."""
+    context: int | str = 20
+    """What a segment is: a window of so many steps; "10+20", one of 20 after a burn-in of 10; "episode", a whole
+    episode; "packed", as many episodes as fit into the length of the longest; "carry:20", the next 20 steps, from the
+    state that those before left."""
     weighting: Weighting = "length"
     """Draw episodes in proportion to their length, or uniformly."""
     learning_rate: float = 1e-4
@@ -96,8 +99,7 @@ class TrainingConfig:
         for name in ("learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; expected a positive number")
-        if isinstance(self.context, int) and self.context < 1:
-            raise InvalidInput(f'context is {self.context}; expected at least 1 step, or "episode"')
+        Context.parse(self.context)
         if not 0 <= self.average < 1:
             raise InvalidInput(f"average is {self.average}; expected a decay from 0 up to but not 1")
         if self.warmup < 0 or self.weight_decay < 0:
@@ -145,7 +147,8 @@ class Trainer:
         evaluate: called with the model at every evaluation.
 
     Raises:
-        InvalidInput: an episode is longer than the model's learned timestep embedding.
+        InvalidInput: an episode is longer than the model's learned timestep embedding, or a state that grows is to be
+            carried from segment to segment.
     """
 
     def __init__(
@@ -169,17 +172,25 @@ class Trainer:
         self.model = model.to(self.device).train()
         self.acting = copy.deepcopy(self.model).eval() if config.average else self.model
         self.precision, self.compiled, self.captured = _means(config, self.device)
-        context = config.context if isinstance(config.context, int) else None
         train_on, held_out = hold_out(trajectories.episodes, config.held_out, config.seed)
         self.sampler = Sampler(
-            trajectories, train_on, config.batch_size, context, config.weighting, self.device, config.seed
+            trajectories, train_on, config.batch_size, config.context, config.weighting, self.device, config.seed
         )
         if self.device.type == "cuda":
             # To look at the lengths drawn would hold up the GPU, and shapes that change could not be recorded.
             self.sampler.pad_to = self.sampler.longest
         self.validation = self.sampler.over(trajectories, held_out) if len(held_out) else None
         self.optimiser = make_optimiser(self.model.parameters(), config, self.device)
-        self._loss = torch.compile(self.model.loss) if self.compiled else self.model.loss
+        # What the segments before left to those that follow them; None where segments stand alone.
+        self.carried: tuple[State, ...] | None = None
+        if self.sampler.context.kind == "carry":
+            if not self.model.constant_memory:
+                raise InvalidInput(
+                    f"--context {config.context} carries a state of constant size; that of mixer "
+                    f"{model.config.mixer!r} grows; pass another --context or --mixer aaren"
+                )
+            self.carried = self.model.initial_state(config.batch_size)
+        self._loss = torch.compile(self.model.loss_and_state) if self.compiled else self.model.loss_and_state
         # How much of the average stays; a tensor, so that a recorded update reads what it is by then.
         self.forget = torch.zeros((), device=self.device)
         self._update_once: Callable[[], tuple[Tensor, Tensor]] = self._do_update
@@ -296,9 +307,13 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
         for _ in range(config.accumulate):
-            loss = self._batch_loss(self.sampler.sample()) / config.accumulate
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
+            with autocast(self.device, self.precision):
+                loss, after = self._loss(*self.sampler.sample(), state=self.carried)
+            (loss / config.accumulate).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach() / config.accumulate
+            if self.carried is not None:
+                for kept, now in zip(state_tensors(self.carried), state_tensors(after), strict=True):
+                    kept.copy_(now.detach())
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
         self.optimiser.step()
         if self.acting is not self.model:
@@ -306,11 +321,6 @@ class Trainer:
                 for average, now in zip(self.acting.parameters(), self.model.parameters(), strict=True):
                     average.lerp_(now, self.forget)
         return total, norm
-
-    def _batch_loss(self, batch: Batch) -> Tensor:
-        with autocast(self.device, self.precision):
-            loss: Tensor = self._loss(*batch)
-        return loss
 
     @property
     def learning_rate(self) -> float:
@@ -321,8 +331,7 @@ class Trainer:
         return self.config.learning_rate * min(1.0, update / max(1, self.config.warmup))
 
     def _steps_per_update(self) -> float:
-        length = self.config.context if isinstance(self.config.context, int) else self.sampler.mean_length
-        return float(length * self.config.batch_size * self.config.accumulate)
+        return self.sampler.steps_per_segment * self.config.batch_size * self.config.accumulate
 
     def _evaluate(self) -> dict[str, float]:
         self.acting.eval()
@@ -356,6 +365,9 @@ class Trainer:
             tensors = {"rng": torch.get_rng_state(), "sampler": self.sampler.generator.get_state()}
             if self.device.type == "cuda":
                 tensors["rng_cuda"] = torch.cuda.get_rng_state(self.device)
+            if self.carried is not None:
+                tensors["cursor"] = self.sampler.cursor.cpu()
+                tensors |= {f"carried.{i}": part.cpu() for i, part in enumerate(state_tensors(self.carried))}
             tensors |= {f"weights.{name}": weight.cpu() for name, weight in self.model.state_dict().items()}
             for index, parts in self.optimiser.state_dict()["state"].items():
                 tensors |= {f"optimiser.{index}.{name}": part.cpu() for name, part in parts.items()}
@@ -408,6 +420,10 @@ class Trainer:
             self.optimiser.load_state_dict(optimiser)
             torch.set_rng_state(tensors["rng"])
             self.sampler.generator.set_state(tensors["sampler"])
+            if self.carried is not None:
+                self.sampler.cursor.copy_(tensors["cursor"])
+                for i, kept in enumerate(state_tensors(self.carried)):
+                    kept.copy_(tensors[f"carried.{i}"])
             if self.device.type == "cuda":
                 torch.cuda.set_rng_state(tensors["rng_cuda"], self.device)
             self.update, self.seconds = state["update"], state["seconds"]

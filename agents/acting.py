@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias
 
 import gymnasium as gym
 import numpy as np
@@ -13,9 +15,40 @@ from gymnasium.vector import AutoresetMode
 
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.errors import InvalidInput
-from aaren_rl.step import RETURN_TO_GO, TIMESTEP
+from aaren_rl.step import ACTION, RETURN_TO_GO, TIMESTEP
 
 Array: TypeAlias = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Acting:
+    """How an agent comes from what it saw to its next action.
+
+    Attributes:
+        mode: "stream" steps a state that holds the whole episode; "reset" empties what the mixers remember every so
+            many steps of an episode; "window" keeps no state and runs the last steps through the model again, as public
+            Decision Transformers do.
+        steps: between two resets, or of the window.
+    """
+
+    mode: Literal["stream", "reset", "window"] = "stream"
+    steps: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Acting:
+        """From its written form: "stream", "reset:20" or "window:20".
+
+        Raises:
+            InvalidInput: it is none of these.
+        """
+        if text == "stream":
+            return cls()
+        if found := re.fullmatch(r"(reset|window):([1-9]\d*)", text):
+            return cls("reset" if found[1] == "reset" else "window", int(found[2]))
+        raise InvalidInput(f"acting is {text!r}; expected stream, reset:STEPS or window:STEPS, as window:20")
+
+    def __str__(self) -> str:
+        return self.mode if self.mode == "stream" else f"{self.mode}:{self.steps}"
 
 
 class Stepping(Protocol):
@@ -25,8 +58,19 @@ class Stepping(Protocol):
         """Puts the rows marked in `rows`, (batch,) bool, back at the start of an episode."""
         ...
 
-    def step(self, observation: Array, return_to_go: Array, timestep: Array) -> Array:
-        """The next actions, (batch, action size)."""
+    def forget(self, rows: Array) -> None:
+        """Empties what the mixers remember of the rows marked in `rows`, whose episodes go on."""
+        ...
+
+    def step(self, observation: Array, reward: Array, return_to_go: Array, timestep: Array) -> Array:
+        """The next actions, (batch, action size).
+
+        Args:
+            observation: (batch, observation size).
+            reward: float32, of the last actions, (batch,); without meaning at the first step of an episode.
+            return_to_go: float64, (batch,); the reward is taken off already.
+            timestep: (batch,).
+        """
         ...
 
     @property
@@ -42,22 +86,33 @@ class Rows:
         function: (observation, reward, state) to (action, state); the state is float64.
         start: the row before an episode, (state size,).
         rows: how many environments.
+        action_size: components of an action.
     """
 
-    def __init__(self, function: Callable[[Array, Array, Array], tuple[Array, Array]], start: Array, rows: int) -> None:
+    def __init__(
+        self,
+        function: Callable[[Array, Array, Array], tuple[Array, Array]],
+        start: Array,
+        rows: int,
+        action_size: int,
+    ) -> None:
         self.function, self.start = function, start
         self.state = np.tile(start, (rows, 1))
-        # The agent counts the return-to-go itself, in float64.
-        self.no_reward = np.zeros(rows, np.float32)
+        self.remembered = slice(ACTION + action_size, None)
 
     def restart(self, rows: Array) -> None:
         """See `Stepping.restart`."""
         self.state[rows] = self.start
 
-    def step(self, observation: Array, return_to_go: Array, timestep: Array) -> Array:
+    def forget(self, rows: Array) -> None:
+        """See `Stepping.forget`."""
+        self.state[rows, self.remembered] = self.start[self.remembered]
+
+    def step(self, observation: Array, reward: Array, return_to_go: Array, timestep: Array) -> Array:
         """See `Stepping.step`."""
-        self.state[:, RETURN_TO_GO], self.state[:, TIMESTEP] = return_to_go, timestep
-        action, self.state = self.function(observation, self.no_reward, self.state)
+        # The agent counts the return-to-go itself; the function takes the reward off once more.
+        self.state[:, RETURN_TO_GO], self.state[:, TIMESTEP] = return_to_go + reward, timestep
+        action, self.state = self.function(observation, reward, self.state)
         return action
 
     @property
@@ -77,12 +132,22 @@ class SteppedAgent:
         action_high: highest actions, (action size,).
         observation_size: components of an observation.
         longest: steps that an episode can have; None for any number.
+        acting: how it acts, as `Acting.parse` takes it; None for what the card says.
+
+    Raises:
+        InvalidInput: acting is not understood.
     """
 
     def __init__(
-        self, card: AgentCard, action_low: Array, action_high: Array, observation_size: int, longest: int | None
+        self,
+        card: AgentCard,
+        action_low: Array,
+        action_high: Array,
+        observation_size: int,
+        longest: int | None,
+        acting: str | None = None,
     ) -> None:
-        self.card = card
+        self.card, self.acting = card, Acting.parse(acting or card.acting)
         self.action_low, self.action_high = action_low, action_high
         self.observation_size, self.longest = observation_size, longest
         self._stepping: Stepping | None = None
@@ -169,7 +234,7 @@ class SteppedAgent:
         self._return_to_go = self._target.copy()
         self._timestep = np.zeros(rows, dtype=np.int64)
         self._starting = True
-        self._none = np.zeros(rows, dtype=np.bool_)
+        self._none, self._no_reward = np.zeros(rows, dtype=np.bool_), np.zeros(rows)
         self._ended = self._none
         self._stepping = self._begin(rows)
 
@@ -210,8 +275,7 @@ class SteppedAgent:
             raise InvalidInput("the episode has ended; reset the environment and the agent before the next act")
         # In NEXT_STEP mode an ended row rests for one call, whose action the environment ignores.
         resting, restart = (done, self._ended) if self._waits_for_reset else (self._none, done)
-        if reward is not None:
-            earned = self._checked("reward", reward, (rows,), np.float64)
+        earned = self._no_reward if reward is None else self._checked("reward", reward, (rows,), np.float64)
         if not self._starting:
             self._return_to_go = self._return_to_go - earned
             self._timestep = self._timestep + ~resting
@@ -224,8 +288,13 @@ class SteppedAgent:
                 f"the episode is longer than the {self.longest} steps of the agent's learned timestep embedding; train "
                 "with --timesteps none or sinusoidal, or a larger --max-steps"
             )
+        if (
+            self.acting.mode == "reset"
+            and (due := (self._timestep > 0) & (self._timestep % self.acting.steps == 0)).any()
+        ):
+            stepping.forget(due)
         # A resting row steps on an observation that belongs to no action; it is reset at the next call anyway.
-        action = stepping.step(observed, self._return_to_go, self._timestep)
+        action = stepping.step(observed, earned.astype(np.float32), self._return_to_go, self._timestep)
         self._ended, self._starting = resting, False
         return action[0].copy() if self._single else action.copy()
 

@@ -16,7 +16,7 @@ from aaren_rl.checkpoint import AgentCard
 from aaren_rl.mixers import State, state_bytes
 from aaren_rl.model import DecisionModel
 from aaren_rl.numpy_step import NumpyStep
-from aaren_rl.step import TIMESTEP, Step
+from aaren_rl.step import ACTION, TIMESTEP, Step
 
 SMALL = 2**18
 """Multiplications up to which OpenBLAS, NumPy's usual library, keeps a product on one thread; so few steps are faster
@@ -45,24 +45,32 @@ class DecisionAgent(SteppedAgent):
         model: a trained model; it is switched to evaluation mode.
         card: what the model was trained on and for.
         device: where to compute.
+        acting: "stream", "reset:STEPS" or "window:STEPS" (see `aaren_rl.agents.acting.Acting`); None for what the card
+            says.
+
+    Raises:
+        InvalidInput: acting is not understood.
     """
 
-    def __init__(self, model: DecisionModel, card: AgentCard, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, model: DecisionModel, card: AgentCard, device: torch.device | str = "cpu", acting: str | None = None
+    ) -> None:
         self.model = model.to(device).eval()
         self.device = torch.device(device)
         low, high = model.action_low.cpu().numpy(), model.action_high.cpu().numpy()
         longest = model.config.max_steps if model.config.timesteps == "learned" else None
-        super().__init__(card, low, high, model.observation_size, longest)
+        super().__init__(card, low, high, model.observation_size, longest, acting)
         self._begun: tuple[int, tuple[tuple[int, int], ...]] | None = None
 
     @classmethod
-    def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> DecisionAgent:
-        """Loads an agent folder.
+    def load(cls, folder: str | Path, device: torch.device | str = "cpu", acting: str | None = None) -> DecisionAgent:
+        """Loads an agent folder; device and acting are as for the class.
 
         Raises:
             CheckpointError: the folder is missing, incomplete, altered or of another version.
+            InvalidInput: acting is not understood.
         """
-        return cls(*checkpoint.load_agent(Path(folder)), device=device)
+        return cls(*checkpoint.load_agent(Path(folder)), device=device, acting=acting)
 
     def save(self, folder: str | Path) -> None:
         """Writes an agent folder, model.safetensors and agent.json, whole or not at all.
@@ -73,6 +81,8 @@ class DecisionAgent(SteppedAgent):
         checkpoint.save_agent(Path(folder), self.model, self.card)
 
     def _begin(self, rows: int) -> Stepping:
+        if self.acting.mode == "window":
+            return _Window(self.model, rows, self.device, self.acting.steps)
         if not self.model.constant_memory:
             return _Cached(self.model, rows, self.device)
         # Nothing has to be folded or recorded again while neither the weights nor the number of rows change.
@@ -84,7 +94,7 @@ class DecisionAgent(SteppedAgent):
         step = Step(self.model)
         width = self.model.config.width
         if self.device.type == "cpu" and rows * step.tokens * width * 4 * width <= SMALL and NumpyStep.fits(step):
-            return Rows(NumpyStep(step), step.start.numpy(), rows)
+            return Rows(NumpyStep(step), step.start.numpy(), rows, step.action_size)
         return _Tensors(step, rows, self.device)
 
 
@@ -113,24 +123,34 @@ class _Tensors(_OnDevice):
         with torch.inference_mode(False):
             super().__init__(step.start.repeat(rows, 1), device)
             self.observation = torch.zeros(rows, step.observation_size, device=device)
-            self.no_reward = torch.zeros(rows, device=device)
+            self.reward = torch.zeros(rows, device=device)
         self._forward = Captured(self._do_step, [], device)
 
     def restart(self, rows: Array) -> None:
         """See `Stepping.restart`."""
-        self.state.copy_(torch.where(self._tensor(rows).unsqueeze(-1), self.module.start, self.state))
+        self._back_to_start(rows, 0)
 
-    def step(self, observation: Array, return_to_go: Array, timestep: Array) -> Array:
+    def forget(self, rows: Array) -> None:
+        """See `Stepping.forget`."""
+        self._back_to_start(rows, ACTION + self.module.action_size)
+
+    def _back_to_start(self, rows: Array, column: int) -> None:
+        state = self.state[:, column:]
+        state.copy_(torch.where(self._tensor(rows).unsqueeze(-1), self.module.start[column:], state))
+
+    def step(self, observation: Array, reward: Array, return_to_go: Array, timestep: Array) -> Array:
         """See `Stepping.step`."""
         self.observation.copy_(self._tensor(observation))
-        counted = np.stack([return_to_go, timestep], 1)
+        self.reward.copy_(self._tensor(reward))
+        # The step takes the reward off once more.
+        counted = np.stack([return_to_go + reward, timestep], 1)
         self.state[:, : TIMESTEP + 1] = self._tensor(counted)
         with torch.no_grad():
             acted: Array = self._forward().cpu().numpy()
         return acted
 
     def _do_step(self) -> Tensor:
-        action, after = self.module(self.observation, self.no_reward, self.state)
+        action, after = self.module(self.observation, self.reward, self.state)
         self.state.copy_(after)
         return cast(Tensor, action)
 
@@ -147,10 +167,62 @@ class _Cached(_OnDevice):
         """See `Stepping.restart`."""
         self.state = self.model.reset_state(self.state, self._tensor(rows))
 
-    def step(self, observation: Array, return_to_go: Array, timestep: Array) -> Array:
+    forget = restart
+
+    def step(self, observation: Array, reward: Array, return_to_go: Array, timestep: Array) -> Array:
         """See `Stepping.step`."""
         counted = self._tensor(return_to_go.astype(np.float32)), self._tensor(timestep)
         with torch.inference_mode():
-            action, self.state = self.model.step(self._tensor(observation), self.previous_action, *counted, self.state)
+            action, self.state = self.model.step(
+                self._tensor(observation), self.previous_action, *counted, self.state, self._tensor(reward)
+            )
         self.previous_action = action
         return action.cpu().numpy()
+
+
+class _Window(_OnDevice):
+    """Runs the last steps of each row through the whole model at every step.
+
+    The state is the window itself, (rows, steps, columns): observation, action, the reward of the action, return-to-go,
+    timestep, and whether the step is there. One step more than the window is kept, for its previous action.
+    """
+
+    def __init__(self, model: DecisionModel, rows: int, device: torch.device, steps: int) -> None:
+        self.sizes = [model.observation_size, model.action_size, 1, 1, 1, 1]
+        super().__init__(torch.zeros(rows, 0, sum(self.sizes), device=device), device)
+        self.model, self.steps = model, steps
+        # Where the reward and whether the step is there stand.
+        self.reward, self.there = model.observation_size + model.action_size, sum(self.sizes) - 1
+
+    def restart(self, rows: Array) -> None:
+        """See `Stepping.restart`."""
+        self.state[self._tensor(rows), :, self.there] = 0.0
+
+    def forget(self, rows: Array) -> None:
+        """See `Stepping.forget`."""
+        raise AssertionError("a window forgets by itself")
+
+    def step(self, observation: Array, reward: Array, return_to_go: Array, timestep: Array) -> Array:
+        """See `Stepping.step`."""
+        counted = np.stack([return_to_go, timestep, np.ones_like(return_to_go)], 1)
+        unknown = np.zeros((len(reward), self.model.action_size + 1))
+        now = self._tensor(np.concatenate([observation, unknown, counted], 1).astype(np.float32))
+        if self.state.shape[1]:
+            self.state[:, -1, self.reward] = self._tensor(reward)
+        self.state = torch.cat([self.state[:, -self.steps :], now.unsqueeze(1)], 1)
+        observations, actions, rewards, returns, timesteps, there = torch.split(self.state, self.sizes, -1)
+        window, before = slice(-self.steps, None), self.state.shape[1] > self.steps
+        with torch.inference_mode():
+            predicted, _ = self.model(
+                observations[:, window],
+                actions[:, window],
+                returns[:, window, 0],
+                timesteps[:, window, 0].long(),
+                actions[:, 0] if before else None,
+                there[:, window, 0] > 0,
+                rewards[:, window, 0],
+                rewards[:, 0, 0] if before else None,
+            )
+            action = predicted[:, -1]
+        self.state[:, -1, self.sizes[0] : self.reward] = action
+        return action.cpu().numpy()  # type: ignore[no-any-return]

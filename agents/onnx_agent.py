@@ -8,7 +8,7 @@ import numpy as np
 
 from aaren_rl import checkpoint, export
 from aaren_rl.agents.acting import Array, Rows, SteppedAgent, Stepping
-from aaren_rl.errors import CheckpointError
+from aaren_rl.errors import CheckpointError, InvalidInput
 
 
 class OnnxAgent(SteppedAgent):
@@ -17,13 +17,14 @@ class OnnxAgent(SteppedAgent):
     Args:
         folder: with agent.onnx and export.json.
         threads: that onnxruntime may use; for models of this size one is the fastest.
+        acting: "stream" or "reset:STEPS"; None for what the card says.
 
     Raises:
         CheckpointError: a file is missing, altered or of another version.
-        InvalidInput: onnxruntime is not installed.
+        InvalidInput: onnxruntime is not installed, or the exported step cannot act so.
     """
 
-    def __init__(self, folder: str | Path, threads: int = 1) -> None:
+    def __init__(self, folder: str | Path, threads: int = 1, acting: str | None = None) -> None:
         folder = Path(folder)
         described = checkpoint.read_json(folder / export.CARD)
         if described.get("format") != export.FORMAT:
@@ -44,11 +45,13 @@ class OnnxAgent(SteppedAgent):
         card = checkpoint.card_of(described)
         low, high = (np.array(described[name], dtype=np.float32) for name in ("action_low", "action_high"))
         start = np.array(described["state_start"], dtype=np.float64)
-        super().__init__(card, low, high, described["observation_size"], described["longest_episode"])
+        super().__init__(card, low, high, described["observation_size"], described["longest_episode"], acting)
+        if self.acting.mode == "window":
+            raise InvalidInput(f"an exported agent has a single step, it cannot act by {self.acting}; pass stream")
         self.start, self.int8 = start, bool(described["int8"])
 
     def _begin(self, rows: int) -> Stepping:
-        return Rows(self._run, self.start, rows)
+        return Rows(self._run, self.start, rows, len(self.action_low))
 
     def _run(self, observation: Array, reward: Array, state: Array) -> tuple[Array, Array]:
         action, state = self.session.run(None, {"observation": observation, "reward": reward, "state": state})

@@ -88,7 +88,6 @@ def result(episodes: Episodes, protocol: Protocol, **about: Any) -> dict[str, An
         "episodes": protocol.episodes,
         "seeds": [protocol.seed + row for row in range(protocol.slots)],
         "target": protocol.target_return,
-        "acting": "streaming" if protocol.target_return is not None else "without a state",
         "environment": protocol.environment.id,
         "environment_kwargs": protocol.environment.kwargs,
         "reference": reference.name if reference else None,

@@ -22,6 +22,7 @@ from aaren_rl.envs.environments import EnvironmentSpec, make, make_for_video
 from aaren_rl.envs.evaluation import Protocol, evaluate, result, write_result
 from aaren_rl.envs.rollout import Actor
 from aaren_rl.errors import CheckpointError, InvalidInput, unknown_name
+from aaren_rl.model import count_parameters
 from aaren_rl.scripts.console import describe, device_named, run, say
 
 BASELINES = ("random", "behaviour")
@@ -41,6 +42,8 @@ class Arguments:
     """How many whole episodes."""
     target: float | None = None
     """Return to ask for; by default the agent's first target."""
+    acting: str | None = None
+    """stream, reset:STEPS or window:STEPS; by default as the agent was trained to."""
     seed: int = 0
     """Row i of the vector environment is seeded with seed + i."""
     video: bool = False
@@ -108,7 +111,7 @@ def _agent(arguments: Arguments) -> tuple[Actor, Protocol, dict[str, Any], Path]
     if not folder.exists() and "/" not in arguments.agent:
         hint = unknown_name("baseline", arguments.agent, BASELINES)
         raise CheckpointError(f"{folder} is no agent folder here, and {hint}")
-    agent, how = _loaded(folder, arguments.device)
+    agent, how = _loaded(folder, arguments)
     card = agent.card
     spec = EnvironmentSpec(arguments.env_id) if arguments.env_id else EnvironmentSpec(card.env_id, card.env_kwargs)
     env = make(spec)
@@ -117,25 +120,27 @@ def _agent(arguments: Arguments) -> tuple[Actor, Protocol, dict[str, Any], Path]
     target = card.target_returns[0] if arguments.target is None else arguments.target
     protocol = Protocol(spec, arguments.episodes, arguments.seed, target, catalogue.reference_of(spec.id))
     about = {"checkpoint": folder.name, "source": card.source, "dataset": card.dataset_id, "updates": card.updates}
-    return agent, protocol, about | how, folder.parent
+    return agent, protocol, about | how | {"acting": str(agent.acting)}, folder.parent
 
 
-def _loaded(folder: Path, device: str) -> tuple[SteppedAgent, dict[str, Any]]:
+def _loaded(folder: Path, arguments: Arguments) -> tuple[SteppedAgent, dict[str, Any]]:
     """The agent, or the exported agent, of a folder, and what about it belongs into a result."""
     if (folder / export.CARD).exists():
-        if device != "cpu":
-            raise InvalidInput(f"an exported agent runs on the CPU; leave out --device {device}")
-        exported = OnnxAgent(folder)
+        if arguments.device != "cpu":
+            raise InvalidInput(f"an exported agent runs on the CPU; leave out --device {arguments.device}")
+        exported = OnnxAgent(folder, acting=arguments.acting)
         return exported, {"runtime": "onnxruntime", "int8": exported.int8, "device": "cpu"}
-    agent = DecisionAgent.load(folder, device_named(device))
-    return agent, {"mixer": agent.model.config.mixer, "device": agent.device.type}
+    agent = DecisionAgent.load(folder, device_named(arguments.device), arguments.acting)
+    config = agent.model.config
+    return agent, {"mixer": config.mixer, "parameters": count_parameters(agent.model), "device": agent.device.type}
 
 
 def _baseline(arguments: Arguments) -> tuple[Actor, Protocol, dict[str, Any], Path]:
     if arguments.env is None:
         raise InvalidInput(f"which environment? pass --env, as {arguments.agent} --env hopper-medium")
-    if arguments.target is not None:
-        raise InvalidInput(f"a baseline takes no target return; leave out --target {arguments.target}")
+    for option in ("target", "acting"):
+        if getattr(arguments, option) is not None:
+            raise InvalidInput(f"a baseline has no --{option} {getattr(arguments, option)}; leave it out")
     entry = catalogue.find(arguments.env)
     if arguments.agent == "behaviour" and arguments.env_id is not None:
         raise InvalidInput(f"a behaviour acts in its own environment; leave out --env-id {arguments.env_id}")
@@ -147,6 +152,7 @@ def _baseline(arguments: Arguments) -> tuple[Actor, Protocol, dict[str, Any], Pa
     )
     protocol = Protocol(spec, arguments.episodes, arguments.seed, None, catalogue.reference_of(spec.id))
     about = {"checkpoint": arguments.agent, "source": "bundled", "dataset": entry.bundled_id}
+    about["acting"] = "without a state"
     return actor, protocol, about, Path("runs") / f"{arguments.env}-{arguments.agent}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 

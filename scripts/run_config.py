@@ -14,6 +14,7 @@ import tomli_w
 import tyro
 from typeguard import TypeCheckError, check_type
 
+from aaren_rl.agents.acting import Acting
 from aaren_rl.checkpoint import replace_file
 from aaren_rl.envs.sources import Source
 from aaren_rl.errors import CheckpointError, InvalidInput, unknown_name
@@ -50,6 +51,9 @@ class RunConfig:
     """Return to ask for in evaluations; by default the dataset's first target."""
     return_scale: float = 1000.0
     """Returns-to-go are divided by this."""
+    acting: str = "stream"
+    """How the agent acts: "stream" carries its state through the episode; "reset:20" empties the mixers' state every 20
+    steps; "window:20" runs the last 20 steps through the model again at every step."""
     check_episodes: int = 10
     """Episodes of each evaluation during training; 0 for none."""
     episodes: int = 100
@@ -64,6 +68,7 @@ class RunConfig:
             raise InvalidInput(
                 f"episodes {self.episodes} and check_episodes {self.check_episodes}; expected at least 1 and at least 0"
             )
+        Acting.parse(self.acting)
         if self.seeds < 1:
             raise InvalidInput(f"seeds is {self.seeds}; expected at least 1")
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from aaren_rl import checkpoint, scan
@@ -27,6 +28,9 @@ from aaren_rl.scripts import run_config
 from aaren_rl.scripts.console import describe, device_named, run, say
 from aaren_rl.scripts.run_config import CONFIG, RunConfig
 from aaren_rl.training import Evaluation, Interrupted, Trained, Trainer, checkpoints
+
+QUANTILES = 11
+"""Of the data's returns that an agent's card holds."""
 
 CHECK_SEED = 10_000
 """Seeds of evaluations during training, apart from those of the final one."""
@@ -117,6 +121,8 @@ def _start(config: RunConfig, dataset: Dataset, folder: Path, device: torch.devi
         dataset_id=dataset.id,
         source=dataset.source,
         target_returns=(target, *(other for other in dataset.target_returns if other != target)),
+        acting=config.acting,
+        data_returns=tuple(np.quantile(dataset.trajectories.returns, np.linspace(0, 1, QUANTILES)).round(3).tolist()),
     )
     protocol = Protocol(dataset.environment, max(1, config.check_episodes), CHECK_SEED, target, dataset.reference)
 
@@ -134,7 +140,7 @@ def _start(config: RunConfig, dataset: Dataset, folder: Path, device: torch.devi
     means = [name for name, used in (("torch.compile", trainer.compiled), ("CUDA graphs", trainer.captured)) if used]
     say(
         f"model: {config.model.blocks} blocks of {config.model.mixer}, {count_parameters(model)} parameters, "
-        f"{config.model.layout} tokens{_scan_form(config, dataset, model, device)}; training on {_describe(device)}, "
+        f"{config.model.layout} tokens{_scan_form(trainer)}; training on {_describe(device)}, "
         f"{', '.join([trainer.precision, *means])}; run folder {folder}"
     )
     return _Run(config, dataset, folder, device, trainer, protocol)
@@ -161,6 +167,8 @@ def _report(run: _Run, trained: Trained) -> dict[str, Any]:
             "dataset": dataset.id,
             "updates": agent.card.updates,
             "mixer": config.model.mixer,
+            "parameters": count_parameters(agent.model),
+            "acting": str(agent.acting),
             "device": device.type,
             "training": {
                 "precision": run.trainer.precision,
@@ -194,7 +202,8 @@ def _summary(config: RunConfig, folder: Path, outcomes: list[dict[str, Any]]) ->
     """Mean and spread over the seeds, of the last agents; written into the folder of them all."""
     scores = [outcome["normalized_score"] for outcome in outcomes]
     means = [outcome["mean"] for outcome in outcomes]
-    kept = ("target", "environment", "reference", "source", "dataset", "updates", "mixer", "device", "versions")
+    protocol = ("target", "environment", "reference", "source", "dataset", "updates", "acting")
+    agent = ("mixer", "parameters", "device", "versions")
     summary = {
         "normalized_score": statistics.mean(scores) if None not in scores else None,
         "normalized_scores": scores,
@@ -202,7 +211,7 @@ def _summary(config: RunConfig, folder: Path, outcomes: list[dict[str, Any]]) ->
         "means": means,
         "seeds": list(range(config.training.seed, config.training.seed + config.seeds)),
         "episodes": config.episodes,
-        **{name: outcomes[0][name] for name in kept},
+        **{name: outcomes[0][name] for name in (*protocol, *agent)},
     }
     say(f"result:     {write_result(folder, summary)}")
     spread = f"return {summary['mean']:.0f} ({min(means):.0f} to {max(means):.0f})"
@@ -215,7 +224,9 @@ def _summary(config: RunConfig, folder: Path, outcomes: list[dict[str, Any]]) ->
 def _new_model(config: RunConfig, dataset: Dataset) -> DecisionModel:
     torch.manual_seed(config.training.seed)
     mean, std = dataset.trajectories.observation_statistics()
-    return DecisionModel(config.model, Scaling(mean, std, dataset.action_low, dataset.action_high, config.return_scale))
+    largest = float(np.abs(dataset.trajectories.rewards).max())
+    scaling = Scaling(mean, std, dataset.action_low, dataset.action_high, config.return_scale, largest or 1.0)
+    return DecisionModel(config.model, scaling)
 
 
 def _folder(config: RunConfig) -> Path:
@@ -236,12 +247,11 @@ def _run_folder(config: RunConfig) -> Path:
     return folder
 
 
-def _scan_form(config: RunConfig, dataset: Dataset, model: DecisionModel, device: torch.device) -> str:
-    if config.model.mixer != "aaren":
+def _scan_form(trainer: Trainer) -> str:
+    if trainer.model.config.mixer != "aaren":
         return ""
-    context = config.training.context
-    steps = int(dataset.trajectories.lengths.max()) if context == "episode" else context
-    return f", {scan.choose_form(steps * model.tokens_per_step, device)} scan"
+    tokens = trainer.sampler.longest_segment * trainer.model.tokens_per_step
+    return f", {scan.choose_form(tokens, trainer.device)} scan"
 
 
 def _describe(device: torch.device) -> str:

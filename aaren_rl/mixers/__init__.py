@@ -1,7 +1,7 @@
 """What mixes tokens over time, behind one contract and a registry of names."""
 
 from aaren_rl.mixers.aaren import Aaren
-from aaren_rl.mixers.base import Memory, Mixer, State, state_bytes
+from aaren_rl.mixers.base import Memory, Mixer, State, state_bytes, state_tensors
 from aaren_rl.mixers.registry import get, names, register
 from aaren_rl.mixers.softmax import Softmax, SoftmaxState
 
@@ -16,4 +16,5 @@ __all__ = [
     "names",
     "register",
     "state_bytes",
+    "state_tensors",
 ]

@@ -28,20 +28,34 @@ class Aaren(Mixer):
     ``o_k = sum_{i<=k} softmax_i(<W_q q, W_k x_i> / sqrt(head width)) W_v x_i``. The query projection stays, so a layer
     has one vector of the size of a token more than softmax attention. All prefixes are computed by `aaren_rl.scan`.
 
+    With recency a token's score falls by a learned slope per head with every token after it. The shift that all scores
+    share cancels, so this is the same scan over other scores, and a state that decays by exp(-slope) a token. The
+    slopes begin as the fixed ones of Press et al. 2022 ("Train Short, Test Long", section 3); learning them is ours.
+
     Args:
         width: size of a token.
         heads: number of heads; must divide the width.
+        recency: whether newer tokens weigh more.
     """
 
     memory = "constant"
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, recency: bool = False) -> None:
         super().__init__(width, heads)
         self.query_token = nn.Parameter(torch.randn(width) * 0.02)
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
         self.output = nn.Linear(width, width)
+        self.recency = recency
+        if recency:
+            slopes = 2.0 ** (-8.0 * torch.arange(1, heads + 1) / heads)
+            self.slope_before_softplus = nn.Parameter(slopes.expm1().log())
+
+    @property
+    def slopes(self) -> Tensor:
+        """How much a score falls with each later token, (heads,), positive."""
+        return F.softplus(self.slope_before_softplus)
 
     def initial_state(self, batch_size: int) -> scan.ScanState:
         """The empty prefix (m, c, a) of every head."""
@@ -57,8 +71,26 @@ class Aaren(Mixer):
         """See `Mixer.forward`; the state is a `scan.ScanState`."""
         scores = F.linear(x, *self.score_weights()).transpose(1, 2)
         values = self._split_heads(self.value(x))
+        if self.recency:
+            scores, state = self._aged(scores, state, valid)
         mixed, state = scan.prefix_attention(scores, values, state, reset, valid)
         return self.output(self._join_heads(mixed)), state
+
+    def _aged(
+        self, scores: Tensor, state: scan.ScanState | None, valid: Tensor | None
+    ) -> tuple[Tensor, scan.ScanState | None]:
+        """Scores and state as they are after the last token, each lowered by the slope times the tokens since."""
+        live = torch.ones_like(scores[:, 0]) if valid is None else valid.to(scores.dtype)
+        # At least float32, since products under autocast come in less.
+        seen = live.to(torch.promote_types(scores.dtype, torch.float32)).cumsum(-1)
+        slopes = self.slopes.to(seen.dtype)
+        scores = scores.to(seen.dtype) - slopes.view(-1, 1) * (seen[:, -1:] - seen).unsqueeze(1)
+        if state is not None:
+            lowered = slopes * seen[:, -1:]
+            # The maximum takes the value of the decay, the sums its derivative: no form differentiates the maximum.
+            ones = torch.exp(lowered.detach() - lowered)
+            state = scan.ScanState(state.m - lowered.detach(), state.c * ones, state.a * ones.unsqueeze(-1))
+        return scores, state
 
     def score_weights(self) -> tuple[Tensor, Tensor]:
         """The scores as a linear layer of the tokens: its weight (heads, width) and bias (heads,).
@@ -94,6 +126,7 @@ class AarenStep(Stepper):
     project_bias: Tensor
     output: Tensor
     later: Tensor
+    kept: Tensor
 
     def __init__(self, mixer: Aaren, norm: nn.LayerNorm, tokens: int, outputs: int) -> None:
         weight, bias = mixer.score_weights()
@@ -121,8 +154,15 @@ class AarenStep(Stepper):
         carried = F.pad(mixer.output.weight.view(-1, heads, dim), (0, 1))
         carried[:, 0, dim] = mixer.output.bias
         self.register_buffer("output", carried.flatten(1).t().contiguous())
-        # Row k: 0 for the state and the tokens up to the k-th output's, EMPTY for those after it.
-        self.register_buffer("later", (torch.ones(tokens, tokens + 1).triu(2)[tokens - outputs :] * EMPTY).to(weight))
+        # Row k: what the scores of the state and of all tokens get added for the k-th output: EMPTY those after it,
+        # and those before it what they lose by their age.
+        place = torch.arange(tokens + 1, device=weight.device)
+        age = place[tokens - outputs + 1 :, None] - place
+        slopes = mixer.slopes if mixer.recency else torch.zeros_like(bias)
+        later = torch.where(age < 0, EMPTY, -slopes.view(-1, 1, 1) * age)
+        self.register_buffer("later", later)
+        self.recency = mixer.recency
+        self.register_buffer("kept", later.double().exp())
 
     def forward(self, x: Tensor, onto: Tensor, state: Tensor, live: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `Stepper.forward`."""
@@ -140,6 +180,8 @@ class AarenStep(Stepper):
             if self.heads > 1:
                 rows, state = rows.view(-1, self.heads, self.dim + 2), state.view(-1, self.heads, self.dim + 1)
             value, score = torch.split(rows, [self.dim + 1, 1], -1)
+            if self.recency:
+                state = state * self.kept[:, 0, :1]
             state = state + (value * score.exp()).double()
             return state, state if self.heads == 1 else state.flatten(1)
         shape = (self.tokens,) if self.heads == 1 else (self.tokens, self.heads)
@@ -149,6 +191,11 @@ class AarenStep(Stepper):
             weight = weight * (live.unsqueeze(-1) if self.heads == 1 else live[..., None, None])
         added = (value * weight).double()
         before = state.view(-1, 1, *shape[1:], self.dim + 1)
+        if self.recency:
+            pieces = torch.cat([before, added], 1)
+            sums = self.kept @ pieces.transpose(1, 2) if self.heads > 1 else self.kept[0] @ pieces
+            sums = sums.transpose(1, 2) if self.heads > 1 else sums
+            return sums, sums[:, -1].flatten(1)
         sums = before + (added.sum(1, keepdim=True) if self.outputs == 1 else added.cumsum(1)[:, -self.outputs :])
         return sums, sums[:, -1].flatten(1)
 

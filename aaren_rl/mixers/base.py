@@ -127,24 +127,25 @@ class PlainStepper(Stepper):
     def __init__(self, mixer: Mixer, tokens: int, outputs: int) -> None:
         like = mixer.initial_state(1)
         # Finite, so that it can be written into a file of JSON.
-        super().__init__(torch.cat([part.reshape(-1).double() for part in _leaves(like)]).clamp(min=-1e30))
+        super().__init__(torch.cat([part.reshape(-1).double() for part in state_tensors(like)]).clamp(min=-1e30))
         self._like = like
         self.mixer, self.tokens, self.outputs = mixer, tokens, outputs
 
     def forward(self, x: Tensor, onto: Tensor, state: Tensor, live: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `Stepper.forward`."""
         batch = len(state)
-        leaves = _leaves(self._like)
+        leaves = state_tensors(self._like)
         parts = torch.split(state, [part.numel() for part in leaves], -1)
         whole = iter([part.view(batch, *leaf.shape[1:]).to(leaf) for part, leaf in zip(parts, leaves, strict=True)])
         valid = None if live is None else live > 0
         y, after = self.mixer(x.view(batch, self.tokens, -1), _rebuilt(self._like, whole), None, valid)
-        state = torch.cat([part.reshape(batch, -1).double() for part in _leaves(after)], -1)
+        state = torch.cat([part.reshape(batch, -1).double() for part in state_tensors(after)], -1)
         return onto + y[:, -self.outputs :].flatten(0, 1), state
 
 
-def _leaves(state: State) -> list[Tensor]:
-    return [state] if isinstance(state, Tensor) else [leaf for part in state for leaf in _leaves(part)]
+def state_tensors(state: State) -> list[Tensor]:
+    """The tensors of a state, in order."""
+    return [state] if isinstance(state, Tensor) else [leaf for part in state for leaf in state_tensors(part)]
 
 
 def _rebuilt(like: State, leaves: Iterator[Tensor]) -> State:
@@ -163,6 +164,4 @@ def _where_rows(rows: Tensor, chosen: State, other: State) -> State:
 
 def state_bytes(state: State) -> int:
     """Bytes that the tensors of a state take."""
-    if isinstance(state, Tensor):
-        return state.numel() * state.element_size()
-    return sum(state_bytes(part) for part in state)
+    return sum(part.numel() * part.element_size() for part in state_tensors(state))

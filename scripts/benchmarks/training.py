@@ -115,7 +115,7 @@ def _train_on_cuda(data: Trajectories, updates: int) -> float:
 def _episode_side(steps: int, batch_size: int, mixer: str) -> Side:
     """A side of updates on batches of whole episodes of so many steps."""
     data = setting.make_trajectories(8 * steps, steps)
-    return timed(_our_update(Sampler(data, np.arange(data.episodes), batch_size, None), mixer=mixer))
+    return timed(_our_update(Sampler(data, np.arange(data.episodes), batch_size, "episode"), mixer=mixer))
 
 
 def _our_update(sampler: Sampler, **changes: str) -> Callable[[], None]:

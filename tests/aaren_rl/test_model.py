@@ -365,7 +365,7 @@ def test_a_previous_action_that_does_not_fit_is_refused(make_model):
     [
         ({"mixer": "aarn"}, "did you mean 'aaren'"),
         ({"layout": "stacked"}, "expected one of interleaved, fused"),
-        ({"timesteps": "rotary"}, "expected one of none, learned, sinusoidal"),
+        ({"timesteps": "rotary"}, "expected one of none, first, learned, sinusoidal"),
         ({"dropout": 1.0}, "dropout is"),
         ({"dropout": -0.1}, "dropout is"),
         ({"blocks": 0}, "blocks is 0"),

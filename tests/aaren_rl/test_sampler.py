@@ -102,7 +102,7 @@ def test_windows_start_anywhere_in_an_episode_alike(coded, weighting):
 
 
 def test_whole_episodes_are_whole(coded):
-    batch = Sampler(coded(LENGTHS), EVERY, 32, None, "uniform").sample()
+    batch = Sampler(coded(LENGTHS), EVERY, 32, "episode", "uniform").sample()
     assert (batch.timesteps[:, 0] == 0).all()
     episodes = batch.states[:, 0, 0].long()
     assert torch.equal(batch.valid.sum(1), torch.tensor(LENGTHS)[episodes])

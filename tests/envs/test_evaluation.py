@@ -59,11 +59,6 @@ def test_no_reference_means_no_score():
     assert figures["mean"] == 1.5
 
 
-def test_how_it_acted_is_said():
-    assert result(episodes([1, 2]), protocol(2, target=5.0))["acting"] == "streaming"
-    assert result(episodes([1, 2]), protocol(2))["acting"] == "without a state"
-
-
 @pytest.mark.parametrize(("wanted", "rows"), [(1, 1), (24, 24), (25, 25), (100, 25)])
 def test_seeds_are_one_per_row(wanted, rows):
     assert result(episodes([1, 2]), protocol(wanted, 3))["seeds"] == list(range(3, 3 + rows))

@@ -44,10 +44,10 @@ class AgentCard:
         dataset_id: the data it was trained on.
         source: where the data came from ("minari", "d4rl", "bundled").
         target_returns: what to ask of it; the first is the default.
+        updates: optimiser updates it was trained for.
         acting: how it acts unless asked otherwise, as "stream" or "window:20" (`aaren_rl.agents.acting.Acting`).
         data_returns: quantiles of the returns in its data, from the lowest to the highest episode in equal steps of
             probability; empty where they are not known.
-        updates: optimiser updates it was trained for.
 
     Raises:
         InvalidInput: no target return is given.
@@ -58,9 +58,9 @@ class AgentCard:
     source: str
     target_returns: tuple[float, ...]
     env_kwargs: dict[str, Any] = field(default_factory=dict)
+    updates: int = 0
     acting: str = "stream"
     data_returns: tuple[float, ...] = ()
-    updates: int = 0
 
     def __post_init__(self) -> None:
         if not self.target_returns:

@@ -150,7 +150,7 @@ def test_the_card_says_all_that_running_the_graph_takes(exported, name):
     card = card_of(exported[name])
     assert {path.name for path in exported[name].iterdir()} == FILES
     expected = {
-        "format": 1,
+        "format": 2,
         "aaren_rl": __version__,
         "env_id": "Hopper-v5",
         "dataset_id": "made-up/tiny-v0",

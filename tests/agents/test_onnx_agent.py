@@ -210,7 +210,7 @@ def test_an_altered_graph_is_refused(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, "has format 2; this version reads 1"),
+        ({"format": 3}, "has format 3; this version reads 2"),
         ({"format": ...}, "has format None"),
         ({"sha256": "0" * 64}, "is not as it was exported"),
         ({"sha256": ...}, "is not as it was exported"),

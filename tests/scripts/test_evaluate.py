@@ -68,7 +68,7 @@ def test_behaviour_baseline(command, tmp_path):
         (["random"], "pass --env"),
         (["random", "--env", "hoper-medium"], "did you mean .*'hopper-medium'"),
         (["behaviour", "--env", "ant-medium"], "no behaviour is bundled for ant-medium"),
-        (["random", "--env", "hopper-medium", "--target", "3600"], "takes no target return"),
+        (["random", "--env", "hopper-medium", "--target", "3600"], "a baseline has no --target 3600.0; leave it out"),
         (["randm"], "did you mean 'random'"),
         (["runs/none/last"], r"agent\.json is missing"),
     ],

@@ -31,6 +31,7 @@ def scaling():
         np.array([-1.0, 0.0], dtype=np.float32),
         np.array([1.0, 5.0], dtype=np.float32),
         return_scale=100.0,
+        reward_scale=0.5,
     )
 
 

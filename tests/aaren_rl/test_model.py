@@ -12,10 +12,21 @@ from aaren_rl.model import DecisionModel, ModelConfig, Scaling, config_from_dict
 
 OBSERVATION_SIZE, ACTION_SIZE = 4, 2
 LAYOUTS = ("interleaved", "fused")
-TIMESTEPS = ("none", "learned", "sinusoidal")
+TIMESTEPS = ("none", "first", "learned", "sinusoidal")
 
 both_layouts = pytest.mark.parametrize("layout", LAYOUTS)
 all_timesteps = pytest.mark.parametrize("timesteps", TIMESTEPS)
+LEVERS = [
+    {"previous_action": False},
+    {"reward": True},
+    {"reward": True, "previous_action": False},
+    {"return_to_go": False},
+    {"return_to_go": False, "previous_action": False},
+    {"recency": True},
+    {"norm": "post"},
+    {"timesteps": "first"},
+]
+all_levers = pytest.mark.parametrize("lever", LEVERS, ids=str)
 both_mixers = pytest.mark.parametrize("mixer", ["aaren", "softmax"])
 
 
@@ -61,6 +72,109 @@ def test_a_thousand_steps_one_by_one_equal_one_forward(make_model, layout, times
     stepped, _ = step_through(model, arguments)
     assert_close(stepped, whole, 1e-4)
     assert whole.std() > 0.05
+
+
+def draw_rewards(time, batch=2):
+    return torch.rand(batch, time, generator=torch.Generator().manual_seed(9)) * 4 - 2
+
+
+@both_layouts
+@all_levers
+def test_with_every_lever_steps_equal_one_forward(make_model, layout, lever):
+    model = make_model(layout=layout, **lever)
+    (states, actions, wanted, timesteps), rewards = draw(80), draw_rewards(80)
+    timesteps = timesteps % 50
+    whole, _ = model(states, actions, wanted, timesteps, rewards=rewards)
+    state, previous, earned = model.initial_state(2), torch.zeros(2, ACTION_SIZE), torch.zeros(2)
+    with torch.inference_mode():
+        for t in range(80):
+            if t == 50:
+                state = model.reset_state(state, torch.ones(2, dtype=torch.bool))
+            action, state = model.step(states[:, t], previous, wanted[:, t], timesteps[:, t], state, earned)
+            assert_close(action, whole[:, t], 1e-4)
+            previous, earned = actions[:, t], rewards[:, t]
+    assert whole.std() > 0.05
+
+
+@both_layouts
+@all_levers
+@pytest.mark.parametrize(("left", "right"), [(4, 0), (0, 4), (3, 5)])
+def test_with_every_lever_padding_splitting_and_resuming_change_nothing(make_model, layout, lever, left, right):
+    model = make_model(layout=layout, **lever)
+    arguments, rewards = draw(40, first=6), draw_rewards(40)
+    before = torch.tensor([[0.5, 4.0], [-0.5, 1.0]]), torch.tensor([1.5, -0.5])
+    whole, _ = model(*arguments, before[0], rewards=rewards, previous_reward=before[1])
+    outputs, state = [], None
+    for start, stop in ((0, 17), (17, 40)):
+        padded = [
+            F.pad(part[:, start:stop], (0, 0) * (part.ndim - 2) + (left, right), value=3)
+            for part in (*arguments, rewards)
+        ]
+        valid = F.pad(torch.ones(2, stop - start, dtype=torch.bool), (left, right))
+        ahead = before if start == 0 else (arguments[1][:, start - 1], rewards[:, start - 1])
+        own, state = model(*padded[:4], ahead[0], valid, padded[4], ahead[1], state)
+        outputs.append(own[:, left : left + stop - start])
+    assert_close(torch.cat(outputs, 1), whole)
+
+
+@both_layouts
+@all_levers
+def test_with_every_lever_what_is_left_out_does_not_matter_and_what_is_in_does(make_model, layout, lever):
+    model = make_model(layout=layout, **lever)
+    (states, actions, wanted, timesteps), rewards = draw(20), draw_rewards(20)
+    plain, _ = model(states, actions, wanted, timesteps, rewards=rewards)
+    asked = model.config.previous_action, model.config.return_to_go, model.config.reward
+    changes = ((actions + 0.5, wanted, rewards), (actions, wanted + 50, rewards), (actions, wanted, rewards + 1))
+    for matters, (acted, returns, earned) in zip(asked, changes, strict=True):
+        changed, _ = model(states, acted, returns, timesteps, rewards=earned)
+        assert ((changed - plain).abs().amax() > 1e-3) == matters
+    tokens = 1 + model.config.return_to_go + (model.config.previous_action or model.config.reward)
+    assert model.tokens_per_step == (1 if layout == "fused" else tokens)
+
+
+def test_reward_as_input_needs_rewards(make_model):
+    model = make_model(reward=True)
+    with pytest.raises(InvalidInput, match="has reward as input; give rewards"):
+        model(*draw(5))
+    with pytest.raises(InvalidInput, match="and previous_reward with an action"):
+        model(*draw(5, first=3), torch.zeros(2, ACTION_SIZE), rewards=draw_rewards(5))
+    with pytest.raises(InvalidInput, match=r"rewards has shape \(2, 4\); expected \(2, 5\)"):
+        model(*draw(5), rewards=draw_rewards(4))
+
+
+def test_a_first_step_flag_marks_first_steps_alone(make_model):
+    model = make_model(timesteps="first")
+    added = model.embed_timesteps(torch.tensor([[0, 1, 7]]))
+    assert torch.equal(added[0, 0], model.embed_first)
+    assert not added[0, 1:].any()
+
+
+def test_post_norm_is_vaswanis_order(make_model):
+    """One block without mixing over time: norm(x + sublayer(x)), twice, and no norm at the end."""
+    model = make_model(norm="post", blocks=1)
+    block, x = model.blocks[0], torch.randn(1, 1, 16)
+    y, _ = block(x, None, None, None)
+    inner = block.mixer_norm(x + block.mixer.output(block.mixer.value(x)))
+    expected = block.perceptron_norm(inner + block.contract(F.relu(block.expand(inner))))
+    torch.testing.assert_close(y, expected)
+    assert not list(model.norm.parameters())
+
+
+def test_the_loss_counts_the_steps_it_is_told_to(make_model):
+    model, arguments = make_model(), draw(12)
+    counted = torch.zeros(2, 12, dtype=torch.bool)
+    counted[0, 5:], counted[1, 9] = True, True
+    scaled = [model._scale_action(part) for part in (model(*arguments)[0], arguments[1])]
+    expected = (scaled[0] - scaled[1]).square().mean(-1)[counted].mean()
+    torch.testing.assert_close(model.loss(*arguments, counted=counted), expected)
+
+
+def test_the_loss_of_two_segments_with_a_state_between_is_that_of_the_whole(make_model):
+    model, arguments = make_model(), draw(30)
+    first, state = model.loss_and_state(*piece(arguments, slice(0, 10)))
+    previous = arguments[1][:, 9]
+    second = model.loss(*piece(arguments, slice(10, 30)), previous, state=state)
+    torch.testing.assert_close((10 * first + 20 * second) / 30, model.loss(*arguments))
 
 
 @both_layouts
@@ -372,6 +486,8 @@ def test_a_previous_action_that_does_not_fit_is_refused(make_model):
         ({"width": 0}, "width is 0"),
         ({"heads": 0}, "heads is 0"),
         ({"max_steps": 0}, "max_steps is 0"),
+        ({"norm": "middle"}, "expected one of pre, post"),
+        ({"recency": True, "mixer": "softmax"}, "recency is an option of the mixer aaren, not of softmax"),
     ],
 )
 def test_configurations_that_cannot_be_are_refused(changes, message):

@@ -1,13 +1,14 @@
 import inspect
+import itertools
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aaren_rl.errors import InvalidInput
-from aaren_rl.sampler import Batch, Sampler, hold_out
+from aaren_rl.sampler import Batch, Context, Sampler, hold_out
 
 LENGTHS = (5, 1, 17, 3, 40, 8)
 EVERY = np.arange(len(LENGTHS))
@@ -15,7 +16,10 @@ EVERY = np.arange(len(LENGTHS))
 
 def assert_pieces_of_episodes(batch, lengths):
     """Every row is consecutive steps of one episode; episode and step are read off the observation."""
-    states, actions, returns_to_go, timesteps, previous_action, valid = (part.numpy() for part in batch)
+    states, actions, returns_to_go, timesteps, previous_action, valid, rewards, previous_reward, counted = (
+        part.numpy() for part in batch
+    )
+    assert (counted == valid).all()
     for row in range(len(states)):
         real = valid[row].sum()
         assert real >= 1
@@ -32,6 +36,8 @@ def assert_pieces_of_episodes(batch, lengths):
         assert (actions[row, :real, 0] == 1000 * episode + steps + 1).all()
         assert (returns_to_go[row, :real] == lengths[episode] - steps).all()
         assert previous_action[row, 0] == (1000 * episode + start if start else 0)
+        assert previous_reward[row] == (1 if start else 0)
+        assert (rewards[row] == valid[row]).all()
         assert (states[row, real:] == 0).all()
         assert (actions[row, real:] == 0).all()
         assert (returns_to_go[row, real:] == 0).all()
@@ -43,13 +49,13 @@ def same(ours, theirs):
 
 
 @pytest.mark.parametrize("weighting", ["length", "uniform"])
-@pytest.mark.parametrize("context", [1, 4, 20, 100, None])
+@pytest.mark.parametrize("context", [1, 4, 20, 100, "episode"])
 def test_rows_are_contiguous_pieces_of_one_episode(coded, weighting, context):
     sampler = Sampler(coded(LENGTHS), EVERY, 64, context, weighting)
     for _ in range(5):
         batch = sampler.sample()
         assert_pieces_of_episodes(batch, LENGTHS)
-        if context:
+        if context != "episode":
             assert batch.valid.shape == (64, context)
 
 
@@ -58,7 +64,6 @@ def test_only_the_chosen_episodes_are_drawn(coded):
     batch = sampler.sample()
     assert_pieces_of_episodes(batch, LENGTHS)
     assert set(batch.states[:, 0, 0].int().tolist()) == {1, 4}
-    assert sampler.mean_length == (1 + 40) / 2
 
 
 @pytest.mark.parametrize("weighting", ["length", "uniform"])
@@ -75,7 +80,7 @@ def shares(lengths, weighting, context, coded):
     return np.bincount(batch.states[:, 0, 0].int().numpy(), minlength=len(lengths)) / draws, batch
 
 
-@pytest.mark.parametrize("context", [2, None])
+@pytest.mark.parametrize("context", [2, "episode"])
 def test_weighting_by_length_draws_episodes_in_proportion_to_it(coded, context):
     found, _ = shares(LENGTHS, "length", context, coded)
     expected = np.array(LENGTHS) / sum(LENGTHS)
@@ -83,7 +88,7 @@ def test_weighting_by_length_draws_episodes_in_proportion_to_it(coded, context):
     assert (np.abs(found - expected) < 5 * np.sqrt(expected * (1 - expected) / 40_000)).all()
 
 
-@pytest.mark.parametrize("context", [2, None])
+@pytest.mark.parametrize("context", [2, "episode"])
 def test_uniform_weighting_draws_all_episodes_alike(coded, context):
     found, _ = shares(LENGTHS, "uniform", context, coded)
     expected = 1 / len(LENGTHS)
@@ -137,7 +142,7 @@ def test_the_global_random_state_is_neither_used_nor_changed(coded):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("context", [1, 4, 20, 100, None])
+@pytest.mark.parametrize("context", [1, 4, 20, 100, "episode"])
 def test_a_full_sweep_covers_every_step_once_and_is_the_same_each_time(coded, context):
     sampler = Sampler(coded(LENGTHS), EVERY, 5, context)
     batches = list(sampler.sweep(10**6))
@@ -151,7 +156,7 @@ def test_a_full_sweep_covers_every_step_once_and_is_the_same_each_time(coded, co
     assert all(same(a, b) for a, b in zip(sampler.sweep(10**6), batches, strict=True))
 
 
-@pytest.mark.parametrize("context", [4, 20, None])
+@pytest.mark.parametrize("context", [4, 20, "episode"])
 def test_a_sweep_of_as_many_steps_as_there_are_covers_every_step(coded, context):
     sampler = Sampler(coded(LENGTHS), EVERY, 5, context)
     assert sum(int(batch.valid.sum()) for batch in sampler.sweep(sum(LENGTHS))) == sum(LENGTHS)
@@ -168,14 +173,104 @@ def test_a_short_sweep_takes_about_as_many_steps_from_all_over(coded):
     assert len(list(sampler.sweep(1))) == 1
 
 
-@pytest.mark.parametrize("changes", [{"episodes": np.array([], dtype=int)}, {"batch_size": 0}, {"context": 0}])
+@pytest.mark.parametrize("context", [3, "2+4"])
+def test_a_burn_in_comes_before_a_window_as_far_as_there_is_one(coded, context):
+    burn_in, steps = (0, 3) if context == 3 else (2, 4)
+    batch = Sampler(coded(LENGTHS), EVERY, 4096, context).sample()
+    states, valid, counted = batch.states.numpy(), batch.valid.numpy(), batch.counted.numpy()
+    assert states.shape[1] == burn_in + steps
+    windows = set()
+    for row in range(len(states)):
+        real, own = valid[row].sum(), np.flatnonzero(counted[row])
+        episode, first = states[row, 0].astype(int)
+        assert (states[row, :real, 1] == np.arange(first, first + real)).all()
+        assert not counted[row, real:].any()
+        assert (np.diff(own) == 1).all()
+        start = first + own[0]
+        assert own[0] == min(burn_in, start)
+        assert len(own) == min(steps, LENGTHS[episode] - start)
+        windows.add((episode, start))
+    assert windows == {(episode, step) for episode, length in enumerate(LENGTHS) for step in range(length)}
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(0, 3))
+def test_packed_rows_hold_every_episode_whole_and_once(coded, lengths, seed):
+    sampler = Sampler(coded(lengths), np.arange(len(lengths)), 2, "packed", seed=seed)
+    steps, timesteps, valid = (part.numpy() for part in sampler._rows)
+    assert steps.shape[1] == sampler.longest == max(lengths)
+    assert sorted(steps[valid].tolist()) == list(range(sum(lengths)))
+    own = np.concatenate([np.arange(length) for length in lengths])
+    for row, within, real in zip(steps, timesteps, valid, strict=True):
+        assert (within[real] == own[row[real]]).all()
+        assert real[: real.sum()].all()
+        # Whole episodes: one starts wherever the steps are not consecutive, and the last one ends.
+        jumps = np.flatnonzero(np.diff(row[real]) != 1) + 1
+        assert (within[real][jumps] == 0).all()
+        assert within[0] == 0
+        assert row[real][-1] + 1 in {0, *np.cumsum(lengths).tolist()}
+    # An episode opens a new row only where it does not fit any more.
+    heads = [
+        np.diff([*np.flatnonzero(within[real] == 0), real.sum()]) for within, real in zip(timesteps, valid, strict=True)
+    ]
+    for before, after in itertools.pairwise(heads):
+        assert before.sum() + after[0] > max(lengths)
+
+
+def test_packed_batches_are_rows_with_resets(coded):
+    sampler = Sampler(coded(LENGTHS), EVERY, 64, "packed")
+    batch = sampler.sample()
+    assert batch.valid.shape == (64, 40)
+    assert torch.equal(batch.counted, batch.valid)
+    assert torch.equal(batch.states[..., 1][batch.valid].long(), batch.timesteps[batch.valid])
+    assert (batch.previous_action == 0).all()
+    assert {tuple(row) for row in batch.states[:, 0].int().tolist()} == {
+        tuple(row) for row in sampler._observations[sampler._rows[0][:, 0]].int().tolist()
+    }
+    assert sampler.steps_per_segment == sum(LENGTHS) / len(sampler._rows[0])
+
+
+@pytest.mark.parametrize("steps", [1, 4, 7, 100])
+def test_carried_segments_follow_each_other_through_all_episodes(coded, steps):
+    sampler = Sampler(coded(LENGTHS), EVERY, 3, f"carry:{steps}", seed=5)
+    total = sum(LENGTHS)
+    batches = [sampler.sample() for _ in range(-(-2 * total // steps))]
+    lanes = torch.cat([batch.states for batch in batches], 1)
+    assert all(batch.valid.all() for batch in batches)
+    for lane in lanes.int().numpy():
+        assert lane[0, 1] == 0
+        for before, after in itertools.pairwise(lane):
+            ended = before[1] == LENGTHS[before[0]] - 1
+            assert after[1] == (0 if ended else before[1] + 1)
+            assert ended or after[0] == before[0]
+        # Once around is every step once, in the same order each time.
+        assert {tuple(step) for step in lane[:total]} == {
+            (e, t) for e, length in enumerate(LENGTHS) for t in range(length)
+        }
+        assert (lane[total : 2 * total] == lane[:total]).all()
+    for before, after in itertools.pairwise(batches):
+        starts = after.timesteps[:, 0] == 0
+        expected = torch.where(starts.unsqueeze(-1), 0.0, before.actions[:, -1])
+        assert torch.equal(after.previous_action, expected)
+        assert torch.equal(after.previous_reward, torch.where(starts, 0.0, before.rewards[:, -1]))
+
+
+@pytest.mark.parametrize(
+    "written", [0, -3, "0", "+5", "5+", "0+5", "carry", "carry:0", "carry:x", "episodes", "", "2.5"]
+)
+def test_contexts_that_are_not_understood_are_refused(written):
+    with pytest.raises(InvalidInput, match="expected steps of a window"):
+        Context.parse(written)
+
+
+@pytest.mark.parametrize("changes", [{"episodes": np.array([], dtype=int)}, {"batch_size": 0}])
 def test_sizes_below_one_are_refused(coded, changes):
     with pytest.raises(InvalidInput, match="expected at least 1 of each"):
         Sampler(**{"trajectories": coded(LENGTHS), "episodes": EVERY, "batch_size": 2, "context": 2, **changes})
 
 
 def test_the_fields_of_a_batch_are_the_arguments_of_the_loss(make_model):
-    assert tuple(inspect.signature(make_model().loss).parameters) == Batch._fields
+    assert tuple(inspect.signature(make_model().loss).parameters) == (*Batch._fields, "state")
 
 
 @given(st.integers(1, 200), st.floats(0, 1, exclude_max=True), st.integers(0, 5))

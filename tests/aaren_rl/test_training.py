@@ -1,3 +1,4 @@
+import copy
 import os
 import runpy
 import shutil
@@ -14,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from aaren_rl.checkpoint import load_agent
 from aaren_rl.errors import CheckpointError, DataError, InvalidInput
+from aaren_rl.mixers import state_tensors
 from aaren_rl.run_log import RunLog, draw_curve, log_hyperparameters, read_metrics
 from aaren_rl.sampler import Sampler, hold_out
 from aaren_rl.training import Diverged, Evaluation, Interrupted, TrainingConfig
@@ -80,12 +82,16 @@ def test_the_loss_goes_down(tmp_path, make_trainer, shape):
     assert validation_losses(tmp_path)[-1] < 0.5 * validation_losses(tmp_path)[0]
 
 
-@pytest.mark.parametrize("context", [5, "episode"])
+@pytest.mark.parametrize("context", [5, "2+5", "episode", "packed", "carry:5"])
 @pytest.mark.parametrize(
     ("shape", "average"),
     [({"layout": "interleaved"}, 0.0), ({"layout": "fused"}, 0.9), ({"mixer": "softmax"}, 0.0)],
 )
 def test_resuming_equals_never_having_stopped(tmp_path, make_trainer, shape, average, context):
+    if context == "carry:5" and shape.get("mixer") == "softmax":
+        with pytest.raises(InvalidInput, match="carries a state of constant size; that of mixer 'softmax' grows"):
+            make_trainer(tmp_path, shape=shape, context=context)
+        return
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     schedule = {"shape": shape, "average": average, "context": context}
     make_trainer(whole, **schedule).run(progress=False)
@@ -104,6 +110,24 @@ def test_resuming_equals_never_having_stopped(tmp_path, make_trainer, shape, ave
         assert (parts / newest).read_bytes() == (whole / newest).read_bytes(), name
     assert losses(parts) == losses(whole)
     assert validation_losses(parts) == validation_losses(whole)
+
+
+def test_a_carried_segment_is_trained_from_the_state_that_the_ones_before_left(tmp_path, make_trainer):
+    """As one pass over all segments, whose gradient stops at their borders."""
+    trainer = make_trainer(tmp_path, shape={"dropout": 0.0}, context="carry:6", learning_rate=1e-9, warmup=0)
+    sampler = copy.deepcopy(trainer.sampler)
+    batches = [sampler.sample() for _ in range(4)]
+    whole = [torch.cat([batch[i] for batch in batches], 1) for i in range(4)]
+    with torch.no_grad():
+        _, expected = trainer.model(*whole)
+    losses = []
+    for _ in range(4):
+        trainer.prepare_update()
+        losses.append(float(trainer._do_update()[0]))
+    for ours, theirs in zip(state_tensors(trainer.carried), state_tensors(expected), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        assert not ours.requires_grad
+    assert np.mean(losses) == pytest.approx(float(trainer.model.loss(*whole)), rel=1e-4)
 
 
 def interrupt(folder, number):

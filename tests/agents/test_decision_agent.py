@@ -1,4 +1,5 @@
 import warnings
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
@@ -9,6 +10,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from aaren_rl.agents import DecisionAgent
+from aaren_rl.agents.acting import Acting
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.envs.rollout import roll_out
 from aaren_rl.errors import CheckpointError, InvalidInput
@@ -84,6 +86,66 @@ def test_softmax_steps_in_an_environment_equal_one_forward():
     np.testing.assert_allclose(actions, forward(agent, observations, actions, rewards, 30.0), rtol=0, atol=1e-4)
 
 
+def acting_as(agent, acting):
+    return DecisionAgent(agent.model, agent.card, acting=acting)
+
+
+@pytest.mark.parametrize(
+    "shape", [{}, {"layout": "fused", "reward": True}, {"mixer": "softmax"}, {"timesteps": "learned"}]
+)
+@pytest.mark.parametrize("acting", ["reset:7", "window:7", "window:1"])
+def test_ways_of_acting_equal_a_forward_over_the_steps_they_see(shape, acting):
+    agent = acting_as(make_agent("HalfCheetah-v5", **shape), acting)
+    steps, target = agent.acting.steps, 20.0
+    observations, actions, rewards = run_episode(agent, make_env("HalfCheetah-v5", 40), seed=0, target_return=target)
+    returns_to_go = target - np.concatenate([[0.0], np.cumsum(rewards)[:-1]])
+    observations, acted, returns_to_go, earned = (
+        torch.from_numpy(np.asarray(array, np.float32)).unsqueeze(0)
+        for array in (observations, actions, returns_to_go, rewards)
+    )
+    for t in range(40):
+        first = t - t % steps if acting.startswith("reset") else max(0, t - steps + 1)
+        seen = slice(first, t + 1)
+        before = (acted[:, first - 1], earned[:, first - 1]) if first else (None, None)
+        with torch.inference_mode():
+            predicted, _ = agent.model(
+                observations[:, seen],
+                acted[:, seen],
+                returns_to_go[:, seen],
+                torch.arange(first, t + 1).unsqueeze(0),
+                before[0],
+                rewards=earned[:, seen],
+                previous_reward=before[1],
+            )
+        np.testing.assert_allclose(actions[t], predicted[0, -1], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("acting", ["reset:100", "window:100"])
+def test_a_window_or_reset_longer_than_the_episode_is_streaming(agent, acting):
+    env = make_env(limit=30)
+    _, streamed, _ = run_episode(agent, env, seed=3)
+    other = acting_as(agent, acting)
+    _, acted, _ = run_episode(other, env, seed=3)
+    np.testing.assert_allclose(acted, streamed, rtol=0, atol=1e-4)
+    assert np.abs(run_episode(acting_as(agent, acting.replace("100", "3")), env, seed=3)[1] - streamed).max() > 1e-3
+
+
+@pytest.mark.parametrize("acting", ["", "streaming", "window", "window:0", "reset:-1", "stream:20", "window:2.5"])
+def test_ways_of_acting_that_are_not_understood_are_refused(agent, acting):
+    with pytest.raises(InvalidInput, match="expected stream, reset:STEPS or window:STEPS"):
+        Acting.parse(acting)
+
+
+def test_the_card_says_how_an_agent_acts_and_a_window_keeps_its_size(agent, tmp_path):
+    agent = DecisionAgent(agent.model, replace(agent.card, acting="window:5"))
+    agent.save(tmp_path / "agent")
+    loaded = DecisionAgent.load(tmp_path / "agent")
+    assert str(loaded.acting) == "window:5"
+    assert str(DecisionAgent.load(tmp_path / "agent", acting="stream").acting) == "stream"
+    run_episode(loaded, make_env(limit=12), seed=0)
+    assert loaded.state_bytes == 6 * (11 + 3 + 4) * 4
+
+
 def test_actions_are_in_the_environments_space(agent):
     env = make_env(limit=50)
     _, actions, _ = run_episode(agent, env, seed=0)
@@ -124,18 +186,18 @@ def test_two_episodes_in_a_row_equal_two_fresh_agents(mixer):
             assert (ours == theirs).all()
 
 
-@pytest.mark.parametrize("mixer", ["aaren", "softmax"])
+@pytest.mark.parametrize(
+    ("mixer", "acting"),
+    [("aaren", None), ("softmax", None), ("aaren", "reset:3"), ("softmax", "reset:3"), ("aaren", "window:3")],
+)
 @pytest.mark.parametrize("mode", MODES)
-def test_a_batch_equals_single_agents_in_every_autoreset_mode(mixer, mode):
+def test_a_batch_equals_single_agents_in_every_autoreset_mode(mixer, acting, mode):
     """Rows whose episodes end at different times, each with a target of its own, over several episodes."""
     limits, targets, steps = (3, 5, 4), np.array([10.0, 20.0, 30.0]), 16
     envs = SyncVectorEnv(
         [lambda limit=limit: make_env("HalfCheetah-v5", limit) for limit in limits], autoreset_mode=mode
     )
-    agent, singles = (
-        make_agent("HalfCheetah-v5", mixer=mixer),
-        [make_agent("HalfCheetah-v5", mixer=mixer) for _ in limits],
-    )
+    agent, *singles = (acting_as(make_agent("HalfCheetah-v5", mixer=mixer), acting) for _ in range(4))
     observation, _ = envs.reset(seed=[0, 1, 2])
     agent.reset(targets, 3, mode)
     starts, ended = np.ones(3, dtype=bool), np.zeros(3, dtype=bool)

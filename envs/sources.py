@@ -103,8 +103,14 @@ def load(
         action_low=low,
         action_high=high,
         reference=relative.reference if relative else None,
-        target_returns=relative.target_returns if relative else (float(trajectories.returns.max()),),
+        target_returns=relative.target_returns if relative else _targets(trajectories),
     )
+
+
+def _targets(trajectories: Trajectories) -> tuple[float, ...]:
+    """What to ask for where the catalogue says nothing: returns of the best episode, of the best tenth, the median."""
+    chosen = np.quantile(trajectories.returns, [1.0, 0.9, 0.5])
+    return tuple(dict.fromkeys(float(target) for target in chosen))
 
 
 def _find(

@@ -23,6 +23,7 @@ from aaren_rl.envs.evaluation import Protocol, evaluate, result, write_result
 from aaren_rl.envs.rollout import Actor
 from aaren_rl.errors import CheckpointError, InvalidInput, unknown_name
 from aaren_rl.model import count_parameters
+from aaren_rl.scripts import target_sweep
 from aaren_rl.scripts.console import describe, device_named, run, say
 
 BASELINES = ("random", "behaviour")
@@ -42,6 +43,9 @@ class Arguments:
     """How many whole episodes."""
     target: float | None = None
     """Return to ask for; by default the agent's first target."""
+    targets: Literal["sweep"] | tuple[float, ...] | None = None
+    """Evaluate at several targets instead, these or, with "sweep", quantiles of the data's returns and the agent's own
+    targets; writes targets.json and targets.png."""
     acting: str | None = None
     """stream, reset:STEPS or window:STEPS; by default as the agent was trained to."""
     seed: int = 0
@@ -63,6 +67,8 @@ def evaluate_named(arguments: Arguments) -> dict[str, Any]:
         actor, protocol, about, folder = _baseline(arguments)
     else:
         actor, protocol, about, folder = _agent(arguments)
+    if arguments.targets is not None:
+        return _sweep(actor, protocol, about, folder, arguments)
     if arguments.video:
         say(f"video:      {record(actor, protocol, folder)}")
     with tqdm(total=arguments.episodes, unit="episode", mininterval=1.0) as bar:
@@ -70,6 +76,24 @@ def evaluate_named(arguments: Arguments) -> dict[str, Any]:
     say(describe(about["checkpoint"], figures))
     say(f"result:     {write_result(folder, figures)}")
     return figures
+
+
+def _sweep(
+    actor: Actor, protocol: Protocol, about: dict[str, Any], folder: Path, arguments: Arguments
+) -> dict[str, Any]:
+    if not isinstance(actor, SteppedAgent):
+        raise InvalidInput("a baseline has no --targets; leave them out")
+    if arguments.target is not None or arguments.video:
+        raise InvalidInput("--targets stands alone, without --target and --video")
+    targets = target_sweep.targets_of(actor.card) if arguments.targets == "sweep" else arguments.targets
+    if not targets:
+        raise InvalidInput("--targets names no return; pass sweep, or returns as 1000 2000")
+    with tqdm(total=arguments.episodes * len(targets), unit="episode", mininterval=1.0) as bar:
+        results = target_sweep.sweep(actor, protocol, [float(target) for target in targets], about, bar.update)
+    say(target_sweep.table(results))
+    figures, plot = target_sweep.write(folder, results, actor.card.data_returns)
+    say(f"figures:    {figures}\nplot:       {plot}")
+    return {"results": results}
 
 
 def record(actor: Actor, protocol: Protocol, folder: Path) -> Path:

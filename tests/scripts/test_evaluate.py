@@ -35,6 +35,32 @@ def test_options_are_followed_and_written_down(command, run_folder):
     assert len(result["returns"]) == 3
 
 
+@pytest.mark.parametrize("acting", ["window:4", "reset:4"])
+def test_an_agent_acts_as_asked_and_the_result_says_so(command, run_folder, acting):
+    command(main, run_folder / "last", "--episodes", "2")
+    streamed = result_of(run_folder)
+    assert command(main, run_folder / "last", "--episodes", "2", "--acting", acting)[0] == 0
+    assert (streamed["acting"], result_of(run_folder)["acting"]) == ("stream", acting)
+    assert result_of(run_folder)["returns"] != streamed["returns"]
+    assert result_of(run_folder)["parameters"] == streamed["parameters"] > 0
+
+
+def test_a_sweep_asks_for_the_quantiles_of_the_data_and_draws_what_was_achieved(command, run_folder):
+    status, out, _ = command(main, run_folder / "last", "--episodes", "2", "--targets", "sweep")
+    assert status == 0
+    card = json.loads((run_folder / "last" / "agent.json").read_text())
+    results = json.loads((run_folder / "targets.json").read_text())["results"]
+    assert [figures["target"] for figures in results] == sorted({*card["data_returns"][::2], *card["target_returns"]})
+    assert all(len(figures["returns"]) == 2 for figures in results)
+    assert (run_folder / "targets.png").read_bytes().startswith(b"\x89PNG")
+    assert out.count("\n| ") == len(results)
+    # A single target in a sweep is that target by itself.
+    command(main, run_folder / "last", "--episodes", "2", "--target", "1800")
+    assert command(main, run_folder / "last", "--episodes", "2", "--targets", "1800")[0] == 0
+    (figures,) = json.loads((run_folder / "targets.json").read_text())["results"]
+    assert figures["returns"] == result_of(run_folder)["returns"]
+
+
 def test_earlier_results_are_kept(command, run_folder):
     before = (run_folder / "result.json").read_text()
     for episodes in (1, 2):
@@ -68,6 +94,8 @@ def test_behaviour_baseline(command, tmp_path):
         (["random"], "pass --env"),
         (["random", "--env", "hoper-medium"], "did you mean .*'hopper-medium'"),
         (["behaviour", "--env", "ant-medium"], "no behaviour is bundled for ant-medium"),
+        (["random", "--env", "hopper-medium", "--targets", "sweep"], "a baseline has no --targets"),
+        (["random", "--env", "hopper-medium", "--acting", "stream"], "a baseline has no --acting stream; leave it out"),
         (["random", "--env", "hopper-medium", "--target", "3600"], "a baseline has no --target 3600.0; leave it out"),
         (["randm"], "did you mean 'random'"),
         (["runs/none/last"], r"agent\.json is missing"),

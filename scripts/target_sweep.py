@@ -1,0 +1,91 @@
+"""Achieved against asked return: one agent evaluated at several targets."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from aaren_rl.checkpoint import AgentCard, replace_file
+from aaren_rl.envs.evaluation import Protocol, evaluate, result
+from aaren_rl.envs.rollout import Actor
+from aaren_rl.errors import InvalidInput
+
+FIGURES = "targets.json"
+PLOT = "targets.png"
+
+
+def targets_of(card: AgentCard) -> list[float]:
+    """Every second decile of the returns in the agent's data, lowest and best episode included, and its own targets.
+
+    Raises:
+        InvalidInput: the card does not know the data's returns.
+    """
+    if not card.data_returns:
+        raise InvalidInput(
+            "this agent's card has no returns of its data; pass the targets, as --targets 1000 2000 3000"
+        )
+    return sorted({*card.data_returns[::2], *card.target_returns})
+
+
+def sweep(
+    actor: Actor,
+    protocol: Protocol,
+    targets: Sequence[float],
+    about: dict[str, Any],
+    progress: Callable[[int], object] = lambda done: None,
+) -> list[dict[str, Any]]:
+    """The result of an evaluation at each target (see `aaren_rl.envs.evaluation.result`), lowest target first."""
+    results = []
+    for target in sorted(targets):
+        asked = dataclasses.replace(protocol, target_return=target)
+        results.append(result(evaluate(actor, asked, progress), asked, **about))
+    return results
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """The sweep as a Markdown table."""
+    lines = ["| asked | achieved | 95% interval | normalised score |", "|---|---|---|---|"]
+    for figures in results:
+        interval, score = figures["ci95_return"], figures["normalized_score"]
+        within = "" if interval is None else f"{interval[0]:.5g} to {interval[1]:.5g}"
+        known = "" if score is None else f"{score:.1f}"
+        lines.append(
+            f"| {figures['target']:.5g} | {figures['mean']:.5g} +- {figures['std']:.3g} | {within} | {known} |"
+        )
+    return "\n".join(lines)
+
+
+def write(folder: Path, results: Sequence[dict[str, Any]], data_returns: Sequence[float]) -> tuple[Path, Path]:
+    """Writes the figures and their plot into a folder and returns both files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / FIGURES, json.dumps({"results": list(results)}, indent=2) + "\n")
+    return folder / FIGURES, draw(folder / PLOT, results, data_returns)
+
+
+def draw(path: Path, results: Sequence[dict[str, Any]], data_returns: Sequence[float]) -> Path:
+    """Draws achieved against asked return, the diagonal, and the range of the data where it is known."""
+    # Imported where it is used: it takes seconds, which every command line would wait for.
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    asked = [figures["target"] for figures in results]
+    with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(4.6, 4.2), layout="constrained")
+        axes = figure.subplots()
+        for figures in results:
+            axes.plot([figures["target"]] * len(figures["returns"]), figures["returns"], ".", color="C0", alpha=0.15)
+        low, high = zip(*(figures["ci95_return"] or [figures["mean"]] * 2 for figures in results), strict=True)
+        axes.fill_between(asked, low, high, alpha=0.3, color="C0")
+        axes.plot(asked, [figures["mean"] for figures in results], marker="o", color="C0", label="achieved, mean")
+        axes.plot(asked, asked, color="grey", linestyle="--", label="as asked")
+        if data_returns:
+            axes.axvspan(data_returns[0], data_returns[-1], color="grey", alpha=0.1, label="returns in the data")
+        axes.set(xlabel="return asked for", ylabel="return of the episode")
+        axes.legend(frameon=False)
+        first = results[0]
+        axes.set_title(f"{first['dataset']} ({first['source']}), {first['environment']}, {first['acting']}", fontsize=9)
+        figure.savefig(path, dpi=150)
+    return path

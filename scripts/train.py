@@ -161,6 +161,7 @@ def _report(run: _Run, trained: Trained) -> dict[str, Any]:
             "dataset": dataset.id,
             "updates": agent.card.updates,
             "mixer": config.model.mixer,
+            "parameters": count_parameters(agent.model),
             "device": device.type,
             "training": {
                 "precision": run.trainer.precision,

@@ -29,13 +29,7 @@ TABLE = {
         "episodes": 2,
         "check_episodes": 1,
         "model": {"width": 16, "blocks": 1},
-        "training": {
-            "updates": 200,
-            "batch_size": 4,
-            "log_every": 1,
-            "evaluate_every": 200,
-            "checkpoint_every": 10_000,
-        },
+        "training": {"updates": 80, "batch_size": 4, "log_every": 4, "evaluate_every": 80},
     },
     "agents": {"default": {}, "wide": {"model": {"width": 24}}},
 }
@@ -52,109 +46,108 @@ def changed(**settings):
     return {**TABLE["settings"], **settings}
 
 
-@pytest.fixture(scope="module")
-def played(surroundings, tmp_path_factory):
-    """A comparison that was interrupted and gone on with: its folder and both processes."""
-    working = tmp_path_factory.mktemp("comparison")
-    line = [sys.executable, str(COMPARE), str(write(working)), "--jobs", "2"]
-    how = {"cwd": working, "env": {**os.environ, **surroundings}, "text": True}
-    cut = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **how)
-    logs = [working / f"runs/tiny/hopper-medium/{agent}/seed-0/metrics.jsonl" for agent in ("default", "wide")]
-    deadline = time.monotonic() + 120
-    while not all(log.exists() and log.read_text() for log in logs):
-        assert time.monotonic() < deadline
-        assert cut.poll() is None
-        time.sleep(0.01)
-    cut.send_signal(signal.SIGINT)
-    out, err = cut.communicate(timeout=60)
-    stopped = [int(next((log.parent / "checkpoints").iterdir()).name) for log in logs]
-    whole = subprocess.run(line, capture_output=True, timeout=240, **how)
-    assert whole.returncode == 0, whole.stderr
-    return working, (cut.returncode, out, err, stopped), whole
-
-
-@pytest.fixture
-def folder(played, tmp_path):
-    """A copy of the finished comparison, to change at will, in the working directory of `command`."""
-    shutil.copytree(played[0], tmp_path, dirs_exist_ok=True)
-    return tmp_path
-
-
 def results(folder):
     return sorted(folder.glob("runs/tiny/*/*/*/result.json"))
 
 
-def finish(folder, scores):
-    """Finished runs with scores made up, by dataset, agent and seed, in the form of real ones."""
-    file = folder / "tiny.toml"
-    template = json.loads(results(folder)[0].read_text())
-    shutil.rmtree(folder / "runs")
-    for run in matrix.load(file).runs(folder / "runs" / "tiny"):
-        score = scores.get((run.dataset, run.agent, run.seed))
-        if score is not None:
-            run.folder.mkdir(parents=True)
-            run_config.save(dataclasses.replace(run.config, source="bundled"), run.folder / "config.toml")
-            best = {**template, "checkpoint": "best", "normalized_score": score + 1}
-            own = {**template, "normalized_score": score, "best": best}
-            (run.folder / "result.json").write_text(json.dumps(own))
+def edit(result, **figures):
+    """Changes figures of a result; those that are None go."""
+    edited = {**json.loads(result.read_text()), **figures}
+    result.write_text(json.dumps({name: value for name, value in edited.items() if value is not None}))
 
 
-def test_interrupted_command_saves_all_and_says_how_to_go_on(played):
-    status, out, errors, stopped = played[1]
-    assert status == 130
-    assert "0 of 4 runs are finished" in errors
-    assert f"go on with python scripts/compare.py {played[0] / 'tiny.toml'}" in errors
+@pytest.fixture
+def finish(trained, tmp_path):
+    """Puts runs as if finished into the comparison's folder: a real result with scores by dataset, agent and seed."""
+
+    def put(scores):
+        for run in matrix.load(tmp_path / "tiny.toml").runs(tmp_path / "runs" / "tiny"):
+            score = scores.get((run.dataset, run.agent, run.seed))
+            if score is not None:
+                shutil.copytree(trained[1], run.folder)
+                run_config.save(dataclasses.replace(run.config, source="bundled"), run.folder / "config.toml")
+                best = {"checkpoint": "best", "normalized_score": score + 1}
+                updates = run.config.training.updates
+                edit(run.folder / "result.json", normalized_score=score, updates=updates, best=best)
+
+    return put
+
+
+@pytest.fixture
+def folder(finish, tmp_path):
+    """The working directory of `command`, with a finished comparison."""
+    write(tmp_path)
+    finish({("hopper-medium", agent, seed): 10.0 + seed for agent in TABLE["agents"] for seed in (0, 1)})
+    return tmp_path
+
+
+def test_comparison_is_interrupted_goes_on_and_outlives_a_failing_agent(surroundings, command, tmp_path):
+    write(tmp_path, agents={"default": {}, "bad": {"training": {"learning_rate": 1e30, "warmup": 0}}})
+    cut = subprocess.Popen(
+        [sys.executable, str(COMPARE), "tiny.toml"],
+        cwd=tmp_path,
+        env={**os.environ, **surroundings},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    first = tmp_path / "runs/tiny/hopper-medium/default/seed-0"
+    deadline = time.monotonic() + 240
+    while not ((first / "metrics.jsonl").exists() and (first / "metrics.jsonl").read_text()):
+        assert time.monotonic() < deadline
+        assert cut.poll() is None
+        time.sleep(0.01)
+    # As a terminal does it: to every process of the group.
+    os.killpg(cut.pid, signal.SIGINT)
+    out, errors = cut.communicate(timeout=60)
+    assert cut.returncode == 130
+    assert "stopped, 0 of 4 runs are finished, all that was trained is saved; go on with" in errors
+    assert "go on with python scripts/compare.py tiny.toml\n" in errors
     assert "Traceback" not in errors
-    assert all(0 < update < 200 for update in stopped)
+    stopped = int(next((first / "checkpoints").iterdir()).name)
+    assert 0 < stopped < 80
+
+    status, out, _ = command(main, "tiny.toml", "--jobs", "2", "--only", "default")
+    assert status == 0
     # Data were looked for once, not by every run.
     assert out.count("data: aaren/hopper/medium-v0 (source bundled)") == 1
-
-
-def test_interrupted_runs_go_on_from_their_checkpoints(played):
-    for agent, stopped in zip(("default", "wide"), played[1][3], strict=True):
-        own = played[0] / "runs/tiny/hopper-medium" / agent / "seed-0"
-        log = (own / "log.txt").read_text()
-        assert f"after update {stopped}" in log
-        updates = [json.loads(line)["update"] for line in (own / "metrics.jsonl").read_text().splitlines()]
-        assert sorted(set(updates)) == list(range(1, 201))
-
-
-def test_every_run_is_a_folder_of_its_own_configuration(played):
-    for run in matrix.load(played[0] / "tiny.toml").runs(played[0] / "runs" / "tiny"):
-        config = run_config.load(run.folder / "config.toml")
-        assert (config.env, config.training.seed, config.training.updates) == ("hopper-medium", run.seed, 200)
-        assert config.model.width == {"default": 16, "wide": 24}[run.agent]
+    for seed in (0, 1):
+        assert f"of 2: hopper-medium/default/seed-{seed}: normalised score" in out
+    assert f"after update {stopped}" in (first / "log.txt").read_text()
+    updates = [json.loads(line)["update"] for line in (first / "metrics.jsonl").read_text().splitlines()]
+    assert updates[-1] == 80
+    table = json.loads((tmp_path / "runs/tiny/table.json").read_text())
+    scores = []
+    for seed in (0, 1):
+        run = first.with_name(f"seed-{seed}")
+        config = run_config.load(run / "config.toml")
+        assert (config.env, config.training.seed, config.training.updates) == ("hopper-medium", seed, 80)
         # "auto" was settled before the runs, which do not ask the network again.
         assert config.source == "bundled"
-        assert "cannot be reached" not in (run.folder / "log.txt").read_text()
-        agent = DecisionAgent.load(run.folder / "last")
-        assert agent.card.updates == 200
-        result = json.loads((run.folder / "result.json").read_text())
+        assert "cannot be reached" not in (run / "log.txt").read_text()
+        agent = DecisionAgent.load(run / "last")
+        assert agent.card.updates == 80
+        result = json.loads((run / "result.json").read_text())
         assert result["parameters"] == sum(weight.numel() for weight in agent.model.parameters())
-
-
-def test_table_of_real_runs(played):
-    out = played[0] / "runs" / "tiny"
-    table = json.loads((out / "table.json").read_text())
-    for row in table["rows"]:
-        result = json.loads((out / row["dataset"] / row["agent"] / f"seed-{row['seed']}" / "result.json").read_text())
+        scores.append(result["normalized_score"])
+        row = table["rows"][seed]
         for name in ("normalized_score", "ci95", "source", "environment", "updates", "parameters", "acting"):
             assert row[name] == result[name]
-        assert row["command"] == f"python scripts/compare.py {played[0] / 'tiny.toml'} --only {row['agent']}"
-    assert [(row["agent"], row["seed"]) for row in table["rows"]] == [
-        *(("default", 0), ("wide", 0)),
-        *(("default", 1), ("wide", 1)),
-    ]
-    for agent in ("default", "wide"):
-        own = [row["normalized_score"] for row in table["rows"] if row["agent"] == agent]
-        assert table["iqm"][agent] == pytest.approx(np.mean(own))
-        assert table["intervals"][agent] == pytest.approx([min(own), max(own)])
-    markdown = (out / "table.md").read_text()
-    for part in ("2 of 2", "Hopper-v5", "source bundled", "200 updates", "seeds 0, 1", "target return 3600", "mujoco"):
+        assert row["command"] == "python scripts/compare.py tiny.toml --only default"
+    assert table["iqm"] == {"default": pytest.approx(sum(scores) / 2)}
+    assert table["intervals"]["default"] == pytest.approx([min(scores), max(scores)])
+    markdown = (tmp_path / "runs/tiny/table.md").read_text()
+    assert markdown in out
+    for part in ("2 of 2", "Hopper-v5", "source bundled", "80 updates", "seeds 0, 1", "target return 3600", "mujoco"):
         assert part in markdown
-    assert (out / "table.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    assert markdown in played[2].stdout
-    assert len([line for line in played[2].stdout.splitlines() if " of 4: hopper-medium/" in line]) == 4
+    assert (tmp_path / "runs/tiny/table.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+    status, out, errors = command(main, "tiny.toml", "--seeds", "0")
+    assert status == 2
+    assert "1 of 2 runs are finished and stand" in out
+    assert "1 of 2 runs failed:\nhopper-medium/bad/seed-0 failed with exit status 2: error: the loss or its" in errors
+    assert "No run is finished yet of: bad." in out
 
 
 def test_finished_runs_are_not_run_again(command, folder):
@@ -166,29 +159,12 @@ def test_finished_runs_are_not_run_again(command, folder):
 
 
 def test_result_of_an_evaluation_by_hand_ends_no_run(command, folder):
-    result = results(folder)[0]
-    figures = json.loads(result.read_text())
-    del figures["train_seconds"]
-    result.write_text(json.dumps(figures))
+    edit(results(folder)[0], train_seconds=None)
     status, out, _ = command(main, "tiny.toml", "--table")
     assert status == 0
     assert "| default | " in out
     assert "1 of 2" in out
     assert "Left out of the IQM, since not every agent shown has finished them: hopper-medium seed 0." in out
-
-
-def test_failed_run_is_reported_and_the_others_go_on(command, folder):
-    agents = {"bad": {"training": {"learning_rate": 1e30}}, **TABLE["agents"]}
-    write(folder, agents=agents, seeds=[0])
-    shutil.rmtree(folder / "runs/tiny/hopper-medium/wide")
-    status, out, errors = command(main, "tiny.toml", "--jobs", "2")
-    assert status == 2
-    assert "1 of 3 runs failed:" in errors
-    assert "hopper-medium/bad/seed-0 failed with exit status 2: error: the loss or its gradient is not finite" in errors
-    assert "3 of 3" not in out
-    assert "hopper-medium/wide/seed-0: normalised score" in out
-    assert "No run is finished yet of: bad." in out
-    assert json.loads((folder / "runs/tiny/table.json").read_text())["iqm"].keys() == {"default", "wide"}
 
 
 @pytest.mark.parametrize("only_table", [[], ["--table"]])
@@ -199,15 +175,14 @@ def test_folder_of_another_configuration_is_refused(command, folder, only_table)
     status, _, errors = command(main, "tiny.toml", *only_table)
     assert status == 2
     assert errors.startswith("error: runs/tiny/hopper-medium/default/seed-0 holds a run of another configuration: ")
-    assert "training.updates is 200 there and 300 in tiny.toml" in errors
+    assert "training.updates is 80 there and 300 in tiny.toml" in errors
     assert "return_scale is" in errors
     assert "pass another --out" in errors
     assert [path.read_bytes() for path in results(folder)] == before
 
 
 def test_sources_are_not_mixed(command, folder):
-    result = results(folder)[1]
-    result.write_text(json.dumps({**json.loads(result.read_text()), "source": "minari"}))
+    edit(results(folder)[1], source="minari")
     for more in ([], ["--table"]):
         status, _, errors = command(main, "tiny.toml", *more)
         assert status == 2
@@ -226,8 +201,7 @@ def test_source_that_is_asked_for_besides_another_is_refused_before_anything_run
 
 
 def test_environments_are_not_mixed(command, folder):
-    result = results(folder)[1]
-    result.write_text(json.dumps({**json.loads(result.read_text()), "environment": "Hopper-v4"}))
+    edit(results(folder)[1], environment="Hopper-v4")
     status, _, errors = command(main, "tiny.toml", "--table")
     assert status == 2
     assert "in Hopper-v4 against D4RL v2: hopper-medium/default/seed-1" in errors
@@ -235,24 +209,21 @@ def test_environments_are_not_mixed(command, folder):
 
 @pytest.mark.parametrize("name", ["parameters", "acting"])
 def test_result_that_lacks_something(command, folder, name):
-    result = results(folder)[0]
-    figures = json.loads(result.read_text())
-    del figures[name]
-    result.write_text(json.dumps(figures))
+    edit(results(folder)[0], **{name: None})
     status, _, errors = command(main, "tiny.toml", "--table")
     assert status == 2
     assert f"seed-0/result.json does not say {name!r}" in errors
 
 
-def test_statistics_over_datasets_and_seeds(command, folder):
+def test_statistics_over_datasets_and_seeds(command, finish, tmp_path):
     agents, datasets, seeds = ["default", "wide"], ["hopper-medium", "walker2d-medium"], [0, 1, 2]
-    write(folder, datasets=datasets, seeds=seeds)
+    write(tmp_path, datasets=datasets, seeds=seeds)
     rng = np.random.default_rng(0)
     scores = {(d, a, s): float(rng.normal(50, 10)) for d in datasets for a in agents for s in seeds}
-    finish(folder, scores)
+    finish(scores)
     status, out, _ = command(main, "tiny.toml", "--table")
     assert status == 0
-    table = json.loads((folder / "runs/tiny/table.json").read_text())
+    table = json.loads((tmp_path / "runs/tiny/table.json").read_text())
     for agent in agents:
         own = [[scores[d, agent, s] for s in seeds] for d in datasets]
         assert table["iqm"][agent] == pytest.approx(interquartile_mean(own))
@@ -267,18 +238,18 @@ def test_statistics_over_datasets_and_seeds(command, folder):
     # One seed shows no spread.
     status, out, _ = command(main, "tiny.toml", "--table", "--seeds", "1")
     assert status == 0
-    assert json.loads((folder / "runs/tiny/table.json").read_text())["intervals"] == {"default": None, "wide": None}
+    assert json.loads((tmp_path / "runs/tiny/table.json").read_text())["intervals"] == {"default": None, "wide": None}
     assert "without an interval" in out
 
 
-def test_agents_are_compared_on_the_runs_that_all_have(command, folder):
-    write(folder, datasets=["hopper-medium", "walker2d-medium"], agents={**TABLE["agents"], "late": {}})
+def test_agents_are_compared_on_the_runs_that_all_have(command, finish, tmp_path):
+    write(tmp_path, datasets=["hopper-medium", "walker2d-medium"], agents={**TABLE["agents"], "late": {}})
     scores = {("hopper-medium", "default", 0): 10.0, ("hopper-medium", "wide", 0): 20.0}
     alone = {("hopper-medium", "default", 1): 90.0, ("walker2d-medium", "default", 0): 95.0}
-    finish(folder, scores | alone)
+    finish(scores | alone)
     status, out, _ = command(main, "tiny.toml", "--table")
     assert status == 0
-    table = json.loads((folder / "runs/tiny/table.json").read_text())
+    table = json.loads((tmp_path / "runs/tiny/table.json").read_text())
     assert table["iqm"] == {"default": 10.0, "wide": 20.0}
     assert table["protocol"]["compared"] == [["hopper-medium", 0]]
     assert "3 of 4" in out
@@ -288,13 +259,13 @@ def test_agents_are_compared_on_the_runs_that_all_have(command, folder):
     assert "No run is finished yet of: late." in out
 
 
-def test_no_run_in_common_means_no_mean(command, folder):
-    write(folder)
-    finish(folder, {("hopper-medium", "default", 0): 10.0, ("hopper-medium", "wide", 1): 20.0})
+def test_no_run_in_common_means_no_mean(command, finish, tmp_path):
+    write(tmp_path)
+    finish({("hopper-medium", "default", 0): 10.0, ("hopper-medium", "wide", 1): 20.0})
     status, out, _ = command(main, "tiny.toml", "--table")
     assert status == 0
     assert "No IQM: the agents shown have no dataset and seed in common." in out
-    assert json.loads((folder / "runs/tiny/table.json").read_text())["iqm"] == {}
+    assert json.loads((tmp_path / "runs/tiny/table.json").read_text())["iqm"] == {}
 
 
 def test_table_of_nothing(command, tmp_path):
@@ -333,7 +304,7 @@ def test_argument_that_does_not_fit(command, tmp_path, arguments, said):
         ({"sead": [1]}, "unknown key 'sead'; did you mean 'seeds'?"),
         ({"agents": {}}, "expected a table [agents.NAME]"),
         ({"agents": {"../up": {}}}, "cannot be the name of a folder"),
-        ({"agents": {"a": {"training": {"update": 3}}}}, "agent a: unknown setting 'update'; did you mean 'updates'?"),
+        ({"agents": {"a": {"training": {"update": 3}}}}, "agent a: unknown setting 'update'; did you mean 'updates'"),
         ({"agents": {"a": {"model": {"mixer": "arren"}}}}, "unknown mixer 'arren'; did you mean 'aaren'?"),
         ({"agents": {"a": {"model": "softmax"}}}, "expected two tables or two values"),
         ({"agents": {"a": {"preset": "quik"}}}, "unknown preset 'quik'; did you mean 'quick'?"),

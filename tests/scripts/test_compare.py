@@ -305,7 +305,7 @@ def test_argument_that_does_not_fit(command, tmp_path, arguments, said):
         ({"agents": {}}, "expected a table [agents.NAME]"),
         ({"agents": {"../up": {}}}, "cannot be the name of a folder"),
         ({"agents": {"a": {"training": {"update": 3}}}}, "agent a: unknown setting 'update'; did you mean 'updates'"),
-        ({"agents": {"a": {"model": {"mixer": "arren"}}}}, "unknown mixer 'arren'; did you mean 'aaren'?"),
+        ({"agents": {"a": {"model": {"mixer": "arren"}}}}, "unknown mixer 'arren'; did you mean 'aaren'"),
         ({"agents": {"a": {"model": "softmax"}}}, "expected two tables or two values"),
         ({"agents": {"a": {"preset": "quik"}}}, "unknown preset 'quik'; did you mean 'quick'?"),
         ({"agents": {"a": {"env": "hopper-medium"}}}, "agent a: env is set by datasets; leave it out"),

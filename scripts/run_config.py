@@ -111,6 +111,37 @@ def load(path: Path) -> RunConfig:
     return config
 
 
+def from_table(table: dict[str, Any], where: str) -> RunConfig:
+    """The configuration that a table of settings asks for, on top of the preset that it may name.
+
+    Args:
+        table: settings, those of the model and of the training in tables of their own.
+        where: what errors say it is from.
+
+    Raises:
+        InvalidInput: it holds unknown settings or values.
+    """
+    preset = table.get("preset")
+    if preset is not None:
+        table = merge(tomllib.loads(_preset(str(preset)).read_text("utf-8")), table, where)
+    config: RunConfig = _from_table(RunConfig, table, where)
+    return config
+
+
+def merge(below: dict[str, Any], above: dict[str, Any], where: str) -> dict[str, Any]:
+    """One table over another, and so for the tables in them.
+
+    Raises:
+        InvalidInput: a table would replace a value, or a value a table.
+    """
+    merged = dict(below)
+    for name, value in above.items():
+        if name in below and isinstance(below[name], dict) != isinstance(value, dict):
+            raise InvalidInput(f"{where}: {name} is {below[name]!r} and {value!r}; expected two tables or two values")
+        merged[name] = merge(below[name], value, where) if name in below and isinstance(value, dict) else value
+    return merged
+
+
 def save(config: RunConfig, path: Path) -> None:
     """Writes a configuration as TOML."""
     replace_file(path, tomli_w.dumps(_to_table(config)))
@@ -148,7 +179,7 @@ def _to_table(config: Any) -> dict[str, Any]:
     return table
 
 
-def _from_table(kind: type[Any], table: dict[str, Any], path: Path) -> Any:
+def _from_table(kind: type[Any], table: dict[str, Any], path: Path | str) -> Any:
     known = {setting.name for setting in dataclasses.fields(kind)}
     hints = typing.get_type_hints(kind)
     values = {}

@@ -1,0 +1,1 @@
+"""What `scripts/compare.py` puts together, one file per subject."""

@@ -81,13 +81,16 @@ def choose_plan(rows: int, time: int, dim: int, multiprocessors: int) -> Plan:
     return Plan(block, CHUNK * max(_ceil(time, groups * CHUNK), 1))
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def available() -> bool:
     """Whether the kernels can run: Triton is installed, and finds a CUDA device it supports or interprets.
 
     Triton interprets, on CPU tensors, where TRITON_INTERPRET=1 was set before it was imported.
     """
     return _available()
+
+
+# What torch.compiler.assume_constant_result marks, which imports the compiler, seconds that all would wait for.
+available._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def forward(

@@ -2,13 +2,17 @@
 
 from aaren_rl.mixers.aaren import Aaren
 from aaren_rl.mixers.base import Memory, Mixer, State, state_bytes
+from aaren_rl.mixers.gru import GRU
+from aaren_rl.mixers.none import NoMixing
 from aaren_rl.mixers.registry import get, names, register
 from aaren_rl.mixers.softmax import Softmax, SoftmaxState
 
 __all__ = [
     "Aaren",
+    "GRU",
     "Memory",
     "Mixer",
+    "NoMixing",
     "Softmax",
     "SoftmaxState",
     "State",

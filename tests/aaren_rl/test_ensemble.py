@@ -49,8 +49,9 @@ def weights(folder):
         ({}, {"context": "episode", "average": 0.0}),
         ({"mixer": "softmax"}, {}),
         ({"mixer": "none"}, {}),
+        ({"mixer": "mingru"}, {}),
     ],
-    ids=["interleaved", "fused", "episodes", "softmax", "none"],
+    ids=["interleaved", "fused", "episodes", "softmax", "none", "mingru"],
 )
 def test_runs_trained_together_equal_runs_trained_alone(make_all, shape, changes):
     alone = make_all("alone", shape=shape, **changes)

@@ -24,6 +24,7 @@ SHAPES = {
     "large": {"blocks": 2, "heads": 4, "timesteps": "sinusoidal"},
     "small": {"blocks": 1, "layout": "fused", "timesteps": "learned", "max_steps": 300},
 }
+CONSTANT = [name for name in mixers.names() if mixers.get(name).memory == "constant"]
 
 
 def build(name):
@@ -176,12 +177,14 @@ def test_the_card_says_all_that_running_the_graph_takes(exported, name):
     assert not re.search("NaN|Infinity", (exported[name] / "export.json").read_text())
 
 
-def test_every_mixer_of_constant_memory_is_exported_as_it_is(make_model, loud, tmp_path):
+@pytest.mark.parametrize(
+    ("layout", "names"), [("interleaved", ["gru", "none"]), pytest.param("fused", CONSTANT, marks=pytest.mark.slow)]
+)
+def test_mixers_of_constant_memory_are_exported_as_they_are(make_model, loud, tmp_path, layout, names):
     """All in one model, a block each."""
-    constant = [mixers.get(name) for name in mixers.names() if mixers.get(name).memory == "constant"]
-    model = make_model(blocks=len(constant))
-    for seed, (block, mixer) in enumerate(zip(model.blocks, constant, strict=True)):
-        block.mixer = loud(mixer(16, 2), seed)
+    model = make_model(blocks=len(names), layout=layout)
+    for seed, (block, name) in enumerate(zip(model.blocks, names, strict=True)):
+        block.mixer = loud(mixers.get(name)(16, 2), seed)
     to_onnx(model, CARD, tmp_path / "out")
     for batch in (1, 3):
         observations, returns_to_go, actions = run_graph(tmp_path / "out", batch, 60)

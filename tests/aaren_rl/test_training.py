@@ -84,7 +84,7 @@ def test_the_loss_goes_down(tmp_path, make_trainer, shape):
 
 def test_a_mixer_that_looks_at_values_is_not_recorded_as_a_cuda_graph():
     gpu = torch.device("cuda")
-    for mixer, recorded in (("aaren", True), ("none", True), ("gru", False)):
+    for mixer, recorded in (("aaren", True), ("none", True), ("mingru", True), ("gru", False), ("lstm", False)):
         assert _means(TrainingConfig(precision="float32"), gpu, mixer)[2] == recorded
     with pytest.raises(InvalidInput, match="mixer 'gru' cannot be recorded as CUDA graphs; pass --graphs auto"):
         _means(TrainingConfig(precision="float32", graphs="yes"), gpu, "gru")

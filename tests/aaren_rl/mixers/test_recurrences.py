@@ -15,16 +15,42 @@ def linear(layer, x):
     return x @ layer.weight.T + layer.bias
 
 
+def sigmoid(x):
+    return 1 / (1 + torch.exp(-x))
+
+
 def gru(mixer, x, h):
     network = mixer.network
     from_x = x @ network.weight_ih_l0.T + network.bias_ih_l0
     from_h = h @ network.weight_hh_l0.T + network.bias_hh_l0
     (x_r, x_z, x_n), (h_r, h_z, h_n) = from_x.split(WIDTH, -1), from_h.split(WIDTH, -1)
-    r, z = 1 / (1 + torch.exp(-x_r - h_r)), 1 / (1 + torch.exp(-x_z - h_z))
+    r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)
     return (1 - z) * torch.tanh(x_n + r * h_n) + z * h
 
 
-CELLS = {"gru": gru}
+def lstm(mixer, x, state):
+    network, (h, c) = mixer.network, state.split(WIDTH, -1)
+    whole = x @ network.weight_ih_l0.T + network.bias_ih_l0 + h @ network.weight_hh_l0.T + network.bias_hh_l0
+    i, f, g, o = whole.split(WIDTH, -1)
+    c = sigmoid(f) * c + sigmoid(i) * torch.tanh(g)
+    return torch.cat([sigmoid(o) * torch.tanh(c), c], -1)
+
+
+def positive(x):
+    return torch.where(x >= 0, x + 0.5, sigmoid(x))
+
+
+def mingru(mixer, x, h):
+    z = sigmoid(linear(mixer.update, x))
+    return (1 - z) * h + z * positive(linear(mixer.candidate, x))
+
+
+def minlstm(mixer, x, h):
+    f, i = sigmoid(linear(mixer.forget, x)), sigmoid(linear(mixer.input, x))
+    return f / (f + i) * h + i / (f + i) * positive(linear(mixer.candidate, x))
+
+
+CELLS = {"gru": gru, "lstm": lstm, "mingru": mingru, "minlstm": minlstm}
 """(mixer, token, state) to the new state, whose first WIDTH numbers are put out."""
 
 every_recurrence = pytest.mark.parametrize("name", CELLS)
@@ -162,15 +188,47 @@ def test_under_autocast_the_state_keeps_full_precision(loud, name):
     torch.testing.assert_close(stepped.float(), outputs[:, 0].float(), rtol=0, atol=0.1)
 
 
-PRECISION = {"gru": 1e-6}
-"""Of a state under bf16: the networks of torch run in float32 as a whole."""
+PRECISION = {"gru": 1e-6, "lstm": 1e-6, "mingru": 0.05, "minlstm": 0.05}
+"""Of a state under bf16: torch's networks run in float32 as a whole, of the minimal ones the recurrence does."""
 
 
-@pytest.mark.parametrize("name", ["gru"])
+@pytest.mark.parametrize(("name", "cell"), [("mingru", mingru), ("minlstm", minlstm)])
+def test_float32_stays_right_over_thousands_of_tokens(loud, name, cell):
+    mixer = build(name, loud)
+    x, state = draw(mixer, 2, 3000)
+    never, real = torch.zeros(2, 3000, dtype=torch.bool), torch.ones(2, 3000, dtype=torch.bool)
+    with torch.no_grad():
+        expected, _ = loop(mixer, cell, x, state, never, real)
+        outputs, _ = mixer.float()(x.float(), state.float())
+    torch.testing.assert_close(outputs.double(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mingru", "minlstm"])
+def test_a_minimal_network_is_mapped_over_models(loud, name):
+    models = [loud(mixers.get(name)(WIDTH, 1), seed).double() for seed in range(3)]
+    x, _ = draw(models[0], 2, 7)
+    weights, _ = torch.func.stack_module_state(models)
+
+    def loss(weights):
+        return torch.func.functional_call(models[0], weights, (x,))[0].square().sum()
+
+    together = torch.vmap(torch.func.grad(loss))(weights)
+    for number, model in enumerate(models):
+        model(x)[0].square().sum().backward()
+        for part, parameter in model.named_parameters():
+            torch.testing.assert_close(together[part][number], parameter.grad)
+
+
+@pytest.mark.parametrize("name", ["gru", "minlstm"])
 def test_it_is_trained_where_the_loss_is_compiled(make_model, name):
     model = make_model(mixer=name)
     generator = torch.Generator().manual_seed(0)
     observations, actions = torch.randn(3, 6, 4, generator=generator), torch.rand(3, 6, 2, generator=generator)
     given = observations, actions, torch.ones(3, 6), torch.arange(6).expand(3, -1)
-    compiled = torch.compile(model.loss, backend="aot_eager")(*given)
-    torch.testing.assert_close(compiled, model.loss(*given))
+    gradients = []
+    for loss in (torch.compile(model.loss, backend="aot_eager"), model.loss):
+        model.zero_grad()
+        loss(*given).backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for compiled, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-5)

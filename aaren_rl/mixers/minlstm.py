@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aaren_rl.mixers.mingru import MinimalRecurrent
+from aaren_rl.mixers.minimal_recurrent import MinimalRecurrent
 from aaren_rl.mixers.registry import register
 
 

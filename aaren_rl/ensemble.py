@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from aaren_rl import mixers
 from aaren_rl.captured import Captured
 from aaren_rl.errors import InvalidInput
 from aaren_rl.model import DecisionModel
@@ -74,6 +75,10 @@ class _Together:
         first = trainers[0]
         if first.carried is not None:
             raise InvalidInput("runs that carry a state from segment to segment are trained one after another")
+        if not mixers.get(first.model.config.mixer).recordable:
+            raise InvalidInput(
+                f"runs of mixer {first.model.config.mixer!r} are not trained together; run them one after another"
+            )
         if first.device.type == "cpu" and first.model.config.dropout:
             raise InvalidInput("on a CPU runs with dropout are not trained together; run them one after another")
         for trainer in trainers[1:]:

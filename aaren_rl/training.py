@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from aaren_rl import checkpoint, fused_scan
+from aaren_rl import checkpoint, fused_scan, mixers
 from aaren_rl.captured import Captured
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.errors import AarenError, CheckpointError, InvalidInput
@@ -78,7 +78,7 @@ class TrainingConfig:
     compile: Switch = "auto"
     """Compile the loss with torch.compile; auto does so on a GPU with Triton."""
     graphs: Switch = "auto"
-    """Record an update as a CUDA graph and replay it; auto does so on a GPU."""
+    """Record an update as a CUDA graph and replay it; auto does so on a GPU, where the mixer allows it."""
     seed: int = 0
     """Of the weights, the batches, dropout and the held-out episodes."""
     log_every: int = 100
@@ -171,7 +171,7 @@ class Trainer:
         self.device = torch.device(device)
         self.model = model.to(self.device).train()
         self.acting = copy.deepcopy(self.model).eval() if config.average else self.model
-        self.precision, self.compiled, self.captured = _means(config, self.device)
+        self.precision, self.compiled, self.captured = _means(config, self.device, self.model.config.mixer)
         train_on, held_out = hold_out(trajectories.episodes, config.held_out, config.seed)
         self.sampler = Sampler(
             trajectories, train_on, config.batch_size, config.context, config.weighting, self.device, config.seed
@@ -478,7 +478,7 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
             group["lr"] = rate
 
 
-def _means(config: TrainingConfig, device: torch.device) -> tuple[Literal["float32", "bf16"], bool, bool]:
+def _means(config: TrainingConfig, device: torch.device, mixer: str) -> tuple[Literal["float32", "bf16"], bool, bool]:
     """What "auto" stands for on this device: the precision, whether to compile, whether to record graphs."""
     on_gpu = device.type == "cuda"
     precision = config.precision
@@ -486,7 +486,10 @@ def _means(config: TrainingConfig, device: torch.device) -> tuple[Literal["float
         fast = torch.cuda.get_device_capability(device) >= (8, 0) if on_gpu else _multiplies_bf16()
         precision = "bf16" if fast else "float32"
     compiled = on_gpu and fused_scan.available() if config.compile == "auto" else config.compile == "yes"
-    captured = on_gpu if config.graphs == "auto" else config.graphs == "yes"
+    recordable = mixers.get(mixer).recordable
+    captured = on_gpu and recordable if config.graphs == "auto" else config.graphs == "yes"
+    if captured and not recordable:
+        raise InvalidInput(f"updates of mixer {mixer!r} cannot be recorded as CUDA graphs; pass --graphs auto")
     if captured and not on_gpu:
         raise InvalidInput("CUDA graphs were asked for and the device is a CPU; pass --graphs auto")
     return precision, compiled, captured

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from aaren_rl import checkpoint, scan
+from aaren_rl import checkpoint, mixers, scan
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.ensemble import train_together
@@ -71,11 +71,14 @@ def train(config: RunConfig) -> dict[str, Any]:
 def _run_all(configs: list[RunConfig], dataset: Dataset, device: torch.device) -> list[dict[str, Any]]:
     if device.type == "cuda":
         runs = [_start(one, dataset, _folder(one), device) for one in configs]
-        if len({run.trainer.update for run in runs}) == 1:
+        first, updates = runs[0].trainer, {run.trainer.update for run in runs}
+        recordable = mixers.get(configs[0].model.mixer).recordable
+        if len(updates) == 1 and recordable and first.carried is None:
             say(f"{len(configs)} seeds as one batch")
             trained = train_together([run.trainer for run in runs])
             return [_report(run, one) for run, one in zip(runs, trained, strict=True)]
-        say(f"{len(configs)} seeds, one after another, since they stopped at different updates")
+        why = "they stopped at different updates" if len(updates) > 1 else "such runs cannot be one batch"
+        say(f"{len(configs)} seeds, one after another, since {why}")
         return [_report(run, run.trainer.run()) for run in runs]
     say(f"{len(configs)} seeds, one after another; as one batch they are no faster on a CPU")
     outcomes = []

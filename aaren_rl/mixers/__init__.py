@@ -2,13 +2,23 @@
 
 from aaren_rl.mixers.aaren import Aaren
 from aaren_rl.mixers.base import Memory, Mixer, State, state_bytes, state_tensors
+from aaren_rl.mixers.gru import GRU
+from aaren_rl.mixers.lstm import LSTM
+from aaren_rl.mixers.mingru import MinGRU
+from aaren_rl.mixers.minlstm import MinLSTM
+from aaren_rl.mixers.none import NoMixing
 from aaren_rl.mixers.registry import get, names, register
 from aaren_rl.mixers.softmax import Softmax, SoftmaxState
 
 __all__ = [
     "Aaren",
+    "GRU",
+    "LSTM",
     "Memory",
+    "MinGRU",
+    "MinLSTM",
     "Mixer",
+    "NoMixing",
     "Softmax",
     "SoftmaxState",
     "State",

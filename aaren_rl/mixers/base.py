@@ -32,6 +32,8 @@ class Mixer(nn.Module):
 
     memory: ClassVar[Memory]
     """How the state grows while acting: not at all, up to a window, or with every token."""
+    recordable: ClassVar[bool] = True
+    """Whether `forward` can be recorded as a CUDA graph and mapped over models, since it never looks at values."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -116,7 +118,7 @@ class Stepper(nn.Module):
 
 
 class PlainStepper(Stepper):
-    """Any mixer's own `forward`, with its state flattened.
+    """Any mixer's own `step`, one token after another, with its state flattened.
 
     Args:
         mixer: to act with.
@@ -133,14 +135,17 @@ class PlainStepper(Stepper):
 
     def forward(self, x: Tensor, onto: Tensor, state: Tensor, live: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `Stepper.forward`."""
-        batch = len(state)
+        batch = state.shape[0]  # Not len, which a trace would take for a constant.
         leaves = state_tensors(self._like)
         parts = torch.split(state, [part.numel() for part in leaves], -1)
         whole = iter([part.view(batch, *leaf.shape[1:]).to(leaf) for part, leaf in zip(parts, leaves, strict=True)])
-        valid = None if live is None else live > 0
-        y, after = self.mixer(x.view(batch, self.tokens, -1), _rebuilt(self._like, whole), None, valid)
-        state = torch.cat([part.reshape(batch, -1).double() for part in state_tensors(after)], -1)
-        return onto + y[:, -self.outputs :].flatten(0, 1), state
+        carried, mixed = _rebuilt(self._like, whole), []
+        for t, token in enumerate(x.view(batch, self.tokens, -1).unbind(1)):
+            y, after = self.mixer.step(token, carried)
+            carried = after if live is None else _where_rows(live[:, t] > 0, after, carried)
+            mixed.append(y)
+        state = torch.cat([part.reshape(batch, -1).double() for part in state_tensors(carried)], -1)
+        return onto + torch.stack(mixed[-self.outputs :], 1).flatten(0, 1), state
 
 
 def state_tensors(state: State) -> list[Tensor]:

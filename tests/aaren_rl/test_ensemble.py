@@ -48,8 +48,10 @@ def weights(folder):
         ({"layout": "fused", "timesteps": "sinusoidal"}, {"accumulate": 2}),
         ({}, {"context": "episode", "average": 0.0}),
         ({"mixer": "softmax"}, {}),
+        ({"mixer": "none"}, {}),
+        ({"mixer": "mingru"}, {}),
     ],
-    ids=["interleaved", "fused", "episodes", "softmax"],
+    ids=["interleaved", "fused", "episodes", "softmax", "none", "mingru"],
 )
 def test_runs_trained_together_equal_runs_trained_alone(make_all, shape, changes):
     alone = make_all("alone", shape=shape, **changes)
@@ -113,3 +115,5 @@ def test_runs_that_differ_in_more_than_their_seed_are_refused(make_all):
         train_together([], progress=False)
     with pytest.raises(InvalidInput, match="one after another"):
         train_together(make_all("dropout", shape={"dropout": 0.1}), progress=False)
+    with pytest.raises(InvalidInput, match="runs of mixer 'gru' are not trained together; run them one after another"):
+        train_together(make_all("gru", shape={"mixer": "gru"}), progress=False)

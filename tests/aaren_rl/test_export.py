@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 
-from aaren_rl import __version__, export
+from aaren_rl import __version__, export, mixers
 from aaren_rl.checkpoint import AgentCard, load_agent, save_agent
 from aaren_rl.errors import CheckpointError, InvalidInput
 from aaren_rl.export import ExportFailed, to_onnx
@@ -24,6 +24,7 @@ SHAPES = {
     "large": {"blocks": 2, "heads": 4, "timesteps": "sinusoidal"},
     "small": {"blocks": 1, "layout": "fused", "timesteps": "learned", "max_steps": 300},
 }
+CONSTANT = [name for name in mixers.names() if mixers.get(name).memory == "constant"]
 
 
 def build(name):
@@ -174,6 +175,21 @@ def test_the_card_says_all_that_running_the_graph_takes(exported, name):
     assert re.fullmatch(r"[0-9a-f]{64}", card["sha256"]["agent.onnx"])
     # Plain JSON, which has no infinities.
     assert not re.search("NaN|Infinity", (exported[name] / "export.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("layout", "names"), [("interleaved", ["gru", "none"]), pytest.param("fused", CONSTANT, marks=pytest.mark.slow)]
+)
+def test_mixers_of_constant_memory_are_exported_as_they_are(make_model, loud, tmp_path, layout, names):
+    """All in one model, a block each."""
+    model = make_model(blocks=len(names), layout=layout)
+    for seed, (block, name) in enumerate(zip(model.blocks, names, strict=True)):
+        block.mixer = loud(mixers.get(name)(16, 2), seed)
+    to_onnx(model, CARD, tmp_path / "out")
+    for batch in (1, 3):
+        observations, returns_to_go, actions = run_graph(tmp_path / "out", batch, 60)
+        np.testing.assert_allclose(actions, predict(model, observations, returns_to_go, actions), rtol=0, atol=2e-4)
+        assert actions.std((0, 1)).min() > 0.01
 
 
 WITHOUT_TORCH = """

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from aaren_rl import mixers
 from aaren_rl.errors import InvalidInput
 from aaren_rl.mixers import state_bytes
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling, config_from_dict, count_parameters
@@ -184,6 +185,19 @@ def test_softmax_steps_equal_one_forward(make_model, layout, timesteps):
     arguments = draw(100)
     stepped, _ = step_through(model, arguments)
     assert_close(stepped, model(*arguments)[0], 1e-4)
+
+
+@both_layouts
+@pytest.mark.parametrize("mixer", sorted(set(mixers.names()) - {"aaren", "softmax"}))
+def test_two_hundred_steps_of_any_mixer_equal_one_forward(make_model, layout, mixer):
+    model = make_model(mixer=mixer, layout=layout)
+    arguments = draw(200)
+    stepped, after_steps = step_through(model, arguments)
+    whole, after_whole = model(*arguments)
+    assert_close(stepped, whole, 1e-4)
+    assert whole.std() > 0.05
+    follow = draw(5, first=200)
+    assert_close(step_through(model, follow, after_whole)[0], step_through(model, follow, after_steps)[0], 1e-4)
 
 
 @both_layouts

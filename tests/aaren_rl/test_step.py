@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from aaren_rl import mixers
 from aaren_rl.errors import InvalidInput
 from aaren_rl.mixers import Aaren, Mixer, aaren
 from aaren_rl.mixers.aaren import AarenStep
@@ -433,7 +434,7 @@ def test_a_shift_of_all_scores_changes_nothing(loud, take, form, shift, source):
 
 
 @both_layouts
-def test_a_mixer_without_a_stepper_of_its_own_is_stepped_by_its_forward(make_model, monkeypatch, layout):
+def test_a_mixer_without_a_stepper_of_its_own_is_stepped_token_by_token(make_model, monkeypatch, layout):
     model, given = make_model(layout=layout), draw(80, starts=[(1, 20)])
     own, _ = act(*make_step(model), *given)
     monkeypatch.setattr(Aaren, "stepper", Mixer.stepper)
@@ -441,6 +442,18 @@ def test_a_mixer_without_a_stepper_of_its_own_is_stepped_by_its_forward(make_mod
     assert not NumpyStep.fits(Step(model))
     plain, _ = assert_acts_like(model, "torch", given)
     np.testing.assert_allclose(plain, own, rtol=0, atol=1e-4)
+
+
+@both_layouts
+@pytest.mark.parametrize("mixer", [name for name in mixers.names() if mixers.get(name).memory == "constant"])
+def test_every_mixer_of_constant_memory_acts_like_the_model(make_model, mixer, layout):
+    model = make_model(mixer=mixer, layout=layout, heads=1)
+    with torch.no_grad():
+        # So that no action saturates.
+        model.head.bias.zero_()
+    size = sum(part.shape[1] for part in model.initial_state(1)) if mixer != "aaren" else 2 * (16 + 1)
+    assert len(Step(model).start) == 2 + ACTION_SIZE + size
+    assert_acts_like(model, "torch", draw(200, starts=[(1, 100), (1, 101), (2, 37)]))
 
 
 def test_a_mixer_whose_state_grows_is_refused(make_model):

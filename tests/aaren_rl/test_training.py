@@ -18,7 +18,7 @@ from aaren_rl.errors import CheckpointError, DataError, InvalidInput
 from aaren_rl.mixers import state_tensors
 from aaren_rl.run_log import RunLog, draw_curve, log_hyperparameters, read_metrics
 from aaren_rl.sampler import Sampler, hold_out
-from aaren_rl.training import Diverged, Evaluation, Interrupted, TrainingConfig
+from aaren_rl.training import Diverged, Evaluation, Interrupted, TrainingConfig, _means
 
 SCRIPT = Path(__file__).with_name("interruptible_run.py")
 LONG = 120
@@ -73,7 +73,9 @@ def validation_losses(folder):
     return [point["validation_loss"] for point in read_metrics(folder) if "validation_loss" in point]
 
 
-@pytest.mark.parametrize("shape", [{"layout": "fused"}, {"timesteps": "learned"}, {"mixer": "softmax"}])
+@pytest.mark.parametrize(
+    "shape", [{"layout": "fused"}, {"timesteps": "learned"}, {"mixer": "softmax"}, {"mixer": "gru"}]
+)
 def test_the_loss_goes_down(tmp_path, make_trainer, shape):
     trainer = make_trainer(tmp_path, shape={"dropout": 0.0, **shape}, updates=60, learning_rate=2e-2, batch_size=8)
     trainer.run(progress=False)
@@ -82,10 +84,24 @@ def test_the_loss_goes_down(tmp_path, make_trainer, shape):
     assert validation_losses(tmp_path)[-1] < 0.5 * validation_losses(tmp_path)[0]
 
 
+def test_a_mixer_that_looks_at_values_is_not_recorded_as_a_cuda_graph():
+    gpu = torch.device("cuda")
+    for mixer, recorded in (("aaren", True), ("none", True), ("mingru", True), ("gru", False), ("lstm", False)):
+        assert _means(TrainingConfig(precision="float32"), gpu, mixer)[2] == recorded
+    with pytest.raises(InvalidInput, match="mixer 'gru' cannot be recorded as CUDA graphs; pass --graphs auto"):
+        _means(TrainingConfig(precision="float32", graphs="yes"), gpu, "gru")
+
+
 @pytest.mark.parametrize("context", [5, "2+5", "episode", "packed", "carry:5"])
 @pytest.mark.parametrize(
     ("shape", "average"),
-    [({"layout": "interleaved"}, 0.0), ({"layout": "fused"}, 0.9), ({"mixer": "softmax"}, 0.0)],
+    [
+        ({"layout": "interleaved"}, 0.0),
+        ({"layout": "fused"}, 0.9),
+        ({"mixer": "softmax"}, 0.0),
+        ({"mixer": "gru"}, 0.9),
+        ({"mixer": "none"}, 0.0),
+    ],
 )
 def test_resuming_equals_never_having_stopped(tmp_path, make_trainer, shape, average, context):
     if context == "carry:5" and shape.get("mixer") == "softmax":

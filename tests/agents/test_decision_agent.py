@@ -175,7 +175,7 @@ def test_the_default_target_is_the_first_of_the_card(agent):
     assert (actions[0] != actions[2]).any()
 
 
-@pytest.mark.parametrize("mixer", ["aaren", "softmax"])
+@pytest.mark.parametrize("mixer", ["aaren", "softmax", "gru", "none"])
 def test_two_episodes_in_a_row_equal_two_fresh_agents(mixer):
     env = make_env(limit=30)
     agent = make_agent(mixer=mixer)
@@ -188,7 +188,15 @@ def test_two_episodes_in_a_row_equal_two_fresh_agents(mixer):
 
 @pytest.mark.parametrize(
     ("mixer", "acting"),
-    [("aaren", None), ("softmax", None), ("aaren", "reset:3"), ("softmax", "reset:3"), ("aaren", "window:3")],
+    [
+        ("aaren", None),
+        ("softmax", None),
+        ("gru", None),
+        ("none", None),
+        ("aaren", "reset:3"),
+        ("softmax", "reset:3"),
+        ("aaren", "window:3"),
+    ],
 )
 @pytest.mark.parametrize("mode", MODES)
 def test_a_batch_equals_single_agents_in_every_autoreset_mode(mixer, acting, mode):
@@ -221,7 +229,7 @@ def test_a_batch_equals_single_agents_in_every_autoreset_mode(mixer, acting, mod
     assert compared >= 3 * steps - 9
 
 
-@pytest.mark.parametrize("mixer", ["aaren", "softmax"])
+@pytest.mark.parametrize("mixer", ["aaren", "softmax", "gru", "none"])
 def test_every_autoreset_mode_gives_the_same_returns(mixer):
     results = []
     for mode in MODES:
@@ -268,7 +276,9 @@ def test_tiny_rewards_are_not_lost_from_a_large_return_to_go(agent):
 
 
 @pytest.mark.parametrize("rows", [None, 3])
-def test_the_state_keeps_its_size(agent, rows):
+@pytest.mark.parametrize(("mixer", "size"), [("aaren", 1 + 16), ("gru", 16), ("none", 0)])
+def test_the_state_keeps_its_size(rows, mixer, size):
+    agent = make_agent(mixer=mixer)
     agent.reset(num_envs=rows)
     observation = np.zeros(11 if rows is None else (rows, 11))
     reward = 1.0 if rows is None else np.ones(rows)
@@ -276,8 +286,8 @@ def test_the_state_keeps_its_size(agent, rows):
     agent.act(observation)
     for _ in range(300):
         agent.act(observation, reward)
-    # Return-to-go, timestep, an action of 3; in the one block c and one a per component: float64.
-    assert agent.state_bytes == before == (rows or 1) * (1 + 1 + 3 + 1 + 16) * 8
+    # Return-to-go, timestep, an action of 3, and of the one block, in Aaren c and one a per component: float64.
+    assert agent.state_bytes == before == (rows or 1) * (1 + 1 + 3 + size) * 8
 
 
 def test_the_action_returned_may_be_changed_by_the_caller(agent):
@@ -399,7 +409,9 @@ def test_environments_of_another_size_or_range_are_refused(agent):
         pendulum.check_environment(gym.wrappers.TransformAction(make_env("Pendulum-v1"), int, gym.spaces.Discrete(2)))
 
 
-def test_a_saved_agent_acts_the_same(agent, tmp_path):
+@pytest.mark.parametrize("mixer", ["aaren", "gru", "none"])
+def test_a_saved_agent_acts_the_same(mixer, tmp_path):
+    agent = make_agent(mixer=mixer)
     agent.save(tmp_path / "agent")
     loaded = DecisionAgent.load(str(tmp_path / "agent"))
     assert loaded.card == agent.card

@@ -1,0 +1,40 @@
+"""The gated recurrent unit."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from aaren_rl.mixers.recurrent import Recurrent, Rows
+from aaren_rl.mixers.registry import register
+
+
+@register("gru")
+class GRU(Recurrent):
+    """A gated recurrent unit (Cho et al. 2014, arXiv 1406.1078, section 2.3) and an output projection.
+
+    With reset gate r and update gate z, in torch's form, where r is applied after the recurrent product:
+    ``r = sigmoid(W_r x + U_r h)``, ``z = sigmoid(W_z x + U_z h)``, ``n = tanh(W_n x + r * (U_n h))``,
+    ``h = (1 - z) * n + z * h`` (biases left out). Memory: constant, the hidden state (batch, width). Training runs
+    along the sequence one token after another, in torch's fused kernels.
+
+    Args:
+        width: size of a token and of the hidden state.
+        heads: checked as everywhere, otherwise without effect: the unit has no heads.
+    """
+
+    state_parts = 1
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads)
+        self.network = nn.GRU(width, width, batch_first=True)
+
+    def run(self, rows: Rows, state: Tensor) -> tuple[Rows, Tensor]:
+        """See `Recurrent.run`."""
+        hidden, after = self.network(rows, state.unsqueeze(0))
+        return hidden, after.squeeze(0)
+
+    def step(self, x_t: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Mixer.step`."""
+        after = torch.gru_cell(x_t, state, *self.network.all_weights[0])
+        return self.output(after), after

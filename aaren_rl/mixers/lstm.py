@@ -1,0 +1,40 @@
+"""The long short-term memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from aaren_rl.mixers.recurrent import Recurrent, Rows
+from aaren_rl.mixers.registry import register
+
+
+@register("lstm")
+class LSTM(Recurrent):
+    """A long short-term memory (Hochreiter and Schmidhuber 1997, forget gate of Gers et al. 2000) and a projection.
+
+    ``i, f, o = sigmoid(W x + U h)``, ``g = tanh(W_g x + U_g h)``, ``c = f * c + i * g``, ``h = o * tanh(c)`` (biases
+    left out). Memory: constant, h and c side by side, (batch, 2 * width). Training runs along the sequence one token
+    after another, in torch's fused kernels.
+
+    Args:
+        width: size of a token, of the hidden state and of the cell.
+        heads: checked as everywhere, otherwise without effect: the network has no heads.
+    """
+
+    state_parts = 2
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads)
+        self.network = nn.LSTM(width, width, batch_first=True)
+
+    def run(self, rows: Rows, state: Tensor) -> tuple[Rows, Tensor]:
+        """See `Recurrent.run`."""
+        before = state.unsqueeze(0).chunk(2, -1)
+        hidden, after = self.network(rows, tuple(part.contiguous() for part in before))
+        return hidden, torch.cat(after, -1).squeeze(0)
+
+    def step(self, x_t: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Mixer.step`."""
+        hidden, cell = torch.lstm_cell(x_t, state.chunk(2, -1), *self.network.all_weights[0])
+        return self.output(hidden), torch.cat([hidden, cell], -1)

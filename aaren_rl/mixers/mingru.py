@@ -1,0 +1,28 @@
+"""The minimal gated recurrent unit, which trains in parallel over time."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from aaren_rl.mixers.minimal_recurrent import MinimalRecurrent
+from aaren_rl.mixers.registry import register
+
+
+@register("mingru")
+class MinGRU(MinimalRecurrent):
+    """The minimal gated recurrent unit (Feng et al. 2024, arXiv 2410.01201, section 3.1). Memory: constant, h.
+
+    Its gate is ``z = sigmoid(W_z x)``.
+
+    Args:
+        width: size of a token and of the state.
+        heads: checked as everywhere, otherwise without effect: the unit has no heads.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads)
+        self.update = nn.Linear(width, width)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """See `MinimalRecurrent.gate`."""
+        return self.update(x)  # type: ignore[no-any-return]

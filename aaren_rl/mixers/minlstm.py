@@ -1,0 +1,31 @@
+"""The minimal long short-term memory, which trains in parallel over time."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aaren_rl.mixers.minimal_recurrent import MinimalRecurrent
+from aaren_rl.mixers.registry import register
+
+
+@register("minlstm")
+class MinLSTM(MinimalRecurrent):
+    """The minimal long short-term memory (Feng et al. 2024, arXiv 2410.01201). Memory: constant, h.
+
+    As in section 3.2 of the paper's version 1, its gates f = sigmoid(W_f x) and i = sigmoid(W_i x) are divided by their
+    sum, so ``h = f' * h + i' * g(W_h x)`` with f' + i' = 1: a `MinimalRecurrent` of z = i' = sigmoid(log i - log f).
+
+    Args:
+        width: size of a token and of the state.
+        heads: checked as everywhere, otherwise without effect: the network has no heads.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads)
+        self.forget = nn.Linear(width, width)
+        self.input = nn.Linear(width, width)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """See `MinimalRecurrent.gate`."""
+        return F.logsigmoid(self.input(x)) - F.logsigmoid(self.forget(x))

@@ -150,6 +150,9 @@ class SteppedAgent:
         self.card, self.acting = card, Acting.parse(acting or card.acting)
         self.action_low, self.action_high = action_low, action_high
         self.observation_size, self.longest = observation_size, longest
+        self.renew = 0
+        """Steps of an episode after which the target return is asked for anew; 0 for never. For episodes longer than the
+        data's, in which the return-to-go would leave all that was trained on; what the mixers remember goes on."""
         self._stepping: Stepping | None = None
         self._sb3_rewards: Array | None = None
         self._asked: float | Array | None = None
@@ -283,6 +286,8 @@ class SteppedAgent:
                 self._return_to_go = np.where(restart, self._target, self._return_to_go)
                 self._timestep = np.where(restart, 0, self._timestep)
                 stepping.restart(restart)
+        if self.renew and (due := (self._timestep > 0) & (self._timestep % self.renew == 0) & ~resting).any():
+            self._return_to_go = np.where(due, self._target, self._return_to_go)
         if self.longest is not None and self._timestep.max() >= self.longest:
             raise InvalidInput(
                 f"the episode is longer than the {self.longest} steps of the agent's learned timestep embedding; train "

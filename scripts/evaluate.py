@@ -48,12 +48,22 @@ class Arguments:
     targets; writes targets.json and targets.png."""
     acting: str | None = None
     """stream, reset:STEPS or window:STEPS; by default as the agent was trained to."""
+    horizon: int | None = None
+    """Steps after which an episode is truncated, instead of the environment's own number."""
+    renew: int | None = None
+    """Ask for the target anew after so many steps of an episode, for a horizon beyond that of the data."""
     seed: int = 0
     """Row i of the vector environment is seeded with seed + i."""
     video: bool = False
     """Record one episode as video.mp4 in the run's folder."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     """Where to compute; for small models the CPU steps faster."""
+
+    def __post_init__(self) -> None:
+        for name in ("horizon", "renew"):
+            steps = getattr(self, name)
+            if steps is not None and steps < 1:
+                raise InvalidInput(f"--{name} {steps}; expected at least 1 step")
 
 
 def main() -> None:
@@ -138,13 +148,16 @@ def _agent(arguments: Arguments) -> tuple[Actor, Protocol, dict[str, Any], Path]
     agent, how = _loaded(folder, arguments)
     card = agent.card
     spec = EnvironmentSpec(arguments.env_id) if arguments.env_id else EnvironmentSpec(card.env_id, card.env_kwargs)
+    if arguments.horizon is not None:
+        spec = EnvironmentSpec(spec.id, {**spec.kwargs, "max_episode_steps": arguments.horizon})
+    agent.renew = arguments.renew or 0
     env = make(spec)
     agent.check_environment(env)
     env.close()
     target = card.target_returns[0] if arguments.target is None else arguments.target
     protocol = Protocol(spec, arguments.episodes, arguments.seed, target, catalogue.reference_of(spec.id))
     about = {"checkpoint": folder.name, "source": card.source, "dataset": card.dataset_id, "updates": card.updates}
-    return agent, protocol, about | how | {"acting": str(agent.acting)}, folder.parent
+    return agent, protocol, about | how | {"acting": str(agent.acting), "renew": arguments.renew}, folder.parent
 
 
 def _loaded(folder: Path, arguments: Arguments) -> tuple[SteppedAgent, dict[str, Any]]:
@@ -162,7 +175,7 @@ def _loaded(folder: Path, arguments: Arguments) -> tuple[SteppedAgent, dict[str,
 def _baseline(arguments: Arguments) -> tuple[Actor, Protocol, dict[str, Any], Path]:
     if arguments.env is None:
         raise InvalidInput(f"which environment? pass --env, as {arguments.agent} --env hopper-medium")
-    for option in ("target", "acting"):
+    for option in ("target", "acting", "horizon", "renew"):
         if getattr(arguments, option) is not None:
             raise InvalidInput(f"a baseline has no --{option} {getattr(arguments, option)}; leave it out")
     entry = catalogue.find(arguments.env)

@@ -265,6 +265,24 @@ def test_the_return_to_go_counts_down_by_the_rewards_of_each_row(agent):
     np.testing.assert_allclose(seen, [[30.0, 31.0], [29.0, 29.0], [28.5, 33.0]], rtol=1e-12)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_target_is_renewed_after_so_many_steps_of_each_rows_episode(agent, mode):
+    agent.renew = 3
+    agent.reset(np.array([30.0, 50.0]), 2, mode)
+    observation, none = np.zeros((2, 11)), np.zeros(2, dtype=bool)
+    agent.act(observation)
+    asked = []
+    for t in range(1, 9):
+        # Row 1 ends once, with the reward of its second action.
+        ended = np.array([False, t == 2])
+        agent.act(observation, np.ones(2), ended, none)
+        asked.append(agent.return_to_go.tolist())
+    first, second = zip(*asked, strict=True)
+    assert first == (29, 28, 30, 29, 28, 30, 29, 28)
+    rests = mode == AutoresetMode.NEXT_STEP
+    assert second == ((49, 48, 50, 49, 48, 50, 49, 48) if rests else (49, 50, 49, 48, 50, 49, 48, 50))
+
+
 def test_tiny_rewards_are_not_lost_from_a_large_return_to_go(agent):
     agent.reset(1e5)
     observation = np.zeros(11)

@@ -61,6 +61,15 @@ def test_a_sweep_asks_for_the_quantiles_of_the_data_and_draws_what_was_achieved(
     assert figures["returns"] == result_of(run_folder)["returns"]
 
 
+def test_a_horizon_beyond_the_environments_own(command, run_folder):
+    status, _, _ = command(main, run_folder / "last", "--episodes", "2", "--horizon", "4", "--renew", "2")
+    assert status == 0
+    result = result_of(run_folder)
+    assert result["lengths"] == [4, 4]
+    assert (result["environment_kwargs"], result["renew"]) == ({"max_episode_steps": 4}, 2)
+    assert command(main, run_folder / "last", "--renew", "0")[0] == 2
+
+
 def test_earlier_results_are_kept(command, run_folder):
     before = (run_folder / "result.json").read_text()
     for episodes in (1, 2):

@@ -151,8 +151,8 @@ class SteppedAgent:
         self.action_low, self.action_high = action_low, action_high
         self.observation_size, self.longest = observation_size, longest
         self.renew = 0
-        """Steps of an episode after which the target return is asked for anew; 0 for never. For episodes longer than the
-        data's, in which the return-to-go would leave all that was trained on; what the mixers remember goes on."""
+        """Steps of an episode after which its target return is asked for anew; 0 for never. For episodes longer than
+        the data's, in which the return-to-go would leave all that was trained on; the mixers' state goes on."""
         self._stepping: Stepping | None = None
         self._sb3_rewards: Array | None = None
         self._asked: float | Array | None = None

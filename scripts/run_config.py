@@ -48,8 +48,8 @@ class RunConfig:
     """Where to train; auto takes a GPU where there is one."""
     target: float | None = None
     """Return to ask for in evaluations; by default the dataset's first target."""
-    return_scale: float = 1000.0
-    """Returns-to-go are divided by this."""
+    return_scale: float | None = None
+    """Returns-to-go are divided by this; by default the dataset's scale, 1000 where it has none."""
     check_episodes: int = 10
     """Episodes of each evaluation during training; 0 for none."""
     episodes: int = 100

@@ -31,7 +31,7 @@ def test_actions_follow_the_distribution_of_the_layers():
         hidden = np.maximum(hidden @ kernel + bias, 0)
     mean = hidden @ behaviour.layers[2][0] + behaviour.layers[2][1]
     std = np.exp(np.clip(hidden @ behaviour.layers[3][0] + behaviour.layers[3][1], -20, 2))
-    actions = behaviour(np.repeat(observation[None], 20_000, 0), np.random.default_rng(0))
+    actions = behaviour(np.repeat(observation[None, None], 20_000, 0), np.random.default_rng(0))
     assert actions.dtype == np.float32
     # Before the tanh the actions are normal; its quantiles survive the tanh.
     for quantile, z in ((0.16, -0.99446), (0.5, 0.0), (0.84, 0.99446)):
@@ -51,8 +51,8 @@ def test_snapshot_survives_saving_and_loading(tmp_path):
 
 def test_noise_comes_from_the_generator_alone():
     behaviour = behaviours.bundled("hopper", MEDIUM)
-    observations = np.zeros((3, 11))
-    first, second, other = (behaviour(observations, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    episodes = np.zeros((3, 1, 11))
+    first, second, other = (behaviour(episodes, np.random.default_rng(seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, second)
     assert (first != other).all()
 
@@ -112,7 +112,7 @@ def test_unknown_snapshots_and_tasks_name_the_known():
 
 def test_random_behaviour_fills_its_bounds():
     behaviour = RandomBehaviour(np.array([-1.0, 0.0]), np.array([1.0, 4.0]))
-    actions = behaviour(np.zeros((5_000, 3)), np.random.default_rng(0))
+    actions = behaviour(np.zeros((5_000, 1, 3)), np.random.default_rng(0))
     assert actions.shape == (5_000, 2)
     np.testing.assert_allclose(actions.min(0), [-1, 0], atol=0.01)
     np.testing.assert_allclose(actions.max(0), [1, 4], atol=0.01)
@@ -124,8 +124,8 @@ def test_actor_deals_its_policies_out_in_turn():
         def __init__(self, value):
             self.value = value
 
-        def __call__(self, observations, rng):
-            return np.full((len(observations), 1), self.value, dtype=np.float32)
+        def __call__(self, episodes, rng):
+            return np.full((len(episodes), 1), self.value, dtype=np.float32)
 
     actor = BehaviourActor([Constant(0), Constant(1), Constant(2)])
     for rows, expected in ((5, [0, 1, 2, 0, 1]), (2, [0, 1])):

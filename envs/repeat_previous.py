@@ -65,4 +65,6 @@ class RepeatPrevious(gym.Env[Floats, Floats]):
         return np.asarray(2 * observations[-self.k] - 1, dtype=np.float32)
 
     def _one_hot(self, suit: int) -> Floats:
-        return np.eye(SUITS, dtype=np.float32)[suit]
+        observation = np.zeros(SUITS, dtype=np.float32)
+        observation[suit] = 1.0
+        return observation

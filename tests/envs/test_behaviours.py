@@ -6,7 +6,7 @@ from gymnasium.vector import AutoresetMode
 
 from aaren_rl.envs import behaviours
 from aaren_rl.envs.baselines import BehaviourActor, behaviour_policies, random_actor
-from aaren_rl.envs.behaviours import ActorBehaviour, RandomBehaviour
+from aaren_rl.envs.behaviours import ActorBehaviour, ExpertBehaviour, RandomBehaviour
 from aaren_rl.envs.catalogue import find
 from aaren_rl.envs.environments import EnvironmentSpec
 from aaren_rl.envs.evaluation import Protocol, evaluate
@@ -132,6 +132,25 @@ def test_actor_deals_its_policies_out_in_turn():
         actor.reset(None, rows, AutoresetMode.SAME_STEP)
         flags = np.zeros(rows, dtype=bool)
         assert actor.act(np.zeros((rows, 4)), None, flags, flags)[:, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_expert_sees_its_own_episode_from_the_start(mode):
+    # Row 0 ends after two steps, row 1 goes on; what is told back is all that was seen.
+    actor = BehaviourActor([ExpertBehaviour(lambda seen: np.concatenate([[len(seen)], seen[0]]).astype(np.float32))])
+    ended = np.array([[0, 0], [0, 0], [1, 0], [0, 0], [0, 0]], dtype=bool)
+    told = []
+    actor.reset(None, 2, mode)
+    for step, flags in enumerate(ended):
+        told.append(actor.act(np.array([[step], [10 + step]]), None, flags, ~flags & False).tolist())
+    first = [[[t + 1, 0], [t + 1, 10]] for t in range(2)]
+    if mode == AutoresetMode.NEXT_STEP:
+        # At step 2 row 0 shows the last observation of the episode that is over.
+        assert told == [*first, [[3, 0], [3, 10]], [[1, 3], [4, 10]], [[2, 3], [5, 10]]]
+    else:
+        assert told == [*first, [[1, 2], [3, 10]], [[2, 2], [4, 10]], [[3, 2], [5, 10]]]
+    actor.reset(None, 2, mode)
+    assert actor.act(np.array([[7], [8]]), None, ended[0], ended[0]).tolist() == [[1, 7], [1, 8]]
 
 
 def test_entry_without_behaviours_says_what_to_do():

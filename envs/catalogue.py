@@ -85,7 +85,7 @@ def catalogue() -> dict[str, Entry]:
     entries = [
         _entry(task, facts, level, own)
         for task, facts in table["tasks"].items()
-        for level, own in (facts.get("levels") or table["levels"]).items()
+        for level, own in facts.get("levels", table["levels"]).items()
     ]
     return {entry.name: entry for entry in entries}
 

@@ -167,7 +167,7 @@ def table(points: list[Point]) -> str:
 
 
 def draw(points: list[Point], path: Path) -> None:
-    """Draws success by length, with chance as a line, and milliseconds per step by length, both on log axes."""
+    """Draws success by length, with chance as a line, and milliseconds per step by length."""
     # Imported where it is used, without pyplot: no window system is needed.
     import matplotlib
     from matplotlib.figure import Figure
@@ -186,7 +186,8 @@ def draw(points: list[Point], path: Path) -> None:
         for chance in {_chance(point.environment) for point in points}:
             success.axhline(chance, color="grey", linestyle="--", label="chance")
         success.set(xlabel="length", ylabel="success", xscale="log", ylim=(-0.05, 1.05))
-        step.set(xlabel="length", ylabel="ms per step", xscale="log", yscale="log")
+        step.set(xlabel="length", ylabel="ms per step", xscale="log")
+        step.set_ylim(bottom=0)
         success.legend(frameon=False)
         figure.savefig(path, dpi=150)
 

@@ -10,6 +10,7 @@ from aaren_rl.checkpoint import AgentCard
 from aaren_rl.envs.evaluation import success_interval
 from aaren_rl.envs.memory import MEMORY_CHAIN, T_MAZE
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
+from aaren_rl.scripts import collect, evaluate, train
 from aaren_rl.scripts.memory import main
 
 BOUNDS = (-np.ones(1, np.float32), np.ones(1, np.float32))
@@ -27,6 +28,29 @@ def tiny_agent(folder, env_id=T_MAZE, bits=1, answer=None, **settings):
     kwargs = {"bits": bits} if env_id == MEMORY_CHAIN else {"longest": 9}
     DecisionAgent(model, AgentCard(env_id, "tests/memory-v0", "bundled", (1.0,), env_kwargs=kwargs)).save(folder)
     return folder
+
+
+def test_from_the_name_of_a_task_to_its_figures(command, tiny, tmp_path):
+    name = "t-maze-expert"
+    assert command(collect.main, name, "--steps", "400", "--overwrite")[0] == 0
+    status, out, _ = command(evaluate.main, "behaviour", "--env", name, "--episodes", "30")
+    assert status == 0
+    assert "return 1 +- 0 over 30 episodes, normalised score 100.0 [100.0, 100.0] (by construction)" in out
+    status, out, _ = command(train.main, *tiny, "--env", name, "--context", "episode", "--run", "run")
+    assert status == 0
+    assert "data: aaren/t-maze/expert-v0 (source bundled)" in out
+    agent = DecisionAgent.load(tmp_path / "run" / "last")
+    assert (float(agent.model.return_scale), agent.card.target_returns) == (1.0, (1.0,))
+    status, out, _ = command(main, "run/last", "--lengths", "200", "--episodes", "2")
+    assert status == 0
+    assert "| run/last | 200 |" in out
+
+
+def test_return_scale_that_is_given_counts(command, tiny, tmp_path):
+    assert command(train.main, *tiny, "--return-scale", "7", "--run", "seven")[0] == 0
+    assert command(train.main, *tiny, "--run", "own")[0] == 0
+    scales = [float(DecisionAgent.load(tmp_path / run / "last").model.return_scale) for run in ("seven", "own")]
+    assert scales == [7.0, 1000.0]
 
 
 def test_constant_answers_divide_the_episodes_between_them(command, tmp_path):

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 
 from aaren_rl.envs import behaviours
-from aaren_rl.envs.behaviours import Behaviour, RandomBehaviour
+from aaren_rl.envs.behaviours import Behaviour, ExpertBehaviour, RandomBehaviour
 from aaren_rl.envs.catalogue import Entry
 from aaren_rl.envs.environments import EnvironmentSpec, box, make
 from aaren_rl.errors import InvalidInput
@@ -29,8 +29,11 @@ class BehaviourActor:
         self.policies, self.seed = policies, seed
 
     def reset(self, target_return: float | None, num_envs: int, autoreset_mode: AutoresetMode) -> None:
-        """Starts the noise anew; a behaviour asks for no return and carries no state."""
+        """Starts noise and episodes anew; a behaviour asks for no return."""
         self._rng = np.random.default_rng(self.seed)
+        self._episodes: list[list[npt.NDArray[Any]]] = [[] for _ in range(num_envs)]
+        self._waits_for_reset = autoreset_mode == AutoresetMode.NEXT_STEP
+        self._ended = np.zeros(num_envs, dtype=np.bool_)
 
     def act(
         self,
@@ -39,10 +42,17 @@ class BehaviourActor:
         terminated: npt.NDArray[np.bool_],
         truncated: npt.NDArray[np.bool_],
     ) -> npt.NDArray[np.float32]:
-        """Random actions of each row's behaviour."""
+        """Actions of each row's behaviour."""
+        done = terminated | truncated
+        # In NEXT_STEP mode an ended row shows its last observation before the first of the next episode.
+        for row in np.flatnonzero(self._ended if self._waits_for_reset else done):
+            self._episodes[row] = []
+        self._ended = done
+        for seen, now in zip(self._episodes, observation, strict=True):
+            seen.append(now)
         count = len(self.policies)
         parts = [
-            policy(observation[i::count], self._rng) for i, policy in enumerate(self.policies) if i < len(observation)
+            policy(self._episodes[i::count], self._rng) for i, policy in enumerate(self.policies[: len(observation)])
         ]
         actions = np.empty((len(observation), parts[0].shape[1]), dtype=np.float32)
         for i, part in enumerate(parts):
@@ -65,6 +75,8 @@ def behaviour_policies(entry: Entry) -> list[Behaviour]:
     Raises:
         InvalidInput: none are bundled for it.
     """
+    if entry.scripted:
+        return [_expert(entry.environments["bundled"])]
     if entry.behaviours is None:
         raise InvalidInput(
             f"no behaviour is bundled for {entry.name}; take the data from elsewhere with --source minari or d4rl, "
@@ -82,3 +94,10 @@ def _random(spec: EnvironmentSpec) -> RandomBehaviour:
     if not space.is_bounded():
         raise InvalidInput(f"{spec.id} has unbounded actions {space}; there are no uniformly random ones")
     return RandomBehaviour(space.low, space.high)
+
+
+def _expert(spec: EnvironmentSpec) -> ExpertBehaviour:
+    env = make(spec)
+    act = env.get_wrapper_attr("expert_action")
+    env.close()
+    return ExpertBehaviour(act)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +15,31 @@ import numpy.typing as npt
 from aaren_rl.errors import DataError, unknown_name
 from aaren_rl.trajectories import Floats
 
+Seen: TypeAlias = Sequence[npt.NDArray[Any]]
+"""All observations of an episode so far, each (observation size,)."""
+
 
 class Behaviour(Protocol):
-    """Chooses an action for each of several observations."""
+    """Chooses an action in each of several episodes."""
 
-    def __call__(self, observations: npt.NDArray[np.floating], rng: np.random.Generator) -> Floats:
-        """Actions (batch, action size) for observations (batch, observation size)."""
+    def __call__(self, episodes: Sequence[Seen], rng: np.random.Generator) -> Floats:
+        """Actions (episodes, action size) from what was seen in each episode since its start."""
         ...
+
+
+class ExpertBehaviour:
+    """A scripted expert, which may look back to the start of its episode.
+
+    Args:
+        act: the action after what was seen so far.
+    """
+
+    def __init__(self, act: Callable[[Seen], Floats]) -> None:
+        self.act = act
+
+    def __call__(self, episodes: Sequence[Seen], rng: np.random.Generator) -> Floats:
+        """See `Behaviour`."""
+        return np.stack([self.act(seen) for seen in episodes])
 
 
 class RandomBehaviour:
@@ -34,9 +53,9 @@ class RandomBehaviour:
     def __init__(self, low: npt.NDArray[Any], high: npt.NDArray[Any]) -> None:
         self.low, self.high = low, high
 
-    def __call__(self, observations: npt.NDArray[np.floating], rng: np.random.Generator) -> Floats:
+    def __call__(self, episodes: Sequence[Seen], rng: np.random.Generator) -> Floats:
         """See `Behaviour`."""
-        return rng.uniform(self.low, self.high, (len(observations), len(self.low))).astype(np.float32)
+        return rng.uniform(self.low, self.high, (len(episodes), len(self.low))).astype(np.float32)
 
 
 class ActorBehaviour:
@@ -77,9 +96,9 @@ class ActorBehaviour:
         }
         np.savez_compressed(path, **arrays)
 
-    def __call__(self, observations: npt.NDArray[np.floating], rng: np.random.Generator) -> Floats:
+    def __call__(self, episodes: Sequence[Seen], rng: np.random.Generator) -> Floats:
         """See `Behaviour`."""
-        hidden = observations.astype(np.float32)
+        hidden = np.stack([seen[-1] for seen in episodes]).astype(np.float32)
         for kernel, bias in self.layers[:2]:
             hidden = np.maximum(hidden @ kernel + bias, 0)
         mean, log_std = (hidden @ kernel + bias for kernel, bias in self.layers[2:])

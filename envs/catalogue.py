@@ -47,10 +47,12 @@ class Entry:
         d4rl_file: name of D4RL's HDF5 file; None if D4RL has none.
         behaviours: bundled snapshots that make it, by training steps, in equal shares of the steps; empty for random
             actions, None if none are bundled.
+        scripted: whether its environment's scripted expert makes it.
         environments: what to act in, by the source of the data ("minari", "d4rl", "bundled").
         reference: for normalised scores.
         target_returns: what to ask of an agent; the first is the default.
-        horizon: steps after which an episode is truncated.
+        return_scale: what a model divides returns-to-go by.
+        horizon: the most steps that an episode has.
     """
 
     name: str
@@ -58,10 +60,17 @@ class Entry:
     minari_id: str | None
     d4rl_file: str | None
     behaviours: tuple[int, ...] | None
+    scripted: bool
     environments: dict[str, EnvironmentSpec]
     reference: Reference
     target_returns: tuple[float, ...]
+    return_scale: float
     horizon: int
+
+    @property
+    def bundled(self) -> bool:
+        """Whether what makes it is bundled."""
+        return self.scripted or self.behaviours is not None
 
     @property
     def bundled_id(self) -> str:
@@ -74,26 +83,31 @@ def catalogue() -> dict[str, Entry]:
     """All entries by name."""
     table = tomllib.loads((resources.files("aaren_rl.envs") / "catalogue.toml").read_text("utf-8"))
     entries = [
-        _entry(table["reference"]["name"], task, facts, level, files)
+        _entry(task, facts, level, own)
         for task, facts in table["tasks"].items()
-        for level, files in table["levels"].items()
+        for level, own in facts.get("levels", table["levels"]).items()
     ]
     return {entry.name: entry for entry in entries}
 
 
-def _entry(reference: str, task: str, facts: dict[str, Any], level: str, files: dict[str, str]) -> Entry:
-    on_minari, on_d4rl = EnvironmentSpec(**facts["minari"]), EnvironmentSpec(**facts["d4rl"])
+def _entry(task: str, facts: dict[str, Any], level: str, own: dict[str, Any]) -> Entry:
     behaviours = facts.get("behaviours", {}).get(level)
     return Entry(
         name=f"{task}-{level}",
         task=task,
-        minari_id=f"mujoco/{task}/{files['minari']}-v0" if "minari" in files else None,
-        d4rl_file=f"{task}_{files['d4rl']}-v2.hdf5" if "d4rl" in files else None,
+        minari_id=f"mujoco/{task}/{own['minari']}-v0" if "minari" in own else None,
+        d4rl_file=f"{task}_{own['d4rl']}-v2.hdf5" if "d4rl" in own else None,
         behaviours=() if level == "random" else tuple(behaviours) if behaviours else None,
-        environments={"minari": on_minari, "d4rl": on_d4rl, "bundled": on_minari},
-        reference=Reference(reference, facts["random_return"], facts["expert_return"]),
+        scripted=own.get("scripted", False),
+        environments={
+            source: EnvironmentSpec(facts[source]["id"], facts[source].get("kwargs", {}) | own.get("kwargs", {}))
+            for source in ("minari", "d4rl", "bundled")
+            if source in facts
+        },
+        reference=Reference(facts["reference"], facts["random_return"], facts["expert_return"]),
         target_returns=tuple(facts["target_returns"]),
-        horizon=facts["horizon"],
+        return_scale=facts["return_scale"],
+        horizon=own.get("horizon") or facts["horizon"],
     )
 
 

@@ -1,4 +1,4 @@
-"""Rolls behaviours out in MuJoCo into Minari datasets."""
+"""Rolls behaviours out into Minari datasets."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def _run_job(
             slot.start(started, int(rng.integers(2**31)))
             started += 1
         while not stop.is_set():
-            actions = policy(np.stack([slot.observations[-1] for slot in slots]), rng)
+            actions = policy([slot.observations for slot in slots], rng)
             for slot, action in zip(slots, actions, strict=True):
                 if not slot.step(action):
                     continue
@@ -227,9 +227,9 @@ def _write(folder: Path, entry: Entry, spec: EnvironmentSpec, episodes: list[Epi
         )
         for episode in episodes
     )
-    made_by = (
-        f"SAC after {', '.join(map(str, entry.behaviours))} steps" if entry.behaviours else "uniform random actions"
-    )
+    made_by = "scripted expert" if entry.scripted else "uniform random actions"
+    if entry.behaviours:
+        made_by = f"SAC after {', '.join(map(str, entry.behaviours))} steps"
     storage.update_metadata(
         {
             "dataset_id": entry.bundled_id,

@@ -12,9 +12,18 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
+from aaren_rl.envs.memory import MEMORY_CHAIN, T_MAZE
+from aaren_rl.envs.repeat_previous import REPEAT_PREVIOUS
 from aaren_rl.errors import AarenError, InvalidInput, unknown_name
 
 _making = threading.Lock()
+
+for _id, _entry_point in (
+    (T_MAZE, "aaren_rl.envs.memory:PassiveTMaze"),
+    (MEMORY_CHAIN, "aaren_rl.envs.memory:MemoryChain"),
+    (REPEAT_PREVIOUS, "aaren_rl.envs.repeat_previous:RepeatPrevious"),
+):
+    gym.register(_id, _entry_point)
 
 
 class RenderingUnavailable(AarenError):

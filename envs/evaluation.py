@@ -122,3 +122,17 @@ def confidence_interval(returns: np.ndarray, seed: int = 0) -> tuple[float, floa
 
     found = bootstrap((returns,), np.mean, confidence_level=0.95, method="percentile", rng=np.random.default_rng(seed))
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def success_interval(successes: int, episodes: int) -> tuple[float, float]:
+    """95% interval of a success rate (Wilson 1927), sound at rates of 0 and 1 too.
+
+    Raises:
+        InvalidInput: no episodes, or more successes than episodes.
+    """
+    if not 0 <= successes <= episodes or episodes < 1:
+        raise InvalidInput(f"{successes} successes in {episodes} episodes; expected 0 to as many as there are episodes")
+    from scipy.stats import binomtest
+
+    found = binomtest(successes, episodes).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(found.low), float(found.high)

@@ -33,6 +33,7 @@ class Dataset:
         action_high: greatest action, (action size,).
         reference: for normalised scores; None where there is no table.
         target_returns: what to ask of an agent.
+        return_scale: what a model divides returns-to-go by; 1000 where there is no table.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Dataset:
     action_high: np.ndarray
     reference: Reference | None
     target_returns: tuple[float, ...]
+    return_scale: float
 
 
 def load(
@@ -104,6 +106,7 @@ def load(
         action_high=high,
         reference=relative.reference if relative else None,
         target_returns=relative.target_returns if relative else _targets(trajectories),
+        return_scale=relative.return_scale if relative else 1000.0,
     )
 
 
@@ -135,7 +138,7 @@ def _find(
     if source in ("auto", "bundled"):
         if minari_reader.is_local(entry.bundled_id):
             return "bundled", minari_reader.local_folder(entry.bundled_id)
-        if entry.behaviours is not None:
+        if entry.bundled:
             say(f"data: rolling out the bundled behaviours of {entry.name}, once, for {collect.STEPS} steps")
             return "bundled", collect.collect(entry)
         failed.append(f"no behaviour is bundled for {entry.name}")

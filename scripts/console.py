@@ -43,12 +43,18 @@ def device_named(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def rounded(value: float) -> str:
+    """A return in words: to the whole number from 100 on, below that to three digits."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def describe(name: str, figures: dict[str, Any]) -> str:
     """One line on a result."""
-    line = f"{name + ':':<11} return {figures['mean']:.0f} +- {figures['std']:.0f} over {figures['episodes']} episodes"
+    spread = f"{rounded(figures['mean'])} +- {rounded(figures['std'])}"
+    line = f"{name + ':':<11} return {spread} over {figures['episodes']} episodes"
     if figures["normalized_score"] is not None:
         line += f", normalised score {figures['normalized_score']:.1f}"
         line += "" if figures["ci95"] is None else " [{:.1f}, {:.1f}]".format(*figures["ci95"])
         line += f" ({figures['reference']})"
-    asked = "" if figures["target"] is None else f", target {figures['target']:.0f}"
+    asked = "" if figures["target"] is None else f", target {rounded(figures['target'])}"
     return f"{line}{asked}, {figures['environment']}, source {figures['source']}"

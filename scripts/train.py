@@ -25,7 +25,7 @@ from aaren_rl.errors import InvalidInput
 from aaren_rl.model import DecisionModel, Scaling, count_parameters
 from aaren_rl.run_log import draw_curve, log_hyperparameters
 from aaren_rl.scripts import run_config
-from aaren_rl.scripts.console import describe, device_named, run, say
+from aaren_rl.scripts.console import describe, device_named, rounded, run, say
 from aaren_rl.scripts.run_config import CONFIG, RunConfig
 from aaren_rl.training import Evaluation, Interrupted, Trained, Trainer, checkpoints
 
@@ -194,7 +194,8 @@ def _report(run: _Run, trained: Trained) -> dict[str, Any]:
     say(f"agent:      {trained.last}" + (f" (best in training: {trained.best})" if "best" in outcome else ""))
     say(f"curve:      {curve}\ntensorboard --logdir {folder}\nresult:     {result_file}")
     data_score = f", score {dataset.reference.score(float(returns.mean())):.1f}" if dataset.reference else ""
-    say(f"data:       mean return {returns.mean():.0f} +- {returns.std():.0f} over {len(returns)} episodes{data_score}")
+    data_return = f"{rounded(float(returns.mean()))} +- {rounded(float(returns.std()))}"
+    say(f"data:       mean return {data_return} over {len(returns)} episodes{data_score}")
     for name, figures in (("last", outcome), ("best", outcome.get("best"))):
         if figures is not None:
             say(describe(name, figures))
@@ -217,7 +218,7 @@ def _summary(config: RunConfig, folder: Path, outcomes: list[dict[str, Any]]) ->
         **{name: outcomes[0][name] for name in (*protocol, *agent)},
     }
     say(f"result:     {write_result(folder, summary)}")
-    spread = f"return {summary['mean']:.0f} ({min(means):.0f} to {max(means):.0f})"
+    spread = f"return {rounded(summary['mean'])} ({rounded(min(means))} to {rounded(max(means))})"
     if None not in scores:
         spread += f", normalised score {summary['normalized_score']:.1f} ({min(scores):.1f} to {max(scores):.1f})"
     say(f"{config.seeds} seeds:    {spread}")
@@ -228,7 +229,8 @@ def _new_model(config: RunConfig, dataset: Dataset) -> DecisionModel:
     torch.manual_seed(config.training.seed)
     mean, std = dataset.trajectories.observation_statistics()
     largest = float(np.abs(dataset.trajectories.rewards).max())
-    scaling = Scaling(mean, std, dataset.action_low, dataset.action_high, config.return_scale, largest or 1.0)
+    return_scale = dataset.return_scale if config.return_scale is None else config.return_scale
+    scaling = Scaling(mean, std, dataset.action_low, dataset.action_high, return_scale, largest or 1.0)
     return DecisionModel(config.model, scaling)
 
 

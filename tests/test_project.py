@@ -56,7 +56,9 @@ def test_nothing_is_unpickled():
             assert not re.search(r"torch\.load\(|import pickle|allow_pickle=True|joblib", path.read_text())
 
 
-@pytest.mark.parametrize("script", ["train", "evaluate", "collect", "compare", "train_behaviour", "benchmark"])
+@pytest.mark.parametrize(
+    "script", ["train", "evaluate", "collect", "compare", "memory", "train_behaviour", "benchmark"]
+)
 def test_every_command_line_explains_itself(script, tmp_path):
     environment = {**os.environ, "COLUMNS": "120"}
     ran = subprocess.run(

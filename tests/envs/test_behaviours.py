@@ -6,7 +6,7 @@ from gymnasium.vector import AutoresetMode
 
 from aaren_rl.envs import behaviours
 from aaren_rl.envs.baselines import BehaviourActor, behaviour_policies, random_actor
-from aaren_rl.envs.behaviours import ActorBehaviour, RandomBehaviour
+from aaren_rl.envs.behaviours import ActorBehaviour, ExpertBehaviour, RandomBehaviour
 from aaren_rl.envs.catalogue import find
 from aaren_rl.envs.environments import EnvironmentSpec
 from aaren_rl.envs.evaluation import Protocol, evaluate
@@ -31,7 +31,7 @@ def test_actions_follow_the_distribution_of_the_layers():
         hidden = np.maximum(hidden @ kernel + bias, 0)
     mean = hidden @ behaviour.layers[2][0] + behaviour.layers[2][1]
     std = np.exp(np.clip(hidden @ behaviour.layers[3][0] + behaviour.layers[3][1], -20, 2))
-    actions = behaviour(np.repeat(observation[None], 20_000, 0), np.random.default_rng(0))
+    actions = behaviour(np.repeat(observation[None, None], 20_000, 0), np.random.default_rng(0))
     assert actions.dtype == np.float32
     # Before the tanh the actions are normal; its quantiles survive the tanh.
     for quantile, z in ((0.16, -0.99446), (0.5, 0.0), (0.84, 0.99446)):
@@ -51,8 +51,8 @@ def test_snapshot_survives_saving_and_loading(tmp_path):
 
 def test_noise_comes_from_the_generator_alone():
     behaviour = behaviours.bundled("hopper", MEDIUM)
-    observations = np.zeros((3, 11))
-    first, second, other = (behaviour(observations, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    episodes = np.zeros((3, 1, 11))
+    first, second, other = (behaviour(episodes, np.random.default_rng(seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, second)
     assert (first != other).all()
 
@@ -112,7 +112,7 @@ def test_unknown_snapshots_and_tasks_name_the_known():
 
 def test_random_behaviour_fills_its_bounds():
     behaviour = RandomBehaviour(np.array([-1.0, 0.0]), np.array([1.0, 4.0]))
-    actions = behaviour(np.zeros((5_000, 3)), np.random.default_rng(0))
+    actions = behaviour(np.zeros((5_000, 1, 3)), np.random.default_rng(0))
     assert actions.shape == (5_000, 2)
     np.testing.assert_allclose(actions.min(0), [-1, 0], atol=0.01)
     np.testing.assert_allclose(actions.max(0), [1, 4], atol=0.01)
@@ -124,14 +124,33 @@ def test_actor_deals_its_policies_out_in_turn():
         def __init__(self, value):
             self.value = value
 
-        def __call__(self, observations, rng):
-            return np.full((len(observations), 1), self.value, dtype=np.float32)
+        def __call__(self, episodes, rng):
+            return np.full((len(episodes), 1), self.value, dtype=np.float32)
 
     actor = BehaviourActor([Constant(0), Constant(1), Constant(2)])
     for rows, expected in ((5, [0, 1, 2, 0, 1]), (2, [0, 1])):
         actor.reset(None, rows, AutoresetMode.SAME_STEP)
         flags = np.zeros(rows, dtype=bool)
         assert actor.act(np.zeros((rows, 4)), None, flags, flags)[:, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_expert_sees_its_own_episode_from_the_start(mode):
+    # Row 0 ends after two steps, row 1 goes on; what is told back is all that was seen.
+    actor = BehaviourActor([ExpertBehaviour(lambda seen: np.concatenate([[len(seen)], seen[0]]).astype(np.float32))])
+    ended = np.array([[0, 0], [0, 0], [1, 0], [0, 0], [0, 0]], dtype=bool)
+    told = []
+    actor.reset(None, 2, mode)
+    for step, flags in enumerate(ended):
+        told.append(actor.act(np.array([[step], [10 + step]]), None, flags, ~flags & False).tolist())
+    first = [[[t + 1, 0], [t + 1, 10]] for t in range(2)]
+    if mode == AutoresetMode.NEXT_STEP:
+        # At step 2 row 0 shows the last observation of the episode that is over.
+        assert told == [*first, [[3, 0], [3, 10]], [[1, 3], [4, 10]], [[2, 3], [5, 10]]]
+    else:
+        assert told == [*first, [[1, 2], [3, 10]], [[2, 2], [4, 10]], [[3, 2], [5, 10]]]
+    actor.reset(None, 2, mode)
+    assert actor.act(np.array([[7], [8]]), None, ended[0], ended[0]).tolist() == [[1, 7], [1, 8]]
 
 
 def test_entry_without_behaviours_says_what_to_do():

@@ -11,6 +11,15 @@ TASKS = ("hopper", "halfcheetah", "walker2d", "ant")
 LEVELS = ("random", "simple", "medium", "medium-replay", "medium-expert", "expert")
 NAMES = [f"{task}-{level}" for task in TASKS for level in LEVELS]
 
+# Returns of a random and of an expert policy by the rules, steps of the longest episode.
+SCRIPTED = {
+    "t-maze-expert": (0.5, 1.0, 151),
+    "memory-chain-expert": (0.5, 1.0, 151),
+    "repeat-previous-easy": (-0.5, 1.0, 51),
+    "repeat-previous-medium": (-0.5, 1.0, 103),
+    "repeat-previous-hard": (-0.5, 1.0, 155),
+}
+
 # Mean returns of a random and of an expert policy in D4RL's infos.py, and observation and action sizes of its files.
 D4RL = {
     "hopper": (-20.272305, 3234.3, 11, 3),
@@ -21,7 +30,7 @@ D4RL = {
 
 
 def test_every_task_has_every_level():
-    assert sorted(catalogue()) == sorted(NAMES)
+    assert sorted(catalogue()) == sorted([*NAMES, *SCRIPTED])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -39,13 +48,37 @@ def test_entry_is_sane(name):
     assert all(spec.id in gym.registry for spec in entry.environments.values())
     assert entry.target_returns[0] == max(entry.target_returns)
     assert entry.target_returns[0] > 0.9 * entry.reference.expert
+    assert entry.return_scale == 1000.0
+    assert not entry.scripted
+    assert entry.bundled == (entry.behaviours is not None)
     # A dataset must come from somewhere.
-    assert entry.minari_id or entry.d4rl_file or entry.behaviours is not None
+    assert entry.minari_id or entry.d4rl_file or entry.bundled
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SCRIPTED)
+def test_scripted_entry_is_sane(name):
+    entry = find(name)
+    random, expert, horizon = SCRIPTED[name]
+    assert (entry.reference.name, entry.reference.random, entry.reference.expert) == ("by construction", random, expert)
+    assert (entry.horizon, entry.target_returns, entry.return_scale) == (horizon, (expert,), 1.0)
+    assert entry.scripted
+    assert entry.bundled
+    # There is nothing to download.
+    assert (entry.minari_id, entry.d4rl_file, entry.behaviours) == (None, None, None)
+    assert set(entry.environments) == {"bundled"}
+    assert entry.environments["bundled"].id in gym.registry
+
+
+def test_levels_of_repeat_previous_are_popgyms():
+    kwargs = [find(f"repeat-previous-{level}").environments["bundled"].kwargs for level in ("easy", "medium", "hard")]
+    assert kwargs == [{"decks": 1, "k": 4}, {"decks": 2, "k": 32}, {"decks": 3, "k": 64}]
+
+
+@pytest.mark.parametrize("name", [*NAMES, *SCRIPTED])
 def test_bundled_id_is_one_that_minari_accepts(name):
-    assert local_folder(find(name).bundled_id).name == f"{name.partition('-')[2]}-v0"
+    entry = find(name)
+    assert entry.bundled_id == f"aaren/{entry.task}/{name.removeprefix(entry.task)[1:]}-v0"
+    assert local_folder(entry.bundled_id).parts[-3:] == tuple(entry.bundled_id.split("/"))
 
 
 def test_minari_ids_files_and_bundled_ids_are_unique():
@@ -111,4 +144,5 @@ def test_name_unlike_any_lists_all():
 
 def test_entry_by_environment():
     assert by_environment("Hopper-v5").task == by_environment("Hopper-v4").task == "hopper"
+    assert by_environment("aaren/PassiveTMaze-v0").task == "t-maze"
     assert by_environment("Pendulum-v1") is None

@@ -120,9 +120,9 @@ def test_medium_replay_takes_equal_shares_of_all_its_snapshots():
         def __init__(self, number):
             self.number = number
 
-        def __call__(self, observations, rng):
-            counts[self.number] += len(observations)
-            return policies[self.number](observations, rng)
+        def __call__(self, episodes, rng):
+            counts[self.number] += len(episodes)
+            return policies[self.number](episodes, rng)
 
     steps = 20 * len(policies)
     episodes = collect.roll_out(entry.environments["bundled"], [Counting(i) for i in range(len(policies))], steps, (0,))

@@ -7,7 +7,7 @@ import pytest
 from aaren_rl.envs.baselines import random_actor
 from aaren_rl.envs.catalogue import Reference
 from aaren_rl.envs.environments import EnvironmentSpec
-from aaren_rl.envs.evaluation import Protocol, confidence_interval, evaluate, result
+from aaren_rl.envs.evaluation import Protocol, confidence_interval, evaluate, result, success_interval
 from aaren_rl.envs.rollout import Episodes
 from aaren_rl.errors import InvalidInput
 
@@ -87,3 +87,18 @@ def test_interval_is_the_same_for_the_same_seed():
 def test_no_episodes_is_an_error():
     with pytest.raises(InvalidInput, match="0 episodes"):
         evaluate(random_actor(HOPPER), protocol(episodes=0))
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 1), (0, 40), (7, 40), (40, 40), (50, 100), (1, 1)])
+def test_success_interval_is_wilsons(successes, n):
+    # Wilson's closed form, with the 97.5% quantile of the normal distribution.
+    z, p = 1.959963984540054, successes / n
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    np.testing.assert_allclose(success_interval(successes, n), (centre - half, centre + half), atol=1e-9)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(1, 0), (-1, 4), (5, 4), (0, 0)])
+def test_success_interval_of_impossible_counts(successes, n):
+    with pytest.raises(InvalidInput, match=f"{successes} successes in {n} episodes"):
+        success_interval(successes, n)

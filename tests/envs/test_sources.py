@@ -92,6 +92,7 @@ def test_auto_takes_local_minari_then_local_d4rl_then_the_bundled():
     # Both hosts were asked before.
     assert said.count("cannot be reached") == 2
     assert dataset.reference.name == "D4RL v2"
+    assert dataset.return_scale == 1000.0
     assert dataset.target_returns == (3600.0, 1800.0)
     np.testing.assert_array_equal(dataset.action_low, [-1, -1, -1])
     np.testing.assert_array_equal(dataset.action_high, [1, 1, 1])
@@ -125,6 +126,23 @@ def test_ant_without_data_says_that_nothing_is_bundled():
         load("ant-medium", "bundled")
     with pytest.raises(DataError, match=r"cannot be reached.*cannot be reached.*no behaviour is bundled"):
         load("ant-medium")
+
+
+def test_scripted_expert_needs_no_network(monkeypatch):
+    # Few steps, since the roll-out is not what is tested.
+    monkeypatch.setattr(collect.collect, "__defaults__", (400, 0, False, False))
+    dataset, said = load("t-maze-expert")
+    assert "cannot be reached" not in said
+    assert "rolling out" in said
+    assert (dataset.source, dataset.id) == ("bundled", "aaren/t-maze/expert-v0")
+    assert dataset.environment == EnvironmentSpec("aaren/PassiveTMaze-v0", {"shortest": 1, "longest": 150})
+    assert (dataset.return_scale, dataset.target_returns) == (1.0, (1.0,))
+    assert (dataset.reference.name, dataset.reference.random, dataset.reference.expert) == ("by construction", 0.5, 1.0)
+    assert (dataset.action_low, dataset.action_high) == (-1, 1)
+    assert "rolling out" not in load("t-maze-expert")[1]
+    for source in ("minari", "d4rl"):
+        with pytest.raises(InvalidInput, match=f"t-maze-expert does not come from {source}"):
+            load("t-maze-expert", source)
 
 
 def test_d4rl_file_by_path(tmp_path):
@@ -163,6 +181,7 @@ def test_environment_without_a_table_takes_its_target_from_the_data():
     put_minari("tests/pendulum-v0", "Pendulum-v1", ((3,), (1,)))
     dataset, _ = load("tests/pendulum-v0")
     assert dataset.reference is None
+    assert dataset.return_scale == 1000.0
     best, tenth, median = np.quantile(dataset.trajectories.returns, [1.0, 0.9, 0.5])
     assert dataset.target_returns == tuple(dict.fromkeys((best, tenth, median)))
     assert (dataset.action_low, dataset.action_high) == (-2, 2)

@@ -21,7 +21,8 @@ def test_defaults_are_the_decision_transformers():
     assert (training.context, training.batch_size, training.updates) == (20, 64, 100_000)
     assert (training.learning_rate, training.weight_decay, training.warmup) == (1e-4, 1e-4, 10_000)
     assert (training.clip, training.accumulate, training.weighting) == (0.25, 1, "length")
-    assert (config.return_scale, config.episodes) == (1000.0, 100)
+    # The scale is the dataset's.
+    assert (config.return_scale, config.episodes) == (None, 100)
     assert (model.mixer, training.precision, config.source) == ("aaren", "auto", "auto")
 
 
@@ -54,7 +55,7 @@ CONFIGS = st.builds(
     env_id=st.none() | st.just("Hopper-v4"),
     run=st.none() | st.just(Path("runs/a b")),
     target=st.none() | st.floats(allow_nan=False, allow_infinity=False),
-    return_scale=st.floats(0.001, 1e9),
+    return_scale=st.none() | st.floats(0.001, 1e9),
     check_episodes=st.integers(0, 1000),
     model=st.builds(
         ModelConfig,

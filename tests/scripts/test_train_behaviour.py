@@ -30,11 +30,11 @@ def test_mean_action_is_the_deterministic_action_of_the_model(model, observation
     expected, _ = model.predict(observations, deterministic=True)
     behaviour = to_behaviour(model)
     rng = np.random.default_rng(0)
-    np.testing.assert_allclose(without_noise(behaviour)(observations, rng), expected, atol=1e-5)
+    np.testing.assert_allclose(without_noise(behaviour)(observations[:, None], rng), expected, atol=1e-5)
     # On disk it is kept in half precision.
     behaviour.save(tmp_path / "a.npz")
     np.testing.assert_allclose(
-        without_noise(ActorBehaviour.load(tmp_path / "a.npz"))(observations, rng), expected, atol=5e-3
+        without_noise(ActorBehaviour.load(tmp_path / "a.npz"))(observations[:, None], rng), expected, atol=5e-3
     )
     # Of an actor that tells observations apart, or the comparison would say little.
     assert expected.std(0).min() > 0.01
@@ -42,7 +42,7 @@ def test_mean_action_is_the_deterministic_action_of_the_model(model, observation
 
 def test_random_actions_spread_as_those_of_the_model(model, observations):
     mean, log_std, _ = model.actor.get_action_dist_params(torch.as_tensor(observations[:1]))
-    actions = to_behaviour(model)(np.repeat(observations[:1], 20_000, 0), np.random.default_rng(0))
+    actions = to_behaviour(model)(np.repeat(observations[:1, None], 20_000, 0), np.random.default_rng(0))
     before_tanh = np.arctanh(np.clip(actions.astype(np.float64), -1 + 1e-7, 1 - 1e-7))
     np.testing.assert_allclose(np.median(before_tanh, 0), mean[0].detach(), atol=0.05)
     np.testing.assert_allclose(before_tanh.std(0), log_std[0].exp().detach(), rtol=0.05)

@@ -1,0 +1,96 @@
+"""Memory tasks: something is shown once, and one action, any number of steps later, depends on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from aaren_rl.errors import InvalidInput
+from aaren_rl.trajectories import Floats
+
+T_MAZE = "aaren/PassiveTMaze-v0"
+MEMORY_CHAIN = "aaren/MemoryChain-v0"
+
+
+class MemoryChain(gym.Env[Floats, Floats]):
+    """Bits, a chain without information, and a question about one of the bits.
+
+    After bsuite's memory_len and memory_size (Osband et al. 2020, arXiv 1908.03568, appendix A), with Box actions and
+    rewards of 0 and 1. The first observation shows all bits; `length` steps later one names the bit that is asked for,
+    and the sign of the next action has to be that bit's. Nothing done before counts, and the return is the same
+    whatever the bits are. Without memory a half of the answers is right.
+
+    Observations (2 x bits,): the bits, -1 or 1, at the first step and 0 after it; then a 1 for the bit that is asked
+    for, at the last step alone. Actions (1,), in [-1, 1]; 0 answers nothing. Reward 1 for the right answer, which ends
+    the episode after length + 1 steps.
+
+    Args:
+        bits: how many.
+        shortest: least length.
+        longest: greatest length; each reset draws one from shortest to longest.
+
+    Raises:
+        InvalidInput: not whole numbers, below 1, or shortest above longest.
+    """
+
+    def __init__(self, bits: int = 4, shortest: int = 1, longest: int = 150) -> None:
+        for name, value in (("bits", bits), ("shortest", shortest), ("longest", longest)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InvalidInput(f"{name} is {value!r}; expected a whole number, at least 1")
+        if shortest > longest:
+            raise InvalidInput(f"lengths from {shortest} to {longest}; expected shortest to be at most longest")
+        self.bits, self.shortest, self.longest = bits, shortest, longest
+        self.observation_space = gym.spaces.Box(-1.0, 1.0, (2 * bits,), np.float32)
+        self.action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
+        """Draws bits, length and question."""
+        super().reset(seed=seed)
+        self._shown = (2 * self.np_random.integers(2, size=self.bits) - 1).astype(np.float32)
+        self._left = int(self.np_random.integers(self.shortest, self.longest, endpoint=True))
+        self._asked = int(self.np_random.integers(self.bits))
+        observation = self._blank()
+        observation[: self.bits] = self._shown
+        return observation, {}
+
+    def step(self, action: Floats) -> tuple[Floats, float, bool, bool, dict[str, Any]]:
+        """Moves on along the chain, or, at its end, takes the action for the answer."""
+        observation = self._blank()
+        if self._left == 0:
+            right = np.sign(np.asarray(action).item()) == self._shown[self._asked]
+            return observation, float(right), True, False, {}
+        self._left -= 1
+        if self._left == 0:
+            observation[self.bits + self._asked] = 1.0
+        return observation, 0.0, False, False, {}
+
+    def expert_action(self, observations: Sequence[Floats]) -> Floats:
+        """The right action after the observations of an episode so far: 0, and at the end the bit asked for."""
+        shown, question = observations[0][: self.bits], observations[-1][self.bits :]
+        # Adding 0 turns -0, which would tell the sign of the bit, into 0.
+        return np.array([shown @ question + 0.0], dtype=np.float32)
+
+    def _blank(self) -> Floats:
+        return np.zeros(2 * self.bits, dtype=np.float32)
+
+
+class PassiveTMaze(MemoryChain):
+    """A T-maze in which the agent is moved along the corridor (Ni et al. 2023, arXiv 2307.03864, section 4).
+
+    The first observation is a cue, -1 or 1; after a corridor comes the junction, where the sign of the action has to
+    be the cue's. That is a memory chain of one bit: observations (2,) are the cue, at the first step alone, and
+    whether this is the junction. The position is not observed.
+
+    Args:
+        shortest: least steps from the cue to the junction.
+        longest: greatest; each reset draws from shortest to longest.
+
+    Raises:
+        InvalidInput: as `MemoryChain`.
+    """
+
+    def __init__(self, shortest: int = 1, longest: int = 150) -> None:
+        super().__init__(1, shortest, longest)

@@ -1,0 +1,70 @@
+"""popgym's RepeatPrevious, with observations and actions that an agent of continuous actions takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from aaren_rl.errors import InvalidInput
+from aaren_rl.trajectories import Floats
+
+REPEAT_PREVIOUS = "aaren/RepeatPrevious-v0"
+SUITS = 4
+
+
+class RepeatPrevious(gym.Env[Floats, Floats]):
+    """Names the suit of a card seen some steps ago, at every step (popgym: Morad et al. 2023, arXiv 2303.01859).
+
+    The cards of shuffled decks are shown one by one, and the action names the suit of the k-th last, the card on show
+    being the first. popgym's own rules and rewards: with n cards, every one of the n - k answers that count gains or
+    costs 1 / (n - k), so the return is 1 where all are right and -1/2 on average where they are drawn at random.
+
+    Observations (4,): the suit one-hot. Actions (4,), in [-1, 1]: the suit with the greatest is named.
+
+    Args:
+        decks: of 52 cards; an episode has 52 x decks - 1 steps.
+        k: which card, as above.
+
+    Raises:
+        InvalidInput: popgym is not installed, or there is no such card.
+    """
+
+    def __init__(self, decks: int = 1, k: int = 4) -> None:
+        for name, value in (("decks", decks), ("k", k)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InvalidInput(f"{name} is {value!r}; expected a whole number, at least 1")
+        if k >= 52 * decks:
+            raise InvalidInput(f"k is {k} with {52 * decks} cards; expected fewer than the cards")
+        try:
+            from popgym.envs import repeat_previous
+        except ImportError as error:
+            raise InvalidInput(f"{error}; in a clone: .venv/bin/pip install '.[popgym]'") from error
+        self.k = k
+        self._game = repeat_previous.RepeatPrevious(decks, k)
+        self.observation_space = gym.spaces.Box(0.0, 1.0, (SUITS,), np.float32)
+        self.action_space = gym.spaces.Box(-1.0, 1.0, (SUITS,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
+        """Shuffles the decks and shows the first card."""
+        super().reset(seed=seed)
+        suit, _ = self._game.reset(seed=seed)
+        return self._one_hot(suit), {}
+
+    def step(self, action: Floats) -> tuple[Floats, float, bool, bool, dict[str, Any]]:
+        """Takes the answer and shows the next card."""
+        suit, reward, terminated, truncated, _ = self._game.step(int(np.argmax(action)))
+        return self._one_hot(suit), float(reward), terminated, truncated, {}
+
+    def expert_action(self, observations: Sequence[Floats]) -> Floats:
+        """The right action after the observations of an episode so far; 0 while no answer counts."""
+        if len(observations) < self.k:
+            return np.zeros(SUITS, dtype=np.float32)
+        return np.asarray(2 * observations[-self.k] - 1, dtype=np.float32)
+
+    def _one_hot(self, suit: int) -> Floats:
+        observation = np.zeros(SUITS, dtype=np.float32)
+        observation[suit] = 1.0
+        return observation

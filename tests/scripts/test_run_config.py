@@ -117,11 +117,22 @@ def test_bad_values_are_named(arguments, message):
 
 
 @pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--context", "episodes", "context is 'episodes'; expected steps of a window"),
+        ("--acting", "streaming", "acting is 'streaming'; expected stream, reset:STEPS or window:STEPS"),
+    ],
+)
+def test_contexts_and_ways_of_acting_that_are_not_understood_are_refused(option, value, message):
+    with pytest.raises(InvalidInput, match=message):
+        parse([option, value])
+
+
+@pytest.mark.parametrize(
     ("arguments", "hint"),
     [
         (["--updats", "7"], "--updates"),
         (["--layout", "fusd"], "interleaved"),
-        (["--context", "episodes"], "episode"),
         (["--source", "hub"], "minari"),
         (["--updates", "many"], "--updates"),
     ],

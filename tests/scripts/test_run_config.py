@@ -116,16 +116,9 @@ def test_bad_values_are_named(arguments, message):
         parse(arguments)
 
 
-@pytest.mark.parametrize(
-    ("option", "value", "message"),
-    [
-        ("--context", "episodes", "context is 'episodes'; expected steps of a window"),
-        ("--acting", "streaming", "acting is 'streaming'; expected stream, reset:STEPS or window:STEPS"),
-    ],
-)
-def test_contexts_and_ways_of_acting_that_are_not_understood_are_refused(option, value, message):
-    with pytest.raises(InvalidInput, match=message):
-        parse([option, value])
+def test_a_context_that_is_not_understood_is_refused():
+    with pytest.raises(InvalidInput, match="context is 'episodes'; expected steps of a window"):
+        parse(["--context", "episodes"])
 
 
 @pytest.mark.parametrize(
@@ -134,6 +127,7 @@ def test_contexts_and_ways_of_acting_that_are_not_understood_are_refused(option,
         (["--updats", "7"], "--updates"),
         (["--layout", "fusd"], "interleaved"),
         (["--source", "hub"], "minari"),
+        (["--acting", "streaming"], "reset:STEPS"),
         (["--updates", "many"], "--updates"),
     ],
 )

@@ -55,7 +55,7 @@ def make_trainer(tmp_path):
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize("compiled", ["auto", "no"])
-@pytest.mark.parametrize("context", [20, "episode"])
+@pytest.mark.parametrize("context", [20, "episode", "packed", "carry:20"])
 def test_training_learns_and_resumes(make_trainer, precision, compiled, context):
     changes = {"precision": precision, "compile": compiled, "context": context, "average": 0.9}
     first = make_trainer("run", 50, **changes)

@@ -145,9 +145,11 @@ class Sampler:
         self.longest = int(self._lengths.max())
         order = np.random.default_rng(self.generator.initial_seed()).permutation(len(episodes))
         if self.context.kind == "packed":
-            rows = _packed(lengths[order], self.longest)
-            steps, timesteps = np.zeros((2, len(rows), self.longest), np.int64)
-            valid = np.zeros((len(rows), self.longest), np.bool_)
+            # As wide as the longest episode of all, so that samplers of different episodes have rows of one shape.
+            size = int(trajectories.lengths.max())
+            rows = _packed(lengths[order], size)
+            steps, timesteps = np.zeros((2, len(rows), size), np.int64)
+            valid = np.zeros((len(rows), size), np.bool_)
             for row, places in enumerate(rows):
                 own, within = _laid_out(starts[order[places]], lengths[order[places]])
                 steps[row, : len(own)], timesteps[row, : len(own)], valid[row, : len(own)] = own, within, True
@@ -169,8 +171,9 @@ class Sampler:
     @property
     def longest_segment(self) -> int:
         """Steps of the longest segment that can come."""
-        context = self.context
-        return self.longest if context.kind in ("episode", "packed") else context.burn_in + context.steps
+        if self.context.kind == "packed":
+            return self._rows[0].shape[1]
+        return self.longest if self.context.kind == "episode" else self.context.burn_in + self.context.steps
 
     def sample(self) -> Batch:
         """The next random batch; for "carry" the segments that follow those of the last one."""

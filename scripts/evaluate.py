@@ -189,7 +189,7 @@ def _baseline(arguments: Arguments) -> tuple[Actor, Protocol, dict[str, Any], Pa
     )
     protocol = Protocol(spec, arguments.episodes, arguments.seed, None, catalogue.reference_of(spec.id))
     about = {"checkpoint": arguments.agent, "source": "bundled", "dataset": entry.bundled_id}
-    about["acting"] = "without a state"
+    about["acting"] = arguments.agent
     return actor, protocol, about, Path("runs") / f"{arguments.env}-{arguments.agent}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -249,6 +250,19 @@ def test_int8_of_actions_that_are_no_numbers_is_refused(quick, monkeypatch, tmp_
     monkeypatch.setattr(export, "_difference", lambda *given: float("inf"))
     with pytest.raises(ExportFailed):
         to_onnx(quick, CARD, tmp_path / "out", int8=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_levers_are_exported(make_model, tmp_path):
+    """The export itself holds the graph to the model, over an episode with rewards."""
+    levers = {"recency": True, "reward": True, "norm": "post", "timesteps": "first", "previous_action": False}
+    to_onnx(make_model(blocks=1, **levers), CARD, tmp_path / "exported")
+    assert card_of(tmp_path / "exported")["largest_difference"] < 1e-4
+
+
+def test_an_agent_that_recomputes_a_window_is_refused(make_model, tmp_path):
+    with pytest.raises(InvalidInput, match="acts by window:20, which is no single step"):
+        to_onnx(make_model(), replace(CARD, acting="window:20"), tmp_path / "exported")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -97,6 +97,26 @@ def test_an_episode_of_the_real_environment_is_acted_in_alike(agent, source):
         agent.act(observation, reward, terminated, truncated)
 
 
+def test_it_forgets_every_so_many_steps_as_the_agent_does(exported, source):
+    ours, theirs = OnnxAgent(exported, acting="reset:4"), DecisionAgent(source.model, source.card, acting="reset:4")
+    streaming, differs = OnnxAgent(exported), False
+    rng = np.random.default_rng(0)
+    for each in (ours, theirs, streaming):
+        each.reset(20.0)
+    given: tuple = ()
+    for _ in range(12):
+        observation = rng.normal(size=11)
+        action, expected, streamed = (each.act(observation, *given) for each in (ours, theirs, streaming))
+        np.testing.assert_allclose(action, expected, rtol=0, atol=1e-4)
+        differs, given = differs or np.abs(action - streamed).max() > 1e-3, (rng.normal(),)
+    assert differs
+
+
+def test_a_window_cannot_be_recomputed_from_a_single_step(exported):
+    with pytest.raises(InvalidInput, match="cannot act by window:5; pass stream"):
+        OnnxAgent(exported, acting="window:5")
+
+
 @pytest.mark.parametrize("mode", tuple(AutoresetMode))
 def test_a_batch_acts_alike_in_every_autoreset_mode(agent, source, mode):
     """Rows whose episodes end at different times, over several of them."""

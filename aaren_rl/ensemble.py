@@ -129,7 +129,7 @@ class _Together:
         self.optimiser.step()
         with torch.no_grad():
             for name, average in self.averages.items():
-                average.lerp_(self.parameters[name], self.trainers[0].forget)
+                average.lerp_(self.parameters[name], self.trainers[0].blend)
         return total, norms
 
     def _loss(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:

@@ -63,9 +63,7 @@ def to_onnx(model: DecisionModel, card: AgentCard, folder: Path, int8: bool = Fa
     require_packages("onnx", "onnxscript", "onnxruntime")
     checkpoint.check_replaceable(folder, checkpoint.EXPORTED)
     if card.acting.startswith("window"):
-        raise InvalidInput(
-            f"this agent acts by {card.acting}, which is no single step; only a carried state is exported"
-        )
+        raise InvalidInput(f"this agent acts by {card.acting}, which is no single step; export it with --acting stream")
     model = copy.deepcopy(model).cpu().eval()
     step = Step(model)
     graph = _quantised(_graph(step)) if int8 else _graph(step)

@@ -202,7 +202,7 @@ class DecisionModel(nn.Module):
             previous_action: the action before the first valid step, (batch, action size); None if it is not known.
             valid: (batch, time) bool, False for padding, on either side; what is predicted there has no meaning.
             rewards: of the actions, (batch, time); only models with reward as input look at them, and need them.
-            previous_reward: of the previous action, (batch,); needed where both are inputs and that one is given.
+            previous_reward: of the previous action, (batch,); where both are inputs, both are given or neither.
             state: the state after the steps before these, as returned here or by `step`.
 
         Returns:
@@ -304,7 +304,8 @@ class DecisionModel(nn.Module):
         first = (timesteps == 0) & real
         known = F.pad(real[:, :-1], (1, 0))
         opening = real & (real.cumsum(1) == 1)
-        if previous[0] is not None:
+        told = self.config.previous_action and previous[0] is not None, self.config.reward and previous[1] is not None
+        if any(told):
             known = known | opening
         known = known & ~first
         columns: list[Tensor] = []
@@ -413,11 +414,13 @@ class DecisionModel(nn.Module):
         if previous[0] is not None:
             expected["previous_action"] = (previous[0], (batch_time[0], self.action_size))
         if self.config.reward:
-            if rewards is None or (previous[0] is not None and previous[1] is None):
-                raise InvalidInput("this model has reward as input; give rewards, and previous_reward with an action")
+            if rewards is None:
+                raise InvalidInput("this model has reward as input; give rewards")
             expected["rewards"] = (rewards, batch_time)
             if previous[1] is not None:
                 expected["previous_reward"] = (previous[1], batch_time[:1])
+            if self.config.previous_action and (previous[0] is None) != (previous[1] is None):
+                raise InvalidInput("this model has action and reward as input; give both of the step before or neither")
         if valid is not None:
             expected["valid"] = (valid, batch_time)
         for name, (given, shape) in expected.items():

@@ -96,12 +96,13 @@ class Sampler:
         batch_size: segments in a batch.
         context: what a segment is, as `Context.parse` takes it.
         weighting: choose the episodes of windows, or those to train on whole, in proportion to their length, or all
-            alike; packed rows and carried segments take every step equally often.
+            alike; packed rows and carried segments take all episodes alike, and know no other weighting.
         device: where the data lie and the batches appear.
         seed: of the sampler's own random numbers.
 
     Raises:
-        InvalidInput: no episodes, a size below 1, or a context that is not understood.
+        InvalidInput: no episodes, fewer than rows that carry a state, a size below 1, or a context that is not
+            understood.
     """
 
     def __init__(
@@ -128,8 +129,10 @@ class Sampler:
         self._choose(trajectories, episodes)
 
     def over(self, trajectories: Trajectories, episodes: np.ndarray) -> Sampler:
-        """A sampler of other episodes of the same trajectories, which shares this one's data on the device."""
+        """One to sweep over other episodes of the same trajectories, which shares this one's data on the device."""
         other = copy.copy(self)
+        if self.context.kind != "window":
+            other.context = Context("episode")
         other.generator = torch.Generator(self.device).manual_seed(self.generator.initial_seed())
         other._choose(trajectories, episodes)
         return other
@@ -157,9 +160,14 @@ class Sampler:
         elif self.context.kind == "carry":
             stream, within = _laid_out(starts[order], lengths[order])
             self._stream = self._there(stream), self._there(within)
-            # Each row of the batch starts with an episode, so that no state is missing.
-            begins = self._there(np.flatnonzero(within == 0))
-            self.cursor = begins[self._random(torch.full((self.batch_size,), len(begins), device=self.device))]
+            if len(order) < self.batch_size:
+                raise InvalidInput(
+                    f"batches of {self.batch_size} segments that carry a state, and {len(order)} episodes to start "
+                    f"them with; expected a batch size of at most {len(order)}"
+                )
+            # Each row of the batch starts with an episode of its own, so that no state is missing, nothing comes twice.
+            begins = np.flatnonzero(within == 0)
+            self.cursor = self._there(begins[np.arange(self.batch_size) * len(begins) // self.batch_size])
 
     @property
     def steps_per_segment(self) -> float:

@@ -56,7 +56,7 @@ class TrainingConfig:
     episode; "packed", as many episodes as fit into the length of the longest; "carry:20", the next 20 steps, from the
     state that those before left."""
     weighting: Weighting = "length"
-    """Draw episodes in proportion to their length, or uniformly."""
+    """Draw episodes in proportion to their length, or uniformly; "packed" and "carry" take all steps alike."""
     learning_rate: float = 1e-4
     """Peak learning rate of AdamW."""
     warmup: int = 10_000
@@ -66,8 +66,8 @@ class TrainingConfig:
     clip: float = 0.25
     """Largest norm of the gradient."""
     average: float = 0.0
-    """Decay of the exponential moving average of the weights that acts (Polyak and Juditsky 1992); 0 acts with the
-    last weights. Returns swing from one update to the next, and the average swings less."""
+    """Decay of the exponential moving average of the weights that acts (after the plain average of Polyak and Juditsky
+    1992); 0 acts with the last weights. Returns swing from one update to the next, and the average swings less."""
     accumulate: int = 1
     """Batches whose gradients are averaged into one update."""
     held_out: float = 0.05
@@ -99,7 +99,8 @@ class TrainingConfig:
         for name in ("learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; expected a positive number")
-        Context.parse(self.context)
+        if Context.parse(self.context).kind in ("packed", "carry") and self.weighting == "uniform":
+            raise InvalidInput(f"context {self.context} takes all steps alike; leave weighting at length")
         if not 0 <= self.average < 1:
             raise InvalidInput(f"average is {self.average}; expected a decay from 0 up to but not 1")
         if self.warmup < 0 or self.weight_decay < 0:
@@ -191,10 +192,10 @@ class Trainer:
                 )
             self.carried = self.model.initial_state(config.batch_size)
         self._loss = torch.compile(self.model.loss_and_state) if self.compiled else self.model.loss_and_state
-        # How much of the average stays; a tensor, so that a recorded update reads what it is by then.
-        self.forget = torch.zeros((), device=self.device)
+        # How far the average goes to the new weights; a tensor, so that a recorded update reads what it is by then.
+        self.blend = torch.zeros((), device=self.device)
         self._update_once: Callable[[], tuple[Tensor, Tensor]] = self._do_update
-        self._data = {
+        self.data = {
             "episodes": trajectories.episodes,
             "steps": trajectories.steps,
             "sha256": checkpoint.digest(trajectories.rewards.tobytes() + trajectories.offsets.tobytes()),
@@ -300,7 +301,7 @@ class Trainer:
         """Sets what the next update reads and differs from update to update."""
         set_learning_rate(self.optimiser, self.learning_rate)
         # A short memory at first, so that the average does not start from the untrained weights.
-        self.forget.fill_(1 - min(self.config.average, (2 + self.update) / (11 + self.update)))
+        self.blend.fill_(1 - min(self.config.average, (2 + self.update) / (11 + self.update)))
 
     def _do_update(self) -> tuple[Tensor, Tensor]:
         config = self.config
@@ -319,7 +320,7 @@ class Trainer:
         if self.acting is not self.model:
             with torch.no_grad():
                 for average, now in zip(self.acting.parameters(), self.model.parameters(), strict=True):
-                    average.lerp_(now, self.forget)
+                    average.lerp_(now, self.blend)
         return total, norm
 
     @property
@@ -339,9 +340,8 @@ class Trainer:
         if self.validation is not None:
             with torch.inference_mode():
                 # Compiling again for inference would cost more than it saves, so the plain loss is taken.
-                parts = [
-                    (self.acting.loss(*batch).item(), int(batch.valid.sum())) for batch in self.validation.sweep(20_000)
-                ]
+                batches = self.validation.sweep(20_000)
+                parts = [(self.acting.loss(*batch).item(), int(batch.counted.sum())) for batch in batches]
             point["validation_loss"] = sum(loss * steps for loss, steps in parts) / sum(steps for _, steps in parts)
         if self.evaluate is not None:
             evaluation = self.evaluate(self.acting)
@@ -378,7 +378,7 @@ class Trainer:
                 "seconds": self.seconds,
                 "best_update": self.best_update,
                 "best_return": self.best_return if self.best_update is not None else None,
-                "data": self._data,
+                "data": self.data,
                 "sha256": checkpoint.digest(content),
             }
             checkpoint.write_file(partial / checkpoint.TRAINING_STATE, (json.dumps(state, indent=2) + "\n").encode())
@@ -403,8 +403,8 @@ class Trainer:
         model, _ = checkpoint.load_agent(newest)
         if model.config != self.model.config:
             raise CheckpointError(f"{newest} holds {model.config}; asked to resume {self.model.config}")
-        if state.get("data") != self._data:
-            raise CheckpointError(f"{newest} was trained on {state.get('data')}; asked to go on with {self._data}")
+        if state.get("data") != self.data:
+            raise CheckpointError(f"{newest} was trained on {state.get('data')}; asked to go on with {self.data}")
         try:
             self.acting.load_state_dict(model.state_dict())
             weights: dict[str, Tensor] = {}

@@ -133,9 +133,11 @@ class SteppedAgent:
         observation_size: components of an observation.
         longest: steps that an episode can have; None for any number.
         acting: how it acts, as `Acting.parse` takes it; None for what the card says.
+        renew: steps of an episode after which its target return is asked for anew; 0 for never. For episodes longer
+            than the data's, in which the return-to-go would leave all that was trained on; the mixers' state goes on.
 
     Raises:
-        InvalidInput: acting is not understood.
+        InvalidInput: acting is not understood, or renew is below 0.
     """
 
     def __init__(
@@ -146,13 +148,14 @@ class SteppedAgent:
         observation_size: int,
         longest: int | None,
         acting: str | None = None,
+        renew: int = 0,
     ) -> None:
-        self.card, self.acting = card, Acting.parse(acting or card.acting)
+        if renew < 0:
+            raise InvalidInput(f"renew is {renew}; expected a number of steps, or 0 for never")
+        self.card, self.acting = card, Acting.parse(card.acting if acting is None else acting)
         self.action_low, self.action_high = action_low, action_high
         self.observation_size, self.longest = observation_size, longest
-        self.renew = 0
-        """Steps of an episode after which its target return is asked for anew; 0 for never. For episodes longer than
-        the data's, in which the return-to-go would leave all that was trained on; the mixers' state goes on."""
+        self.renew = renew
         self._stepping: Stepping | None = None
         self._sb3_rewards: Array | None = None
         self._asked: float | Array | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -47,38 +48,47 @@ class DecisionAgent(SteppedAgent):
         device: where to compute.
         acting: "stream", "reset:STEPS" or "window:STEPS" (see `aaren_rl.agents.acting.Acting`); None for what the card
             says.
+        renew: steps of an episode after which its target return is asked for anew, for episodes longer than the
+            data's; 0 for never.
 
     Raises:
-        InvalidInput: acting is not understood.
+        InvalidInput: acting is not understood, or renew is below 0.
     """
 
     def __init__(
-        self, model: DecisionModel, card: AgentCard, device: torch.device | str = "cpu", acting: str | None = None
+        self,
+        model: DecisionModel,
+        card: AgentCard,
+        device: torch.device | str = "cpu",
+        acting: str | None = None,
+        renew: int = 0,
     ) -> None:
         self.model = model.to(device).eval()
         self.device = torch.device(device)
         low, high = model.action_low.cpu().numpy(), model.action_high.cpu().numpy()
         longest = model.config.max_steps if model.config.timesteps == "learned" else None
-        super().__init__(card, low, high, model.observation_size, longest, acting)
+        super().__init__(card, low, high, model.observation_size, longest, acting, renew)
         self._begun: tuple[int, tuple[tuple[int, int], ...]] | None = None
 
     @classmethod
-    def load(cls, folder: str | Path, device: torch.device | str = "cpu", acting: str | None = None) -> DecisionAgent:
-        """Loads an agent folder; device and acting are as for the class.
+    def load(
+        cls, folder: str | Path, device: torch.device | str = "cpu", acting: str | None = None, renew: int = 0
+    ) -> DecisionAgent:
+        """Loads an agent folder; device, acting and renew are as for the class.
 
         Raises:
             CheckpointError: the folder is missing, incomplete, altered or of another version.
-            InvalidInput: acting is not understood.
+            InvalidInput: acting is not understood, or renew is below 0.
         """
-        return cls(*checkpoint.load_agent(Path(folder)), device=device, acting=acting)
+        return cls(*checkpoint.load_agent(Path(folder)), device=device, acting=acting, renew=renew)
 
     def save(self, folder: str | Path) -> None:
-        """Writes an agent folder, model.safetensors and agent.json, whole or not at all.
+        """Writes an agent folder, model.safetensors and agent.json with how it acts now, whole or not at all.
 
         Raises:
             CheckpointError: it cannot be written; what was there before is still there.
         """
-        checkpoint.save_agent(Path(folder), self.model, self.card)
+        checkpoint.save_agent(Path(folder), self.model, replace(self.card, acting=str(self.acting)))
 
     def _begin(self, rows: int) -> Stepping:
         if self.acting.mode == "window":

@@ -18,13 +18,14 @@ class OnnxAgent(SteppedAgent):
         folder: with agent.onnx and export.json.
         threads: that onnxruntime may use; for models of this size one is the fastest.
         acting: "stream" or "reset:STEPS"; None for what the card says.
+        renew: as for `DecisionAgent`.
 
     Raises:
         CheckpointError: a file is missing, altered or of another version.
         InvalidInput: onnxruntime is not installed, or the exported step cannot act so.
     """
 
-    def __init__(self, folder: str | Path, threads: int = 1, acting: str | None = None) -> None:
+    def __init__(self, folder: str | Path, threads: int = 1, acting: str | None = None, renew: int = 0) -> None:
         folder = Path(folder)
         described = checkpoint.read_json(folder / export.CARD)
         if described.get("format") != export.FORMAT:
@@ -45,7 +46,7 @@ class OnnxAgent(SteppedAgent):
         card = checkpoint.card_of(described)
         low, high = (np.array(described[name], dtype=np.float32) for name in ("action_low", "action_high"))
         start = np.array(described["state_start"], dtype=np.float64)
-        super().__init__(card, low, high, described["observation_size"], described["longest_episode"], acting)
+        super().__init__(card, low, high, described["observation_size"], described["longest_episode"], acting, renew)
         if self.acting.mode == "window":
             raise InvalidInput(f"an exported agent has a single step, it cannot act by {self.acting}; pass stream")
         self.start, self.int8 = start, bool(described["int8"])

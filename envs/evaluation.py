@@ -85,6 +85,7 @@ def result(episodes: Episodes, protocol: Protocol, **about: Any) -> dict[str, An
         "std": float(episodes.returns.std()),
         "ci95_return": list(interval) if interval else None,
         "mean_length": float(episodes.lengths.mean()),
+        "mean_per_step": float(episodes.returns.sum() / episodes.lengths.sum()),
         "episodes": protocol.episodes,
         "seeds": [protocol.seed + row for row in range(protocol.slots)],
         "target": protocol.target_return,

@@ -106,7 +106,7 @@ def load(
         action_high=high,
         reference=relative.reference if relative else None,
         target_returns=relative.target_returns if relative else _targets(trajectories),
-        return_scale=relative.return_scale if relative else 1000.0,
+        return_scale=relative.return_scale if relative else float(np.abs(trajectories.returns).max()) or 1.0,
     )
 
 

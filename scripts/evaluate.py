@@ -45,7 +45,7 @@ class Arguments:
     """Return to ask for; by default the agent's first target."""
     targets: Literal["sweep"] | tuple[float, ...] | None = None
     """Evaluate at several targets instead, these or, with "sweep", quantiles of the data's returns and the agent's own
-    targets; writes targets.json and targets.png."""
+    targets; writes targets-AGENT-ACTING.json and .png."""
     acting: str | None = None
     """stream, reset:STEPS or window:STEPS; by default as the agent was trained to."""
     horizon: int | None = None
@@ -101,7 +101,8 @@ def _sweep(
     with tqdm(total=arguments.episodes * len(targets), unit="episode", mininterval=1.0) as bar:
         results = target_sweep.sweep(actor, protocol, [float(target) for target in targets], about, bar.update)
     say(target_sweep.table(results))
-    figures, plot = target_sweep.write(folder, results, actor.card.data_returns)
+    name = f"targets-{about['checkpoint']}-{about['acting'].replace(':', '-')}"
+    figures, plot = target_sweep.write(folder / f"{name}.json", results, actor.card.data_returns)
     say(f"figures:    {figures}\nplot:       {plot}")
     return {"results": results}
 
@@ -150,12 +151,13 @@ def _agent(arguments: Arguments) -> tuple[Actor, Protocol, dict[str, Any], Path]
     spec = EnvironmentSpec(arguments.env_id) if arguments.env_id else EnvironmentSpec(card.env_id, card.env_kwargs)
     if arguments.horizon is not None:
         spec = EnvironmentSpec(spec.id, {**spec.kwargs, "max_episode_steps": arguments.horizon})
-    agent.renew = arguments.renew or 0
     env = make(spec)
     agent.check_environment(env)
     env.close()
     target = card.target_returns[0] if arguments.target is None else arguments.target
-    protocol = Protocol(spec, arguments.episodes, arguments.seed, target, catalogue.reference_of(spec.id))
+    # The references are returns of episodes of the environment's own length.
+    reference = catalogue.reference_of(spec.id) if arguments.horizon is None else None
+    protocol = Protocol(spec, arguments.episodes, arguments.seed, target, reference)
     about = {"checkpoint": folder.name, "source": card.source, "dataset": card.dataset_id, "updates": card.updates}
     return agent, protocol, about | how | {"acting": str(agent.acting), "renew": arguments.renew}, folder.parent
 
@@ -165,9 +167,9 @@ def _loaded(folder: Path, arguments: Arguments) -> tuple[SteppedAgent, dict[str,
     if (folder / export.CARD).exists():
         if arguments.device != "cpu":
             raise InvalidInput(f"an exported agent runs on the CPU; leave out --device {arguments.device}")
-        exported = OnnxAgent(folder, acting=arguments.acting)
+        exported = OnnxAgent(folder, acting=arguments.acting, renew=arguments.renew or 0)
         return exported, {"runtime": "onnxruntime", "int8": exported.int8, "device": "cpu"}
-    agent = DecisionAgent.load(folder, device_named(arguments.device), arguments.acting)
+    agent = DecisionAgent.load(folder, device_named(arguments.device), arguments.acting, arguments.renew or 0)
     config = agent.model.config
     return agent, {"mixer": config.mixer, "parameters": count_parameters(agent.model), "device": agent.device.type}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ class Arguments:
     """Form of the graph."""
     out: Path | None = None
     """Folder to write agent.onnx and export.json into; by default beside the agent, with -onnx or -onnx-int8 added."""
+    acting: str | None = None
+    """How the exported agent acts, stream or reset:STEPS; by default as the agent was trained to."""
     int8: bool = False
     """Store the perceptrons' weights in 8 bits: a third of the size, not the same actions."""
     episodes: int | None = None
@@ -52,8 +55,9 @@ def export(arguments: Arguments) -> dict[str, Any]:
     folder = arguments.out or source.with_name(source.name + ("-onnx-int8" if arguments.int8 else "-onnx"))
     if folder.resolve() == source:
         raise InvalidInput(f"{folder} is the agent itself; give another --out")
-    agent = DecisionAgent.load(source)
-    file = to_onnx(agent.model, agent.card, folder, arguments.int8)
+    agent = DecisionAgent.load(source, acting=arguments.acting)
+    card = dataclasses.replace(agent.card, acting=str(agent.acting))
+    file = to_onnx(agent.model, card, folder, arguments.int8)
     described = checkpoint.read_json(folder / CARD)
     say(
         f"graph:      {file}, {file.stat().st_size / 2**10:.0f} KiB{', int8' if arguments.int8 else ''}\n"

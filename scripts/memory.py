@@ -52,6 +52,7 @@ class Point:
 
     Attributes:
         agent: its label.
+        acting: how it acts, as "stream" or "window:20".
         environment: Gymnasium id.
         length: of the corridor or chain.
         episodes: how many were played.
@@ -63,6 +64,7 @@ class Point:
     """
 
     agent: str
+    acting: str
     environment: str
     length: int
     episodes: int
@@ -97,6 +99,7 @@ def measure_named(arguments: Arguments) -> list[Point]:
                 points.append(
                     Point(
                         agent=label,
+                        acting=str(agent.acting),
                         environment=protocol.environment.id,
                         length=length,
                         episodes=len(returns),
@@ -155,12 +158,12 @@ def time_steps(agent: DecisionAgent, protocol: Protocol) -> tuple[float, int]:
 def table(points: list[Point]) -> str:
     """The points as a Markdown table."""
     rows = [
-        "| agent | length | success | 95% interval | ms per step | state, bytes |",
-        "|---|---:|---:|---|---:|---:|",
+        "| agent | acting | length | success | 95% interval | ms per step | state, bytes |",
+        "|---|---|---:|---:|---|---:|---:|",
     ]
     for point in points:
         rows.append(
-            f"| {point.agent} | {point.length:,} | {point.success:.2f} | "
+            f"| {point.agent} | {point.acting} | {point.length:,} | {point.success:.2f} | "
             f"{point.ci95[0]:.2f} to {point.ci95[1]:.2f} | {point.ms_per_step:.3g} | {point.state_bytes:,} |"
         )
     return "\n".join(rows)

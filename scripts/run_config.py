@@ -50,7 +50,7 @@ class RunConfig:
     target: float | None = None
     """Return to ask for in evaluations; by default the dataset's first target."""
     return_scale: float | None = None
-    """Returns-to-go are divided by this; by default the dataset's scale, 1000 where it has none."""
+    """Returns-to-go are divided by this; by default the catalogue's scale, or the data's largest return."""
     acting: str = "stream"
     """How the agent acts: "stream" carries its state through the episode; "reset:20" empties the mixers' state every 20
     steps; "window:20" runs the last 20 steps through the model again at every step."""

@@ -13,9 +13,6 @@ from aaren_rl.envs.evaluation import Protocol, evaluate, result
 from aaren_rl.envs.rollout import Actor
 from aaren_rl.errors import InvalidInput
 
-FIGURES = "targets.json"
-PLOT = "targets.png"
-
 
 def targets_of(card: AgentCard) -> list[float]:
     """Every second decile of the returns in the agent's data, lowest and best episode included, and its own targets.
@@ -58,11 +55,10 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def write(folder: Path, results: Sequence[dict[str, Any]], data_returns: Sequence[float]) -> tuple[Path, Path]:
-    """Writes the figures and their plot into a folder and returns both files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / FIGURES, json.dumps({"results": list(results)}, indent=2) + "\n")
-    return folder / FIGURES, draw(folder / PLOT, results, data_returns)
+def write(file: Path, results: Sequence[dict[str, Any]], data_returns: Sequence[float]) -> tuple[Path, Path]:
+    """Writes the figures into a file and their plot beside it, and returns both."""
+    replace_file(file, json.dumps({"results": list(results)}, indent=2) + "\n")
+    return file, draw(file.with_suffix(".png"), results, data_returns)
 
 
 def draw(path: Path, results: Sequence[dict[str, Any]], data_returns: Sequence[float]) -> Path:

@@ -24,6 +24,7 @@ from aaren_rl.envs.sources import Dataset
 from aaren_rl.errors import InvalidInput
 from aaren_rl.model import DecisionModel, Scaling, count_parameters
 from aaren_rl.run_log import draw_curve, log_hyperparameters
+from aaren_rl.sampler import Context
 from aaren_rl.scripts import run_config
 from aaren_rl.scripts.console import describe, device_named, rounded, run, say
 from aaren_rl.scripts.run_config import CONFIG, RunConfig
@@ -45,11 +46,12 @@ def train(config: RunConfig) -> dict[str, Any]:
     """Trains as configured and returns the final result, which it also writes into the run's folder."""
     device = device_named(config.device)
     folder = _run_folder(config)
+    together = _one_batch(config, device)
     dataset = sources.load(config.env, config.source, config.env_id, say)
     if config.seeds == 1:
         run = _start(config, dataset, folder, device)
         return _report(run, run.trainer.run())
-    if device.type == "cuda" and config.training.compile == "yes":
+    if together and config.training.compile == "yes":
         raise InvalidInput("--compile yes does not go with --seeds on a GPU, where they are one batch; leave it out")
     _save_config(config, dataset, folder)
     configs = []
@@ -57,30 +59,34 @@ def train(config: RunConfig) -> dict[str, Any]:
         own = folder / f"seed-{seed}"
         resume = own if config.resume is not None and checkpoints(own) else None
         training = dataclasses.replace(config.training, seed=seed)
-        if device.type == "cuda":
+        if together:
             # Several models as one batch are not compiled.
             training = dataclasses.replace(training, compile="no")
         configs.append(dataclasses.replace(config, seeds=1, training=training, run=own, resume=resume))
     try:
-        outcomes = _run_all(configs, dataset, device)
+        outcomes = _run_all(configs, dataset, device, together)
     except Interrupted as error:
         raise Interrupted(f"stopped, all that was trained is saved; go on with --resume {folder}") from error
     return _summary(config, folder, outcomes)
 
 
-def _run_all(configs: list[RunConfig], dataset: Dataset, device: torch.device) -> list[dict[str, Any]]:
-    if device.type == "cuda":
+def _one_batch(config: RunConfig, device: torch.device) -> bool:
+    """Whether several seeds can be trained as one batch, which is no faster on a CPU."""
+    carries = Context.parse(config.training.context).kind == "carry"
+    return device.type == "cuda" and mixers.get(config.model.mixer).recordable and not carries
+
+
+def _run_all(configs: list[RunConfig], dataset: Dataset, device: torch.device, together: bool) -> list[dict[str, Any]]:
+    if together:
         runs = [_start(one, dataset, _folder(one), device) for one in configs]
-        first, updates = runs[0].trainer, {run.trainer.update for run in runs}
-        recordable = mixers.get(configs[0].model.mixer).recordable
-        if len(updates) == 1 and recordable and first.carried is None:
+        if len({run.trainer.update for run in runs}) == 1:
             say(f"{len(configs)} seeds as one batch")
             trained = train_together([run.trainer for run in runs])
             return [_report(run, one) for run, one in zip(runs, trained, strict=True)]
-        why = "they stopped at different updates" if len(updates) > 1 else "such runs cannot be one batch"
-        say(f"{len(configs)} seeds, one after another, since {why}")
+        say(f"{len(configs)} seeds, one after another, since they stopped at different updates")
         return [_report(run, run.trainer.run()) for run in runs]
-    say(f"{len(configs)} seeds, one after another; as one batch they are no faster on a CPU")
+    why = "on a CPU" if device.type == "cpu" else f"with {configs[0].model.mixer} on {configs[0].training.context}"
+    say(f"{len(configs)} seeds, one after another, {why}")
     outcomes = []
     for config in configs:
         outcome = _outcome_of(config)
@@ -172,6 +178,7 @@ def _report(run: _Run, trained: Trained) -> dict[str, Any]:
             "mixer": config.model.mixer,
             "parameters": count_parameters(agent.model),
             "acting": str(agent.acting),
+            "data_sha256": run.trainer.data["sha256"],
             "device": device.type,
             "training": {
                 "precision": run.trainer.precision,

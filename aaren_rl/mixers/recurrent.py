@@ -51,8 +51,6 @@ class Recurrent(Mixer):
         """Zeros, (batch, state parts * width)."""
         return self.output.weight.new_zeros(batch_size, self.state_parts * self.width)
 
-    # A look at the values decides what is cut, which no compiler can see through.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(
         self, x: Tensor, state: Tensor | None = None, reset: Tensor | None = None, valid: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:

@@ -64,13 +64,13 @@ def outcome(run: Run) -> dict[str, Any] | None:
     Raises:
         CheckpointError: the result cannot be read.
     """
-    file = run.folder / RESULT
-    if not file.exists():
-        return None
-    figures = read_json(file)
-    # Evaluating an agent of the run by hand writes a result to the same place; that one ends no run.
     ended = {"checkpoint": "last", "updates": run.config.training.updates, "episodes": run.config.episodes}
-    return figures if "train_seconds" in figures and ended.items() <= figures.items() else None
+    # Evaluating an agent of the run by hand moves its result to another number; that evaluation itself ends no run.
+    for file in sorted(run.folder.glob("result*.json"), key=lambda file: file.stat().st_mtime, reverse=True):
+        figures = read_json(file)
+        if "train_seconds" in figures and ended.items() <= figures.items():
+            return figures
+    return None
 
 
 def check_sources(found: Iterable[tuple[Run, str]]) -> None:

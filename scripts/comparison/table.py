@@ -148,7 +148,7 @@ def to_markdown(comparison: Comparison) -> str:
     if len(comparison.last.above) > 1:
         parts += ["Probability that the IQM of the agent on the left is above that of the agent in the head:"]
         parts += [_above(comparison.last.above)]
-    parts += [_words(comparison), "Every row by its command:"]
+    parts += [_words(comparison), "Every row by its command, with another `--out` to run it anew:"]
     parts += ["\n".join(f"- {agent}: `{comparison.commands[agent]}`" for agent in comparison.agents)]
     return "\n\n".join(parts) + "\n"
 
@@ -178,17 +178,17 @@ def _row(run: Run, figures: dict[str, Any], command: str) -> Row:
 
 
 def _check_columns(finished: list[tuple[Run, dict[str, Any]]]) -> None:
-    """Sees to it that the runs of a dataset were evaluated in one environment, against one reference."""
+    """Sees to it that the runs of a dataset had the same data, and one environment and reference to be evaluated."""
     columns: dict[str, dict[str, list[str]]] = {}
     for run, figures in finished:
         measured = f"{figures['environment']} {figures.get('environment_kwargs') or ''}".strip()
-        measured += f" against {figures.get('reference')}"
+        measured += f" against {figures.get('reference')}, data {str(figures.get('data_sha256'))[:12]}"
         columns.setdefault(run.dataset, {}).setdefault(measured, []).append(run.name)
     for dataset, ways in columns.items():
         if len(ways) > 1:
             listed = "; ".join(f"in {measured}: {', '.join(names)}" for measured, names in ways.items())
             raise DataError(
-                f"the runs on {dataset} are not compared, they were evaluated differently ({listed}); set one env_id "
+                f"the runs on {dataset} are not compared, they differ in data or evaluation ({listed}); set one env_id "
                 "under [settings] and pass another --out, or choose agents with --only"
             )
 

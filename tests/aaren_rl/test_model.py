@@ -137,8 +137,14 @@ def test_reward_as_input_needs_rewards(make_model):
     model = make_model(reward=True)
     with pytest.raises(InvalidInput, match="has reward as input; give rewards"):
         model(*draw(5))
-    with pytest.raises(InvalidInput, match="and previous_reward with an action"):
+    with pytest.raises(InvalidInput, match="give both of the step before or neither"):
         model(*draw(5, first=3), torch.zeros(2, ACTION_SIZE), rewards=draw_rewards(5))
+    alone = make_model(reward=True, previous_action=False)
+    one, other = (
+        alone(*draw(5, first=3), rewards=draw_rewards(5), previous_reward=torch.full((2,), value))[0]
+        for value in (1.0, 2.0)
+    )
+    assert (one[:, 0] - other[:, 0]).abs().max() > 1e-3
     with pytest.raises(InvalidInput, match=r"rewards has shape \(2, 4\); expected \(2, 5\)"):
         model(*draw(5), rewards=draw_rewards(4))
 

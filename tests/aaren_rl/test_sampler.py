@@ -156,6 +156,13 @@ def test_a_full_sweep_covers_every_step_once_and_is_the_same_each_time(coded, co
     assert all(same(a, b) for a, b in zip(sampler.sweep(10**6), batches, strict=True))
 
 
+@pytest.mark.parametrize("context", ["3+4", "packed", "carry:5"])
+def test_a_sweep_counts_every_step_once_in_every_context(coded, context):
+    sampler = Sampler(coded(LENGTHS), EVERY, 5, context).over(coded(LENGTHS), EVERY)
+    seen = [tuple(step) for batch in sampler.sweep(10**6) for step in batch.states[batch.counted].int().tolist()]
+    assert sorted(seen) == [(episode, step) for episode, length in enumerate(LENGTHS) for step in range(length)]
+
+
 @pytest.mark.parametrize("context", [4, 20, "episode"])
 def test_a_sweep_of_as_many_steps_as_there_are_covers_every_step(coded, context):
     sampler = Sampler(coded(LENGTHS), EVERY, 5, context)

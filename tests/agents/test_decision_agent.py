@@ -267,7 +267,7 @@ def test_the_return_to_go_counts_down_by_the_rewards_of_each_row(agent):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_target_is_renewed_after_so_many_steps_of_each_rows_episode(agent, mode):
-    agent.renew = 3
+    agent = DecisionAgent(agent.model, agent.card, renew=3)
     agent.reset(np.array([30.0, 50.0]), 2, mode)
     observation, none = np.zeros((2, 11)), np.zeros(2, dtype=bool)
     agent.act(observation)
@@ -281,6 +281,11 @@ def test_a_target_is_renewed_after_so_many_steps_of_each_rows_episode(agent, mod
     assert first == (29, 28, 30, 29, 28, 30, 29, 28)
     rests = mode == AutoresetMode.NEXT_STEP
     assert second == ((49, 48, 50, 49, 48, 50, 49, 48) if rests else (49, 50, 49, 48, 50, 49, 48, 50))
+
+
+def test_a_negative_number_of_steps_to_renew_after_is_refused(agent):
+    with pytest.raises(InvalidInput, match="renew is -3; expected a number of steps"):
+        DecisionAgent(agent.model, agent.card, renew=-3)
 
 
 def test_tiny_rewards_are_not_lost_from_a_large_return_to_go(agent):

@@ -49,15 +49,15 @@ def test_a_sweep_asks_for_the_quantiles_of_the_data_and_draws_what_was_achieved(
     status, out, _ = command(main, run_folder / "last", "--episodes", "2", "--targets", "sweep")
     assert status == 0
     card = json.loads((run_folder / "last" / "agent.json").read_text())
-    results = json.loads((run_folder / "targets.json").read_text())["results"]
+    results = json.loads((run_folder / "targets-last-stream.json").read_text())["results"]
     assert [figures["target"] for figures in results] == sorted({*card["data_returns"][::2], *card["target_returns"]})
     assert all(len(figures["returns"]) == 2 for figures in results)
-    assert (run_folder / "targets.png").read_bytes().startswith(b"\x89PNG")
+    assert (run_folder / "targets-last-stream.png").read_bytes().startswith(b"\x89PNG")
     assert out.count("\n| ") == len(results)
     # A single target in a sweep is that target by itself.
     command(main, run_folder / "last", "--episodes", "2", "--target", "1800")
     assert command(main, run_folder / "last", "--episodes", "2", "--targets", "1800")[0] == 0
-    (figures,) = json.loads((run_folder / "targets.json").read_text())["results"]
+    (figures,) = json.loads((run_folder / "targets-last-stream.json").read_text())["results"]
     assert figures["returns"] == result_of(run_folder)["returns"]
 
 
@@ -67,6 +67,8 @@ def test_a_horizon_beyond_the_environments_own(command, run_folder):
     result = result_of(run_folder)
     assert result["lengths"] == [4, 4]
     assert (result["environment_kwargs"], result["renew"]) == ({"max_episode_steps": 4}, 2)
+    assert result["normalized_score"] is result["reference"] is None
+    assert result["mean_per_step"] == pytest.approx(result["mean"] / 4)
     assert command(main, run_folder / "last", "--renew", "0")[0] == 2
 
 

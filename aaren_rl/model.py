@@ -24,9 +24,9 @@ Norm = Literal["pre", "post"]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a decision model; the defaults are the Decision Transformer's (Chen et al. 2021, appendix A), save two.
+    """Shape of a decision model; the defaults are the Decision Transformer's (Chen et al. 2021, appendix A), save three.
 
-    The mixer, and the timestep embedding: it is left out so that acting by streaming and training on windows agree.
+    The mixer; one token a step; and no timestep embedding, so that acting by streaming and training on windows agree.
     """
 
     mixer: str = "aaren"
@@ -39,9 +39,9 @@ class ModelConfig:
     """Heads of each mixer; must divide the width."""
     dropout: float = 0.1
     """Dropout on the tokens and on what each block adds."""
-    layout: Layout = "interleaved"
-    """Tokens per step: three (outcome of the step before, return-to-go, observation), as in the paper, or all fused in
-    one."""
+    layout: Layout = "fused"
+    """Tokens per step: all fused in one, or three (outcome of the step before, return-to-go, observation), as in the
+    paper. One costs a half and streamed better (docs/streaming.md)."""
     timesteps: Timesteps = "none"
     """Embedding of the step's number in its episode. With "learned" (the paper's), trained on windows and acting by
     streaming part ways; "sinusoidal" (Vaswani et al. 2017) has no longest episode; "first" only marks the first step

@@ -45,7 +45,8 @@ class Diverged(AarenError):
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The schedule; the defaults are the Decision Transformer's (Chen et al. 2021, appendix A, and released code)."""
+    """The schedule; the defaults are the Decision Transformer's (Chen et al. 2021, appendix A, and released code), save
+    the averaged weights."""
 
     updates: int = 100_000
     """Optimiser updates."""
@@ -65,7 +66,7 @@ class TrainingConfig:
     """AdamW's decoupled weight decay."""
     clip: float = 0.25
     """Largest norm of the gradient."""
-    average: float = 0.0
+    average: float = 0.995
     """Decay of the exponential moving average of the weights that acts (after the plain average of Polyak and Juditsky
     1992); 0 acts with the last weights. Returns swing from one update to the next, and the average swings less."""
     accumulate: int = 1

@@ -14,10 +14,10 @@ from aaren_rl.trajectories import Trajectories
 OBSERVATION_SIZE, ACTION_SIZE = 11, 3
 """Hopper's."""
 
-MODEL = ModelConfig(blocks=3, width=128, heads=1, dropout=0.1)
-"""The Decision Transformer's size (Chen et al. 2021, appendix A)."""
+MODEL = ModelConfig(blocks=3, width=128, heads=1, dropout=0.1, layout="interleaved")
+"""The Decision Transformer's size and tokens (Chen et al. 2021, appendix A)."""
 
-TRAINING = TrainingConfig(batch_size=64, context=20, learning_rate=1e-4, weight_decay=1e-4, clip=0.25)
+TRAINING = TrainingConfig(average=0.0, batch_size=64, context=20, learning_rate=1e-4, weight_decay=1e-4, clip=0.25)
 """Its schedule."""
 
 CONTEXT = 20

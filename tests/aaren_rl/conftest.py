@@ -40,7 +40,7 @@ def make_model(loud, scaling):
     """A small loud model in evaluation mode."""
 
     def make(seed=0, **changes):
-        shape = {"blocks": 2, "width": 16, "heads": 2, "dropout": 0.0, **changes}
+        shape = {"blocks": 2, "width": 16, "heads": 2, "dropout": 0.0, "layout": "interleaved", **changes}
         return loud(DecisionModel(ModelConfig(**shape), scaling), seed).eval()
 
     return make

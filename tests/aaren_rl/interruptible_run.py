@@ -34,9 +34,10 @@ def make_trainer(folder, data=None, model_seed=0, shape=None, evaluate=None, **s
     data = make_data() if data is None else data
     torch.manual_seed(model_seed)
     scaling = Scaling(*data.observation_statistics(), -np.ones(2), np.ones(2))
-    model = DecisionModel(ModelConfig(**{"blocks": 1, "width": 16, "dropout": 0.2, **(shape or {})}), scaling)
+    shape = {"blocks": 1, "width": 16, "dropout": 0.2, "layout": "interleaved", **(shape or {})}
+    model = DecisionModel(ModelConfig(**shape), scaling)
     small = {"updates": 20, "batch_size": 4, "context": 5, "warmup": 5, "learning_rate": 1e-3, "held_out": 0.2}
-    often = {"log_every": 5, "evaluate_every": 10, "checkpoint_every": 5}
+    often = {"log_every": 5, "evaluate_every": 10, "checkpoint_every": 5, "average": 0.0}
     return Trainer(model, data, TrainingConfig(**{**small, **often, **schedule}), CARD, Path(folder), evaluate=evaluate)
 
 

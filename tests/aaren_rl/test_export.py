@@ -22,7 +22,7 @@ from aaren_rl.model import DecisionModel, ModelConfig, Scaling
 FILES = {"agent.onnx", "export.json"}
 CARD = AgentCard("Hopper-v5", "made-up/tiny-v0", "bundled", (100.0, 50.0), {"exclude": True}, 7)
 SHAPES = {
-    "large": {"blocks": 2, "heads": 4, "timesteps": "sinusoidal"},
+    "large": {"blocks": 2, "heads": 4, "layout": "interleaved", "timesteps": "sinusoidal"},
     "small": {"blocks": 1, "layout": "fused", "timesteps": "learned", "max_steps": 300},
 }
 CONSTANT = [name for name in mixers.names() if mixers.get(name).memory == "constant"]

@@ -18,7 +18,9 @@ def make_agent(seed=0, std=0.4, **shape):
     low, high = env.action_space.low, env.action_space.high
     env.close()
     scaling = Scaling(np.zeros(11, np.float32), np.ones(11, np.float32), low, high, return_scale=10.0)
-    model = DecisionModel(ModelConfig(**{"blocks": 1, "width": 16, "dropout": 0.0, **shape}), scaling)
+    model = DecisionModel(
+        ModelConfig(**{"blocks": 1, "width": 16, "dropout": 0.0, "layout": "interleaved", **shape}), scaling
+    )
     shake(model, seed, std)
     return DecisionAgent(model, AgentCard("Hopper-v5", "untrained", "bundled", (30.0,)))
 

@@ -31,7 +31,9 @@ def make_agent(env_id="Hopper-v5", seed=0, **shape):
     scaling = Scaling(np.zeros(size, np.float32), np.ones(size, np.float32), low, high, return_scale=10.0)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = DecisionModel(ModelConfig(**{"blocks": 1, "width": 16, "dropout": 0.0, **shape}), scaling)
+        model = DecisionModel(
+            ModelConfig(**{"blocks": 1, "width": 16, "dropout": 0.0, "layout": "interleaved", **shape}), scaling
+        )
         for parameter in model.parameters():
             # Large biases would drown what the observations say.
             if parameter.ndim > 1:

@@ -32,6 +32,7 @@ def source():
     env.close()
     scaling = Scaling(np.zeros(11, np.float32), np.ones(11, np.float32), low, high, return_scale=10.0)
     shape = {"blocks": 2, "width": 16, "heads": 2, "dropout": 0.0, "timesteps": "learned", "max_steps": LONGEST}
+    shape["layout"] = "interleaved"
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = DecisionModel(ModelConfig(**shape), scaling)

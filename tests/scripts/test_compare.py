@@ -13,6 +13,7 @@ import pytest
 import tomli_w
 
 from aaren_rl.agents import DecisionAgent
+from aaren_rl.envs.evaluation import write_result
 from aaren_rl.envs.statistics import interquartile_mean
 from aaren_rl.errors import InvalidInput
 from aaren_rl.scripts import run_config
@@ -165,6 +166,24 @@ def test_result_of_an_evaluation_by_hand_ends_no_run(command, folder):
     assert "| default | " in out
     assert "1 of 2" in out
     assert "Left out of the IQM, since not every agent shown has finished them: hopper-medium seed 0." in out
+
+
+def test_evaluating_an_agent_by_hand_leaves_its_run_finished(command, folder):
+    by_hand = {"checkpoint": "last", "normalized_score": -1.0}
+    file = write_result(results(folder)[0].parent, by_hand)
+    assert json.loads(file.read_text()) == by_hand
+    status, _, _ = command(main, "tiny.toml", "--table")
+    assert status == 0
+    rows = json.loads((folder / "runs" / "tiny" / "table.json").read_text())["rows"]
+    assert len(rows) == 4
+    assert -1.0 not in {row["normalized_score"] for row in rows}
+
+
+def test_runs_on_other_data_of_the_same_name_are_not_compared(command, folder):
+    edit(results(folder)[1], data_sha256="0" * 64)
+    status, _, errors = command(main, "tiny.toml", "--table")
+    assert status == 2
+    assert "they differ in data or evaluation" in errors
 
 
 @pytest.mark.parametrize("only_table", [[], ["--table"]])

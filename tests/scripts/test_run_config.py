@@ -12,18 +12,18 @@ from aaren_rl.scripts.run_config import RunConfig, load, parse, presets, save
 from aaren_rl.training import TrainingConfig
 
 
-def test_defaults_are_the_decision_transformers():
+def test_defaults_are_the_decision_transformers_but_for_what_streams_better():
     config = parse([])
     model, training = config.model, config.training
     # Chen et al. 2021, appendix A and released code, all Gym tasks.
     assert (model.blocks, model.width, model.heads, model.dropout) == (3, 128, 1, 0.1)
-    assert model.layout == "interleaved"
+    assert (model.mixer, model.layout, model.timesteps, training.average) == ("aaren", "fused", "none", 0.995)
     assert (training.context, training.batch_size, training.updates) == (20, 64, 100_000)
     assert (training.learning_rate, training.weight_decay, training.warmup) == (1e-4, 1e-4, 10_000)
     assert (training.clip, training.accumulate, training.weighting) == (0.25, 1, "length")
     # The scale is the dataset's.
     assert (config.return_scale, config.episodes) == (None, 100)
-    assert (model.mixer, training.precision, config.source) == ("aaren", "auto", "auto")
+    assert (config.acting, training.precision, config.source) == ("stream", "auto", "auto")
 
 
 def test_presets_load():
@@ -35,7 +35,6 @@ def test_presets_load():
 def test_quick_preset_is_quick():
     config = parse(["--preset", "quick"])
     assert config.training.updates <= 5_000
-    assert config.model.layout == "fused"
     # What it does not name stays the paper's.
     assert (config.training.batch_size, config.model.width) == (64, 128)
 

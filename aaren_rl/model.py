@@ -24,7 +24,7 @@ Norm = Literal["pre", "post"]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a decision model; the defaults are the Decision Transformer's (Chen et al. 2021, appendix A), save three.
+    """Shape of a decision model; the defaults are the Decision Transformer's (Chen et al. 2021, appendix A), save these.
 
     The mixer; one token a step; and no timestep embedding, so that acting by streaming and training on windows agree.
     """

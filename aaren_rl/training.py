@@ -45,8 +45,10 @@ class Diverged(AarenError):
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The schedule; the defaults are the Decision Transformer's (Chen et al. 2021, appendix A, and released code), save
-    the averaged weights."""
+    """The schedule; the defaults are the Decision Transformer's (Chen et al. 2021, appendix A, and released code).
+
+    Save the averaged weights.
+    """
 
     updates: int = 100_000
     """Optimiser updates."""

@@ -24,9 +24,9 @@ Norm = Literal["pre", "post"]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a decision model; the defaults are the Decision Transformer's (Chen et al. 2021, appendix A), save these.
+    """Shape of a decision model; defaults are the Decision Transformer's (Chen et al. 2021, appendix A), save three.
 
-    The mixer; one token a step; and no timestep embedding, so that acting by streaming and training on windows agree.
+    These are the mixer; one token a step; and no timestep embedding, so that training on windows and streaming agree.
     """
 
     mixer: str = "aaren"

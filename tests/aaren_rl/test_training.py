@@ -143,7 +143,7 @@ def test_a_carried_segment_is_trained_from_the_state_that_the_ones_before_left(t
     for ours, theirs in zip(state_tensors(trainer.carried), state_tensors(expected), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
         assert not ours.requires_grad
-    assert np.mean(losses) == pytest.approx(float(trainer.model.loss(*whole)), rel=1e-4)
+    assert np.mean(losses) == pytest.approx(trainer.model.loss(*whole).item(), rel=1e-4)
 
 
 def interrupt(folder, number):

@@ -17,6 +17,7 @@ from aaren_rl.agents import DecisionAgent, OnnxAgent
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.errors import AarenError, InvalidInput
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
+from aaren_rl.scripts.console import rounded
 from aaren_rl.scripts.export import Arguments, export, main
 
 CARD = AgentCard("Hopper-v5", "aaren/hopper/medium-v0", "bundled", (3600.0, 1800.0), {}, 5)
@@ -106,7 +107,7 @@ def test_int8_is_compared_with_the_agent_in_the_environment(command, agent):
         assert figures["environment"] == "Hopper-v5"
         assert len(figures["returns"]) == 2
     assert f"change:     return {after['mean'] - before['mean']:+.1f}" in out
-    assert f"torch:      return {before['mean']:.0f}" in out
+    assert f"torch:      return {rounded(before['mean'])} +- " in out
     assert f"exported:   return {after['mean']:.0f}" in out
     assert OnnxAgent(folder).int8
 

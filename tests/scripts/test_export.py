@@ -108,7 +108,7 @@ def test_int8_is_compared_with_the_agent_in_the_environment(command, agent):
         assert len(figures["returns"]) == 2
     assert f"change:     return {after['mean'] - before['mean']:+.1f}" in out
     assert f"torch:      return {rounded(before['mean'])} +- " in out
-    assert f"exported:   return {rounded(after["mean"])} +- " in out
+    assert f"exported:   return {rounded(after['mean'])} +- " in out
     assert OnnxAgent(folder).int8
 
 

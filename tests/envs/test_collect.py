@@ -181,7 +181,12 @@ def test_interruption_passes_through(monkeypatch, root):
 
 def test_control_c_on_the_command_line_leaves_nothing(root):
     arguments = [sys.executable, str(COLLECT), "hopper-medium", "--steps", "3000000"]
-    with subprocess.Popen(arguments, stderr=subprocess.PIPE) as process:
+
+    # A shell's background jobs ignore Ctrl-C, and so do their children unless told otherwise.
+    def heed():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, preexec_fn=heed) as process:
         # The bar appears when the roll-out begins.
         assert process.stderr.read(1)
         time.sleep(1)

@@ -43,7 +43,7 @@ def test_from_the_name_of_a_task_to_its_figures(command, tiny, tmp_path):
     assert (float(agent.model.return_scale), agent.card.target_returns) == (1.0, (1.0,))
     status, out, _ = command(main, "run/last", "--lengths", "200", "--episodes", "2")
     assert status == 0
-    assert "| run/last | 200 |" in out
+    assert "| run/last | stream | 200 |" in out
 
 
 def test_return_scale_that_is_given_counts(command, tiny, tmp_path):
@@ -74,7 +74,7 @@ def test_constant_answers_divide_the_episodes_between_them(command, tmp_path):
         assert point["ms_per_step"] > 0
         # The state is the same after 3 steps and after 40.
         assert point["state_bytes"] == points[0]["state_bytes"]
-        assert f"| {point['agent']} | {point['length']} | {point['success']:.2f} |" in out
+        assert f"| {point['agent']} | {point['acting']} | {point['length']} | {point['success']:.2f} |" in out
     assert figures["agents"]["R"]["model"]["mixer"] == "aaren"
     assert figures["agents"]["R"]["dataset"] == "tests/memory-v0"
 

@@ -10,6 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from aaren_rl.checkpoint import replace_file
 from aaren_rl.errors import DataError
+from aaren_rl.figures import drawn
 
 METRICS = "metrics.jsonl"
 
@@ -95,12 +96,8 @@ def draw_curve(folder: Path, title: str, behaviour_return: float | None = None) 
     points = read_metrics(folder)
     if not points:
         raise DataError(f"{folder / METRICS} holds no points to draw; train first")
-    # Imported where it is used: it takes seconds, which every command line would wait for.
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(9, 3.4), layout="constrained")
+    path = folder / "learning-curve.png"
+    with drawn(path, 9, 3.4) as figure:
         losses, returns = figure.subplots(1, 2)
         for name, label, marker in (("loss", "training", ""), ("validation_loss", "held out", "o")):
             own = [(point["update"], point[name]) for point in points if name in point]
@@ -117,6 +114,4 @@ def draw_curve(folder: Path, title: str, behaviour_return: float | None = None) 
         if own or behaviour_return is not None:
             returns.legend(frameon=False)
         figure.suptitle(title)
-        path = folder / "learning-curve.png"
-        figure.savefig(path, dpi=150)
     return path

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeAlias
 
 import gymnasium as gym
@@ -152,7 +152,8 @@ class SteppedAgent:
     ) -> None:
         if renew < 0:
             raise InvalidInput(f"renew is {renew}; expected a number of steps, or 0 for never")
-        self.card, self.acting = card, Acting.parse(card.acting if acting is None else acting)
+        self.acting = Acting.parse(card.acting if acting is None else acting)
+        self.card = replace(card, acting=str(self.acting))
         self.action_low, self.action_high = action_low, action_high
         self.observation_size, self.longest = observation_size, longest
         self.renew = renew

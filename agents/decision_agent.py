@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -88,7 +87,7 @@ class DecisionAgent(SteppedAgent):
         Raises:
             CheckpointError: it cannot be written; what was there before is still there.
         """
-        checkpoint.save_agent(Path(folder), self.model, replace(self.card, acting=str(self.acting)))
+        checkpoint.save_agent(Path(folder), self.model, self.card)
 
     def _begin(self, rows: int) -> Stepping:
         if self.acting.mode == "window":

@@ -33,7 +33,7 @@ class Dataset:
         action_high: greatest action, (action size,).
         reference: for normalised scores; None where there is no table.
         target_returns: what to ask of an agent.
-        return_scale: what a model divides returns-to-go by; 1000 where there is no table.
+        return_scale: what a model divides returns-to-go by; the data's largest return where there is no table.
     """
 
     name: str

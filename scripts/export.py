@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,8 +55,7 @@ def export(arguments: Arguments) -> dict[str, Any]:
     if folder.resolve() == source:
         raise InvalidInput(f"{folder} is the agent itself; give another --out")
     agent = DecisionAgent.load(source, acting=arguments.acting)
-    card = dataclasses.replace(agent.card, acting=str(agent.acting))
-    file = to_onnx(agent.model, card, folder, arguments.int8)
+    file = to_onnx(agent.model, agent.card, folder, arguments.int8)
     described = checkpoint.read_json(folder / CARD)
     say(
         f"graph:      {file}, {file.stat().st_size / 2**10:.0f} KiB{', int8' if arguments.int8 else ''}\n"

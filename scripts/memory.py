@@ -20,6 +20,7 @@ from aaren_rl.envs.environments import EnvironmentSpec, make
 from aaren_rl.envs.evaluation import Protocol, evaluate, success_interval
 from aaren_rl.envs.memory import MEMORY_CHAIN, T_MAZE
 from aaren_rl.errors import InvalidInput
+from aaren_rl.figures import drawn
 from aaren_rl.scripts.console import device_named, run, say
 
 TIMED_STEPS = 200
@@ -171,13 +172,7 @@ def table(points: list[Point]) -> str:
 
 def draw(points: list[Point], path: Path) -> None:
     """Draws success by length, with chance as a line, and milliseconds per step by length."""
-    # Imported where it is used, without pyplot: no window system is needed.
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(9, 3.4), layout="constrained")
+    with drawn(path, 9, 3.4) as figure:
         success, step = figure.subplots(1, 2)
         for label in dict.fromkeys(point.agent for point in points):
             own = [point for point in points if point.agent == label]
@@ -192,7 +187,6 @@ def draw(points: list[Point], path: Path) -> None:
         step.set(xlabel="length", ylabel="ms per step", xscale="log")
         step.set_ylim(bottom=0)
         success.legend(frameon=False)
-        figure.savefig(path, dpi=150)
 
 
 def _loaded(arguments: Arguments) -> dict[str, DecisionAgent]:

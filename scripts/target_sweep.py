@@ -12,6 +12,7 @@ from aaren_rl.checkpoint import AgentCard, replace_file
 from aaren_rl.envs.evaluation import Protocol, evaluate, result
 from aaren_rl.envs.rollout import Actor
 from aaren_rl.errors import InvalidInput
+from aaren_rl.figures import drawn
 
 
 def targets_of(card: AgentCard) -> list[float]:
@@ -63,13 +64,8 @@ def write(file: Path, results: Sequence[dict[str, Any]], data_returns: Sequence[
 
 def draw(path: Path, results: Sequence[dict[str, Any]], data_returns: Sequence[float]) -> Path:
     """Draws achieved against asked return, the diagonal, and the range of the data where it is known."""
-    # Imported where it is used: it takes seconds, which every command line would wait for.
-    import matplotlib
-    from matplotlib.figure import Figure
-
     asked = [figures["target"] for figures in results]
-    with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(4.6, 4.2), layout="constrained")
+    with drawn(path, 4.6, 4.2) as figure:
         axes = figure.subplots()
         for figures in results:
             axes.plot([figures["target"]] * len(figures["returns"]), figures["returns"], ".", color="C0", alpha=0.15)
@@ -83,5 +79,4 @@ def draw(path: Path, results: Sequence[dict[str, Any]], data_returns: Sequence[f
         axes.legend(frameon=False)
         first = results[0]
         axes.set_title(f"{first['dataset']} ({first['source']}), {first['environment']}, {first['acting']}", fontsize=9)
-        figure.savefig(path, dpi=150)
     return path

@@ -197,8 +197,7 @@ class AarenStep(Stepper):
         before = state.view(-1, 1, *shape[1:], self.dim + 1)
         if self.recency:
             pieces = torch.cat([before, added], 1)
-            sums = self.kept @ pieces.transpose(1, 2) if self.heads > 1 else self.kept[0] @ pieces
-            sums = sums.transpose(1, 2) if self.heads > 1 else sums
+            sums = self.kept[0] @ pieces if self.heads == 1 else (self.kept @ pieces.transpose(1, 2)).transpose(1, 2)
             return sums, sums[:, -1].flatten(1)
         sums = before + (added.sum(1, keepdim=True) if self.outputs == 1 else added.cumsum(1)[:, -self.outputs :])
         return sums, sums[:, -1].flatten(1)

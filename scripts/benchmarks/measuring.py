@@ -18,6 +18,7 @@ import torch
 
 from aaren_rl.checkpoint import replace_file
 from aaren_rl.errors import InvalidInput
+from aaren_rl.figures import drawn
 from aaren_rl.scripts.console import say
 
 ROUNDS = 7
@@ -193,29 +194,19 @@ def plot(report: Report, folder: Path) -> list[Path]:
     Returns:
         The files.
     """
-    # Imported where it is used, without pyplot: no window system is needed.
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    folder.mkdir(parents=True, exist_ok=True)
     made: list[Path] = []
-
-    def save(figure: Figure, name: str) -> None:
-        made.append(folder / f"{name}.png")
-        figure.savefig(made[-1], dpi=150)
-
-    with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        for chart in report.charts:
-            figure = Figure(figsize=(6, 4), layout="constrained")
+    for chart in report.charts:
+        made.append(folder / f"{chart.name}.png")
+        with drawn(made[-1], 6, 4) as figure:
             axes = figure.subplots()
             for name, points in chart.lines.items():
                 axes.plot(*zip(*points, strict=True), marker="o", label=name)
             axes.set(xlabel=chart.x_label, ylabel=chart.y_label, xscale="log", yscale="log")
             axes.legend(frameon=False)
-            save(figure, chart.name)
-        faster = [row for row in report.rows if row.ratio_of.endswith("/ ours")]
-        if faster:
-            figure = Figure(figsize=(7, 1.2 + 0.35 * len(faster)), layout="constrained")
+    faster = [row for row in report.rows if row.ratio_of.endswith("/ ours")]
+    if faster:
+        made.append(folder / "ratios.png")
+        with drawn(made[-1], 7, 1.2 + 0.35 * len(faster)) as figure:
             axes = figure.subplots()
             ratios = [row.ratio or 0.0 for row in faster]
             spreads = [row.spread or (0.0, 0.0) for row in faster]
@@ -226,7 +217,6 @@ def plot(report: Report, folder: Path) -> list[Path]:
             axes.axvline(1, color="black", linewidth=0.8)
             axes.invert_yaxis()
             axes.set(xscale="log", xlabel="times faster (line: the lowest and the highest round)")
-            save(figure, "ratios")
     return made
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from aaren_rl.figures import drawn
 from aaren_rl.scripts.comparison.table import Comparison
 
 
@@ -17,15 +18,14 @@ def draw(comparison: Comparison, out: Path) -> Path:
     """
     # Imported where it is used: it takes seconds, which every command line would wait for.
     import matplotlib
-    from matplotlib.figure import Figure
 
     agents, datasets, last = comparison.agents, comparison.datasets, comparison.last
     colours = dict(zip(agents, matplotlib.colormaps["tab10"](np.arange(len(agents)) % 10), strict=True))
     # Agents lie side by side in a dataset's row, the first on top.
     offsets = dict(zip(agents, np.linspace(-0.3, 0.3, len(agents)) if len(agents) > 1 else [0.0], strict=True))
     height = 1.4 + max(0.35 * len(agents), 0.22 * len(agents) * len(datasets), 0.35 * len(datasets))
-    with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(9, height), layout="constrained")
+    path = out / "table.png"
+    with drawn(path, 9, height) as figure:
         means, runs = figure.subplots(1, 2)
         for row, agent in enumerate(agents):
             style = {"marker": "o", "color": colours[agent]}
@@ -44,6 +44,4 @@ def draw(comparison: Comparison, out: Path) -> Path:
             axes.set_axisbelow(True)
         seeds = ", ".join(map(str, comparison.seeds))
         figure.suptitle(f"data: {comparison.protocol['source']}, seeds: {seeds}")
-        path = out / "table.png"
-        figure.savefig(path, dpi=150)
     return path

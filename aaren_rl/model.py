@@ -169,7 +169,7 @@ class DecisionModel(nn.Module):
     @property
     def constant_memory(self) -> bool:
         """Whether the state has the same size at every step."""
-        return all(mixer.memory == "constant" for mixer in self._mixers())
+        return all(mixer.memory != "growing" for mixer in self._mixers())
 
     def initial_state(self, batch_size: int) -> tuple[State, ...]:
         """The state before the first step of an episode: one per block."""

@@ -1,19 +1,22 @@
 """What mixes tokens over time, behind one contract and a registry of names."""
 
 from aaren_rl.mixers.aaren import Aaren
-from aaren_rl.mixers.base import Memory, Mixer, State, state_bytes, state_tensors
+from aaren_rl.mixers.base import Capability, Memory, Mixer, State, state_bytes, state_tensors
 from aaren_rl.mixers.gru import GRU
+from aaren_rl.mixers.local import Local
 from aaren_rl.mixers.lstm import LSTM
 from aaren_rl.mixers.mingru import MinGRU
 from aaren_rl.mixers.minlstm import MinLSTM
 from aaren_rl.mixers.none import NoMixing
-from aaren_rl.mixers.registry import get, names, register
+from aaren_rl.mixers.registry import build, get, names, register
 from aaren_rl.mixers.softmax import Softmax, SoftmaxState
 
 __all__ = [
     "Aaren",
+    "Capability",
     "GRU",
     "LSTM",
+    "Local",
     "Memory",
     "MinGRU",
     "MinLSTM",
@@ -22,6 +25,7 @@ __all__ = [
     "Softmax",
     "SoftmaxState",
     "State",
+    "build",
     "get",
     "names",
     "register",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -14,6 +15,28 @@ Memory = Literal["constant", "window", "growing"]
 
 State = Any
 """A tensor, or a (named) tuple of states; every tensor has the batch first."""
+
+
+@dataclass(frozen=True)
+class Capability:
+    """What a mixer is and costs, for the table of all of them.
+
+    Costs are orders of growth in multiplications beside the projections of single tokens, in T tokens of a sequence,
+    t tokens seen so far, d numbers of a token, n tokens of a window, and what `differs` or the docstring names.
+
+    Attributes:
+        source: what it computes is from, as "Vaswani et al. 2017, section 3.2".
+        parallel: cost of a whole sequence, and what of it is not parallel over time.
+        step: cost of a token while acting.
+        differs: what was changed to be causal and streamable, in a few words; empty where nothing was.
+        longest: tokens of the longest sequence it can hold.
+    """
+
+    source: str
+    parallel: str
+    step: str
+    differs: str = ""
+    longest: str = "any"
 
 
 class Mixer(nn.Module):
@@ -31,7 +54,10 @@ class Mixer(nn.Module):
     """
 
     memory: ClassVar[Memory]
-    """How the state grows while acting: not at all, up to a window, or with every token."""
+    """What a state holds: a summary, the last tokens or some of the past ones, or all. Only one that grows changes its
+    size while acting."""
+    capability: ClassVar[Capability]
+    """What it is and costs."""
     recordable: ClassVar[bool] = True
     """Whether `forward` can be recorded as a CUDA graph and mapped over models, since it never looks at values."""
 
@@ -78,7 +104,7 @@ class Mixer(nn.Module):
 
     def reset_state(self, state: State, rows: Tensor) -> State:
         """The state with the rows marked in `rows`, (batch,) bool, back at the start of an episode."""
-        return _where_rows(rows, self.initial_state(rows.shape[0]), state)
+        return where_rows(rows, self.initial_state(rows.shape[0]), state)
 
     def _split_heads(self, x: Tensor) -> Tensor:
         """(batch, time, width) to (batch, heads, time, head width)."""
@@ -142,7 +168,7 @@ class PlainStepper(Stepper):
         carried, mixed = _rebuilt(self._like, whole), []
         for t, token in enumerate(x.view(batch, self.tokens, -1).unbind(1)):
             y, after = self.mixer.step(token, carried)
-            carried = after if live is None else _where_rows(live[:, t] > 0, after, carried)
+            carried = after if live is None else where_rows(live[:, t] > 0, after, carried)
             mixed.append(y)
         state = torch.cat([part.reshape(batch, -1).double() for part in state_tensors(carried)], -1)
         return onto + torch.stack(mixed[-self.outputs :], 1).flatten(0, 1), state
@@ -160,10 +186,11 @@ def _rebuilt(like: State, leaves: Iterator[Tensor]) -> State:
     return type(like)(*parts) if hasattr(like, "_fields") else type(like)(parts)
 
 
-def _where_rows(rows: Tensor, chosen: State, other: State) -> State:
+def where_rows(rows: Tensor, chosen: State, other: State) -> State:
+    """A state with the rows marked in `rows`, (batch,) bool, from one state and the others from another."""
     if isinstance(other, Tensor):
         return torch.where(rows.reshape(-1, *[1] * (other.ndim - 1)), chosen, other)
-    parts = [_where_rows(rows, c, o) for c, o in zip(chosen, other, strict=True)]
+    parts = [where_rows(rows, c, o) for c, o in zip(chosen, other, strict=True)]
     return type(other)(*parts) if hasattr(other, "_fields") else type(other)(parts)
 
 

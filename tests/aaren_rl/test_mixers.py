@@ -14,7 +14,8 @@ RECENCY = "aaren with recency"
 
 def build(name, loud):
     mixer = Aaren(WIDTH, HEADS, recency=True) if name == RECENCY else mixers.get(name)(WIDTH, HEADS)
-    return loud(mixer).double()
+    # What only training changes stands still.
+    return loud(mixer).double().eval()
 
 
 @pytest.fixture(params=[*mixers.names(), RECENCY])
@@ -172,7 +173,7 @@ def test_conformance_extreme_tokens_give_no_nan(mixer, size):
 def test_conformance_the_state_grows_as_declared(mixer):
     after = {time: state_bytes(step_through(mixer, tokens(time))[1]) for time in (10, 50)}
     assert mixer.memory in ("constant", "window", "growing")
-    if mixer.memory == "constant":
+    if mixer.memory != "growing":
         assert after[10] == after[50] == state_bytes(mixer(tokens(50))[1])
     if mixer.memory == "growing":
         assert after[50] == 5 * after[10]

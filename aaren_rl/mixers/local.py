@@ -1,0 +1,51 @@
+"""Softmax attention to the last tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aaren_rl.mixers.base import Capability
+from aaren_rl.mixers.registry import register
+from aaren_rl.mixers.windowed import Windowed
+
+
+@register("local")
+class Local(Windowed):
+    """Sliding-window attention (Beltagy et al. 2020, "Longformer", arXiv 2004.05150, section 3.1), causal.
+
+    ``o_t = sum_p softmax_p(<W_q x_t, W_k x_p> / sqrt(head width)) W_v x_p`` over the last `span` tokens p of the
+    episode, the current one included. The source's window lies on both sides of a token; here it lies before it, so
+    that it can act. Memory: window, keys and values of `span - 1` tokens.
+
+    Args:
+        width: size of a token.
+        heads: number of heads; must divide the width.
+        span: tokens of the window, the current one included.
+    """
+
+    capability = Capability(
+        source="Beltagy et al. 2020, section 3.1",
+        differs="the window lies before a token, not around it",
+        parallel="T (n + 128) d",
+        step="n d",
+    )
+
+    def __init__(self, width: int, heads: int, span: int = 20) -> None:
+        super().__init__(width, heads, span, 2 * width)
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.output = nn.Linear(width, width)
+
+    def remember(self, x: Tensor) -> Tensor:
+        """See `Windowed.remember`: key and value."""
+        return torch.cat([self.key(x), self.value(x)], -1)
+
+    def mix(self, x: Tensor, past: Tensor, seen: Tensor) -> Tensor:
+        """See `Windowed.mix`."""
+        queries = self._split_heads(self.query(x))
+        keys, values = (self._split_heads(part) for part in past.split(self.width, -1))
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen.unsqueeze(1))
+        return self.output(self._join_heads(mixed))  # type: ignore[no-any-return]

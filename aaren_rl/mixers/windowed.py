@@ -61,7 +61,7 @@ class Windowed(Bounded):
             x: tokens, (batch, time, width).
             past: of the window before the block and of the block, (batch, span - 1 + time, remembered); the entry of
                 token t stands at span - 1 + t, and 0 where there is none.
-            seen: (batch, time, span - 1 + time) bool, which of them are in a token's window and episode; its own always is.
+            seen: (batch, time, span - 1 + time) bool, which of them are in its window and episode; its own always is.
 
         Returns:
             Mixed tokens, (batch, time, width).

@@ -93,7 +93,7 @@ class Mixer(nn.Module):
         return y.squeeze(1), state
 
     def stepper(self, norm: nn.LayerNorm, tokens: int, outputs: int) -> Stepper:
-        """This mixer for the tokens of one step at a time, as it stands now; for mixers of constant memory.
+        """This mixer for the tokens of one step at a time, as it stands now; for mixers whose state does not grow.
 
         Args:
             norm: the layer norm whose outputs it mixes.

@@ -178,7 +178,7 @@ def test_the_card_says_all_that_running_the_graph_takes(exported, name):
 
 
 def test_mixed_kinds_of_mixers_are_exported(make_model, tmp_path):
-    """Of three tokens a step, the first of which is missing at the start; each kind alone is in test_mixer_models.py."""
+    """Of three tokens a step, the first missing at the start; each kind alone is in test_mixer_models.py."""
     model = make_model(mixer="gru,none,local", blocks=3)
     to_onnx(model, CARD, tmp_path / "out")
     for batch in (1, 3):

@@ -2,29 +2,43 @@
 
 from aaren_rl.mixers.aaren import Aaren
 from aaren_rl.mixers.base import Capability, Memory, Mixer, State, state_bytes, state_tensors
+from aaren_rl.mixers.fnet import FNet
+from aaren_rl.mixers.gmlp import GMLP
 from aaren_rl.mixers.gru import GRU
+from aaren_rl.mixers.linformer import Linformer
 from aaren_rl.mixers.local import Local
 from aaren_rl.mixers.lstm import LSTM
 from aaren_rl.mixers.mingru import MinGRU
 from aaren_rl.mixers.minlstm import MinLSTM
+from aaren_rl.mixers.mlp_mixer import MLPMixer
 from aaren_rl.mixers.none import NoMixing
 from aaren_rl.mixers.registry import build, get, names, register
 from aaren_rl.mixers.softmax import Softmax, SoftmaxState
+from aaren_rl.mixers.strided import Strided
+from aaren_rl.mixers.synthesizer import DenseSynthesizer, FactorisedSynthesizer, RandomSynthesizer
 
 __all__ = [
     "Aaren",
     "Capability",
+    "DenseSynthesizer",
+    "FNet",
+    "FactorisedSynthesizer",
+    "GMLP",
     "GRU",
     "LSTM",
+    "Linformer",
     "Local",
+    "MLPMixer",
     "Memory",
     "MinGRU",
     "MinLSTM",
     "Mixer",
     "NoMixing",
+    "RandomSynthesizer",
     "Softmax",
     "SoftmaxState",
     "State",
+    "Strided",
     "build",
     "get",
     "names",

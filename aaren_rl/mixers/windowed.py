@@ -92,6 +92,34 @@ class Windowed(Bounded):
         place = torch.arange(self.span - 1 + time, device=self.nothing.device)
         return place[self.span - 1 :, None] - place
 
+    def along_past(self, weights: Tensor) -> Tensor:
+        """What each token says of the places of its window, laid along `past`.
+
+        Args:
+            weights: (..., time, span), the newest place last.
+
+        Returns:
+            (..., time, span - 1 + time), 0 outside the window.
+        """
+        time = weights.shape[-2]
+        # Cut into rows one shorter than these, each row begins one place further to the right.
+        rows = F.pad(weights, (0, time)).flatten(-2)
+        length = self.span - 1 + time
+        return rows[..., : time * length].reshape(*weights.shape[:-1], length)
+
+    def along_window(self, weights: Tensor) -> Tensor:
+        """The inverse of `along_past`: what each token says of `past`, laid along its window.
+
+        Args:
+            weights: (..., time, span - 1 + time).
+
+        Returns:
+            (..., time, span), the newest place last.
+        """
+        time, length = weights.shape[-2:]
+        rows = F.pad(weights.flatten(-2), (0, time)).reshape(*weights.shape[:-1], length + 1)
+        return rows[..., : self.span]
+
     def windows(self, past: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         """The window of each token laid out, the newest last.
 
@@ -104,5 +132,5 @@ class Windowed(Bounded):
         """
         time = seen.shape[1]
         place = torch.arange(time, device=past.device).unsqueeze(1) + torch.arange(self.span, device=past.device)
-        found = seen.gather(2, place.expand(len(seen), -1, -1))
+        found = self.along_window(seen)
         return past[:, place].masked_fill(~found.unsqueeze(-1), 0.0), found

@@ -2,26 +2,34 @@
 
 from aaren_rl.mixers.aaren import Aaren
 from aaren_rl.mixers.base import Capability, Memory, Mixer, State, state_bytes, state_tensors
+from aaren_rl.mixers.bigbird import BigBird
 from aaren_rl.mixers.gru import GRU
 from aaren_rl.mixers.local import Local
+from aaren_rl.mixers.longformer import Longformer
 from aaren_rl.mixers.lstm import LSTM
 from aaren_rl.mixers.mingru import MinGRU
 from aaren_rl.mixers.minlstm import MinLSTM
 from aaren_rl.mixers.none import NoMixing
+from aaren_rl.mixers.reformer import Reformer
 from aaren_rl.mixers.registry import build, get, names, register
+from aaren_rl.mixers.routing import Routing
 from aaren_rl.mixers.softmax import Softmax, SoftmaxState
 
 __all__ = [
     "Aaren",
+    "BigBird",
     "Capability",
     "GRU",
     "LSTM",
     "Local",
+    "Longformer",
     "Memory",
     "MinGRU",
     "MinLSTM",
     "Mixer",
     "NoMixing",
+    "Reformer",
+    "Routing",
     "Softmax",
     "SoftmaxState",
     "State",

@@ -1,0 +1,34 @@
+"""Softmax attention to the first tokens of an episode and to the last ones."""
+
+from __future__ import annotations
+
+from aaren_rl.mixers.base import Capability
+from aaren_rl.mixers.kept import FirstAndLast
+from aaren_rl.mixers.registry import register
+
+
+@register("longformer")
+class Longformer(FirstAndLast):
+    """Sliding window and global attention (Beltagy et al. 2020, "Longformer", arXiv 2004.05150, section 3.1), causal.
+
+    ``o_t = sum_p softmax_p(<W_q x_t, W_k x_p> / sqrt(head width)) W_v x_p`` over the last `span` tokens p of the
+    episode, the current one included, and its first 4. In the source the window lies on both sides of a token, a task
+    picks the global tokens, and these see all others too, by projections of their own. Here no token sees ahead, so
+    what a global one sees is nothing special and there is nothing for its own projections to do; it is seen by all
+    later tokens through the common ones. Memory: window, keys and values of `span + 4` tokens.
+
+    Args:
+        width: size of a token.
+        heads: number of heads; must divide the width.
+        span: tokens of the window, the current one included.
+    """
+
+    capability = Capability(
+        source="Beltagy et al. 2020, section 3.1",
+        differs="the window lies before a token; the first tokens are the global ones, which see nothing more",
+        parallel="T (n + 128) d",
+        step="n d",
+    )
+
+    def __init__(self, width: int, heads: int, span: int = 16) -> None:
+        super().__init__(width, heads, span)

@@ -2,6 +2,7 @@
 
 from aaren_rl.mixers.aaren import Aaren
 from aaren_rl.mixers.base import Capability, Memory, Mixer, State, state_bytes, state_tensors
+from aaren_rl.mixers.compressed import Compressed
 from aaren_rl.mixers.gru import GRU
 from aaren_rl.mixers.local import Local
 from aaren_rl.mixers.lstm import LSTM
@@ -9,11 +10,13 @@ from aaren_rl.mixers.mingru import MinGRU
 from aaren_rl.mixers.minlstm import MinLSTM
 from aaren_rl.mixers.none import NoMixing
 from aaren_rl.mixers.registry import build, get, names, register
+from aaren_rl.mixers.sinkhorn import Sinkhorn
 from aaren_rl.mixers.softmax import Softmax, SoftmaxState
 
 __all__ = [
     "Aaren",
     "Capability",
+    "Compressed",
     "GRU",
     "LSTM",
     "Local",
@@ -22,6 +25,7 @@ __all__ = [
     "MinLSTM",
     "Mixer",
     "NoMixing",
+    "Sinkhorn",
     "Softmax",
     "SoftmaxState",
     "State",

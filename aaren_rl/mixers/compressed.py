@@ -91,7 +91,7 @@ class Compressed(Bounded):
         triples = torch.cat([state.triples, compressed], 1)
         mask = torch.cat([seen(groups, state.live, episode), groups.own], -1).unsqueeze(1)
         keys, values = (
-            self._split_heads(part) for part in torch.cat([triples, groups.tokens], 1).split(self.width, -1)
+            self._split_heads(part) for part in torch.split(torch.cat([triples, groups.tokens], 1), self.width, -1)
         )
         mixed = F.scaled_dot_product_attention(self._split_heads(self.query(x)), keys, values, attn_mask=mask)
         kept = latest(triples, self.triples, groups.complete, compressed.shape[1])

@@ -67,7 +67,7 @@ def group(recent: Tensor, begun: Tensor, tokens: Tensor, episode: Tensor, count:
         place,
         (age >= 0) & (age <= place.unsqueeze(2)),
         ends.cumsum(1) - ends,
-        pick(tokens, member.flatten(1)).unflatten(1, (-1, size)),
+        torch.unflatten(pick(tokens, member.flatten(1)), 1, (-1, size)),
         episode.gather(1, end),
         (ends * (at < count.unsqueeze(1))).sum(1),
         latest(tokens, size - 1, count, time),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,7 @@ class Sinkhorn(Bounded):
     Tokens lie in blocks, counted from the start of the episode. A token attends by softmax to its own block up to
     itself and to one sorted block: position by position the sum of the keys and values of earlier blocks j, weighted by
     ``S_ij`` for the block i of the token; in the first block to its own alone. A network scores the blocks,
-    ``R_i = relu(W_2 relu(W_1 s_i + b_1) + b_2)``, and ``S`` is ``exp(R)`` after three rounds in each of which every row
+    ``R_i = relu(W_2 relu(W_1 s_i + b_1) + b_2)``, and ``S`` is ``exp(R)`` after two rounds in each of which every row
     is divided by its sum, and every entry by the sum of its column up to its row, which is the causal balancing. All
     rows of a sequence are balanced at once, by one shifted sum per age of a block.
 
@@ -60,7 +60,8 @@ class Sinkhorn(Bounded):
     At the end rows are divided by their sums once more, so that a sorted block is a weighted mean. The source's Gumbel
     noise and temperature are left out. Each head sorts on its own.
 
-    Causal balancing as such favours the newest block: the sum of its column up to its first row is that entry itself.
+    Causal balancing itself favours the newest block: the sum of its column up to its first row is that entry alone, so
+    that it weighs 1 after each round. With ever more rounds nothing else is left.
 
     Memory: window, keys and values of the last blocks and of the one under way, and the running sums.
 
@@ -79,8 +80,8 @@ class Sinkhorn(Bounded):
         parallel="T (n + 256) d",
         step="n d",
     )
-    rounds = 3
-    """Of balancing. More would leave less and less beside the newest block."""
+    rounds: ClassVar[int] = 2
+    """Of balancing; each leaves less beside the newest block."""
 
     def __init__(self, width: int, heads: int, span: int = 20) -> None:
         super().__init__(width, heads)
@@ -114,7 +115,7 @@ class Sinkhorn(Bounded):
         """See `Bounded.run`."""
         tokens = torch.cat([self.key(x), self.value(x), x], -1)
         groups = group(state.recent, state.begun, tokens, episode, count, SIZE)
-        attended, summed = groups.members.split([2 * self.width, self.width], -1)
+        attended, summed = torch.split(groups.members, [2 * self.width, self.width], -1)
         blocks, sums = torch.cat([state.blocks, attended], 1), torch.cat([state.sums, summed.sum(2)], 1)
         sees = seen(groups, state.live, episode)
         sorts = sees.any(2)
@@ -127,14 +128,16 @@ class Sinkhorn(Bounded):
         ages = torch.arange(1, self.blocks + 1, device=x.device)
         chosen = candidate.gather(2, before.unsqueeze(2) + self.blocks - ages)
         summary = pick(x, first) + candidate.to(sums.dtype) @ sums
-        scores = F.relu(self.score(F.relu(self.summary(summary)))).unflatten(-1, (self.heads, self.blocks))
-        weights, columns = self.balance(scores, chosen.unsqueeze(2), state.columns)
+        scores = F.relu(self.score(F.relu(self.summary(summary))))
+        weights, columns = self.balance(
+            torch.unflatten(scores, -1, (self.heads, self.blocks)), chosen.unsqueeze(2), state.columns
+        )
 
         # The row under way at the start of these tokens comes first.
         weights = torch.cat([state.weights.unsqueeze(1), weights], 1)
         columns = torch.cat([state.columns.unsqueeze(1), columns], 1)
         keys, values = self._sorted(weights, F.pad(before, (1, 0)), blocks)
-        own_keys, own_values, _ = groups.tokens.split(self.width, -1)
+        own_keys, own_values, _ = torch.split(groups.tokens, self.width, -1)
         row = torch.arange(weights.shape[1], device=x.device)
         in_row = (begins.cumsum(1).unsqueeze(2) == row) & sorts.unsqueeze(2)
         mixed = F.scaled_dot_product_attention(
@@ -199,7 +202,7 @@ class Sinkhorn(Bounded):
         inside = (age >= 1) & (age <= self.blocks)
         by_age = (age - 1).clamp(0, self.blocks - 1).unsqueeze(2).expand(-1, -1, self.heads, -1)
         matrix = weights.gather(-1, by_age).masked_fill(~inside.unsqueeze(2), 0.0)
-        parts = blocks.unflatten(-1, (2, self.heads, self.head_width))
+        parts = torch.unflatten(blocks, -1, (2, self.heads, self.head_width))
         mixed = torch.einsum("brhn,bnpchw->cbhrpw", matrix.to(parts.dtype), parts)
         keys, values = mixed.flatten(3, 4).unbind(0)
         return keys, values

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aaren_rl import mixers
 from aaren_rl.captured import Captured
 from aaren_rl.errors import InvalidInput
 from aaren_rl.model import DecisionModel
@@ -75,7 +74,7 @@ class _Together:
         first = trainers[0]
         if first.carried is not None:
             raise InvalidInput("runs that carry a state from segment to segment are trained one after another")
-        if not mixers.get(first.model.config.mixer).recordable:
+        if not first.model.config.recordable:
             raise InvalidInput(
                 f"runs of mixer {first.model.config.mixer!r} are not trained together; run them one after another"
             )

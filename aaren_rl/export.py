@@ -47,7 +47,7 @@ def to_onnx(model: DecisionModel, card: AgentCard, folder: Path, int8: bool = Fa
     has the state before an episode and where in it the target return goes.
 
     Args:
-        model: to export; its mixers must be of constant memory.
+        model: to export; the states of its mixers must not grow.
         card: what it was trained on and for.
         folder: to write into; an earlier export there is replaced.
         int8: store the weights of the perceptrons in 8 bits, and quantise what they meet as it comes.

@@ -30,7 +30,8 @@ class ModelConfig:
     """
 
     mixer: str = "aaren"
-    """What mixes tokens over time (aaren_rl.mixers.names() lists them)."""
+    """What mixes tokens over time: a name that scripts/mixers.py lists, with the tokens of its window where it has one,
+    as "local:60"; or one for each block, as "aaren,local,aaren"."""
     blocks: int = 3
     """Number of blocks, each a mixer and a two-layer perceptron."""
     width: int = 128
@@ -61,7 +62,6 @@ class ModelConfig:
     """Longest episode that a learned timestep embedding can hold."""
 
     def __post_init__(self) -> None:
-        mixers.get(self.mixer)
         for name, choices in (("layout", Layout), ("timesteps", Timesteps), ("norm", Norm)):
             if getattr(self, name) not in get_args(choices):
                 raise InvalidInput(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(get_args(choices))}")
@@ -72,8 +72,26 @@ class ModelConfig:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; expected at least 1")
         if self.width % self.heads:
             raise InvalidInput(f"width {self.width} with {self.heads} heads; expected a multiple of the heads")
-        if self.recency and self.mixer != "aaren":
+        if len(self.mixers) != self.blocks:
+            raise InvalidInput(
+                f"mixer {self.mixer!r} names {len(self.mixers)} mixers for {self.blocks} blocks; expected one for all, "
+                "or one for each"
+            )
+        for written in self.mixers:
+            mixers.get(written)
+        if self.recency and "aaren" not in self.mixers:
             raise InvalidInput(f"recency is an option of the mixer aaren, not of {self.mixer}; leave it out")
+
+    @property
+    def mixers(self) -> tuple[str, ...]:
+        """The mixer of every block, in its written form."""
+        written = tuple(self.mixer.split(","))
+        return written * self.blocks if len(written) == 1 else written
+
+    @property
+    def recordable(self) -> bool:
+        """Whether the model can be recorded as a CUDA graph and mapped over models."""
+        return all(mixers.get(written).recordable for written in self.mixers)
 
 
 @dataclass(frozen=True)
@@ -149,7 +167,7 @@ class DecisionModel(nn.Module):
             self.embed_first = nn.Parameter(torch.randn(config.width))
         self.embed_norm = nn.LayerNorm(config.width)
         self.dropout = Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
+        self.blocks = nn.ModuleList(Block(config, written) for written in config.mixers)
         # Post-norm blocks end with a norm of their own.
         self.norm = nn.LayerNorm(config.width) if config.norm == "pre" else nn.Identity()
         self.head = nn.Linear(config.width, self.action_size)
@@ -167,7 +185,7 @@ class DecisionModel(nn.Module):
         return self.config.previous_action or self.config.reward
 
     @property
-    def constant_memory(self) -> bool:
+    def fixed_size(self) -> bool:
         """Whether the state has the same size at every step."""
         return all(mixer.memory != "growing" for mixer in self._mixers())
 
@@ -440,12 +458,12 @@ class DecisionModel(nn.Module):
 class Block(nn.Module):
     """A residual block: a mixer over time, then a two-layer perceptron, with a layer norm before or after each."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, mixer: str) -> None:
         super().__init__()
         self.pre_norm = config.norm == "pre"
         self.mixer_norm = nn.LayerNorm(config.width)
-        options = {"recency": True} if config.recency else {}
-        self.mixer = mixers.get(config.mixer)(config.width, config.heads, **options)
+        options = {"recency": True} if config.recency and mixer == "aaren" else {}
+        self.mixer = mixers.build(mixer, config.width, config.heads, **options)
         self.perceptron_norm = nn.LayerNorm(config.width)
         self.expand = nn.Linear(config.width, 4 * config.width)
         self.contract = nn.Linear(4 * config.width, config.width)

@@ -28,7 +28,7 @@ class Step(nn.Module):
         model: to act with.
 
     Raises:
-        InvalidInput: the state of a mixer is not of constant size.
+        InvalidInput: the state of a mixer grows.
     """
 
     start: Tensor
@@ -41,10 +41,10 @@ class Step(nn.Module):
 
     def __init__(self, model: DecisionModel) -> None:
         super().__init__()
-        if not model.constant_memory:
+        if not model.fixed_size:
             raise InvalidInput(
-                f"the state of mixer {model.config.mixer!r} grows with every token; a step of constant size needs a "
-                "mixer of constant memory, as aaren"
+                f"the state of mixer {model.config.mixer!r} grows with every token; a step of constant size needs "
+                "mixers of constant memory or with a window, as aaren or local"
             )
         # A copy: what is folded stands still, so all of it has to.
         model = copy.deepcopy(model).eval()

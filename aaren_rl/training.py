@@ -21,12 +21,12 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from aaren_rl import checkpoint, fused_scan, mixers
+from aaren_rl import checkpoint, fused_scan
 from aaren_rl.captured import Captured
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.errors import AarenError, CheckpointError, InvalidInput
 from aaren_rl.mixers import State, state_tensors
-from aaren_rl.model import DecisionModel
+from aaren_rl.model import DecisionModel, ModelConfig
 from aaren_rl.run_log import RunLog
 from aaren_rl.sampler import Context, Sampler, Weighting, hold_out
 from aaren_rl.trajectories import Trajectories
@@ -175,7 +175,7 @@ class Trainer:
         self.device = torch.device(device)
         self.model = model.to(self.device).train()
         self.acting = copy.deepcopy(self.model).eval() if config.average else self.model
-        self.precision, self.compiled, self.captured = _means(config, self.device, self.model.config.mixer)
+        self.precision, self.compiled, self.captured = _means(config, self.device, self.model.config)
         train_on, held_out = hold_out(trajectories.episodes, config.held_out, config.seed)
         self.sampler = Sampler(
             trajectories, train_on, config.batch_size, config.context, config.weighting, self.device, config.seed
@@ -188,7 +188,7 @@ class Trainer:
         # What the segments before left to those that follow them; None where segments stand alone.
         self.carried: tuple[State, ...] | None = None
         if self.sampler.context.kind == "carry":
-            if not self.model.constant_memory:
+            if not self.model.fixed_size:
                 raise InvalidInput(
                     f"--context {config.context} carries a state of constant size; that of mixer "
                     f"{model.config.mixer!r} grows; pass another --context or --mixer aaren"
@@ -481,7 +481,9 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
             group["lr"] = rate
 
 
-def _means(config: TrainingConfig, device: torch.device, mixer: str) -> tuple[Literal["float32", "bf16"], bool, bool]:
+def _means(
+    config: TrainingConfig, device: torch.device, shape: ModelConfig
+) -> tuple[Literal["float32", "bf16"], bool, bool]:
     """What "auto" stands for on this device: the precision, whether to compile, whether to record graphs."""
     on_gpu = device.type == "cuda"
     precision = config.precision
@@ -489,10 +491,9 @@ def _means(config: TrainingConfig, device: torch.device, mixer: str) -> tuple[Li
         fast = torch.cuda.get_device_capability(device) >= (8, 0) if on_gpu else _multiplies_bf16()
         precision = "bf16" if fast else "float32"
     compiled = on_gpu and fused_scan.available() if config.compile == "auto" else config.compile == "yes"
-    recordable = mixers.get(mixer).recordable
-    captured = on_gpu and recordable if config.graphs == "auto" else config.graphs == "yes"
-    if captured and not recordable:
-        raise InvalidInput(f"updates of mixer {mixer!r} cannot be recorded as CUDA graphs; pass --graphs auto")
+    captured = on_gpu and shape.recordable if config.graphs == "auto" else config.graphs == "yes"
+    if captured and not shape.recordable:
+        raise InvalidInput(f"updates of mixer {shape.mixer!r} cannot be recorded as CUDA graphs; pass --graphs auto")
     if captured and not on_gpu:
         raise InvalidInput("CUDA graphs were asked for and the device is a CPU; pass --graphs auto")
     return precision, compiled, captured

@@ -92,7 +92,7 @@ class DecisionAgent(SteppedAgent):
     def _begin(self, rows: int) -> Stepping:
         if self.acting.mode == "window":
             return _Window(self.model, rows, self.device, self.acting.steps)
-        if not self.model.constant_memory:
+        if not self.model.fixed_size:
             return _Cached(self.model, rows, self.device)
         # Nothing has to be folded or recorded again while neither the weights nor the number of rows change.
         weights = tuple((tensor.data_ptr(), tensor._version) for tensor in self.model.state_dict().values())

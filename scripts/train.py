@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from aaren_rl import checkpoint, mixers, scan
+from aaren_rl import checkpoint, scan
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.ensemble import train_together
@@ -73,7 +73,7 @@ def train(config: RunConfig) -> dict[str, Any]:
 def _one_batch(config: RunConfig, device: torch.device) -> bool:
     """Whether several seeds can be trained as one batch, which is no faster on a CPU."""
     carries = Context.parse(config.training.context).kind == "carry"
-    return device.type == "cuda" and mixers.get(config.model.mixer).recordable and not carries
+    return device.type == "cuda" and config.model.recordable and not carries
 
 
 def _run_all(configs: list[RunConfig], dataset: Dataset, device: torch.device, together: bool) -> list[dict[str, Any]]:
@@ -260,7 +260,7 @@ def _run_folder(config: RunConfig) -> Path:
 
 
 def _scan_form(trainer: Trainer) -> str:
-    if trainer.model.config.mixer != "aaren":
+    if "aaren" not in trainer.model.config.mixers:
         return ""
     tokens = trainer.sampler.longest_segment * trainer.model.tokens_per_step
     return f", {scan.choose_form(tokens, trainer.device)} scan"

@@ -57,7 +57,7 @@ def test_nothing_is_unpickled():
 
 
 @pytest.mark.parametrize(
-    "script", ["train", "evaluate", "collect", "compare", "memory", "train_behaviour", "benchmark"]
+    "script", ["train", "evaluate", "collect", "compare", "memory", "mixers", "train_behaviour", "benchmark"]
 )
 def test_every_command_line_explains_itself(script, tmp_path):
     environment = {**os.environ, "COLUMNS": "120"}

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aaren_rl import scan
-from aaren_rl.mixers.base import Mixer, Stepper
+from aaren_rl.mixers.base import Capability, Mixer, Stepper
 from aaren_rl.mixers.registry import register
 
 EMPTY = -1e30
@@ -39,6 +39,7 @@ class Aaren(Mixer):
     """
 
     memory = "constant"
+    capability = Capability(source="Feng et al. 2024 (arXiv 2405.13956), section 3.3", parallel="T d, scan", step="d")
 
     def __init__(self, width: int, heads: int, recency: bool = False) -> None:
         super().__init__(width, heads)

@@ -93,7 +93,7 @@ class Mixer(nn.Module):
         return y.squeeze(1), state
 
     def stepper(self, norm: nn.LayerNorm, tokens: int, outputs: int) -> Stepper:
-        """This mixer for the tokens of one step at a time, as it stands now; for mixers of constant memory.
+        """This mixer for the tokens of one step at a time, as it stands now; for mixers whose state does not grow.
 
         Args:
             norm: the layer norm whose outputs it mixes.
@@ -162,16 +162,20 @@ class PlainStepper(Stepper):
     def forward(self, x: Tensor, onto: Tensor, state: Tensor, live: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `Stepper.forward`."""
         batch = state.shape[0]  # Not len, which a trace would take for a constant.
+        mixed = []
+        for t, token in enumerate(x.view(batch, self.tokens, -1).unbind(1)):
+            y, carried = self.mixer.step(token, self._unflattened(state))
+            after = torch.cat([part.reshape(batch, -1).double() for part in state_tensors(carried)], -1)
+            state = after if live is None else torch.where(live[:, t : t + 1] > 0, after, state)
+            mixed.append(y)
+        return onto + torch.stack(mixed[-self.outputs :], 1).flatten(0, 1), state
+
+    def _unflattened(self, state: Tensor) -> State:
         leaves = state_tensors(self._like)
         parts = torch.split(state, [part.numel() for part in leaves], -1)
-        whole = iter([part.view(batch, *leaf.shape[1:]).to(leaf) for part, leaf in zip(parts, leaves, strict=True)])
-        carried, mixed = _rebuilt(self._like, whole), []
-        for t, token in enumerate(x.view(batch, self.tokens, -1).unbind(1)):
-            y, after = self.mixer.step(token, carried)
-            carried = after if live is None else where_rows(live[:, t] > 0, after, carried)
-            mixed.append(y)
-        state = torch.cat([part.reshape(batch, -1).double() for part in state_tensors(carried)], -1)
-        return onto + torch.stack(mixed[-self.outputs :], 1).flatten(0, 1), state
+        batch = state.shape[0]
+        shaped = (part.view(batch, *leaf.shape[1:]).to(leaf) for part, leaf in zip(parts, leaves, strict=True))
+        return _rebuilt(self._like, shaped)
 
 
 def state_tensors(state: State) -> list[Tensor]:

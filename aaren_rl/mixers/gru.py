@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from aaren_rl.mixers.base import Capability
 from aaren_rl.mixers.recurrent import Recurrent, Rows
 from aaren_rl.mixers.registry import register
 
@@ -24,6 +25,12 @@ class GRU(Recurrent):
     """
 
     state_parts = 1
+    capability = Capability(
+        source="Cho et al. 2014 (arXiv 1406.1078), section 2.3",
+        differs="followed by an output projection",
+        parallel="T d^2, one after another",
+        step="d^2",
+    )
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__(width, heads)

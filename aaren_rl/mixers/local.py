@@ -46,6 +46,6 @@ class Local(Windowed):
     def mix(self, x: Tensor, past: Tensor, seen: Tensor) -> Tensor:
         """See `Windowed.mix`."""
         queries = self._split_heads(self.query(x))
-        keys, values = (self._split_heads(part) for part in past.split(self.width, -1))
+        keys, values = (self._split_heads(part) for part in torch.split(past, self.width, -1))
         mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen.unsqueeze(1))
         return self.output(self._join_heads(mixed))  # type: ignore[no-any-return]

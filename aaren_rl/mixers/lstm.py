@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from aaren_rl.mixers.base import Capability
 from aaren_rl.mixers.recurrent import Recurrent, Rows
 from aaren_rl.mixers.registry import register
 
@@ -23,6 +24,12 @@ class LSTM(Recurrent):
     """
 
     state_parts = 2
+    capability = Capability(
+        source="Hochreiter and Schmidhuber 1997, with forget gates (Gers et al. 2000)",
+        differs="followed by an output projection",
+        parallel="T d^2, one after another",
+        step="d^2",
+    )
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__(width, heads)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from aaren_rl.mixers.base import Capability
 from aaren_rl.mixers.minimal_recurrent import MinimalRecurrent
 from aaren_rl.mixers.registry import register
 
@@ -20,6 +21,13 @@ class MinLSTM(MinimalRecurrent):
         width: size of a token and of the state.
         heads: checked as everywhere, otherwise without effect: the network has no heads.
     """
+
+    capability = Capability(
+        source="Feng et al. 2024 (arXiv 2410.01201), section 3.2",
+        differs="followed by an output projection",
+        parallel="T d, scan",
+        step="d",
+    )
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__(width, heads)

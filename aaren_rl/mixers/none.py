@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aaren_rl.mixers.base import Mixer
+from aaren_rl.mixers.base import Capability, Mixer
 from aaren_rl.mixers.registry import register
 
 
@@ -22,6 +22,7 @@ class NoMixing(Mixer):
     """
 
     memory = "constant"
+    capability = Capability(source="ours", parallel="0", step="0")
     nothing: Tensor
 
     def __init__(self, width: int, heads: int) -> None:

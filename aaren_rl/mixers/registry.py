@@ -33,35 +33,44 @@ def names() -> list[str]:
     return sorted(_MIXERS)
 
 
-def get(name: str) -> type[Mixer]:
-    """The mixer class of a name.
+def get(written: str) -> type[Mixer]:
+    """The mixer class of a written form.
+
+    Args:
+        written: a name, or a name and the tokens of its window, as "local:60".
 
     Raises:
-        InvalidInput: no mixer has this name; the message lists near matches.
+        InvalidInput: no mixer has this name (the message lists near matches), it has no window, or not one of so many
+            tokens.
     """
-    if name not in _MIXERS:
-        raise unknown_name("mixer", name, _MIXERS)
-    return _MIXERS[name]
+    return _parse(written)[0]
 
 
 def build(written: str, width: int, heads: int, **options: Any) -> Mixer:
     """A mixer from its written form.
 
     Args:
-        written: a name, or a name and the tokens of its window, as "local:60".
+        written: as for `get`.
         width: size of a token.
         heads: number of heads; must divide the width.
         options: of this mixer alone.
 
     Raises:
-        InvalidInput: no mixer has this name, it has no window or not this one, or the width does not fit the heads.
+        InvalidInput: as `get`, or the width does not fit the heads.
     """
+    kind, window = _parse(written)
+    return kind(width, heads, **window, **options)
+
+
+def _parse(written: str) -> tuple[type[Mixer], dict[str, int]]:
     name, colon, span = written.partition(":")
-    kind = get(name)
-    if colon:
-        if "span" not in signature(kind).parameters:
-            raise InvalidInput(f"mixer {written!r}: {name} has no window of tokens; pass {name!r}")
-        if not span.isdecimal() or int(span) < 1:
-            raise InvalidInput(f"mixer {written!r}: {span!r} is no number of tokens; expected at least 1, as {name}:20")
-        options["span"] = int(span)
-    return kind(width, heads, **options)
+    if name not in _MIXERS:
+        raise unknown_name("mixer", name, _MIXERS)
+    kind = _MIXERS[name]
+    if not colon:
+        return kind, {}
+    if "span" not in signature(kind).parameters:
+        raise InvalidInput(f"mixer {written!r}: {name} has no window of tokens; pass {name!r}")
+    if not (span.isdecimal() and int(span)):
+        raise InvalidInput(f"mixer {written!r}: {span!r} is no number of tokens; expected 1 or more, as {name}:20")
+    return kind, {"span": int(span)}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aaren_rl.mixers.base import Mixer
+from aaren_rl.mixers.base import Capability, Mixer
 from aaren_rl.mixers.registry import register
 
 
@@ -38,6 +38,7 @@ class Softmax(Mixer):
     """
 
     memory = "growing"
+    capability = Capability(source="Vaswani et al. 2017 (arXiv 1706.03762), section 3.2", parallel="T^2 d", step="t d")
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__(width, heads)

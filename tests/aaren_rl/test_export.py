@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 import torch
 
-from aaren_rl import __version__, export, mixers
+from aaren_rl import __version__, export
 from aaren_rl.checkpoint import AgentCard, load_agent, save_agent
 from aaren_rl.errors import CheckpointError, InvalidInput
 from aaren_rl.export import ExportFailed, to_onnx
@@ -25,7 +25,6 @@ SHAPES = {
     "large": {"blocks": 2, "heads": 4, "layout": "interleaved", "timesteps": "sinusoidal"},
     "small": {"blocks": 1, "layout": "fused", "timesteps": "learned", "max_steps": 300},
 }
-CONSTANT = [name for name in mixers.names() if mixers.get(name).memory == "constant"]
 
 
 def build(name):
@@ -178,14 +177,9 @@ def test_the_card_says_all_that_running_the_graph_takes(exported, name):
     assert not re.search("NaN|Infinity", (exported[name] / "export.json").read_text())
 
 
-@pytest.mark.parametrize(
-    ("layout", "names"), [("interleaved", ["gru", "none"]), pytest.param("fused", CONSTANT, marks=pytest.mark.slow)]
-)
-def test_mixers_of_constant_memory_are_exported_as_they_are(make_model, loud, tmp_path, layout, names):
-    """All in one model, a block each."""
-    model = make_model(blocks=len(names), layout=layout)
-    for seed, (block, name) in enumerate(zip(model.blocks, names, strict=True)):
-        block.mixer = loud(mixers.get(name)(16, 2), seed)
+def test_mixed_kinds_of_mixers_are_exported(make_model, tmp_path):
+    """Of three tokens a step, the first missing at the start; each kind alone is in test_mixer_models.py."""
+    model = make_model(mixer="gru,none,local", blocks=3)
     to_onnx(model, CARD, tmp_path / "out")
     for batch in (1, 3):
         observations, returns_to_go, actions = run_graph(tmp_path / "out", batch, 60)

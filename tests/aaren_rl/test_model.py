@@ -195,7 +195,7 @@ def test_softmax_steps_equal_one_forward(make_model, layout, timesteps):
 
 @both_layouts
 @pytest.mark.parametrize("mixer", sorted(set(mixers.names()) - {"aaren", "softmax"}))
-def test_two_hundred_steps_of_any_mixer_equal_one_forward(make_model, layout, mixer):
+def test_conformance_two_hundred_steps_of_any_mixer_equal_one_forward(make_model, layout, mixer):
     model = make_model(mixer=mixer, layout=layout)
     arguments = draw(200)
     stepped, after_steps = step_through(model, arguments)

@@ -1,0 +1,57 @@
+"""Lists the mixers and what each of them is: `python scripts/mixers.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import tyro
+
+from aaren_rl import mixers
+from aaren_rl.scripts.console import run, say
+
+WIDTH, STEPS = 128, 1_000
+"""Tokens of this size, and so many of them, for the bytes of a state."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Print the table of mixers: memory, source, what differs from it, and what they cost."""
+
+
+def main() -> None:
+    """Entry point of `aaren-mixers`."""
+    run(lambda: list_mixers(tyro.cli(Arguments, prog="mixers")))
+
+
+def list_mixers(arguments: Arguments) -> None:
+    """Prints the table and what its letters stand for."""
+    say(
+        f"{table()}\n\nT: tokens of a sequence, t: tokens so far, d: size of a token, n: tokens of the window. Costs "
+        f"leave out the projections of single tokens. State: bytes that one block of width {WIDTH} carries after "
+        f"{STEPS:,} tokens."
+    )
+
+
+def table() -> str:
+    """All mixers as a Markdown table, made from what their classes declare."""
+    lines = [
+        "| mixer | memory | source | against it | longest sequence | cost of a sequence | cost of a step | state |",
+        "|---|---|---|---|---|---|---|---:|",
+    ]
+    for name in mixers.names():
+        kind = mixers.get(name)
+        about = kind.capability
+        cells = [f"`{name}`", kind.memory, about.source, about.differs or "exact", about.longest]
+        lines.append(f"| {' | '.join([*cells, about.parallel, about.step, f'{_state_bytes(name):,}'])} |")
+    return "\n".join(lines)
+
+
+def _state_bytes(name: str) -> int:
+    mixer = mixers.build(name, WIDTH, 1).eval()
+    with torch.inference_mode():
+        return mixers.state_bytes(mixer(torch.zeros(1, STEPS, WIDTH))[1])
+
+
+if __name__ == "__main__":
+    main()

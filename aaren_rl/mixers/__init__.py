@@ -2,24 +2,32 @@
 
 from aaren_rl.mixers.aaren import Aaren
 from aaren_rl.mixers.base import Capability, Memory, Mixer, State, state_bytes, state_tensors
+from aaren_rl.mixers.bigbird import BigBird
+from aaren_rl.mixers.compressed import Compressed
 from aaren_rl.mixers.fnet import FNet
 from aaren_rl.mixers.gmlp import GMLP
 from aaren_rl.mixers.gru import GRU
 from aaren_rl.mixers.linformer import Linformer
 from aaren_rl.mixers.local import Local
+from aaren_rl.mixers.longformer import Longformer
 from aaren_rl.mixers.lstm import LSTM
 from aaren_rl.mixers.mingru import MinGRU
 from aaren_rl.mixers.minlstm import MinLSTM
 from aaren_rl.mixers.mlp_mixer import MLPMixer
 from aaren_rl.mixers.none import NoMixing
+from aaren_rl.mixers.reformer import Reformer
 from aaren_rl.mixers.registry import build, get, names, register
+from aaren_rl.mixers.routing import Routing
+from aaren_rl.mixers.sinkhorn import Sinkhorn
 from aaren_rl.mixers.softmax import Softmax, SoftmaxState
 from aaren_rl.mixers.strided import Strided
 from aaren_rl.mixers.synthesizer import DenseSynthesizer, FactorisedSynthesizer, RandomSynthesizer
 
 __all__ = [
     "Aaren",
+    "BigBird",
     "Capability",
+    "Compressed",
     "DenseSynthesizer",
     "FNet",
     "FactorisedSynthesizer",
@@ -28,6 +36,7 @@ __all__ = [
     "LSTM",
     "Linformer",
     "Local",
+    "Longformer",
     "MLPMixer",
     "Memory",
     "MinGRU",
@@ -35,6 +44,9 @@ __all__ = [
     "Mixer",
     "NoMixing",
     "RandomSynthesizer",
+    "Reformer",
+    "Routing",
+    "Sinkhorn",
     "Softmax",
     "SoftmaxState",
     "State",

@@ -197,7 +197,7 @@ def samples(keys, length):
 
 
 def assert_uniform(observed, share):
-    """A chi-squared statistic is within 4 standard deviations of its mean; a count's variance is n share (1 - share)."""
+    """A chi-squared statistic is within 4 deviations of its mean; a count's variance is n share (1 - share)."""
     expected = observed.double().mean()
     statistic = float(((observed - expected) ** 2 / expected).sum() / (1 - share))
     freedom = observed.numel() - 1

@@ -43,7 +43,8 @@ class Routing(LatestOfGroup):
 
     capability = Capability(
         source="Roy et al. 2021, section 4.1",
-        differs="the latest tokens of a cluster instead of those nearest to its centroid; centroids learn by gradient",
+        differs="the latest tokens of a cluster, not the nearest to its centroid; centroids learn by gradient; scores "
+        "divided by sqrt(head width)",
         parallel="T (8 n + 128) d",
         step="8 n d",
     )

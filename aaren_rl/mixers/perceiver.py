@@ -47,8 +47,7 @@ class Perceiver(Mixer):
         super().__init__(width, heads)
         # The source's size.
         self.latents = nn.Parameter(torch.randn(heads, latents, self.head_width) * 0.02)
-        # A bias would shift all scores of a latent alike, which a softmax does not see.
-        self.key = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
         self.query = nn.Linear(width, width)
         self.output = nn.Linear(width, width)
@@ -67,12 +66,14 @@ class Perceiver(Mixer):
     ) -> tuple[Tensor, scan.ScanState]:
         """See `Mixer.forward`; the state is a `scan.ScanState` of heads * latents."""
         number, scale = self.latents.shape[1], self.head_width**-0.5
-        # <l, W_k x> = <W_k^T l, x>: one product of few rows instead of a projection of every token.
-        score = self.latents * scale @ self.key.weight.view(self.heads, self.head_width, self.width)
-        scores = F.linear(x, score.flatten(0, 1)).transpose(1, 2)
+        # <l, W_k x + b> = <W_k^T l, x> + <l, b>: one product of few rows instead of a projection of every token.
+        asked = self.latents * scale
+        rows = asked @ self.key.weight.view(self.heads, self.head_width, self.width)
+        bias = (asked * self.key.bias.view(self.heads, 1, self.head_width)).sum(-1)
+        scores = F.linear(x, rows.flatten(0, 1), bias.flatten()).transpose(1, 2)
         values = self._split_heads(self.value(x)).repeat_interleave(number, 1)
         summed, state = scan.prefix_attention(scores, values, state, reset, valid)
-        latents = summed.unflatten(1, (self.heads, number)) + self.latents.unsqueeze(2)
+        latents = summed.view(-1, self.heads, number, *summed.shape[2:]) + self.latents.unsqueeze(2)
         queries = self._split_heads(self.query(x)) * scale
         weights = torch.einsum("bhtd,bhltd->bhlt", queries, latents).softmax(2)
         mixed = torch.einsum("bhlt,bhltd->bhtd", weights, latents)

@@ -20,11 +20,11 @@ SEED = 0
 class Performer(KernelAttention):
     """FAVOR+ attention (Choromanski et al. 2021, "Rethinking Attention with Performers", arXiv 2009.14794, section 2).
 
-    ``o_t = phi(q_t)^T S_t / phi(q_t)^T z_t`` with the sums S and z of ``phi(k) v^T`` and ``phi(k)``, as in linear
-    attention, and ``phi_j(x) = exp(w_j . x - |x|^2 / 2) / sqrt(features)`` of queries and keys divided by the fourth
-    root of the head width (lemma 1): over random w_j ``phi(q) . phi(k)`` has the mean ``exp(q . k / sqrt(head width))``.
-    The w_j are normal vectors, orthogonal within blocks of the head width (section 2.4). Memory: constant, S, z and m:
-    2 h (h + 1) + 1 numbers a head of width h.
+    ``o_t = phi(q_t)^T S_t / phi(q_t)^T z_t`` with the sums S_t of ``phi(k) v^T`` and z_t of ``phi(k)``, as in linear
+    attention, and ``phi_j(x) = exp(w_j . x - |x|^2 / 2) / sqrt(features)`` (lemma 1) of queries and keys divided by
+    the fourth root of the head width: over random w_j the mean of ``phi(q) . phi(k)`` is what softmax attention has,
+    ``exp(q . k / sqrt(head width))``. The w_j are normal vectors, orthogonal within blocks of the head width (section
+    2.4). Memory: constant, S, z and m: 2 h (h + 1) + 1 numbers a head of width h.
 
     To be causal, features are taken relative to the largest of the keys so far, m in the state, where the source's
     code takes the largest of the sequence; what cancels, as the factors of a query, is left out. The source redraws
@@ -66,4 +66,4 @@ def _directions(heads: int, blocks: int, size: int) -> Tensor:
     generator = torch.Generator().manual_seed(SEED)
     turned = [nn.init.orthogonal_(torch.empty(size, size), generator=generator) for _ in range(heads * blocks)]
     lengths = torch.randn(heads, blocks * size, size, generator=generator).norm(dim=-1, keepdim=True)
-    return torch.cat(turned).view(heads, blocks * size, size) * lengths
+    return torch.cat(turned).view(heads, blocks * size, size) * lengths  # type: ignore[no-any-return]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aaren_rl import scan
+from aaren_rl.errors import InvalidInput
 from aaren_rl.mixers.base import Capability, Mixer
 from aaren_rl.mixers.registry import register
 
@@ -33,6 +34,9 @@ class Perceiver(Mixer):
         width: size of a token.
         heads: number of heads; must divide the width.
         latents: of each head.
+
+    Raises:
+        InvalidInput: the width is not a multiple of the heads, or there is no latent.
     """
 
     memory = "constant"
@@ -45,6 +49,8 @@ class Perceiver(Mixer):
 
     def __init__(self, width: int, heads: int, latents: int = LATENTS) -> None:
         super().__init__(width, heads)
+        if latents < 1:
+            raise InvalidInput(f"{latents} latents of each head; expected at least 1")
         # The source's size.
         self.latents = nn.Parameter(torch.randn(heads, latents, self.head_width) * 0.02)
         self.key = nn.Linear(width, width)

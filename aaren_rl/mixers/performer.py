@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from aaren_rl.errors import InvalidInput
 from aaren_rl.mixers.base import Capability
 from aaren_rl.mixers.kernel_attention import KernelAttention
 from aaren_rl.mixers.registry import register
@@ -34,6 +35,9 @@ class Performer(KernelAttention):
         width: size of a token.
         heads: number of heads; must divide the width.
         blocks: of orthogonal features; each has as many as a head is wide.
+
+    Raises:
+        InvalidInput: the width is not a multiple of the heads, or there is no block.
     """
 
     capability = Capability(
@@ -46,6 +50,8 @@ class Performer(KernelAttention):
 
     def __init__(self, width: int, heads: int, blocks: int = ORTHOGONAL_BLOCKS) -> None:
         super().__init__(width, heads, expansion=blocks)
+        if blocks < 1:
+            raise InvalidInput(f"{blocks} blocks of random features; expected at least 1")
         self.register_buffer("directions", _directions(heads, blocks, self.head_width))
 
     def weigh(self, x: Tensor, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from aaren_rl import mixers
+from aaren_rl.errors import InvalidInput
 from aaren_rl.mixers import Performer, Softmax, state_tensors
 from aaren_rl.mixers.rfa import GATE_BIAS
 
@@ -223,3 +224,8 @@ def test_directions_are_the_same_for_every_seed_and_saved(name):
     assert torch.equal(kinds[0].directions, kinds[1].directions)
     assert not torch.equal(kinds[0].directions[0], kinds[0].directions[1])
     assert torch.equal(kinds[0].state_dict()["directions"], kinds[0].directions)
+
+
+def test_a_performer_without_features_is_refused():
+    with pytest.raises(InvalidInput, match="0 blocks of random features; expected at least 1"):
+        Performer(WIDTH, HEADS, 0)

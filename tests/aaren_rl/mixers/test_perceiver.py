@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from aaren_rl.errors import InvalidInput
 from aaren_rl.mixers import Aaren, Perceiver, Softmax
 
 WIDTH, HEADS = 12, 3
@@ -82,3 +83,8 @@ def test_it_has_its_latents_more_than_softmax_attention():
         return sum(parameter.numel() for parameter in module.parameters())
 
     assert count(Perceiver(WIDTH, HEADS, 4)) == count(Softmax(WIDTH, HEADS)) + 4 * WIDTH
+
+
+def test_without_latents_it_is_refused():
+    with pytest.raises(InvalidInput, match="0 latents of each head; expected at least 1"):
+        Perceiver(WIDTH, HEADS, 0)

@@ -7,6 +7,7 @@ from aaren_rl.mixers.compressed import Compressed
 from aaren_rl.mixers.fnet import FNet
 from aaren_rl.mixers.gmlp import GMLP
 from aaren_rl.mixers.gru import GRU
+from aaren_rl.mixers.linear import Linear
 from aaren_rl.mixers.linformer import Linformer
 from aaren_rl.mixers.local import Local
 from aaren_rl.mixers.longformer import Longformer
@@ -15,8 +16,11 @@ from aaren_rl.mixers.mingru import MinGRU
 from aaren_rl.mixers.minlstm import MinLSTM
 from aaren_rl.mixers.mlp_mixer import MLPMixer
 from aaren_rl.mixers.none import NoMixing
+from aaren_rl.mixers.perceiver import Perceiver
+from aaren_rl.mixers.performer import Performer
 from aaren_rl.mixers.reformer import Reformer
 from aaren_rl.mixers.registry import build, get, names, register
+from aaren_rl.mixers.rfa import RFA
 from aaren_rl.mixers.routing import Routing
 from aaren_rl.mixers.sinkhorn import Sinkhorn
 from aaren_rl.mixers.softmax import Softmax, SoftmaxState
@@ -34,6 +38,7 @@ __all__ = [
     "GMLP",
     "GRU",
     "LSTM",
+    "Linear",
     "Linformer",
     "Local",
     "Longformer",
@@ -43,6 +48,9 @@ __all__ = [
     "MinLSTM",
     "Mixer",
     "NoMixing",
+    "Perceiver",
+    "Performer",
+    "RFA",
     "RandomSynthesizer",
     "Reformer",
     "Routing",

@@ -1,0 +1,68 @@
+"""Random feature attention with a gate."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aaren_rl.mixers.base import Capability
+from aaren_rl.mixers.kernel_attention import KernelAttention
+from aaren_rl.mixers.registry import register
+
+SHORTEST = 1e-3
+"""Shorter queries and keys are not stretched to unit length; the source's code adds as much to the length."""
+
+GATE_BIAS = 3.0
+"""Of the gates beside what is learned: they begin by keeping 0.95 of the sums, whose mean age is then 20 tokens."""
+
+SEED = 0
+"""Of the directions: one for all models, since models trained together share what is not learned."""
+
+
+@register("rfa")
+class RFA(KernelAttention):
+    """Gated random feature attention (Peng et al. 2021, "Random Feature Attention", arXiv 2103.02143).
+
+    ``S_t = g_t S_{t-1} + (1 - g_t) phi(k_t) v_t^T``, z_t likewise with ``phi(k_t)``, and ``o_t = phi(q_t)^T S_t /
+    phi(q_t)^T z_t``, with a gate ``g_t = sigmoid(w . x_t + b)`` of each head (section 3.2). Of queries and keys, at
+    unit length, ``phi(x) = [sin(W x), cos(W x)] / sqrt(rows of W)`` (section 3.1), where W is normal numbers, drawn
+    once, times a learned scale of each input; it has as many rows as a head is wide, as in the source. Memory:
+    constant, S, z and m: 2 h (h + 1) + 1 numbers a head of width h.
+
+    The source is causal. Its code keeps the denominator above a constant; here the same constant is relative to the
+    largest weight of a token, since a gate near 1 lets in so little of the first tokens of an episode that they would
+    all fall below. The source draws W anew while training; here it is fixed and saved with the weights.
+
+    Args:
+        width: size of a token.
+        heads: number of heads; must divide the width.
+    """
+
+    capability = Capability(
+        source="Peng et al. 2021, section 3.2",
+        differs="the least denominator is relative to the largest weight; random directions are drawn once",
+        parallel="T (h + 64) d; blocks of 64 tokens one after another",
+        step="h d",
+    )
+    # The source's code has 0.1, for 64 pairs of features that are 0.1 times sines and cosines.
+    smallest = 0.1 / (0.1**2 * 64)
+    directions: Tensor
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads, expansion=2)
+        size = self.head_width
+        directions = torch.randn(heads, size, size, generator=torch.Generator().manual_seed(SEED))
+        self.register_buffer("directions", directions)
+        self.scale = nn.Parameter(torch.ones(heads, 1, size))
+        self.gate = nn.Linear(width, heads)
+
+    def weigh(self, x: Tensor, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """See `KernelAttention.weigh`."""
+        # A model begins with the layer's own bias at 0.
+        gate = (self.gate(x) + GATE_BIAS).transpose(1, 2)
+        return self._phi(queries), self._phi(keys), F.logsigmoid(-gate), F.logsigmoid(gate)
+
+    def _phi(self, x: Tensor) -> Tensor:
+        angles = F.normalize(x, dim=-1, eps=SHORTEST) @ (self.directions * self.scale).transpose(1, 2)
+        return torch.cat([angles.sin(), angles.cos()], -1) * self.head_width**-0.5  # type: ignore[no-any-return]

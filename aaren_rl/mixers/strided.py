@@ -15,14 +15,14 @@ from aaren_rl.mixers.registry import register
 class Strided(Local):
     """Dilated sliding-window attention (Beltagy et al. 2020, "Longformer", arXiv 2004.05150, section 3.1), causal.
 
-    ``o_t = sum_p softmax_p(<W_q x_t, W_k x_p> / sqrt(head width)) W_v x_p`` over p = t, t - g, t - 2g, ..., of which
-    the last `span` tokens of the episode hold some, with dilation g = 4. It is also the strided head of Child et al.
-    2019, "Generating Long Sequences with Sparse Transformers", arXiv 1904.10509, section 4.3, cut to a window. That
-    source pairs it with a local head, and Longformer dilates some heads only; here all are dilated, so tokens whose
-    distance is no multiple of g never meet, in however many blocks of this mixer: mix it with blocks of another.
+    ``o_t = sum_p softmax_p(<W_q x_t, W_k x_p> / sqrt(head width)) W_v x_p`` over the tokens p = t, t - g, t - 2g, ...
+    among the last `span` of the episode, with dilation g = 4. It is also the strided head of Child et al. 2019,
+    "Generating Long Sequences with Sparse Transformers", arXiv 1904.10509, section 4.3, cut to a window. That source
+    pairs it with a local head, and Longformer dilates some heads only. Here all are dilated, so tokens whose distance
+    is no multiple of g never meet, in however many blocks of this mixer; blocks of another mixer make them meet.
 
-    `span` is the reach, as of the other windows, not the number of tokens seen, which is a quarter of it: within the
-    windows an agent trains on, every distance is trained. Memory: window, keys and values of `span - 1` tokens.
+    `span` is the reach, as in the other windows, and not the number of tokens seen, which is a quarter of it: so the
+    same span needs the same training window. Memory: window, keys and values of `span - 1` tokens.
 
     Args:
         width: size of a token.

@@ -116,4 +116,5 @@ def places(marks: Tensor, size: int) -> Tensor:
 
 def pick(entries: Tensor, index: Tensor) -> Tensor:
     """Of each row the entries (batch, time, ...) at an index (batch, number)."""
-    return entries.take_along_dim(index.reshape(*index.shape, *[1] * (entries.ndim - 2)), 1)
+    # Not take_along_dim, which would fix the batch of a trace.
+    return entries.gather(1, index.reshape(*index.shape, *[1] * (entries.ndim - 2)).expand(-1, -1, *entries.shape[2:]))

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from aaren_rl.errors import InvalidInput, unknown_name
-from aaren_rl.scripts.comparison import matrix, picture, running, table
+from aaren_rl.scripts.comparison import costs, matrix, picture, running, table
 from aaren_rl.scripts.console import run, say
 from aaren_rl.training import Interrupted
 
@@ -38,6 +38,8 @@ class Arguments:
     """Run nothing, only make the table of what is finished."""
     against: str | None = None
     """Agent that the table holds every other one against: the difference of their scores, and whether it shows."""
+    picture: bool = False
+    """Then measure, once, what training and acting cost the agents, and draw their scores over it."""
 
 
 def main() -> None:
@@ -46,7 +48,7 @@ def main() -> None:
 
 
 def compare(arguments: Arguments) -> None:
-    """Does the runs that are not finished, and writes table.md, table.json and table.png.
+    """Does the runs that are not finished, and writes the table; where asked, the costs and their picture.
 
     Raises:
         InvalidInput: the file or an argument does not fit, or a folder holds a run of another configuration.
@@ -68,6 +70,11 @@ def compare(arguments: Arguments) -> None:
     comparison = table.collect(runs, commands, arguments.against)
     files = [*table.write(comparison, out), picture.draw(comparison, out)]
     say(f"\n{table.to_markdown(comparison)}\ntable:      {', '.join(map(str, files))}")
+    if arguments.picture:
+        found = costs.measured(comparison, runs, out)
+        markdown = costs.to_markdown(comparison, found, _command(arguments, arguments.only, "--picture"))
+        table.write(comparison, out, markdown)
+        say(f"\n{markdown}\ncosts:      {out / costs.FILE}, {picture.draw_costs(comparison, found, out)}")
     if failures:
         raise running.RunsFailed("\n".join([f"{len(failures)} of {len(runs)} runs failed:", *failures]))
 
@@ -80,6 +87,7 @@ def _run(arguments: Arguments, runs: list[matrix.Run], whole: list[matrix.Run]) 
         failures = running.do(left, arguments.jobs, len(runs))
     except Interrupted as error:
         flags = ["--against", arguments.against] if arguments.against is not None else []
+        flags += ["--picture"] if arguments.picture else []
         raise Interrupted(f"{error}; go on with {_command(arguments, arguments.only, *flags)}") from error
     if len(failures) == len(runs):
         raise running.RunsFailed("\n".join(["all runs failed:", *failures]))

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import tyro
 
-from aaren_rl.errors import InvalidInput
-from aaren_rl.scripts.comparison import matrix, picture, running, table
+from aaren_rl.errors import InvalidInput, unknown_name
+from aaren_rl.scripts.comparison import costs, matrix, picture, running, table
 from aaren_rl.scripts.console import run, say
 from aaren_rl.training import Interrupted
 
@@ -36,6 +36,10 @@ class Arguments:
     """Seeds to run and to show; all by default."""
     table: bool = False
     """Run nothing, only make the table of what is finished."""
+    against: str | None = None
+    """Agent that the table holds every other one against: the difference of their scores, and whether it shows."""
+    picture: bool = False
+    """Then measure, once, what training and acting cost the agents, and draw their scores over it."""
 
 
 def main() -> None:
@@ -44,7 +48,7 @@ def main() -> None:
 
 
 def compare(arguments: Arguments) -> None:
-    """Does the runs that are not finished, and writes table.md, table.json and table.png.
+    """Does the runs that are not finished, and writes the table; where asked, the costs and their picture.
 
     Raises:
         InvalidInput: the file or an argument does not fit, or a folder holds a run of another configuration.
@@ -56,12 +60,21 @@ def compare(arguments: Arguments) -> None:
         raise InvalidInput(f"--jobs {arguments.jobs}; expected at least 1")
     whole = matrix.load(arguments.file)
     out = arguments.out or Path("runs") / arguments.file.stem
-    runs = whole.select(arguments.only, arguments.datasets, arguments.seeds).runs(out)
+    chosen = whole.select(arguments.only, arguments.datasets, arguments.seeds)
+    if arguments.against is not None and arguments.against not in chosen.agents:
+        raise InvalidInput(f"--against: {unknown_name('agent', arguments.against, chosen.agents)}")
+    runs = chosen.runs(out)
     running.check_folders(runs, arguments.file)
     failures = [] if arguments.table else _run(arguments, runs, whole.runs(out))
-    comparison = table.collect(runs, {one.agent: _command(arguments, (one.agent,)) for one in runs})
+    commands = {one.agent: _command(arguments, (one.agent,)) for one in runs}
+    comparison = table.collect(runs, commands, arguments.against)
     files = [*table.write(comparison, out), picture.draw(comparison, out)]
     say(f"\n{table.to_markdown(comparison)}\ntable:      {', '.join(map(str, files))}")
+    if arguments.picture:
+        found = costs.measured(comparison, runs, out)
+        markdown = costs.to_markdown(comparison, found, _command(arguments, arguments.only, "--picture"))
+        table.write(comparison, out, markdown)
+        say(f"\n{markdown}\ncosts:      {out / costs.FILE}, {picture.draw_costs(comparison, found, out)}")
     if failures:
         raise running.RunsFailed("\n".join([f"{len(failures)} of {len(runs)} runs failed:", *failures]))
 
@@ -73,14 +86,16 @@ def _run(arguments: Arguments, runs: list[matrix.Run], whole: list[matrix.Run]) 
     try:
         failures = running.do(left, arguments.jobs, len(runs))
     except Interrupted as error:
-        raise Interrupted(f"{error}; go on with {_command(arguments, arguments.only)}") from error
+        flags = ["--against", arguments.against] if arguments.against is not None else []
+        flags += ["--picture"] if arguments.picture else []
+        raise Interrupted(f"{error}; go on with {_command(arguments, arguments.only, *flags)}") from error
     if len(failures) == len(runs):
         raise running.RunsFailed("\n".join(["all runs failed:", *failures]))
     return failures
 
 
-def _command(arguments: Arguments, only: tuple[str, ...]) -> str:
-    """The command line with these agents."""
+def _command(arguments: Arguments, only: tuple[str, ...], *flags: str) -> str:
+    """The command line with these agents and flags."""
     words: list[object] = ["python", "scripts/compare.py", arguments.file]
     for name, values in (
         ("--out", () if arguments.out is None else (arguments.out,)),
@@ -89,7 +104,7 @@ def _command(arguments: Arguments, only: tuple[str, ...]) -> str:
         ("--seeds", arguments.seeds),
     ):
         words += [name, *values] if values else []
-    return shlex.join(map(str, words))
+    return shlex.join(map(str, [*words, *flags]))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,27 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class Difference:
+    """How far one agent's interquartile mean lies above another's.
+
+    Attributes:
+        value: the one minus the other.
+        interval: 95% of a stratified bootstrap of both; None where a dataset has a single seed, which shows no spread.
+    """
+
+    value: float
+    interval: tuple[float, float] | None
+
+    @property
+    def verdict(self) -> str | None:
+        """Where the interval says that the one lies; None without an interval."""
+        if self.interval is None:
+            return None
+        low, high = self.interval
+        return "above" if low > 0 else "below" if high < 0 else "no difference shown"
+
+
+@dataclass(frozen=True)
 class Aggregates:
     """Interquartile means of agents over the runs that all of them have.
 
@@ -28,12 +49,14 @@ class Aggregates:
         iqm: of each agent; empty where they have no run in common.
         intervals: 95% of a stratified bootstrap; None where a dataset has a single seed, which shows no spread.
         above: probability that the first agent's interquartile mean is above the second's, under the same bootstrap.
+        differences: of one agent from each other one.
     """
 
     common: list[tuple[str, int]]
     iqm: dict[str, float]
     intervals: dict[str, tuple[float, float] | None]
     above: dict[str, dict[str, float]]
+    differences: dict[str, Difference]
 
 
 @dataclass(frozen=True)
@@ -50,6 +73,7 @@ class Comparison:
         best: of the agents that were best in training; None unless all runs have one.
         protocol: how all was measured.
         commands: what reproduces an agent's row.
+        against: the agent that every other one is held against; None for none.
     """
 
     agents: list[str]
@@ -61,21 +85,24 @@ class Comparison:
     best: Aggregates | None
     protocol: dict[str, Any]
     commands: dict[str, str]
+    against: str | None = None
 
     def scores(self, agent: str, dataset: str, figure: str = "normalized_score") -> dict[int, float]:
         """Scores of an agent on a dataset by seed."""
         return {row["seed"]: row[figure] for row in self.rows if (row["agent"], row["dataset"]) == (agent, dataset)}
 
 
-def collect(runs: list[Run], commands: dict[str, str]) -> Comparison:
+def collect(runs: list[Run], commands: dict[str, str], against: str | None = None) -> Comparison:
     """Reads the results of finished runs.
 
     Args:
         runs: all that were asked for.
         commands: what reproduces each agent's row.
+        against: the agent that every other one is held against; None for none.
 
     Raises:
-        DataError: none is finished, a result lacks something, or the results cannot stand in one table.
+        DataError: none is finished, or none of `against`, a result lacks something, or the results cannot stand in one
+            table.
         CheckpointError: a result cannot be read.
     """
     finished = [(run, figures) for run in runs if (figures := running.outcome(run)) is not None]
@@ -86,7 +113,9 @@ def collect(runs: list[Run], commands: dict[str, str]) -> Comparison:
     _check_columns(finished)
     agents = list(dict.fromkeys(run.agent for run in runs))
     shown = [agent for agent in agents if any(row["agent"] == agent for row in rows)]
-    last = aggregate(rows, shown)
+    if against is not None and against not in shown:
+        raise DataError(f"no run of {against} is finished, so nothing can be held against it; leave --against out")
+    last = aggregate(rows, shown, against=against)
     return Comparison(
         agents=shown,
         datasets=list(dict.fromkeys(run.dataset for run in runs)),
@@ -97,16 +126,20 @@ def collect(runs: list[Run], commands: dict[str, str]) -> Comparison:
         best=None if any(row["best"] is None for row in rows) else aggregate(rows, shown, "best"),
         protocol=_protocol(runs, finished, last),
         commands=commands,
+        against=against,
     )
 
 
-def aggregate(rows: list[Row], agents: list[str], figure: str = "normalized_score") -> Aggregates:
+def aggregate(
+    rows: list[Row], agents: list[str], figure: str = "normalized_score", against: str | None = None
+) -> Aggregates:
     """Interquartile means of a figure over the (dataset, seed) that all agents have.
 
     Args:
         rows: of all runs.
         agents: each with a row at least.
         figure: "normalized_score" or "best".
+        against: the agent that every other one is held against; None for none.
     """
     scores = {
         agent: {(row["dataset"], row["seed"]): row[figure] for row in rows if row["agent"] == agent} for agent in agents
@@ -126,13 +159,20 @@ def aggregate(rows: list[Row], agents: list[str], figure: str = "normalized_scor
     above: dict[str, dict[str, float]] = {agent: {} for agent in resampled}
     for one, other in itertools.permutations(resampled, 2):
         above[one][other] = statistics.probability_above(resampled[one], resampled[other])
-    return Aggregates(common, iqm, intervals, above)
+    differences = {}
+    if against is not None:
+        for other in (agent for agent in iqm if agent != against):
+            # Draws of two agents are independent, so their differences are draws of the difference.
+            drawn = resampled[against] - resampled[other] if resampled else None
+            between = None if drawn is None else statistics.interval(drawn)
+            differences[other] = Difference(iqm[against] - iqm[other], between)
+    return Aggregates(common, iqm, intervals, above, differences)
 
 
-def write(comparison: Comparison, out: Path) -> list[Path]:
-    """Writes table.md and table.json."""
+def write(comparison: Comparison, out: Path, more: str = "") -> list[Path]:
+    """Writes table.md, with more Markdown at its end, and table.json."""
     markdown, figures = out / "table.md", out / "table.json"
-    replace_file(markdown, to_markdown(comparison))
+    replace_file(markdown, "\n".join(part for part in (to_markdown(comparison), more) if part))
     replace_file(figures, json.dumps(_to_json(comparison), indent=2) + "\n")
     return [markdown, figures]
 
@@ -148,6 +188,8 @@ def to_markdown(comparison: Comparison) -> str:
     if len(comparison.last.above) > 1:
         parts += ["Probability that the IQM of the agent on the left is above that of the agent in the head:"]
         parts += [_above(comparison.last.above)]
+    if comparison.last.differences:
+        parts += [_differences(comparison)]
     parts += [_words(comparison), "Every row by its command, with another `--out` to run it anew:"]
     parts += ["\n".join(f"- {agent}: `{comparison.commands[agent]}`" for agent in comparison.agents)]
     return "\n\n".join(parts) + "\n"
@@ -225,7 +267,17 @@ def _to_json(comparison: Comparison) -> dict[str, Any]:
         return {"iqm": of.iqm, "intervals": of.intervals, "above": of.above}
 
     best = {} if comparison.best is None else {"best": aggregates(comparison.best)}
-    return {**aggregates(comparison.last), **best, "rows": comparison.rows, "protocol": comparison.protocol}
+    against = {
+        other: {"difference": one.value, "interval": one.interval, "verdict": one.verdict}
+        for other, one in comparison.last.differences.items()
+    }
+    return {
+        **aggregates(comparison.last),
+        **best,
+        **({} if comparison.against is None else {"against": {"agent": comparison.against, "others": against}}),
+        "rows": comparison.rows,
+        "protocol": comparison.protocol,
+    }
 
 
 def _table(comparison: Comparison, aggregates: Aggregates, figure: str) -> str:
@@ -234,25 +286,43 @@ def _table(comparison: Comparison, aggregates: Aggregates, figure: str) -> str:
     for agent in comparison.agents:
         rows = [row for row in comparison.rows if row["agent"] == agent]
         parameters = [row["parameters"] for row in rows]
-        iqm, interval = aggregates.iqm.get(agent), aggregates.intervals.get(agent)
         lines.append(
             [
                 agent,
                 _range(min(parameters), max(parameters)),
                 *(_spread(comparison.scores(agent, dataset, figure)) for dataset in comparison.datasets),
                 f"{len(rows)} of {asked}",
-                "-" if iqm is None else f"{iqm:.1f}" + (f" [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else ""),
+                mean_in_words(aggregates, agent),
             ]
         )
-    return _grid(["agent", "parameters", *comparison.datasets, "runs", "IQM"], lines)
+    return grid(["agent", "parameters", *comparison.datasets, "runs", "IQM"], lines)
+
+
+def mean_in_words(aggregates: Aggregates, agent: str) -> str:
+    """The interquartile mean of an agent with its interval, as far as there are any."""
+    iqm, interval = aggregates.iqm.get(agent), aggregates.intervals.get(agent)
+    return "-" if iqm is None else f"{iqm:.1f}" + (f" [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else "")
+
+
+def _differences(comparison: Comparison) -> str:
+    lines = []
+    for other, one in comparison.last.differences.items():
+        interval = "" if one.interval is None else " [{:+.1f}, {:+.1f}]".format(*one.interval)
+        lines.append([other, f"{one.value:+.1f}{interval}", one.verdict or "-"])
+    words = (
+        f"IQM of {comparison.against} minus that of the other, with its 95% interval by the same bootstrap, each pair "
+        "for itself: above or below where the interval leaves 0 out."
+    )
+    return f"{words}\n\n{grid(['other', 'difference', f'{comparison.against} is'], lines)}"
 
 
 def _above(above: dict[str, dict[str, float]]) -> str:
     lines = [[one, *(f"{above[one][other]:.2f}" if other != one else "" for other in above)] for one in above]
-    return _grid(["", *above], lines)
+    return grid(["", *above], lines)
 
 
-def _grid(head: list[str], lines: list[list[str]]) -> str:
+def grid(head: list[str], lines: list[list[str]]) -> str:
+    """A Markdown table whose first column holds words, the others figures."""
     rule = ["---", *("---:" for _ in head[1:])]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *lines))
 

@@ -262,6 +262,47 @@ def test_statistics_over_datasets_and_seeds(command, finish, tmp_path):
     assert "without an interval" in out
 
 
+def test_differences_from_one_agent(command, finish, tmp_path):
+    agents = {"default": {}, "low": {}, "level": {}, "high": {}}
+    write(tmp_path, agents=agents)
+    # Of two seeds a bootstrap's interquartile mean is either or, half the time, their mean; agents are drawn apart.
+    given = {"default": (10.0, 20.0), "low": (5.0, 5.0), "level": (12.0, 18.0), "high": (30.0, 30.0)}
+    finish({("hopper-medium", agent, seed): given[agent][seed] for agent in agents for seed in (0, 1)})
+    status, out, _ = command(main, "tiny.toml", "--table", "--against", "default")
+    assert status == 0
+    against = json.loads((tmp_path / "runs/tiny/table.json").read_text())["against"]
+    assert against == {
+        "agent": "default",
+        "others": {
+            "low": {"difference": 10.0, "interval": [5.0, 15.0], "verdict": "above"},
+            "level": {"difference": 0.0, "interval": [-8.0, 8.0], "verdict": "no difference shown"},
+            "high": {"difference": -15.0, "interval": [-20.0, -10.0], "verdict": "below"},
+        },
+    }
+    for line in (
+        "| other | difference | default is |",
+        "| low | +10.0 [+5.0, +15.0] | above |",
+        "| level | +0.0 [-8.0, +8.0] | no difference shown |",
+        "| high | -15.0 [-20.0, -10.0] | below |",
+    ):
+        assert f"{line}\n" in out
+    # One seed shows no spread, and so no difference.
+    assert command(main, "tiny.toml", "--table", "--against", "high", "--seeds", "1")[0] == 0
+    others = json.loads((tmp_path / "runs/tiny/table.json").read_text())["against"]["others"]
+    assert others["default"] == {"difference": 10.0, "interval": None, "verdict": None}
+
+
+def test_nothing_is_held_against_an_agent_without_a_finished_run(command, finish, tmp_path):
+    write(tmp_path)
+    finish({("hopper-medium", "default", 0): 10.0})
+    status, _, errors = command(main, "tiny.toml", "--table", "--against", "wide")
+    assert status == 2
+    assert "no run of wide is finished" in errors
+    assert command(main, "tiny.toml", "--table", "--against", "default")[0] == 0
+    table = json.loads((tmp_path / "runs/tiny/table.json").read_text())
+    assert table["against"] == {"agent": "default", "others": {}}
+
+
 def test_agents_are_compared_on_the_runs_that_all_have(command, finish, tmp_path):
     write(tmp_path, datasets=["hopper-medium", "walker2d-medium"], agents={**TABLE["agents"], "late": {}})
     scores = {("hopper-medium", "default", 0): 10.0, ("hopper-medium", "wide", 0): 20.0}
@@ -302,6 +343,8 @@ def test_table_of_nothing(command, tmp_path):
         (["--datasets", "hoper-medium"], "unknown dataset 'hoper-medium'; did you mean 'hopper-medium'?"),
         (["--seeds", "7"], "seed 7 is not among its seeds [0, 1]"),
         (["--jobs", "0"], "--jobs 0; expected at least 1"),
+        (["--against", "defualt"], "--against: unknown agent 'defualt'; did you mean 'default'?"),
+        (["--against", "wide", "--only", "default"], "--against: unknown agent 'wide'; known: default"),
     ],
 )
 def test_argument_that_does_not_fit(command, tmp_path, arguments, said):

@@ -11,7 +11,8 @@ import torch
 import tyro
 
 from aaren_rl.errors import InvalidInput
-from aaren_rl.scripts.benchmarks import d3rlpy_peer, evaluating, loading, measuring, scanning, stepping, training
+from aaren_rl.scripts import measuring
+from aaren_rl.scripts.benchmarks import d3rlpy_peer, evaluating, loading, scanning, stepping, training
 from aaren_rl.scripts.console import run, say
 
 

@@ -14,7 +14,7 @@ import torch
 
 from aaren_rl.errors import InvalidInput
 from aaren_rl.scripts.benchmarks import setting
-from aaren_rl.scripts.benchmarks.measuring import Side
+from aaren_rl.scripts.measuring import Side
 
 STEPS = 100_000
 """Of its made-up data, which it keeps as Python objects."""

@@ -12,8 +12,9 @@ from aaren_rl.agents import DecisionAgent
 from aaren_rl.envs.environments import EnvironmentSpec, make_vector
 from aaren_rl.envs.evaluation import SLOTS
 from aaren_rl.envs.rollout import roll_out
-from aaren_rl.scripts.benchmarks import measuring, setting
-from aaren_rl.scripts.benchmarks.measuring import Report, Row
+from aaren_rl.scripts import measuring
+from aaren_rl.scripts.benchmarks import setting
+from aaren_rl.scripts.measuring import Report, Row
 
 EPISODES = 100
 """In a round; those of an untrained agent are short."""

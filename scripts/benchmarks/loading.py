@@ -11,8 +11,8 @@ import h5py
 import numpy as np
 
 from aaren_rl.envs import d4rl_reader
-from aaren_rl.scripts.benchmarks import measuring
-from aaren_rl.scripts.benchmarks.measuring import Report, Row
+from aaren_rl.scripts import measuring
+from aaren_rl.scripts.measuring import Report, Row
 
 STEPS = 1_000_000
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from aaren_rl import fused_scan, scan
-from aaren_rl.scripts.benchmarks import measuring
-from aaren_rl.scripts.benchmarks.measuring import Report, Side, compare, timed
+from aaren_rl.scripts import measuring
+from aaren_rl.scripts.measuring import Report, Side, compare, timed
 
 FORMS: tuple[scan.Form, ...] = ("matrix", "chunked", "blockwise", "parallel")
 SIZES = (

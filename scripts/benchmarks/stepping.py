@@ -14,10 +14,11 @@ import torch
 
 from aaren_rl import export
 from aaren_rl.agents import DecisionAgent
-from aaren_rl.scripts.benchmarks import d3rlpy_peer, measuring, setting
+from aaren_rl.scripts import measuring
+from aaren_rl.scripts.benchmarks import d3rlpy_peer, setting
 from aaren_rl.scripts.benchmarks.d3rlpy_peer import D3rlpy
 from aaren_rl.scripts.benchmarks.hugging_face import HuggingFace
-from aaren_rl.scripts.benchmarks.measuring import Chart, Report, Row, Side, compare, timed
+from aaren_rl.scripts.measuring import Chart, Report, Row, Side, compare, timed
 
 NEEDS = ("transformers", "onnx", "onnxscript", "onnxruntime")
 CALLS = 100

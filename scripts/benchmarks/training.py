@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from aaren_rl.sampler import Batch, Sampler
-from aaren_rl.scripts.benchmarks import d3rlpy_peer, measuring, setting
+from aaren_rl.scripts import measuring
+from aaren_rl.scripts.benchmarks import d3rlpy_peer, setting
 from aaren_rl.scripts.benchmarks.d3rlpy_peer import D3rlpy
 from aaren_rl.scripts.benchmarks.hugging_face import HuggingFace
-from aaren_rl.scripts.benchmarks.measuring import SCALES, Chart, Report, Row, Side, compare, timed
+from aaren_rl.scripts.measuring import SCALES, Chart, Report, Row, Side, compare, timed
 from aaren_rl.training import Trainer
 from aaren_rl.trajectories import Trajectories
 

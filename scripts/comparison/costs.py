@@ -21,10 +21,10 @@ from aaren_rl.errors import DataError
 from aaren_rl.mixers import Memory, Mixer
 from aaren_rl.run_log import read_metrics
 from aaren_rl.scripts import run_config
-from aaren_rl.scripts.benchmarks.measuring import SCALES, Side, alternate, machine, timed
 from aaren_rl.scripts.comparison.matrix import Run
 from aaren_rl.scripts.comparison.table import Comparison, grid, mean_in_words
 from aaren_rl.scripts.console import device_named, say
+from aaren_rl.scripts.measuring import SCALES, Side, alternate, machine, timed
 from aaren_rl.scripts.run_config import CONFIG, RunConfig
 from aaren_rl.training import Interrupted, Trainer
 from aaren_rl.trajectories import Trajectories

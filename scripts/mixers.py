@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from inspect import signature
 
 import torch
 import tyro
@@ -27,22 +28,25 @@ def main() -> None:
 def list_mixers(arguments: Arguments) -> None:
     """Prints the table and what its letters stand for."""
     say(
-        f"{table()}\n\nT: tokens of a sequence, t: tokens so far, d: size of a token, n: tokens of the window. Costs "
-        f"leave out the projections of single tokens. State: bytes that one block of width {WIDTH} carries after "
-        f"{STEPS:,} tokens."
+        f"{table()}\n\nA name with a number has a window of tokens, and any other number may be given. Sequences may "
+        "be of any length for all of them. T: tokens of a sequence, t: tokens so far, d: size of a token, h: of a "
+        "head, n: tokens of the window. Costs leave out the projections of single tokens. State: bytes that one block "
+        f"of width {WIDTH} carries after {STEPS:,} tokens."
     )
 
 
 def table() -> str:
     """All mixers as a Markdown table, made from what their classes declare."""
     lines = [
-        "| mixer | memory | source | against it | longest sequence | cost of a sequence | cost of a step | state |",
+        "| mixer | memory | tokens seen | source | against it | cost of a sequence | cost of a step | state |",
         "|---|---|---|---|---|---|---|---:|",
     ]
     for name in mixers.names():
         kind = mixers.get(name)
         about = kind.capability
-        cells = [f"`{name}`", kind.memory, about.source, about.differs or "exact", about.longest]
+        window = signature(kind).parameters.get("span")
+        written, span = (f"`{name}`", 0) if window is None else (f"`{name}:{window.default}`", window.default)
+        cells = [written, kind.memory, about.sees.format(n=span), about.source, about.differs or "exact"]
         lines.append(f"| {' | '.join([*cells, about.parallel, about.step, f'{_state_bytes(name):,}'])} |")
     return "\n".join(lines)
 

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from aaren_rl.errors import InvalidInput
 
+UNTRAINED_SEED = 0
+"""Of what a mixer draws and does not train: one for all models and blocks, since runs trained as one batch share it."""
+
 Memory = Literal["constant", "window", "growing"]
 
 State = Any
@@ -29,14 +32,14 @@ class Capability:
         parallel: cost of a whole sequence, and what of it is not parallel over time.
         step: cost of a token while acting.
         differs: what was changed to be causal and streamable, in a few words; empty where nothing was.
-        longest: tokens of the longest sequence it can hold.
+        sees: tokens that reach an output, with {n} for the tokens of its window.
     """
 
     source: str
     parallel: str
     step: str
     differs: str = ""
-    longest: str = "any"
+    sees: str = "the episode"
 
 
 class Mixer(nn.Module):
@@ -116,7 +119,7 @@ class Mixer(nn.Module):
 
 
 class Stepper(nn.Module):
-    """A mixer that carries its state as one row of float64 numbers per sequence, so that a million tokens still sum up.
+    """A mixer that carries its state as one row of float64 numbers per sequence, so that a million tokens can sum up.
 
     Args:
         start: the row before the first token of an episode, (size,).
@@ -144,7 +147,7 @@ class Stepper(nn.Module):
 
 
 class PlainStepper(Stepper):
-    """Any mixer's own `step`, one token after another, with its state flattened.
+    """Any mixer's own `step`, one token after another, with its state flattened, in the precision it has there.
 
     Args:
         mixer: to act with.

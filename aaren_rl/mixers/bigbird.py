@@ -22,8 +22,9 @@ class BigBird(FirstAndLast):
     """Window, global and random attention (Zaheer et al. 2020, "Big Bird", arXiv 2007.14062, section 2), causal.
 
     ``o_t = sum_p softmax_p(<W_q x_t, W_k x_p> / sqrt(head width)) W_v x_p`` over the last `span` tokens p of the
-    episode, the current one included, its first 4, and 4 at random of those between, different ones in each head. In
-    the source each block of queries draws its random keys anew from the whole sequence, which must be there for it.
+    episode, the current one included, its first 4, and 4 at random of those between, different ones in each head, the
+    same in every block and episode. In the source each block of queries draws its random keys anew from the whole
+    sequence, which must be there for it.
     Here the draws are those of a reservoir (Vitter 1985, "Random sampling with a reservoir", algorithm R): each token
     that leaves the window is taken in with a probability that falls, so that at every time the 4 are a uniform sample
     of all that left, though later queries see much the same sample. The window lies before a token and the first tokens
@@ -41,6 +42,7 @@ class BigBird(FirstAndLast):
         "ones are a reservoir's, not drawn anew for each query",
         parallel="T (n + 128) d",
         step="n d",
+        sees="the last {n}, the first 4 and 4 at random",
     )
 
     def __init__(self, width: int, heads: int, span: int = 16) -> None:

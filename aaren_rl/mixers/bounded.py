@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from aaren_rl.errors import InvalidInput
 from aaren_rl.mixers.base import Mixer, State, where_rows
 
 BLOCK = 128
@@ -52,11 +53,11 @@ class Bounded(Mixer):
             place = torch.arange(x.shape[1], device=x.device).expand_as(to)
             order = torch.zeros_like(to).scatter(1, to, place)
             real = place < count.unsqueeze(1)
-            front = _rows(x, order).masked_fill(~real.unsqueeze(-1), 0.0)
+            front = pick(x, order).masked_fill(~real.unsqueeze(-1), 0.0)
             # What follows the real tokens belongs to the episode of the last of them.
             numbers = episode.gather(1, order).masked_fill(~real, 0).cummax(1).values
             y, state, reached = self._run_blocks(front, state, numbers, count)
-            y = _rows(y, to)
+            y = pick(y, to)
         if reset is not None:
             # A new episode may have begun on padding at the end.
             state = where_rows(episode[:, -1] > reached, self.initial_state(x.shape[0]), state)
@@ -93,9 +94,21 @@ def latest(entries: Tensor, number: int, count: Tensor | None, time: int) -> Ten
     first = entries.shape[1] - time - number
     if count is None:
         return entries[:, first + time :]
-    return _rows(entries, (count + first).unsqueeze(1) + torch.arange(number, device=entries.device))
+    return pick(entries, (count + first).unsqueeze(1) + torch.arange(number, device=entries.device))
 
 
-def _rows(entries: Tensor, index: Tensor) -> Tensor:
+def pick(entries: Tensor, index: Tensor) -> Tensor:
     """Of each row the entries (batch, time, ...) at an index (batch, number)."""
+    # Not take_along_dim, which would fix the batch of a trace.
     return entries.gather(1, index.reshape(*index.shape, *[1] * (entries.ndim - 2)).expand(-1, -1, *entries.shape[2:]))
+
+
+def checked_span(span: int) -> int:
+    """The tokens of a window.
+
+    Raises:
+        InvalidInput: below 1.
+    """
+    if span < 1:
+        raise InvalidInput(f"a window of {span} tokens; expected at least 1")
+    return span

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aaren_rl.errors import InvalidInput
 from aaren_rl.mixers.base import Capability
-from aaren_rl.mixers.bounded import Bounded, latest
+from aaren_rl.mixers.bounded import Bounded, checked_span, latest
 from aaren_rl.mixers.groups import group, seen, still_live
 from aaren_rl.mixers.registry import register
 
@@ -61,13 +60,12 @@ class Compressed(Bounded):
         differs="the last triples, not all, and a token's own triple uncompressed; a depthwise convolution",
         parallel="T (n/3 + 128) d",
         step="n/3 d",
+        sees="the last {n}, three to a key, and its own triple",
     )
 
     def __init__(self, width: int, heads: int, span: int = 60) -> None:
         super().__init__(width, heads)
-        if span < 1:
-            raise InvalidInput(f"a window of {span} tokens; expected at least 1")
-        self.triples = -(-span // TRIPLE)
+        self.triples = -(-checked_span(span) // TRIPLE)
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)

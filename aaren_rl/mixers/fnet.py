@@ -40,6 +40,7 @@ class FNet(Windowed):
         differs="a channel reads one frequency of the last tokens, not a position one of the sequence; a projection",
         parallel="T (n + 128 + d) d",
         step="(n + d) d",
+        sees="the last {n}",
     )
 
     hidden_waves: Tensor

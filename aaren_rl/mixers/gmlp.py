@@ -35,6 +35,7 @@ class GMLP(Windowed):
         differs="one row of weights by age, not one per position; the past only",
         parallel="T (n + 128) d",
         step="n d",
+        sees="the last {n}",
     )
 
     def __init__(self, width: int, heads: int, span: int = 20) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from aaren_rl.mixers.bounded import latest
+from aaren_rl.mixers.bounded import latest, pick
 
 
 class Groups(NamedTuple):
@@ -112,9 +112,3 @@ def places(marks: Tensor, size: int) -> Tensor:
     time = marks.shape[1]
     nth = torch.arange(1 + (time - 1) // size, device=marks.device)
     return (marks.cumsum(1).unsqueeze(1) <= nth.unsqueeze(1)).sum(2).clamp(max=time - 1)
-
-
-def pick(entries: Tensor, index: Tensor) -> Tensor:
-    """Of each row the entries (batch, time, ...) at an index (batch, number)."""
-    # Not take_along_dim, which would fix the batch of a trace.
-    return entries.gather(1, index.reshape(*index.shape, *[1] * (entries.ndim - 2)).expand(-1, -1, *entries.shape[2:]))

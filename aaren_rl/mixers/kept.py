@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aaren_rl.errors import InvalidInput
-from aaren_rl.mixers.bounded import Bounded
+from aaren_rl.mixers.bounded import Bounded, checked_span
 
 
 class KeptState(NamedTuple):
@@ -64,9 +63,7 @@ class Kept(Bounded):
 
     def __init__(self, width: int, heads: int, span: int, slots: int, groups: int, choices: int) -> None:
         super().__init__(width, heads)
-        if span < 1:
-            raise InvalidInput(f"a window of {span} tokens; expected at least 1")
-        self.span, self.slots, self.groups, self.choices = span, slots, groups, choices
+        self.span, self.slots, self.groups, self.choices = checked_span(span), slots, groups, choices
         self.value = nn.Linear(width, width)
         self.output = nn.Linear(width, width)
 
@@ -117,7 +114,7 @@ class Kept(Bounded):
         """Empty slots."""
         empty = self.output.weight.new_zeros(batch_size, self.heads, self.slots, self.head_width)
         count = torch.zeros(batch_size, self.choices, self.groups, dtype=torch.long, device=empty.device)
-        return KeptState(empty, empty, count.new_full((batch_size, self.choices, self.slots), -1), count)
+        return KeptState(empty, empty.clone(), count.new_full((batch_size, self.choices, self.slots), -1), count)
 
     def run(self, x: Tensor, state: KeptState, episode: Tensor, count: Tensor | None) -> tuple[Tensor, KeptState]:
         """See `Bounded.run`."""

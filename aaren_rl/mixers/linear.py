@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from aaren_rl.mixers.base import Capability
 from aaren_rl.mixers.kernel_attention import KernelAttention
@@ -36,4 +35,9 @@ class Linear(KernelAttention):
     def weigh(self, x: Tensor, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """See `KernelAttention.weigh`."""
         alike = torch.zeros_like(keys[..., 0])
-        return F.elu(queries) + 1, F.elu(keys) + 1, alike, alike
+        return _phi(queries), _phi(keys), alike, alike
+
+
+def _phi(x: Tensor) -> Tensor:
+    """elu(x) + 1 without the difference of two numbers near 1, which would leave nothing of x below -17."""
+    return torch.where(x > 0, x + 1, x.clamp(max=0.0).exp())

@@ -37,6 +37,7 @@ class Linformer(Windowed):
         differs="projects the last tokens of each token, not the whole sequence",
         parallel="T (n + 128) d",
         step="n d",
+        sees="the last {n}",
     )
     rank: ClassVar[int] = 5
     """Projected keys and values: a quarter of the usual window, as in the source, where 128 of 512 lose little."""

@@ -30,6 +30,7 @@ class Local(Windowed):
         differs="the window lies before a token, not around it",
         parallel="T (n + 128) d",
         step="n d",
+        sees="the last {n}",
     )
 
     def __init__(self, width: int, heads: int, span: int = 20) -> None:

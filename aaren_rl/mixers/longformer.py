@@ -28,6 +28,7 @@ class Longformer(FirstAndLast):
         differs="the window lies before a token; the first tokens are the global ones, which see nothing more",
         parallel="T (n + 128) d",
         step="n d",
+        sees="the last {n} and the first 4",
     )
 
     def __init__(self, width: int, heads: int, span: int = 16) -> None:

@@ -24,7 +24,8 @@ class MLPMixer(Windowed):
     source the second layer writes to the residual stream itself, without a projection, so this mixer is far smaller
     than attention.
 
-    Memory: window, the `span - 1` tokens themselves.
+    Memory: window, the `span - 1` tokens themselves. In training it keeps 40 numbers for each number of a token, some
+    9 GiB a block for 64 episodes of 3,000 tokens of width 128.
 
     Args:
         width: size of a token.
@@ -37,6 +38,7 @@ class MLPMixer(Windowed):
         differs="a window that ends with each token; only its last output",
         parallel="40 T n d",
         step="40 n d",
+        sees="the last {n}",
     )
     hidden_size: ClassVar[int] = 40
     """Twice the usual window, as in the source's Base/16 (384 for 196 tokens)."""

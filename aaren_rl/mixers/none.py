@@ -22,7 +22,7 @@ class NoMixing(Mixer):
     """
 
     memory = "constant"
-    capability = Capability(source="ours", parallel="0", step="0")
+    capability = Capability(source="ours", parallel="0", step="0", sees="itself")
     nothing: Tensor
 
     def __init__(self, width: int, heads: int) -> None:

@@ -26,9 +26,9 @@ class Perceiver(Mixer):
     z_lt``. Memory: constant, the scan's (m, c, a) of every latent of every head.
 
     The source's latents attend to each other and to the tokens again, layer by layer; here they attend to the tokens
-    once, since all else would have to be computed anew from each prefix. Projections that others absorb are left out:
-    of a latent to its query, which is learned itself, and of the latents to keys and values of their own, linear maps
-    within a head that W_q and W_o take in.
+    once, since all else would have to be computed anew from each prefix. Latents are their own queries here, without a
+    projection, and what they gather is added without one too; keys and values of the latents are not projected either,
+    which within a head W_q and W_o can do as well.
 
     Args:
         width: size of a token.
@@ -42,9 +42,10 @@ class Perceiver(Mixer):
     memory = "constant"
     capability = Capability(
         source="Jaegle et al. 2021, section 3.1; Feng et al. 2024, section 3",
-        differs="one cross-attention to the prefix, none among the latents",
+        differs="one cross-attention to the prefix, none among the latents, which are their own queries; a token asks "
+        "them",
         parallel="T 64 l d for l latents a head",
-        step="l d heads",
+        step="l d^2",
     )
 
     def __init__(self, width: int, heads: int, latents: int = LATENTS) -> None:

@@ -6,15 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from aaren_rl.errors import InvalidInput
-from aaren_rl.mixers.base import Capability
+from aaren_rl.mixers.base import UNTRAINED_SEED, Capability
 from aaren_rl.mixers.kernel_attention import KernelAttention
 from aaren_rl.mixers.registry import register
 
 ORTHOGONAL_BLOCKS = 2
 """As many features as `rfa` has; the source's 256 for heads of 64 would be 4."""
-
-SEED = 0
-"""Of the directions: one for all models, since models trained together share what is not learned."""
 
 
 @register("performer")
@@ -29,7 +26,8 @@ class Performer(KernelAttention):
 
     To be causal, features are taken relative to the largest of the keys so far, m in the state, where the source's
     code takes the largest of the sequence; what cancels, as the factors of a query, is left out. The source redraws
-    w_j while training; here they are fixed and saved with the weights, so that an agent acts as it was trained.
+    w_j while training; here they are fixed, the same in every block, and saved with the weights, so that an agent acts
+    as it was trained.
 
     Args:
         width: size of a token.
@@ -42,7 +40,7 @@ class Performer(KernelAttention):
 
     capability = Capability(
         source="Choromanski et al. 2021, section 2",
-        differs="random directions are drawn once; a running maximum of the keys instead of the sequence's",
+        differs="random directions are drawn once for all blocks; a running maximum, not the sequence's",
         parallel="T (h + 64) d; blocks of 64 tokens one after another",
         step="h d",
     )
@@ -69,7 +67,7 @@ class Performer(KernelAttention):
 
 def _directions(heads: int, blocks: int, size: int) -> Tensor:
     """Blocks of orthogonal vectors as long as normal ones, (heads, blocks * size, size)."""
-    generator = torch.Generator().manual_seed(SEED)
+    generator = torch.Generator().manual_seed(UNTRAINED_SEED)
     turned = [nn.init.orthogonal_(torch.empty(size, size), generator=generator) for _ in range(heads * blocks)]
     lengths = torch.randn(heads, blocks * size, size, generator=generator).norm(dim=-1, keepdim=True)
     return torch.cat(turned).view(heads, blocks * size, size) * lengths  # type: ignore[no-any-return]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aaren_rl.mixers.base import Capability
+from aaren_rl.mixers.base import UNTRAINED_SEED, Capability
 from aaren_rl.mixers.kernel_attention import KernelAttention
 from aaren_rl.mixers.registry import register
 
@@ -15,9 +15,6 @@ SHORTEST = 1e-3
 
 GATE_BIAS = 3.0
 """Of the gates beside what is learned: they begin by keeping 0.95 of the sums, whose mean age is then 20 tokens."""
-
-SEED = 0
-"""Of the directions: one for all models, since models trained together share what is not learned."""
 
 
 @register("rfa")
@@ -32,7 +29,8 @@ class RFA(KernelAttention):
 
     The source is causal. Its code keeps the denominator above a constant; here the same constant is relative to the
     largest weight of a token, since a gate near 1 lets in so little of the first tokens of an episode that they would
-    all fall below. The source draws W anew while training; here it is fixed and saved with the weights.
+    all fall below. The source draws W anew while training and for each layer; here it is fixed, the same in every
+    block, and saved with the weights. What is seen of the guard is not differentiated through the running maximum.
 
     Args:
         width: size of a token.
@@ -41,18 +39,18 @@ class RFA(KernelAttention):
 
     capability = Capability(
         source="Peng et al. 2021, section 3.2",
-        differs="the least denominator is relative to the largest weight; random directions are drawn once",
+        differs="the least denominator is relative to the largest weight; directions are drawn once for all blocks",
         parallel="T (h + 64) d; blocks of 64 tokens one after another",
         step="h d",
     )
-    # The source's code has 0.1, for 64 pairs of features that are 0.1 times sines and cosines.
+    # Ours: what 0.1 is for 64 pairs of features that are 0.1 times sines and cosines; the source's code has several.
     smallest = 0.1 / (0.1**2 * 64)
     directions: Tensor
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__(width, heads, expansion=2)
         size = self.head_width
-        directions = torch.randn(heads, size, size, generator=torch.Generator().manual_seed(SEED))
+        directions = torch.randn(heads, size, size, generator=torch.Generator().manual_seed(UNTRAINED_SEED))
         self.register_buffer("directions", directions)
         self.scale = nn.Parameter(torch.ones(heads, 1, size))
         self.gate = nn.Linear(width, heads)

@@ -26,11 +26,11 @@ class Routing(LatestOfGroup):
     With queries ``q_t = norm(W_q x_t)`` that are also the keys, as in the source where it is causal, and norm the layer
     norm of a head without scale and shift, ``o_t = sum_p softmax_p(<q_t, q_p> / sqrt(head width)) W_v x_p`` over the
     latest tokens p of the cluster ``argmax_c <q_t, m_c>``. The source lets the `T / clusters` tokens that are nearest
-    to a centroid m_c see each other, which needs the whole sequence; here a cluster has all tokens nearest to it, of
+    to a centroid m_c see each other, which needs the whole sequence; here a cluster has all tokens of this argmax, of
     which the `span - 1` before a token are kept. Its centroids are moving averages of their tokens; here they are
     parameters whose gradient is that of the k-means objective, ``sum_t |q_t - m_c(t)|^2 / 2`` times a small constant,
-    whatever the loss: a step of plain descent is the same average. Nothing else reaches them, and it reaches nothing
-    else. Memory: window, keys and values of `8 span` tokens in each head.
+    whatever the loss: a step of plain descent of the right size would be the same average; AdamW takes its own. Nothing
+    else reaches them, and it reaches nothing else. Memory: window, keys and values of `8 span` tokens in each head.
 
     A token near the border of two clusters may fall into either by rounding; only there can the parallel and the
     stepped form part ways by more than that.
@@ -47,6 +47,7 @@ class Routing(LatestOfGroup):
         "divided by sqrt(head width)",
         parallel="T (8 n + 128) d",
         step="8 n d",
+        sees="the last {n} of its cluster, one of 8",
     )
 
     def __init__(self, width: int, heads: int, span: int = 8) -> None:

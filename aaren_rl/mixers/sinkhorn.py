@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aaren_rl.errors import InvalidInput
 from aaren_rl.mixers.base import Capability
-from aaren_rl.mixers.bounded import Bounded, latest
-from aaren_rl.mixers.groups import group, pick, places, seen, still_live
+from aaren_rl.mixers.bounded import Bounded, checked_span, latest, pick
+from aaren_rl.mixers.groups import group, places, seen, still_live
 from aaren_rl.mixers.registry import register
 
 SIZE = 5
@@ -79,15 +78,14 @@ class Sinkhorn(Bounded):
         differs="sorts the last blocks, by age, not all; rows are balanced last; no noise",
         parallel="T (n + 256) d",
         step="n d",
+        sees="its block of 5 and the blocks of {n} before",
     )
     rounds: ClassVar[int] = 2
     """Of balancing; each leaves less beside the newest block."""
 
     def __init__(self, width: int, heads: int, span: int = 20) -> None:
         super().__init__(width, heads)
-        if span < 1:
-            raise InvalidInput(f"a window of {span} tokens; expected at least 1")
-        self.blocks = -(-span // SIZE)
+        self.blocks = -(-checked_span(span) // SIZE)
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)

@@ -35,6 +35,7 @@ class Strided(Local):
         differs="the window lies before a token, not around it; every head is dilated",
         parallel="T (n + 128) d",
         step="n d",
+        sees="every 4th of the last {n}",
     )
     dilation: ClassVar[int] = 4
     """Distance between the tokens seen: no multiple of 3, so that of three tokens a step all kinds are seen."""

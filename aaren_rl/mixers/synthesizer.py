@@ -72,6 +72,7 @@ class DenseSynthesizer(Synthesizer):
         differs="a logit per age, not per position; the past only",
         parallel="T (n + 128) d",
         step="n d",
+        sees="the last {n}",
     )
 
     def __init__(self, width: int, heads: int, span: int = 20) -> None:
@@ -102,6 +103,7 @@ class RandomSynthesizer(Synthesizer):
         differs="a logit per age, not per pair of positions; the past only",
         parallel="T (n + 128) d",
         step="n d",
+        sees="the last {n}",
     )
 
     def __init__(self, width: int, heads: int, span: int = 20) -> None:
@@ -133,6 +135,7 @@ class FactorisedSynthesizer(Synthesizer):
         differs="a logit per age, not per position; the past only; any span",
         parallel="T (n + 128) d",
         step="n d",
+        sees="the last {n}",
     )
 
     def __init__(self, width: int, heads: int, span: int = 20) -> None:
@@ -145,6 +148,8 @@ class FactorisedSynthesizer(Synthesizer):
     def logits(self, x: Tensor) -> Tensor:
         """See `Synthesizer.logits`."""
         factors: Tensor = self.factor(F.relu(self.hidden(x)))
-        a, b = torch.split(factors.view(*x.shape[:2], self.heads, -1).transpose(1, 2), list(self.factors), -1)
+        a, b = torch.split(
+            factors.view(*x.shape[:2], self.heads, sum(self.factors)).transpose(1, 2), list(self.factors), -1
+        )
         # From the newest on, so that it is the oldest that are left out.
         return (a.unsqueeze(-1) * b.unsqueeze(-2)).flatten(-2)[..., : self.span].flip(-1)

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from aaren_rl.errors import InvalidInput
-from aaren_rl.mixers.bounded import Bounded, latest
+from aaren_rl.mixers.bounded import Bounded, checked_span, latest
 
 
 class WindowState(NamedTuple):
@@ -42,9 +41,7 @@ class Windowed(Bounded):
 
     def __init__(self, width: int, heads: int, span: int, remembered: int) -> None:
         super().__init__(width, heads)
-        if span < 1:
-            raise InvalidInput(f"a window of {span} tokens; expected at least 1")
-        self.span, self.remembered = span, remembered
+        self.span, self.remembered = checked_span(span), remembered
         # Tells the device and the type of a state.
         self.register_buffer("nothing", torch.zeros(0), persistent=False)
 

@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 from aaren_rl import mixers
 from aaren_rl.errors import InvalidInput
-from aaren_rl.mixers import Aaren, Softmax, state_bytes
+from aaren_rl.mixers import Aaren, Softmax, state_bytes, state_tensors
 
 WIDTH, HEADS = 12, 3
 
@@ -140,6 +140,29 @@ def test_conformance_rows_reset_and_pad_on_their_own(mixer):
     assert_close(outputs[2, 5:], mixer(x[2:, 5:])[0][0])
 
 
+def test_conformance_long_rows_with_padding_and_resets_equal_token_by_token(mixer):
+    """Beyond what is mixed at once, with resets on padding too, the last of them behind all real tokens."""
+    generator = torch.Generator().manual_seed(3)
+    reset, valid = torch.rand(3, 300, generator=generator) < 0.02, torch.rand(3, 300, generator=generator) < 0.9
+    valid[0, -1], reset[0, -1] = False, True
+    assert (reset & ~valid).any()
+    x = tokens(300)
+    outputs, after = mixer(x, None, reset, valid)
+    expected, state = torch.zeros_like(x), mixer.initial_state(3)
+    for t in range(300):
+        state = mixer.reset_state(state, reset[:, t])
+        y, state = mixer(x[:, t : t + 1], state, None, valid[:, t : t + 1])
+        expected[:, t] = y[:, 0]
+    assert_close(outputs[valid], expected[valid])
+    assert_same_memory(mixer, after, state)
+
+
+def test_conformance_no_two_tensors_of_a_fresh_state_are_one(mixer):
+    """They are written to where a state is carried from segment to segment."""
+    parts = [part for part in state_tensors(mixer.initial_state(2)) if part.numel()]
+    assert len({part.data_ptr() for part in parts}) == len(parts)
+
+
 @pytest.mark.parametrize("split", [1, 64, 99])
 def test_conformance_splitting_and_resuming_changes_nothing(mixer, split):
     x = tokens(100)
@@ -175,6 +198,9 @@ def test_conformance_the_state_grows_as_declared(mixer):
     assert mixer.memory in ("constant", "window", "growing")
     if mixer.memory != "growing":
         assert after[10] == after[50] == state_bytes(mixer(tokens(50))[1])
+        # Numbers and not bytes: a scan's state is in float64 only once it has seen float64.
+        sizes = [sum(map(torch.numel, state_tensors(s))) for s in (mixer.initial_state(3), mixer(tokens(50))[1])]
+        assert sizes[0] == sizes[1]
     if mixer.memory == "growing":
         assert after[50] == 5 * after[10]
 

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from aaren_rl.checkpoint import load_agent
 from aaren_rl.errors import CheckpointError, DataError, InvalidInput
 from aaren_rl.mixers import state_tensors
+from aaren_rl.model import ModelConfig
 from aaren_rl.run_log import RunLog, draw_curve, log_hyperparameters, read_metrics
 from aaren_rl.sampler import Sampler, hold_out
 from aaren_rl.training import Diverged, Evaluation, Interrupted, TrainingConfig, _means
@@ -86,10 +87,10 @@ def test_the_loss_goes_down(tmp_path, make_trainer, shape):
 
 def test_a_mixer_that_looks_at_values_is_not_recorded_as_a_cuda_graph():
     gpu = torch.device("cuda")
-    for mixer, recorded in (("aaren", True), ("none", True), ("mingru", True), ("gru", False), ("lstm", False)):
-        assert _means(TrainingConfig(precision="float32"), gpu, mixer)[2] == recorded
+    for mixer, recorded in (("aaren", True), ("mingru", True), ("gru", False), ("lstm", False), ("aaren,gru", False)):
+        assert _means(TrainingConfig(precision="float32"), gpu, ModelConfig(mixer=mixer, blocks=2))[2] == recorded
     with pytest.raises(InvalidInput, match="mixer 'gru' cannot be recorded as CUDA graphs; pass --graphs auto"):
-        _means(TrainingConfig(precision="float32", graphs="yes"), gpu, "gru")
+        _means(TrainingConfig(precision="float32", graphs="yes"), gpu, ModelConfig(mixer="gru"))
 
 
 @pytest.mark.parametrize("context", [5, "2+5", "episode", "packed", "carry:5"])

@@ -13,7 +13,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "mixers.md"
 @pytest.fixture(scope="module")
 def rows():
     head, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in table().split("\n"))
-    return {cells[0].strip("`"): dict(zip(head, cells, strict=True)) for cells in lines}
+    return {cells[0].strip("`").partition(":")[0]: dict(zip(head, cells, strict=True)) for cells in lines}
 
 
 def test_every_mixer_has_a_row_with_every_cell_filled(rows):
@@ -26,6 +26,8 @@ def test_what_is_said_is_what_the_classes_declare(rows):
     assert rows["softmax"]["memory"] == mixers.Softmax.memory == "growing"
     assert rows["aaren"]["against it"] == "exact"
     assert rows["local"]["against it"] == mixers.Local.capability.differs
+    assert (rows["local"]["mixer"], rows["local"]["tokens seen"]) == ("`local:20`", "the last 20")
+    assert (rows["aaren"]["mixer"], rows["aaren"]["tokens seen"]) == ("`aaren`", "the episode")
 
 
 def test_bytes_are_those_of_a_state_after_a_thousand_tokens(rows):

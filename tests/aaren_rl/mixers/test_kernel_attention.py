@@ -1,5 +1,6 @@
 """Attentions with a kernel, against the formulas of their sources in float64 loops over rows, heads and tokens."""
 
+import copy
 import math
 
 import pytest
@@ -229,3 +230,15 @@ def test_directions_are_the_same_for_every_seed_and_saved(name):
 def test_a_performer_without_features_is_refused():
     with pytest.raises(InvalidInput, match="0 blocks of random features; expected at least 1"):
         Performer(WIDTH, HEADS, 0)
+
+
+def test_linear_attention_keeps_its_digits_far_from_nought():
+    """elu(x) + 1 taken literally has none left below -17 in float32."""
+    torch.manual_seed(0)
+    mixer = mixers.Linear(8, 2)
+    with torch.no_grad():
+        mixer.query.bias.fill_(-20.0)
+        mixer.key.bias.fill_(-5.0)
+    x = torch.randn(2, 30, 8)
+    exact = copy.deepcopy(mixer).double()(x.double())[0]
+    torch.testing.assert_close(mixer(x)[0].double(), exact, rtol=1e-4, atol=1e-4)

@@ -44,13 +44,13 @@ class Reformer(LatestOfGroup):
         sees="the last {n} of its bucket, one of 8",
     )
 
+    rotations: Tensor
+
     def __init__(self, width: int, heads: int, span: int = 8) -> None:
         super().__init__(width, heads, span, BUCKETS)
         generator = torch.Generator().manual_seed(UNTRAINED_SEED)
         rotations = torch.randn(heads, self.head_width, BUCKETS // 2, generator=generator)
         self.register_buffer("rotations", rotations)
-
-    rotations: Tensor
 
     def project(self, x: Tensor, real: Tensor) -> Tokens:
         """See `Kept.project`."""

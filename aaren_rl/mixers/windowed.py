@@ -39,13 +39,13 @@ class Windowed(Bounded):
         InvalidInput: the width is not a multiple of the heads, or span is below 1.
     """
 
+    nothing: Tensor
+
     def __init__(self, width: int, heads: int, span: int, remembered: int) -> None:
         super().__init__(width, heads)
         self.span, self.remembered = checked_span(span), remembered
         # Tells the device and the type of a state.
         self.register_buffer("nothing", torch.zeros(0), persistent=False)
-
-    nothing: Tensor
 
     def remember(self, x: Tensor) -> Tensor:
         """What is kept of tokens (batch, time, width): (batch, time, remembered)."""

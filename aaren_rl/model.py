@@ -85,7 +85,7 @@ class ModelConfig:
     @property
     def mixers(self) -> tuple[str, ...]:
         """The mixer of every block, in its written form."""
-        written = tuple(self.mixer.split(","))
+        written = tuple(part.strip() for part in self.mixer.split(","))
         return written * self.blocks if len(written) == 1 else written
 
     @property

@@ -29,6 +29,32 @@ def test_readme_example_runs(tmp_path):
     assert re.search(r"return -?\d+, state \d+ bytes", ran.stdout)
 
 
+def test_the_mixer_of_the_docs_is_one(tmp_path):
+    """In a process of its own, since it registers a name."""
+    code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "mixers.md").read_text(), re.DOTALL).group(1)
+    check = """
+from aaren_rl import mixers
+mixer = mixers.build("average", 6, 1).double()
+x = torch.randn(2, 9, 6, dtype=torch.float64)
+reset, valid = torch.zeros(2, 9, dtype=torch.bool), torch.ones(2, 9, dtype=torch.bool)
+reset[0, 4], valid[1, :3] = True, False
+x[1, :3] = torch.nan
+outputs, after = mixer(x, None, reset, valid)
+states = [mixer.initial_state(1).double()] * 2
+for row, start in ((0, 0), (0, 4), (1, 3)):
+    state = mixer.initial_state(1)
+    for t in range(start, 9):
+        y, state = mixer.step(x[row : row + 1, t], state)
+        if row == 1 or start == 4 or t < 4:
+            torch.testing.assert_close(outputs[row, t], y[0])
+    states[row] = state
+torch.testing.assert_close(after, torch.cat(states))
+print("the same")
+"""
+    ran = subprocess.run([sys.executable, "-c", code + check], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.stdout == "the same\n", ran.stderr
+
+
 def imported_rooms(path):
     """The rooms that a source file imports from."""
     for node in ast.walk(ast.parse(path.read_text())):

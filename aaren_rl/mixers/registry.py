@@ -16,12 +16,15 @@ def register(name: str) -> Callable[[type[Mixer]], type[Mixer]]:
     """Class decorator that offers a mixer under a name.
 
     Raises:
-        InvalidInput: the name is taken.
+        InvalidInput: the name is taken, or the class does not declare its memory and its capability.
     """
 
     def add(mixer: type[Mixer]) -> type[Mixer]:
         if name in _MIXERS:
             raise InvalidInput(f"a mixer named {name!r} is registered already ({_MIXERS[name].__name__})")
+        for declared in ("memory", "capability"):
+            if not hasattr(mixer, declared):
+                raise InvalidInput(f"{mixer.__name__} does not declare {declared!r}; see aaren_rl.mixers.Mixer")
         _MIXERS[name] = mixer
         return mixer
 

@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 from aaren_rl import mixers
 from aaren_rl.errors import InvalidInput
-from aaren_rl.mixers import Aaren, Softmax, state_bytes, state_tensors
+from aaren_rl.mixers import Aaren, Mixer, Softmax, state_bytes, state_tensors
 
 WIDTH, HEADS = 12, 3
 
@@ -348,6 +348,15 @@ def test_an_unknown_name_is_refused_with_its_nearest_match():
         mixers.get("aren")
     with pytest.raises(InvalidInput, match="known: aaren"):
         mixers.get("zzzzzz")
+
+
+def test_a_mixer_that_does_not_say_what_it_is_is_refused():
+    class Silent(Mixer):
+        memory = "constant"
+
+    with pytest.raises(InvalidInput, match="Silent does not declare 'capability'"):
+        mixers.register("silent")(Silent)
+    assert "silent" not in mixers.names()
 
 
 def test_a_name_is_registered_once():

@@ -29,9 +29,9 @@ def list_mixers(arguments: Arguments) -> None:
     """Prints the table and what its letters stand for."""
     say(
         f"{table()}\n\nThe number behind a name is that of the tokens seen, and any other may be given. Sequences "
-        "may be of any length for all of them. T: tokens of a sequence, t: tokens so far, d: width of a token, h: "
-        "width of one head, n: the number behind the name. Costs leave out the projections of single tokens. State: bytes "
-        f"that one block of width {WIDTH} with one head carries after {STEPS:,} tokens."
+        "may be of any length for all of them. T: tokens of a sequence, t: tokens so far, d: width of a token, "
+        "h: width of one head, n: the number behind the name. Costs leave out the projections of single tokens. "
+        f"State: bytes that one block of width {WIDTH} with one head carries after {STEPS:,} tokens."
     )
 
 

@@ -195,14 +195,14 @@ def test_softmax_steps_equal_one_forward(make_model, layout, timesteps):
 
 @both_layouts
 @pytest.mark.parametrize("mixer", sorted(set(mixers.names()) - {"aaren", "softmax"}))
-def test_conformance_eighty_steps_of_any_mixer_equal_one_forward(make_model, layout, mixer):
+def test_conformance_two_hundred_steps_of_any_mixer_equal_one_forward(make_model, layout, mixer):
     model = make_model(mixer=mixer, layout=layout)
-    arguments = draw(80)
+    arguments = draw(200)
     stepped, after_steps = step_through(model, arguments)
     whole, after_whole = model(*arguments)
     assert_close(stepped, whole, 1e-4)
     assert whole.std() > 0.05
-    follow = draw(5, first=80)
+    follow = draw(5, first=200)
     assert_close(step_through(model, follow, after_whole)[0], step_through(model, follow, after_steps)[0], 1e-4)
 
 

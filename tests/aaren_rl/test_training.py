@@ -87,7 +87,8 @@ def test_the_loss_goes_down(tmp_path, make_trainer, shape):
 
 def test_a_mixer_that_looks_at_values_is_not_recorded_as_a_cuda_graph():
     gpu = torch.device("cuda")
-    for mixer, recorded in (("aaren", True), ("mingru", True), ("gru", False), ("lstm", False), ("aaren,gru", False)):
+    recordable = {"aaren": True, "none": True, "mingru": True, "gru": False, "lstm": False, "aaren,gru": False}
+    for mixer, recorded in recordable.items():
         assert _means(TrainingConfig(precision="float32"), gpu, ModelConfig(mixer=mixer, blocks=2))[2] == recorded
     with pytest.raises(InvalidInput, match="mixer 'gru' cannot be recorded as CUDA graphs; pass --graphs auto"):
         _means(TrainingConfig(precision="float32", graphs="yes"), gpu, ModelConfig(mixer="gru"))

@@ -24,8 +24,8 @@ class MLPMixer(Windowed):
     source the second layer writes to the residual stream itself, without a projection, so this mixer is far smaller
     than attention.
 
-    Memory: window, the `span - 1` tokens themselves. In training it keeps 40 numbers for each number of a token, some
-    9 GiB a block for 64 episodes of 3,000 tokens of width 128.
+    Memory: window, the `span - 1` tokens themselves. Training keeps 40 numbers for each number of a token, so batches
+    of whole episodes take far more memory than with other mixers.
 
     Args:
         width: size of a token.

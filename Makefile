@@ -1,7 +1,7 @@
 # Two commands for a stranger: `make train` and `make test`. Everything happens in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := $(shell find aaren_rl agents envs scripts -type f -not -name '*.pyc') pyproject.toml README.md LICENSE
+SOURCES := $(shell find aaren_rl agents envs experiments scripts -type f -not -name '*.pyc') pyproject.toml README.md LICENSE
 
 # One pip at a time in one environment.
 .NOTPARALLEL:

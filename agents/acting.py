@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode
 
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.errors import InvalidInput
-from aaren_rl.step import ACTION, RETURN_TO_GO, TIMESTEP
+from aaren_rl.stepping.step import ACTION, RETURN_TO_GO, TIMESTEP
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -80,7 +80,7 @@ class Stepping(Protocol):
 
 
 class Rows:
-    """Steps a function of arrays whose state is one row of numbers per environment (see `aaren_rl.step.Step`).
+    """Steps a function of arrays whose state is one row of numbers per environment (see `aaren_rl.stepping.step.Step`).
 
     Args:
         function: (observation, reward, state) to (action, state); the state is float64.

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from aaren_rl import checkpoint
 from aaren_rl.agents.acting import Array, Rows, SteppedAgent, Stepping
-from aaren_rl.captured import Captured
 from aaren_rl.checkpoint import AgentCard
+from aaren_rl.cuda_graph import Captured
 from aaren_rl.mixers import State, state_bytes
 from aaren_rl.model import DecisionModel
-from aaren_rl.numpy_step import NumpyStep
-from aaren_rl.step import ACTION, TIMESTEP, Step
+from aaren_rl.stepping.numpy_step import NumpyStep
+from aaren_rl.stepping.step import ACTION, TIMESTEP, Step
 
 SMALL = 2**18
 """Multiplications up to which OpenBLAS, NumPy's usual library, keeps a product on one thread; so few steps are faster

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from aaren_rl import checkpoint, export
+from aaren_rl import checkpoint
 from aaren_rl.agents.acting import Array, Rows, SteppedAgent, Stepping
 from aaren_rl.errors import CheckpointError, InvalidInput
+from aaren_rl.stepping import onnx as export
 
 
 class OnnxAgent(SteppedAgent):
-    """Acts like `DecisionAgent`, from the folder that `aaren_rl.export.to_onnx` wrote.
+    """Acts like `DecisionAgent`, from the folder that `aaren_rl.stepping.onnx.to_onnx` wrote.
 
     Args:
         folder: with agent.onnx and export.json.

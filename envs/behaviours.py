@@ -12,8 +12,8 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from aaren_rl.data.trajectories import Floats
 from aaren_rl.errors import DataError, unknown_name
-from aaren_rl.trajectories import Floats
 
 Seen: TypeAlias = Sequence[npt.NDArray[Any]]
 """All observations of an episode so far, each (observation size,)."""

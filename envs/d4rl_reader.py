@@ -10,8 +10,8 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.errors import DataError
-from aaren_rl.trajectories import Trajectories
 
 KEYS = ("observations", "actions", "rewards", "terminals", "timeouts")
 

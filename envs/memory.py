@@ -8,8 +8,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from aaren_rl.data.trajectories import Floats
 from aaren_rl.errors import InvalidInput
-from aaren_rl.trajectories import Floats
 
 T_MAZE = "aaren/PassiveTMaze-v0"
 MEMORY_CHAIN = "aaren/MemoryChain-v0"

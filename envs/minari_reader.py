@@ -12,9 +12,9 @@ import numpy.typing as npt
 from minari import MinariDataset
 from minari.storage import get_dataset_path
 
+from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.envs.environments import EnvironmentSpec
 from aaren_rl.errors import DataError, InvalidInput
-from aaren_rl.trajectories import Trajectories
 
 
 def is_local(dataset_id: str) -> bool:

@@ -8,8 +8,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from aaren_rl.data.trajectories import Floats
 from aaren_rl.errors import InvalidInput
-from aaren_rl.trajectories import Floats
 
 REPEAT_PREVIOUS = "aaren/RepeatPrevious-v0"
 SUITS = 4

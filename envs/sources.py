@@ -9,12 +9,12 @@ from typing import Literal
 
 import numpy as np
 
+from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.envs import catalogue, collect, d4rl_reader, download, minari_reader
 from aaren_rl.envs.catalogue import Entry, Reference
 from aaren_rl.envs.download import Unreachable
 from aaren_rl.envs.environments import EnvironmentSpec, box, make
 from aaren_rl.errors import DataError, InvalidInput, unknown_name
-from aaren_rl.trajectories import Trajectories
 
 Source = Literal["auto", "minari", "d4rl", "bundled"]
 

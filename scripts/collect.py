@@ -10,7 +10,7 @@ import tyro
 
 from aaren_rl.envs import catalogue
 from aaren_rl.envs.collect import STEPS, collect
-from aaren_rl.scripts.console import run, say
+from aaren_rl.experiments.console import run, say
 
 
 @dataclass(frozen=True)

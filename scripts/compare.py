@@ -10,9 +10,9 @@ from typing import Annotated
 import tyro
 
 from aaren_rl.errors import InvalidInput, unknown_name
-from aaren_rl.scripts.comparison import costs, matrix, picture, running, table
-from aaren_rl.scripts.console import run, say
-from aaren_rl.training import Interrupted
+from aaren_rl.experiments.comparison import costs, matrix, picture, running, table
+from aaren_rl.experiments.console import run, say
+from aaren_rl.training.run import Interrupted
 
 
 @dataclass(frozen=True)

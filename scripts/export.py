@@ -17,8 +17,8 @@ from aaren_rl.envs.environments import EnvironmentSpec
 from aaren_rl.envs.evaluation import Protocol, evaluate, result
 from aaren_rl.envs.rollout import Actor
 from aaren_rl.errors import CheckpointError, InvalidInput
-from aaren_rl.export import CARD, to_onnx
-from aaren_rl.scripts.console import describe, run, say
+from aaren_rl.experiments.console import describe, run, say
+from aaren_rl.stepping.onnx import CARD, to_onnx
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from aaren_rl.envs.environments import EnvironmentSpec, make
 from aaren_rl.envs.evaluation import Protocol, evaluate, success_interval
 from aaren_rl.envs.memory import MEMORY_CHAIN, T_MAZE
 from aaren_rl.errors import InvalidInput
+from aaren_rl.experiments.console import device_named, run, say
 from aaren_rl.figures import drawn
-from aaren_rl.scripts.console import device_named, run, say
 
 TIMED_STEPS = 200
 """Steps whose time is taken, at least; short episodes are played several times."""

@@ -9,7 +9,7 @@ import torch
 import tyro
 
 from aaren_rl import mixers
-from aaren_rl.scripts.console import run, say
+from aaren_rl.experiments.console import run, say
 
 WIDTH, STEPS = 128, 1_000
 """Tokens of this size, and so many of them, for the bytes of a state."""

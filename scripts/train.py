@@ -13,22 +13,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from aaren_rl import checkpoint, scan
+from aaren_rl import checkpoint
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.checkpoint import AgentCard
-from aaren_rl.ensemble import train_together
+from aaren_rl.data.sampler import Context
 from aaren_rl.envs import sources
 from aaren_rl.envs.catalogue import catalogue
 from aaren_rl.envs.evaluation import Protocol, evaluate, result, write_result
 from aaren_rl.envs.sources import Dataset
 from aaren_rl.errors import InvalidInput
+from aaren_rl.experiments import config as run_config
+from aaren_rl.experiments.config import CONFIG, RunConfig
+from aaren_rl.experiments.console import describe, device_named, rounded, run, say
 from aaren_rl.model import DecisionModel, Scaling, count_parameters
-from aaren_rl.run_log import draw_curve, log_hyperparameters
-from aaren_rl.sampler import Context
-from aaren_rl.scripts import run_config
-from aaren_rl.scripts.console import describe, device_named, rounded, run, say
-from aaren_rl.scripts.run_config import CONFIG, RunConfig
-from aaren_rl.training import Evaluation, Interrupted, Trained, Trainer, checkpoints
+from aaren_rl.ops import prefix_attention as scan
+from aaren_rl.training.ensemble import train_together
+from aaren_rl.training.log import draw_curve, log_hyperparameters
+from aaren_rl.training.run import Evaluation, Interrupted, Trained, Trainer, checkpoints
 
 QUANTILES = 11
 """Of the data's returns that an agent's card holds."""

@@ -14,7 +14,7 @@ import tyro
 from aaren_rl.envs.behaviours import ActorBehaviour
 from aaren_rl.envs.environments import EnvironmentSpec, box, make
 from aaren_rl.errors import InvalidInput
-from aaren_rl.scripts.console import run, say
+from aaren_rl.experiments.console import run, say
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """What mixes tokens over time, behind one contract and a registry of names."""
 
 from aaren_rl.mixers.aaren import Aaren
-from aaren_rl.mixers.base import Capability, Memory, Mixer, State, state_bytes, state_tensors
+from aaren_rl.mixers.base.contract import Capability, Memory, Mixer, State, state_bytes, state_tensors
+from aaren_rl.mixers.base.registry import build, get, names, register
 from aaren_rl.mixers.bigbird import BigBird
 from aaren_rl.mixers.compressed import Compressed
 from aaren_rl.mixers.fnet import FNet
@@ -19,7 +20,6 @@ from aaren_rl.mixers.none import NoMixing
 from aaren_rl.mixers.perceiver import Perceiver
 from aaren_rl.mixers.performer import Performer
 from aaren_rl.mixers.reformer import Reformer
-from aaren_rl.mixers.registry import build, get, names, register
 from aaren_rl.mixers.rfa import RFA
 from aaren_rl.mixers.routing import Routing
 from aaren_rl.mixers.sinkhorn import Sinkhorn

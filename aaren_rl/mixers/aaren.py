@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aaren_rl import scan
-from aaren_rl.mixers.base import Capability, Mixer, Stepper
-from aaren_rl.mixers.registry import register
+from aaren_rl.mixers.base.contract import Capability, Mixer, Stepper
+from aaren_rl.mixers.base.registry import register
+from aaren_rl.ops import prefix_attention as scan
 
 EMPTY = -1e30
 """Score of no token where infinities are not wanted; exponentiates to 0 beside any other."""
@@ -26,7 +26,8 @@ class Aaren(Mixer):
 
     Like causal softmax attention, with one learned token in place of the current one as the query:
     ``o_k = sum_{i<=k} softmax_i(<W_q q, W_k x_i> / sqrt(head width)) W_v x_i``. The query projection stays, so a layer
-    has one vector of the size of a token more than softmax attention. All prefixes are computed by `aaren_rl.scan`.
+    has one vector of the size of a token more than softmax attention. All prefixes are computed by
+    `aaren_rl.ops.prefix_attention`.
 
     With recency a token's score falls by a learned slope per head with every token after it. The shift that all scores
     share cancels, so this is the same scan over other scores, and a state that decays by exp(-slope) a token. The

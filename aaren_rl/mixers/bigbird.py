@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aaren_rl.mixers.base import Capability
-from aaren_rl.mixers.kept import FOREVER, GLOBAL, FirstAndLast
-from aaren_rl.mixers.registry import register
+from aaren_rl.mixers.base.contract import Capability
+from aaren_rl.mixers.base.registry import register
+from aaren_rl.mixers.base.slot_cache import FOREVER, GLOBAL, FirstAndLast
 
 RANDOM = 4
 """Tokens of the sample, as many as are global."""

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aaren_rl.mixers.base import Capability
-from aaren_rl.mixers.bounded import Bounded, checked_span, latest
-from aaren_rl.mixers.groups import group, seen, still_live
-from aaren_rl.mixers.registry import register
+from aaren_rl.mixers.base.buckets import group, seen, still_live
+from aaren_rl.mixers.base.chunkwise import Bounded, checked_span, latest
+from aaren_rl.mixers.base.contract import Capability
+from aaren_rl.mixers.base.registry import register
 
 TRIPLE = 3
 """Tokens compressed into one, the source's kernel and stride."""

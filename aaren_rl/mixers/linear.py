@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aaren_rl.mixers.base import Capability
-from aaren_rl.mixers.kernel_attention import KernelAttention
-from aaren_rl.mixers.registry import register
+from aaren_rl.mixers.base.contract import Capability
+from aaren_rl.mixers.base.kernel_attention import KernelAttention
+from aaren_rl.mixers.base.registry import register
 
 
 @register("linear")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from aaren_rl.mixers.base import Capability
-from aaren_rl.mixers.kept import FirstAndLast
-from aaren_rl.mixers.registry import register
+from aaren_rl.mixers.base.contract import Capability
+from aaren_rl.mixers.base.registry import register
+from aaren_rl.mixers.base.slot_cache import FirstAndLast
 
 
 @register("longformer")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from aaren_rl.mixers.base import Capability
-from aaren_rl.mixers.recurrent import Recurrent, Rows
-from aaren_rl.mixers.registry import register
+from aaren_rl.mixers.base.contract import Capability
+from aaren_rl.mixers.base.registry import register
+from aaren_rl.mixers.base.torch_rnn import Recurrent, Rows
 
 
 @register("lstm")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from aaren_rl.mixers.base import Capability
-from aaren_rl.mixers.minimal_recurrent import MinimalRecurrent
-from aaren_rl.mixers.registry import register
+from aaren_rl.mixers.base.contract import Capability
+from aaren_rl.mixers.base.minimal_rnn import MinimalRecurrent
+from aaren_rl.mixers.base.registry import register
 
 
 @register("mingru")

@@ -7,9 +7,9 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aaren_rl.mixers.base import Capability
-from aaren_rl.mixers.registry import register
-from aaren_rl.mixers.windowed import Windowed
+from aaren_rl.mixers.base.contract import Capability
+from aaren_rl.mixers.base.registry import register
+from aaren_rl.mixers.base.sliding_window import Windowed
 
 
 @register("mlp-mixer")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aaren_rl.mixers.base import Capability, Mixer
-from aaren_rl.mixers.registry import register
+from aaren_rl.mixers.base.contract import Capability, Mixer
+from aaren_rl.mixers.base.registry import register
 
 
 @register("none")

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aaren_rl import scan
 from aaren_rl.errors import InvalidInput
-from aaren_rl.mixers.base import Capability, Mixer
-from aaren_rl.mixers.registry import register
+from aaren_rl.mixers.base.contract import Capability, Mixer
+from aaren_rl.mixers.base.registry import register
+from aaren_rl.ops import prefix_attention as scan
 
 LATENTS = 4
 """Of each head: summaries to choose from, in a state that stays far smaller than a matrix of a head's width."""
@@ -21,7 +21,8 @@ class Perceiver(Mixer):
 
     Latent l of a head is a query that is the same for all tokens, so that it is a recurrence over them ("Attention as
     an RNN", Feng et al. 2024, arXiv 2405.13956, section 3): ``z_lt = l + sum_{i<=t} softmax_i(<l, W_k x_i> /
-    sqrt(head width)) W_v x_i``, for all prefixes by `aaren_rl.scan`. Then the token asks the latents ("Perceiver IO",
+    sqrt(head width)) W_v x_i``, for all prefixes by
+    `aaren_rl.ops.prefix_attention`. Then the token asks the latents ("Perceiver IO",
     Jaegle et al. 2022, arXiv 2107.14795, section 3.2): ``o_t = W_o sum_l softmax_l(<W_q x_t, z_lt> / sqrt(head width))
     z_lt``. Memory: constant, the scan's (m, c, a) of every latent of every head.
 

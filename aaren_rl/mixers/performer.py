@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from aaren_rl.errors import InvalidInput
-from aaren_rl.mixers.base import UNTRAINED_SEED, Capability
-from aaren_rl.mixers.kernel_attention import KernelAttention
-from aaren_rl.mixers.registry import register
+from aaren_rl.mixers.base.contract import UNTRAINED_SEED, Capability
+from aaren_rl.mixers.base.kernel_attention import KernelAttention
+from aaren_rl.mixers.base.registry import register
 
 ORTHOGONAL_BLOCKS = 2
 """As many features as `rfa` has; the source's 256 for heads of 64 would be 4."""

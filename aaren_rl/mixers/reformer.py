@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from aaren_rl.mixers.base import UNTRAINED_SEED, Capability
-from aaren_rl.mixers.kept import LatestOfGroup, Tokens
-from aaren_rl.mixers.registry import register
+from aaren_rl.mixers.base.contract import UNTRAINED_SEED, Capability
+from aaren_rl.mixers.base.registry import register
+from aaren_rl.mixers.base.slot_cache import LatestOfGroup, Tokens
 
 BUCKETS = 8
 """Of each head; about as many tokens each as are kept, in a training window of 20 steps."""

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aaren_rl.mixers.base import UNTRAINED_SEED, Capability
-from aaren_rl.mixers.kernel_attention import KernelAttention
-from aaren_rl.mixers.registry import register
+from aaren_rl.mixers.base.contract import UNTRAINED_SEED, Capability
+from aaren_rl.mixers.base.kernel_attention import KernelAttention
+from aaren_rl.mixers.base.registry import register
 
 SHORTEST = 1e-3
 """Shorter queries and keys are not stretched to unit length; the source's code adds as much to the length."""

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from aaren_rl.mixers.base import Capability
-from aaren_rl.mixers.kept import LatestOfGroup, Tokens
-from aaren_rl.mixers.registry import register
+from aaren_rl.mixers.base.contract import Capability
+from aaren_rl.mixers.base.registry import register
+from aaren_rl.mixers.base.slot_cache import LatestOfGroup, Tokens
 
 CLUSTERS = 8
 """Of each head; about as many tokens each as are kept, in a training window of 20 steps."""

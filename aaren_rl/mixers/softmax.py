@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aaren_rl.mixers.base import Capability, Mixer
-from aaren_rl.mixers.registry import register
+from aaren_rl.mixers.base.contract import Capability, Mixer
+from aaren_rl.mixers.base.registry import register
 
 
 class SoftmaxState(NamedTuple):

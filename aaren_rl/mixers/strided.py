@@ -6,9 +6,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from aaren_rl.mixers.base import Capability
+from aaren_rl.mixers.base.contract import Capability
+from aaren_rl.mixers.base.registry import register
 from aaren_rl.mixers.local import Local
-from aaren_rl.mixers.registry import register
 
 
 @register("strided")

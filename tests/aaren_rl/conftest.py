@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from aaren_rl.checkpoint import AgentCard
+from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
-from aaren_rl.trajectories import Trajectories
 
 OBSERVATION_SIZE, ACTION_SIZE = 4, 2
 

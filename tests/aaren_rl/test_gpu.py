@@ -9,13 +9,13 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from aaren_rl.agents import DecisionAgent
-from aaren_rl.captured import Captured
 from aaren_rl.checkpoint import AgentCard
-from aaren_rl.ensemble import train_together
+from aaren_rl.cuda_graph import Captured
+from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
-from aaren_rl.scan import prefix_attention
-from aaren_rl.training import Trainer, TrainingConfig
-from aaren_rl.trajectories import Trajectories
+from aaren_rl.ops.prefix_attention import prefix_attention
+from aaren_rl.training.ensemble import train_together
+from aaren_rl.training.run import Trainer, TrainingConfig
 
 pytestmark = [
     pytest.mark.gpu,

@@ -10,7 +10,7 @@ from aaren_rl.agents.acting import Rows
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.mixers import Aaren, Mixer
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
-from aaren_rl.numpy_step import NumpyStep
+from aaren_rl.stepping.numpy_step import NumpyStep
 
 
 def make_agent(seed=0, std=0.4, **shape):

@@ -13,8 +13,8 @@ from aaren_rl.agents import DecisionAgent, OnnxAgent
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.envs.rollout import roll_out
 from aaren_rl.errors import CheckpointError, InvalidInput
-from aaren_rl.export import to_onnx
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
+from aaren_rl.stepping.onnx import to_onnx
 
 LONGEST = 250
 """Steps that the learned timestep embedding holds."""

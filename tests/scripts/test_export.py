@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-import aaren_rl.export
+import aaren_rl.stepping.onnx
 from aaren_rl.agents import DecisionAgent, OnnxAgent
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.errors import AarenError, InvalidInput
+from aaren_rl.experiments.console import rounded
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
-from aaren_rl.scripts.console import rounded
 from aaren_rl.scripts.export import Arguments, export, main
 
 CARD = AgentCard("Hopper-v5", "aaren/hopper/medium-v0", "bundled", (3600.0, 1800.0), {}, 5)
@@ -49,7 +49,7 @@ def exported(tmp_path_factory):
 def agent(exported, tmp_path, monkeypatch):
     """A copy of the agent; exporting it takes the graph that torch took seconds to make before."""
     graph = (exported[0] / "last-onnx" / "agent.onnx").read_bytes()
-    monkeypatch.setattr(aaren_rl.export, "_graph", lambda step: graph)
+    monkeypatch.setattr(aaren_rl.stepping.onnx, "_graph", lambda step: graph)
     return shutil.copytree(exported[0] / "last", tmp_path / "run" / "last")
 
 

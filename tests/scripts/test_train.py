@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from aaren_rl.agents import DecisionAgent
-from aaren_rl.scripts import run_config
+from aaren_rl.experiments import config as run_config
 from aaren_rl.scripts.train import main
 
 TRAIN = Path(__file__).parents[2] / "scripts" / "train.py"

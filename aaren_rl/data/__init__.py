@@ -1,0 +1,1 @@
+"""Offline data: trajectories, and the segments that are drawn from them."""

@@ -1,0 +1,70 @@
+"""Recurrent networks whose gates see the token alone, so that they train in parallel over time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aaren_rl.mixers.base.contract import Mixer
+from aaren_rl.ops.linear_recurrence import linear_recurrence
+
+
+class MinimalRecurrent(Mixer):
+    """A minimal recurrent network ("Were RNNs All We Needed?", Feng et al. 2024, arXiv 2410.01201) and a projection.
+
+    Gates and candidates depend on the token alone, so ``h = (1 - z) * h + z * g(W_h x)`` is linear in the state and all
+    tokens are computed at once, without a loop. g(x) is ``x + 0.5`` from 0 on and ``sigmoid(x)`` below, so that states
+    are positive: the paper's log-space form (version 1, appendix B.3). The paper finds its numbers by sums of
+    logarithms; here they are found without any (`linear_recurrence`).
+
+    The state is h (batch, width), zero at the start of an episode. A subclass gives z.
+
+    Args:
+        width: size of a token and of the state.
+        heads: checked as everywhere, otherwise without effect: the network has no heads.
+    """
+
+    memory = "constant"
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads)
+        self.candidate = nn.Linear(width, width)
+        self.output = nn.Linear(width, width)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """The logit of z, the weight of the candidate, like the tokens (..., width)."""
+        raise NotImplementedError
+
+    def initial_state(self, batch_size: int) -> Tensor:
+        """Zeros, (batch, width)."""
+        return self.output.weight.new_zeros(batch_size, self.width)
+
+    def forward(
+        self, x: Tensor, state: Tensor | None = None, reset: Tensor | None = None, valid: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `Mixer.forward`; the state is h, (batch, width)."""
+        kept, added = self._terms(x)
+        if valid is not None:
+            # The identity.
+            kept = kept.masked_fill(~valid.unsqueeze(-1), 1.0)
+            added = added.masked_fill(~valid.unsqueeze(-1), 0.0)
+        if reset is not None:
+            kept = kept.masked_fill(reset.unsqueeze(-1), 0.0)
+        if state is not None:
+            # The state before is one token more, that only adds.
+            kept, added = F.pad(kept, (0, 0, 1, 0)), torch.cat([state.unsqueeze(1).to(added), added], 1)
+        h = linear_recurrence(kept, added)[:, 0 if state is None else 1 :]
+        return self.output(h.to(x.dtype)), h[:, -1]
+
+    def step(self, x_t: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Mixer.step`."""
+        kept, added = self._terms(x_t)
+        h = torch.addcmul(added, kept, state)
+        return self.output(h.to(x_t.dtype)), h
+
+    def _terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What of the state before is kept, and what is added, in float32 at least."""
+        kind = torch.promote_types(x.dtype, torch.float32)
+        z, candidate = self.gate(x).to(kind).sigmoid(), self.candidate(x).to(kind)
+        return 1 - z, z * torch.where(candidate >= 0, candidate + 0.5, candidate.sigmoid())

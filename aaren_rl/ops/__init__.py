@@ -1,0 +1,1 @@
+"""Operators over time: prefix attention and the linear recurrence."""

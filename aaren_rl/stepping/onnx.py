@@ -1,0 +1,198 @@
+"""An agent as one ONNX graph of a single step, for machines without torch."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+import io
+import json
+import logging
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from aaren_rl import __version__, checkpoint
+from aaren_rl.checkpoint import AgentCard
+from aaren_rl.errors import AarenError, InvalidInput
+from aaren_rl.model import DecisionModel
+from aaren_rl.stepping.step import RETURN_TO_GO, TIMESTEP, Step
+
+GRAPH, CARD = checkpoint.EXPORTED_GRAPH, checkpoint.EXPORTED_CARD
+FORMAT = 2
+STEPS, ROWS = 200, 3
+"""Of the check against torch."""
+
+PERCEPTRON = ("expand", "contract")
+"""How the names of the perceptrons' weights end in the graph."""
+
+LARGEST_DIFFERENCE = 1e-4
+"""Between an action of the float32 graph and torch's, as a share of the action's half range."""
+
+
+class ExportFailed(AarenError):
+    """The exported graph does not compute what the agent does."""
+
+
+def to_onnx(model: DecisionModel, card: AgentCard, folder: Path, int8: bool = False) -> Path:
+    """Writes agent.onnx and export.json, after checking the graph against torch.
+
+    The graph maps observation (batch, observation size), reward (batch,) and state (batch, state size) to action
+    (batch, action size) and the new state, in the environment's units; the state is float64, all else float32. The card
+    has the state before an episode and where in it the target return goes.
+
+    Args:
+        model: to export; the states of its mixers must not grow.
+        card: what it was trained on and for.
+        folder: to write into; an earlier export there is replaced.
+        int8: store the weights of the perceptrons in 8 bits, and quantise what they meet as it comes.
+
+    Returns:
+        The graph's file.
+
+    Raises:
+        InvalidInput: a package is missing, a mixer's state grows, or the agent recomputes a window.
+        ExportFailed: the graph and torch part ways; nothing was written.
+        CheckpointError: it cannot be written, or the folder holds something else.
+    """
+    require_packages("onnx", "onnxscript", "onnxruntime")
+    checkpoint.check_replaceable(folder, checkpoint.EXPORTED)
+    if card.acting.startswith("window"):
+        raise InvalidInput(f"this agent acts by {card.acting}, which is no single step; export it with --acting stream")
+    model = copy.deepcopy(model).cpu().eval()
+    step = Step(model)
+    graph = _quantised(_graph(step)) if int8 else _graph(step)
+    difference = _difference(model, step, graph)
+    if not np.isfinite(difference) or (difference > LARGEST_DIFFERENCE and not int8):
+        raise ExportFailed(f"over {STEPS} steps the graph's actions differ from torch's by up to {difference:.1e}")
+    description: dict[str, Any] = {
+        "format": FORMAT,
+        "aaren_rl": __version__,
+        **asdict(card),
+        "int8": int8,
+        "observation_size": step.observation_size,
+        "action_low": step.action_low.tolist(),
+        "action_high": step.action_high.tolist(),
+        "longest_episode": model.config.max_steps if model.config.timesteps == "learned" else None,
+        "state_start": step.start.tolist(),
+        "return_to_go_at": RETURN_TO_GO,
+        "timestep_at": TIMESTEP,
+        "largest_difference": difference,
+        "sha256": {GRAPH: checkpoint.digest(graph)},
+    }
+    description["sha256"][CARD] = checkpoint.card_digest(description, GRAPH)
+    with checkpoint.whole_folder(folder, checkpoint.EXPORTED) as partial:
+        checkpoint.write_file(partial / GRAPH, graph)
+        checkpoint.write_file(partial / CARD, (json.dumps(description, indent=2) + "\n").encode())
+    return folder / GRAPH
+
+
+def require_packages(*names: str) -> None:
+    """Makes sure that packages of the extra `export` are installed.
+
+    Raises:
+        InvalidInput: one is missing; the message says how to install it.
+    """
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InvalidInput(
+            f"exported agents need {', '.join(missing)}; in a clone: .venv/bin/pip install '.[export]', elsewhere: "
+            f"pip install {' '.join(missing)}"
+        )
+
+
+def session(graph: bytes | str, threads: int = 1) -> Any:
+    """An onnxruntime session on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def _graph(step: Step) -> bytes:
+    batch = torch.export.Dim("batch", min=1)
+    # With two rows, so that a batch of one is not taken for a constant.
+    inputs = torch.zeros(2, step.observation_size), torch.zeros(2), step.start.repeat(2, 1)
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = registration.level
+    try:
+        # It reports its progress, and every operation of torchvision that it does without.
+        registration.setLevel(logging.ERROR)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.inference_mode():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                step,
+                inputs,
+                dynamo=True,
+                input_names=["observation", "reward", "state"],
+                output_names=["action", "new_state"],
+                dynamic_shapes=({0: batch}, {0: batch}, {0: batch}),
+                verbose=False,
+            )
+    finally:
+        registration.setLevel(level)
+    if program is None:
+        raise ExportFailed("torch returned no graph")
+    return program.model_proto.SerializeToString()  # type: ignore[no-any-return]
+
+
+def _quantised(graph: bytes) -> bytes:
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before, after = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
+        model = onnx.load_from_string(graph)
+        # Four fifths of the weights; the others meet numbers of too many sizes (returns beside velocities, scores).
+        perceptrons = [
+            # The quantiser names a Gemm's product so when it takes the addition apart from it.
+            f"{node.name}_MatMul"
+            for node in model.graph.node
+            if any(part.endswith(PERCEPTRON) for part in node.input)
+        ]
+        # It changes matrices' layouts and stumbles over the shapes noted before.
+        del model.graph.value_info[:]
+        before.write_bytes(model.SerializeToString())
+        before_level = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            quantize_dynamic(
+                before, after, per_channel=True, weight_type=QuantType.QInt8, nodes_to_quantize=perceptrons
+            )
+        finally:
+            logging.disable(before_level)
+        quantised = after.read_bytes()
+    if not any(node.op_type == "MatMulInteger" for node in onnx.load_from_string(quantised).graph.node):
+        raise ExportFailed("this version of onnxruntime quantised nothing; pass no --int8")
+    return quantised
+
+
+def _difference(model: DecisionModel, step: Step, graph: bytes) -> float:
+    """Largest difference of an action over an episode of made-up observations, as a share of its half range."""
+    running = session(graph)
+    generator = torch.Generator().manual_seed(0)
+    target = torch.linspace(0.5, 1.5, ROWS) * model.return_scale
+    ours, theirs = model.initial_state(ROWS), step.initial_state(target).numpy()
+    action, returns, largest = torch.zeros(ROWS, step.action_size), target, 0.0
+    half = (model.action_high - model.action_low) / 2
+    with torch.inference_mode():
+        for t in range(min(STEPS, model.config.max_steps) if model.config.timesteps == "learned" else STEPS):
+            noise = torch.randn(ROWS, step.observation_size, generator=generator)
+            observation = model.observation_mean + model.observation_std * noise
+            reward = torch.rand(ROWS, generator=generator) * (t > 0)
+            returns = returns - reward
+            action, ours = model.step(observation, action, returns, torch.full((ROWS,), t), ours, reward)
+            feed = {"observation": observation.numpy(), "reward": reward.numpy(), "state": theirs}
+            acted, theirs = running.run(None, feed)
+            if not np.isfinite(acted).all():
+                return float("inf")
+            largest = max(largest, float(((action - torch.from_numpy(acted)) / half).abs().max()))
+    return largest

@@ -1,0 +1,93 @@
+"""Prints measurements of this machine: `python scripts/benchmark.py [train|scan|step|data|eval]`."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import d3rlpy_peer
+import evaluating
+import loading
+import scanning
+import stepping
+import torch
+import training
+import tyro
+
+from aaren_rl.errors import InvalidInput
+from aaren_rl.experiments import measuring
+from aaren_rl.experiments.console import run, say
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Measure on this machine, beside the peers, in rounds that alternate; ratios come with the lowest and highest."""
+
+    what: Annotated[Literal["all", "train", "scan", "step", "data", "eval"], tyro.conf.Positional] = "all"
+    """train: updates. scan: its forms by length. step: acting. data: loading. eval: where its time goes."""
+    threads: int = 1
+    """Threads that torch and onnxruntime may use."""
+    json: Path | None = None
+    """File to write all figures into."""
+    plots: Path | None = None
+    """Folder to draw plots into."""
+    long: bool = False
+    """Act 1,000,000 steps before the late steps are timed, not 20,000."""
+    d3rlpy: Path | None = None
+    """An interpreter that has d3rlpy, to compare with that too."""
+
+
+def main() -> None:
+    """Entry point."""
+    run(lambda: measure(tyro.cli(Arguments, prog="benchmark")))
+
+
+def measure(arguments: Arguments) -> None:
+    """Measures as the arguments say.
+
+    Raises:
+        InvalidInput: a peer to compare with is not installed, or a number of threads below 1.
+    """
+    if arguments.threads < 1:
+        raise InvalidInput(f"--threads {arguments.threads}; expected at least 1")
+    # Loading comes first: it is measured by the peak memory of the process, which the others raise.
+    chosen = ("data", "scan", "step", "train", "eval") if arguments.what == "all" else (arguments.what,)
+    needs = {"step": stepping.NEEDS, "train": training.NEEDS}
+    measuring.require(dict.fromkeys(module for what in chosen for module in needs.get(what, ())))
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    about = measuring.machine()
+    say(", ".join(f"{name} {value}" for name, value in about.items() if name != "packages"))
+    say(", ".join(f"{name} {version}" for name, version in about["packages"].items()) + "\n")
+    report = measuring.Report()
+    with contextlib.ExitStack() as stack:
+        peer = None
+        if not {"step", "train"}.isdisjoint(chosen):
+            if arguments.d3rlpy is None:
+                say(f"rows on d3rlpy are not measured; {d3rlpy_peer.HOW}\n")
+            else:
+                peer = stack.enter_context(d3rlpy_peer.start(arguments.d3rlpy))
+                about["d3rlpy_packages"] = peer.versions
+        say(measuring.table_head())
+        for what in chosen:
+            if what == "data":
+                loading.measure(report)
+            elif what == "scan":
+                scanning.measure(report)
+            elif what == "step":
+                stepping.measure(report, peer, arguments.long)
+            elif what == "train":
+                training.measure(report, peer)
+            else:
+                evaluating.measure(report)
+    if arguments.json is not None:
+        report.write_json(arguments.json, about)
+    if arguments.plots is not None:
+        for path in measuring.plot(report, arguments.plots):
+            say(f"plot in {path}")
+
+
+if __name__ == "__main__":
+    main()

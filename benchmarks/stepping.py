@@ -1,0 +1,170 @@
+"""Acting: the time of a step beside the peers', by batch, and late in an episode."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import d3rlpy_peer
+import numpy as np
+import numpy.typing as npt
+import setting
+import torch
+
+from aaren_rl.agents import DecisionAgent
+from aaren_rl.experiments import measuring
+from aaren_rl.experiments.measuring import Chart, Report, Row, Side, compare, timed
+from aaren_rl.scripts.benchmarks.d3rlpy_peer import D3rlpy
+from aaren_rl.scripts.benchmarks.hugging_face import HuggingFace
+from aaren_rl.stepping import onnx as export
+
+NEEDS = ("transformers", "onnx", "onnxscript", "onnxruntime")
+CALLS = 100
+"""Steps in a round of a comparison."""
+
+EXPORTED = {
+    "exported step": ("interleaved", False),
+    "exported fused step": ("fused", False),
+    "exported int8 step": ("interleaved", True),
+}
+"""Layout of the tokens, and whether in int8, by the name of the row."""
+
+BATCHES = (1, 16, 64, 256)
+BATCH_CALLS = 300
+"""Steps whose median and percentile are taken."""
+
+EARLY, LATE, LONG = 100, 20_000, 1_000_000
+"""Steps into an episode at which the time of the next ones is compared; the last with `--long`."""
+
+
+def measure(report: Report, peer: D3rlpy | None, long: bool = False) -> None:
+    """All rows on acting."""
+    _against_peers(report, peer)
+    _late_in_an_episode(report, LONG if long else LATE)
+    _by_batch(report)
+
+
+class Acting:
+    """An agent in an episode without end, on made-up observations."""
+
+    def __init__(self, rows: int | None = None, layout: str = "interleaved") -> None:
+        self.agent = DecisionAgent(setting.make_model(layout=layout), setting.make_card())
+        shape = (1_000, setting.OBSERVATION_SIZE) if rows is None else (1_000, rows, setting.OBSERVATION_SIZE)
+        self._observations = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+        self._reward: float | npt.NDArray[np.float64] = 1.0 if rows is None else np.ones(rows)
+        self._rows = rows
+        self.reset()
+
+    def reset(self) -> None:
+        """Starts the episode anew."""
+        self.steps = 0
+        self.agent.reset(3_600.0, self._rows)
+
+    def step(self) -> None:
+        """One call of `act`."""
+        self.agent.act(self._observations[self.steps % 1_000], self._reward if self.steps else None)
+        self.steps += 1
+
+
+def _against_peers(report: Report, peer: D3rlpy | None) -> None:
+    ours, fused, theirs = Acting(), Acting(layout="fused"), HuggingFace()
+    theirs.model.eval()
+    observations = np.random.default_rng(0).standard_normal((CALLS, setting.OBSERVATION_SIZE), dtype=np.float32)
+
+    def window() -> None:
+        for observation in observations:
+            theirs.act(observation, 1.0)
+
+    whole_window = timed(window)
+    sides: dict[str, Side] = {
+        "agent.act": timed(ours.step, CALLS),
+        "agent.act, fused": timed(fused.step, CALLS),
+        "hugging-face": lambda: whole_window() / CALLS,
+    }
+    if peer is not None:
+        sides["d3rlpy"] = peer.side("step", CALLS)
+    with TemporaryDirectory() as folder:
+        sides |= _exported(Path(folder))
+        taken = measuring.alternate(sides)
+    for name in EXPORTED:
+        over = "theirs / ours", "us"
+        report.add(compare(f"{name} vs hugging-face", taken[name], taken["hugging-face"], taken[name], *over))
+        streaming = taken[f"streaming {name}"]
+        over = "step / streaming", "us"
+        report.add(compare(f"{name} vs streaming the weights", taken[name], taken[name], streaming, *over))
+    for peer_name in ("hugging-face", "d3rlpy"):
+        for name in ("agent.act", "agent.act, fused"):
+            if peer_name in taken:
+                over = "theirs / ours", "us"
+                report.add(compare(f"{name} vs {peer_name}", taken[name], taken[peer_name], taken[name], *over))
+            else:
+                report.leave_out(f"{name} vs {peer_name}", d3rlpy_peer.LEFT_OUT)
+
+
+def _exported(folder: Path) -> dict[str, Side]:
+    """The exported step alone, each with a pass over as many bytes as its weights."""
+    sides: dict[str, Side] = {}
+    for name, (layout, int8) in EXPORTED.items():
+        graph = export.to_onnx(setting.make_model(layout=layout), setting.make_card(), folder / name, int8)
+        sides[name] = _session_side(graph)
+        sides[f"streaming {name}"] = _streaming_side(graph.stat().st_size)
+    return sides
+
+
+def _session_side(graph: Path) -> Side:
+    session = export.session(str(graph), torch.get_num_threads())
+    card = json.loads(graph.with_name(export.CARD).read_text())
+    feeds = {
+        "observation": np.zeros((1, setting.OBSERVATION_SIZE), np.float32),
+        "reward": np.ones(1, np.float32),
+        "state": np.array([card["state_start"]], np.float64),
+    }
+
+    def step() -> None:
+        feeds["state"] = session.run(None, feeds)[1]
+
+    return timed(step, CALLS)
+
+
+def _streaming_side(size: int) -> Side:
+    """Reads so many bytes once."""
+    return timed(torch.rand(size // 4).sum, CALLS)
+
+
+def _late_in_an_episode(report: Report, late: int) -> None:
+    young, old = Acting(), Acting()
+    while old.steps < late:
+        old.step()
+    old_bytes = old.agent.state_bytes
+
+    def early() -> float:
+        young.reset()
+        while young.steps < EARLY:
+            young.step()
+        return timed(young.step, CALLS)()
+
+    taken = measuring.alternate({"late": timed(old.step, CALLS), "early": early})
+    name = f"agent.act at step {late:,} vs step {EARLY}"
+    report.add(compare(name, taken["late"], taken["late"], taken["early"], "late / early", "us"))
+    ratio = old_bytes / young.agent.state_bytes
+    report.add(Row(f"state bytes at step {late:,} vs step {EARLY}", old_bytes, "bytes", ratio, None, "late / early"))
+
+
+def _by_batch(report: Report) -> None:
+    lines: dict[str, list[tuple[float, float]]] = {"median": [], "95th percentile": []}
+    for batch in BATCHES:
+        acting = Acting(batch)
+        taken = []
+        for _ in range(BATCH_CALLS + CALLS):
+            began = time.perf_counter()
+            acting.step()
+            taken.append(1e3 * (time.perf_counter() - began))
+        # The first ones warm up.
+        figures = statistics.median(taken[CALLS:]), float(np.percentile(taken[CALLS:], 95))
+        for (name, points), value in zip(lines.items(), figures, strict=True):
+            points.append((batch, value))
+            report.add(Row(f"agent.act, batch {batch}, {name}", value, "ms"))
+    report.charts.append(Chart("step-latency", "environments stepped together", "milliseconds per agent.act", lines))

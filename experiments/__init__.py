@@ -1,0 +1,1 @@
+"""From data to results: configurations, runs, comparisons, measurements."""

@@ -1,0 +1,325 @@
+"""What the agents of a comparison cost in training and in acting, measured side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from aaren_rl.agents import DecisionAgent
+from aaren_rl.checkpoint import load_agent, read_json, replace_file
+from aaren_rl.data.trajectories import Trajectories
+from aaren_rl.envs import sources
+from aaren_rl.errors import DataError
+from aaren_rl.experiments import config as run_config
+from aaren_rl.experiments.comparison.matrix import Run
+from aaren_rl.experiments.comparison.table import Comparison, grid, mean_in_words
+from aaren_rl.experiments.config import CONFIG, RunConfig
+from aaren_rl.experiments.console import device_named, say
+from aaren_rl.experiments.measuring import SCALES, Side, alternate, machine, timed
+from aaren_rl.mixers import Memory, Mixer
+from aaren_rl.training.log import read_metrics
+from aaren_rl.training.run import Interrupted, Trainer
+
+FILE = "costs.json"
+
+ROUNDS = 5
+"""In each of which every agent has a turn, after one to warm up."""
+
+UPDATES = 6
+"""Updates that are timed in a turn, after as many that are not; a GPU records them by then."""
+
+STEP = 1_000
+"""Step of an episode up to which an agent acts."""
+
+STEPS_PER_TURN = 20
+"""Of an episode of `STEP` steps, and in proportion of a shorter one."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure's median over the rounds, and its lowest and highest round."""
+
+    median: float
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an agent costs.
+
+    Attributes:
+        sequences_per_second: segments trained on.
+        milliseconds_per_step: of `DecisionAgent.act` in one environment, over the steps up to `step`.
+        step: `STEP`, or the longest episode that the agent can act in.
+        state_bytes: of what it carries after that step.
+        early_state_bytes: after a tenth of these steps.
+        memory: what that is: a summary of constant size, a bounded number of past steps, or all of them.
+    """
+
+    sequences_per_second: Spread
+    milliseconds_per_step: Spread
+    step: int
+    state_bytes: int
+    early_state_bytes: int
+    memory: Memory
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What was measured, and how.
+
+    Attributes:
+        agents: the cost of each by name.
+        configurations: of their runs, as far as they bear on it.
+        machine: as `machine` of the benchmarks says it.
+        measured: how.
+    """
+
+    agents: dict[str, Cost]
+    configurations: dict[str, dict[str, Any]]
+    machine: dict[str, Any]
+    measured: dict[str, Any]
+
+    def save(self, file: Path) -> None:
+        """Writes all of it as JSON."""
+        agents = {
+            name: {**dataclasses.asdict(cost), "configuration": self.configurations[name]}
+            for name, cost in self.agents.items()
+        }
+        content = {"machine": self.machine, "measured": self.measured, "agents": agents}
+        replace_file(file, json.dumps(content, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, file: Path) -> Costs:
+        """Reads what `save` wrote.
+
+        Raises:
+            CheckpointError: it cannot be read.
+            DataError: it holds something else.
+        """
+        content = read_json(file)
+        agents, configurations = {}, {}
+        try:
+            for name, figures in content["agents"].items():
+                configurations[name] = figures.pop("configuration")
+                spreads = {key: Spread(**value) for key, value in figures.items() if isinstance(value, dict)}
+                agents[name] = Cost(**{**figures, **spreads})
+            return cls(agents, configurations, content["machine"], content["measured"])
+        except (AttributeError, KeyError, TypeError) as error:
+            raise DataError(f"{file} holds no costs as this version writes them: {error!r}; delete it") from error
+
+
+def measured(comparison: Comparison, runs: Iterable[Run], out: Path) -> Costs:
+    """What the agents of a comparison cost, as costs.json says it, or measured now and written there.
+
+    Args:
+        comparison: whose agents are meant.
+        runs: all of it.
+        out: folder of costs.json.
+
+    Raises:
+        DataError: the agents have no finished run on the same dataset and seed, the data cannot be had, or costs.json
+            holds something else.
+        CheckpointError: an agent or costs.json cannot be read.
+        Interrupted: Ctrl-C or SIGTERM.
+    """
+    if not comparison.last.common:
+        raise DataError(
+            "no costs: the agents shown have no finished run on the same dataset and seed; finish more runs, or choose "
+            "agents with --only"
+        )
+    # Everything on one dataset, so that sequences are of the same data.
+    place = comparison.last.common[0]
+    chosen = {run.agent: run for run in runs if (run.dataset, run.seed) == place and run.agent in comparison.agents}
+    configs = {agent: run_config.load(run.folder / CONFIG) for agent, run in chosen.items()}
+    file = out / FILE
+    if file.exists():
+        there = Costs.load(file)
+        missing = [agent for agent in configs if there.configurations.get(agent) != _configuration(configs[agent])]
+        if not missing:
+            say(f"costs: those in {file} stand; delete it to measure anew")
+            return dataclasses.replace(there, agents={agent: there.agents[agent] for agent in configs})
+        say(f"costs: {file} has none of {', '.join(missing)} as they are now; measuring all agents anew")
+    say(f"costs: measuring {len(configs)} agents in turns, which takes minutes; leave the machine alone meanwhile")
+    try:
+        costs = _measure(configs, {agent: run.folder / "last" for agent, run in chosen.items()})
+    except Interrupted as error:
+        raise Interrupted("stopped measuring costs, of which nothing is kept; all runs and the table stand") from error
+    costs.save(file)
+    return costs
+
+
+def to_markdown(comparison: Comparison, costs: Costs, command: str) -> str:
+    """The table of costs and how they were measured.
+
+    Args:
+        comparison: the agents' scores.
+        costs: of the same agents.
+        command: that measured them.
+    """
+    lines = []
+    for agent, cost in costs.agents.items():
+        early = f", {cost.early_state_bytes:,} at step {cost.step // 10:,}" if cost.memory == "growing" else ""
+        shorter = f" (at step {cost.step:,}, its last)" if cost.step < STEP else ""
+        lines.append(
+            [
+                agent,
+                mean_in_words(comparison.last, agent),
+                _in_words(cost.sequences_per_second),
+                _in_words(cost.milliseconds_per_step),
+                f"{cost.state_bytes:,}{early}{shorter}",
+            ]
+        )
+    head = ["agent", "IQM", "training sequences per second", "ms per step", f"state bytes at step {STEP:,}"]
+    how, machine = costs.measured, costs.machine
+    words = (
+        f"Costs, on {machine['processor']} with {machine['threads']} thread and torch {machine['packages']['torch']}"
+        f"{', ' + machine['gpu'] if 'cuda' in how['devices'] else ''}: all agents in turns, median of {how['rounds']} "
+        f"rounds (lowest to highest). Training: whole updates on {how['dataset']} (source {how['source']}) as "
+        f"configured, {how['updates']} a round. Steps: `DecisionAgent.act` in one environment, the last "
+        f"{how['rounds'] * how['steps']} of an episode's {how['step']:,}, fed the data's observations."
+    )
+    return f"{grid(head, lines)}\n\n{words}\n\nCosts and their picture by `{command}`\n"
+
+
+def _measure(configs: Mapping[str, RunConfig], agents: Mapping[str, Path]) -> Costs:
+    """Measures agents by their folders, in training and then in acting."""
+    one = next(iter(configs.values()))
+    data = sources.load(one.env, one.source, one.env_id, say)
+    with _one_thread(), TemporaryDirectory() as folder:
+        about = machine()
+        updating = alternate(
+            {
+                agent: _updates(config, agents[agent], data.trajectories, Path(folder) / agent)
+                for agent, config in configs.items()
+            },
+            ROUNDS,
+        )
+        episodes = {
+            agent: Episode(DecisionAgent.load(agents[agent], device_named(config.device)), data.trajectories)
+            for agent, config in configs.items()
+        }
+        stepping = alternate({agent: timed(episode.step, episode.turn) for agent, episode in episodes.items()}, ROUNDS)
+    costs = {}
+    for agent, config in configs.items():
+        episode, batch = episodes[agent], config.training.batch_size * config.training.accumulate
+        costs[agent] = Cost(
+            sequences_per_second=_spread(batch / seconds for seconds in updating[agent]),
+            milliseconds_per_step=_spread(seconds * SCALES["ms"] for seconds in stepping[agent]),
+            step=episode.taken,
+            state_bytes=episode.agent.state_bytes,
+            early_state_bytes=episode.early_state_bytes,
+            memory=_memory(episode.agent),
+        )
+    how = {
+        "dataset": one.env,
+        "source": data.source,
+        "devices": sorted({device_named(config.device).type for config in configs.values()}),
+        "rounds": ROUNDS,
+        "updates": UPDATES,
+        "steps": STEPS_PER_TURN,
+        "step": STEP,
+    }
+    return Costs(costs, {agent: _configuration(config) for agent, config in configs.items()}, about, how)
+
+
+def _updates(config: RunConfig, agent: Path, data: Trajectories, folder: Path) -> Side:
+    """A side that plays updates of a run's own schedule, and returns the seconds of one by the trainer's own clock."""
+    turn = 2 * UPDATES
+    schedule = dataclasses.replace(
+        config.training, log_every=UPDATES, evaluate_every=turn, checkpoint_every=turn, held_out=0.0
+    )
+    model, card = load_agent(agent)
+    trainer = Trainer(model, data, schedule, card, folder, device_named(config.device))
+
+    def play() -> float:
+        # As a run that is resumed with more updates; what it logs last leaves out the first half of them.
+        trainer.config = dataclasses.replace(schedule, updates=trainer.update + turn)
+        trainer.run(progress=False)
+        rates = [point["updates_per_second"] for point in read_metrics(folder) if "updates_per_second" in point]
+        return float(1 / rates[-1])
+
+    return play
+
+
+class Episode:
+    """An episode of an agent in one environment, fed the data's observations and rewards in their order.
+
+    It stands before the turns that are left up to its last step.
+
+    Args:
+        agent: to act.
+        data: of the agent's environment.
+
+    Attributes:
+        taken: steps so far.
+        last: `STEP`, or the longest episode that the agent can act in.
+        turn: steps of a turn; `ROUNDS` turns and one to warm up are left.
+        early_state_bytes: after a tenth of the steps.
+    """
+
+    def __init__(self, agent: DecisionAgent, data: Trajectories) -> None:
+        self.agent, self.data, self.taken = agent, data, 0
+        self.last = STEP if agent.longest is None else min(STEP, agent.longest)
+        self.turn = max(1, self.last * STEPS_PER_TURN // STEP)
+        agent.reset()
+        # What is left are the turns, of which the first one warms up.
+        for _ in range(self.last - (ROUNDS + 1) * self.turn):
+            self.step()
+
+    def step(self) -> None:
+        """One call of `act`."""
+        t = self.taken % self.data.steps
+        self.agent.act(self.data.observations[t], self.data.rewards[t - 1] if self.taken else None)
+        self.taken += 1
+        if self.taken == max(1, self.last // 10):
+            self.early_state_bytes = self.agent.state_bytes
+
+
+def _memory(agent: DecisionAgent) -> Memory:
+    """What an agent carries from step to step, by what its mixers do and how it acts."""
+    kinds = {module.memory for module in agent.model.modules() if isinstance(module, Mixer)}
+    if agent.acting.mode == "window" or (agent.acting.mode == "reset" and "growing" in kinds):
+        return "window"
+    return "growing" if "growing" in kinds else "window" if "window" in kinds else "constant"
+
+
+def _configuration(config: RunConfig) -> dict[str, Any]:
+    """What of a run's configuration bears on its costs."""
+    said = dataclasses.asdict(config)
+    del said["training"]["seed"]
+    return {name: said[name] for name in ("env", "source", "env_id", "device", "acting", "model", "training")}
+
+
+def _spread(values: Iterable[float]) -> Spread:
+    taken = list(values)
+    return Spread(statistics.median(taken), min(taken), max(taken))
+
+
+def _in_words(spread: Spread) -> str:
+    return f"{_rounded(spread.median)} ({_rounded(spread.lowest)} to {_rounded(spread.highest)})"
+
+
+def _rounded(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread of computation, as the runs had it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

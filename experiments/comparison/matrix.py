@@ -1,0 +1,162 @@
+"""The matrix of a comparison: its TOML file, and the configuration and folder of every run in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aaren_rl.envs.catalogue import catalogue
+from aaren_rl.errors import InvalidInput, unknown_name
+from aaren_rl.experiments.config import RunConfig, from_table, merge
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+KEYS = ("datasets", "seeds", "settings", "agents")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of a comparison.
+
+    Attributes:
+        dataset: as the file names it.
+        agent: its table in the file.
+        seed: of the training.
+        config: the whole of it; its `run` is the run's folder.
+    """
+
+    dataset: str
+    agent: str
+    seed: int
+    config: RunConfig
+
+    @property
+    def folder(self) -> Path:
+        """Where the run lies."""
+        assert self.config.run is not None
+        return self.config.run
+
+    @property
+    def name(self) -> str:
+        """Its folder below that of the comparison."""
+        return "/".join(self.folder.parts[-3:])
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Datasets x agents x seeds.
+
+    Attributes:
+        file: the TOML file it is from.
+        datasets: as `aaren_rl.envs.sources.load` takes them.
+        seeds: of the trainings.
+        agents: the configuration of each by name, with the environment, the seed and the folder still to be put in.
+    """
+
+    file: Path
+    datasets: tuple[str, ...]
+    seeds: tuple[int, ...]
+    agents: dict[str, RunConfig]
+
+    def select(self, agents: Sequence[str], datasets: Sequence[str], seeds: Sequence[int]) -> Matrix:
+        """The part of it with these agents, datasets and seeds; all where none are named.
+
+        Raises:
+            InvalidInput: one of them is not in the file.
+        """
+        for kind, given, known in (("agent", agents, self.agents), ("dataset", datasets, self.datasets)):
+            for name in given:
+                if name not in known:
+                    raise InvalidInput(f"{self.file}: {unknown_name(kind, name, known)}")
+        for seed in seeds:
+            if seed not in self.seeds:
+                raise InvalidInput(f"{self.file}: seed {seed} is not among its seeds {list(self.seeds)}")
+        return Matrix(
+            self.file,
+            tuple(name for name in self.datasets if name in datasets or not datasets),
+            tuple(seed for seed in self.seeds if seed in seeds or not seeds),
+            {name: config for name, config in self.agents.items() if name in agents or not agents},
+        )
+
+    def runs(self, out: Path) -> list[Run]:
+        """All runs, seed by seed: where they are cut short, every agent has about as many."""
+        return [
+            Run(dataset, agent, seed, _config(config, dataset, seed, out / folder_name(dataset) / agent))
+            for seed in self.seeds
+            for dataset in self.datasets
+            for agent, config in self.agents.items()
+        ]
+
+
+def load(file: Path) -> Matrix:
+    """Reads the TOML file of a comparison.
+
+    Raises:
+        InvalidInput: it is missing, not TOML, or holds unknown names or values.
+    """
+    try:
+        table = tomllib.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"{file} cannot be read: {error}; expected a TOML file with {', '.join(KEYS)}") from error
+    for key in table:
+        if key not in KEYS:
+            raise InvalidInput(f"{file}: {unknown_name('key', key, KEYS)}")
+    datasets, seeds = _list(file, table, "datasets", str, "names"), _list(file, table, "seeds", int, "whole numbers")
+    if min(seeds) < 0:
+        raise InvalidInput(f"{file}: seeds is {seeds}; expected none below 0")
+    for name in datasets:
+        if name not in catalogue() and not ("/" in name or Path(name).suffix or Path(name).expanduser().exists()):
+            raise InvalidInput(f"{file}: {unknown_name('dataset', name, catalogue())}")
+    folders = [folder_name(name) for name in datasets]
+    if len(set(folders)) < len(folders):
+        raise InvalidInput(f"{file}: datasets {datasets} would lie in folders {folders}; expected one folder for each")
+    settings, agents = table.get("settings", {}), table.get("agents", {})
+    if not isinstance(settings, dict):
+        raise InvalidInput(f"{file}: settings is {settings!r}; expected a table [settings]")
+    if not (isinstance(agents, dict) and agents and all(isinstance(own, dict) for own in agents.values())):
+        raise InvalidInput(f"{file}: agents is {agents!r}; expected a table [agents.NAME] for each agent")
+    return Matrix(
+        file, tuple(datasets), tuple(seeds), {name: _agent(file, settings, name, own) for name, own in agents.items()}
+    )
+
+
+def folder_name(dataset: str) -> str:
+    """The folder of a dataset's runs."""
+    return dataset.strip("/").replace("/", "-")
+
+
+def _list(file: Path, table: dict[str, Any], key: str, kind: type, what: str) -> list[Any]:
+    values = table.get(key)
+    # type() and not isinstance: true is no seed.
+    if not (isinstance(values, list) and values and all(type(value) is kind for value in values)):
+        raise InvalidInput(f"{file}: {key} is {values!r}; expected a list of {what}, at least one")
+    if len(set(values)) < len(values):
+        raise InvalidInput(f"{file}: {key} is {values}; expected each once")
+    return values
+
+
+def _agent(file: Path, settings: dict[str, Any], name: str, own: dict[str, Any]) -> RunConfig:
+    where = f"{file}, agent {name}"
+    if Path(name).name != name or name.startswith((".", "-")) or "|" in name:
+        raise InvalidInput(f"{where}: this cannot be the name of a folder and the cell of a table; name it otherwise")
+    table = merge(settings, own, where)
+    set_here = {"env": "datasets", "seeds": "seeds", "run": "--out", "resume": "the command"}
+    training = table.get("training", {})
+    taken = [key for key in set_here if key in table]
+    if taken:
+        raise InvalidInput(f"{where}: {taken[0]} is set by {set_here[taken[0]]}; leave it out")
+    if isinstance(training, dict) and "seed" in training:
+        raise InvalidInput(f"{where}: training.seed is set by seeds; leave it out")
+    return from_table(table, where)
+
+
+def _config(config: RunConfig, dataset: str, seed: int, folder: Path) -> RunConfig:
+    training = dataclasses.replace(config.training, seed=seed)
+    return dataclasses.replace(config, env=dataset, training=training, run=folder / f"seed-{seed}")

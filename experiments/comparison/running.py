@@ -1,0 +1,261 @@
+"""Does the runs of a comparison, each in a process of its own, and knows which are done."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterable
+from multiprocessing import connection
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from aaren_rl.checkpoint import read_json
+from aaren_rl.envs import sources
+from aaren_rl.envs.catalogue import catalogue
+from aaren_rl.errors import AarenError, DataError, InvalidInput
+from aaren_rl.experiments import config as run_config
+from aaren_rl.experiments import console
+from aaren_rl.experiments.comparison.matrix import Run
+from aaren_rl.experiments.config import CONFIG, RunConfig
+from aaren_rl.experiments.console import say
+from aaren_rl.scripts.train import train
+from aaren_rl.training.run import Interrupted, checkpoints, stop_signal
+
+RESULT, LOG = "result.json", "log.txt"
+
+
+class RunsFailed(AarenError):
+    """Some runs of a comparison failed; the others were done."""
+
+
+def check_folders(runs: Iterable[Run], file: Path) -> None:
+    """Sees to it that no run's folder holds a run of another configuration.
+
+    Args:
+        runs: to be looked at.
+        file: that asks for them.
+
+    Raises:
+        InvalidInput: one does; the message says which settings differ.
+        CheckpointError: a folder holds something else than a run.
+    """
+    for run in runs:
+        there = _configuration_there(run)
+        differing = [] if there is None else _differences(there, run.config)
+        if differing:
+            raise InvalidInput(
+                f"{run.folder} holds a run of another configuration: "
+                + ", ".join(f"{name} is {was!r} there and {asked!r} in {file}" for name, was, asked in differing)
+                + "; pass another --out, delete that folder, or set the file back"
+            )
+
+
+def outcome(run: Run) -> dict[str, Any] | None:
+    """The result of a finished run; None while it is not finished.
+
+    Raises:
+        CheckpointError: the result cannot be read.
+    """
+    ended = {"checkpoint": "last", "updates": run.config.training.updates, "episodes": run.config.episodes}
+    # Evaluating an agent of the run by hand moves its result to another number; that evaluation itself ends no run.
+    for file in sorted(run.folder.glob("result*.json"), key=lambda file: file.stat().st_mtime, reverse=True):
+        figures = read_json(file)
+        if "train_seconds" in figures and ended.items() <= figures.items():
+            return figures
+    return None
+
+
+def check_sources(found: Iterable[tuple[Run, str]]) -> None:
+    """Sees to it that all runs have their data from one source.
+
+    Args:
+        found: runs and their sources.
+
+    Raises:
+        DataError: they do not; the message names the runs.
+    """
+    by_source: dict[str, list[str]] = {}
+    for run, source in found:
+        by_source.setdefault(source, []).append(run.name)
+    if len(by_source) > 1:
+        listed = "; ".join(f"from {source}: {', '.join(names)}" for source, names in sorted(by_source.items()))
+        raise DataError(
+            f"runs on data from different sources are not compared ({listed}); set one source under [settings] and "
+            "pass another --out, or choose runs with --only, --datasets and --seeds"
+        )
+
+
+def prepare(runs: list[Run], whole: Iterable[Run]) -> list[Run]:
+    """Fetches or rolls out the data of runs, once each, before processes would do so side by side.
+
+    Args:
+        runs: that were asked for.
+        whole: all runs of the comparison. What was begun of them settles where "auto" takes data from.
+
+    Returns:
+        The runs that are not finished, with the source of their data settled.
+
+    Raises:
+        InvalidInput: there are no reference returns to normalise scores with.
+        DataError: the data cannot be had, or come from different sources.
+        CheckpointError: a result or a configuration cannot be read.
+    """
+    begun = {run.dataset: config.source for run in whole if (config := _configuration_there(run)) is not None}
+    loaded: dict[tuple[str, sources.Source, str | None], sources.Source] = {}
+    found: list[tuple[Run, str]] = []
+    left: list[Run] = []
+    for run in runs:
+        config = run.config
+        figures = outcome(run)
+        if figures is not None:
+            found.append((run, str(figures.get("source"))))
+            continue
+        asked = begun.get(run.dataset, "auto") if config.source == "auto" else config.source
+        key = (config.env, asked, config.env_id)
+        if key not in loaded:
+            dataset = sources.load(*key, say)
+            if dataset.reference is None:
+                raise InvalidInput(
+                    f"{run.dataset} has no reference returns for {dataset.environment.id}, so its scores cannot be "
+                    "normalised and compared; leave it out"
+                )
+            loaded[key] = dataset.source
+        found.append((run, loaded[key]))
+        # Only names of the catalogue are looked for at a source.
+        source = loaded[key] if run.dataset in catalogue() else "auto"
+        left.append(dataclasses.replace(run, config=dataclasses.replace(config, source=source)))
+    check_sources(found)
+    return left
+
+
+def do(runs: list[Run], jobs: int, total: int) -> list[str]:
+    """Does runs that are not finished, some at a time, in a process and with a thread of computation each.
+
+    One thread, however many run at a time, so that results do not depend on it. What a run prints goes into log.txt in
+    its folder. A run that was interrupted goes on from its checkpoint.
+
+    Args:
+        runs: to be done.
+        jobs: how many at a time.
+        total: runs of the comparison, those finished before included.
+
+    Returns:
+        A line on each that failed.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM; what trained was told to save a checkpoint, and has ended.
+    """
+    waiting, failures = list(runs), []
+    running: dict[int, tuple[SpawnProcess, Run]] = {}
+    done = total - len(runs)
+    with stop_signal() as stop, tqdm(total=total, initial=done, unit="run", disable=None) as bar:
+        try:
+            while running or waiting:
+                while waiting and len(running) < jobs and not stop.is_set():
+                    run = waiting.pop(0)
+                    process = _start(run)
+                    running[process.sentinel] = process, run
+                # Comes back now and then, to look at the signal.
+                for sentinel in connection.wait(list(running), timeout=0.2):
+                    assert isinstance(sentinel, int)
+                    process, run = running.pop(sentinel)
+                    process.join()
+                    line, failed = _ended(process, run)
+                    failures += [line] if failed else []
+                    done += not failed
+                    bar.update(not failed)
+                    with tqdm.external_write_mode():
+                        say(f"{done} of {total}: {line}")
+                if stop.is_set():
+                    break
+            for process, _ in running.values():
+                process.terminate()
+            for process, _ in running.values():
+                process.join()
+        finally:
+            for process, _ in running.values():
+                process.kill()
+        if stop.is_set():
+            raise Interrupted(f"stopped, {done} of {total} runs are finished, all that was trained is saved")
+    return failures
+
+
+def _start(run: Run) -> SpawnProcess:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    resume = run.folder if checkpoints(run.folder) else None
+    config = dataclasses.replace(run.config, resume=resume)
+    process = multiprocessing.get_context("spawn").Process(target=_work, args=(config, run.folder / LOG))
+    # Ctrl-C while it starts must not reach it; this is inherited.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process.start()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return process
+
+
+def _work(config: RunConfig, log: Path) -> None:
+    """Trains, as the one thing that a process does."""
+    if sys.platform != "win32":
+        # Out of the terminal's reach: Ctrl-C comes as the command's one signal. A second one would spoil the saving.
+        os.setpgrp()
+    threading.Thread(target=_end_with_the_command, daemon=True).start()
+    with log.open("a", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    torch.set_num_threads(1)
+    console.run(lambda: train(config))
+
+
+def _end_with_the_command() -> None:
+    command = multiprocessing.parent_process()
+    assert command is not None
+    command.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _ended(process: SpawnProcess, run: Run) -> tuple[str, bool]:
+    """A line on a run whose process has ended, and whether it failed."""
+    with contextlib.suppress(AarenError):
+        figures = outcome(run)
+        if process.exitcode == 0 and figures is not None:
+            score, seconds = figures["normalized_score"], figures["train_seconds"]
+            return f"{run.name}: normalised score {score:.1f}, trained in {seconds:.0f} s", False
+    # The tail is an error in one line, or the end of a traceback.
+    log = run.folder / LOG
+    tail = log.read_text("utf-8", errors="replace").splitlines()[-1:] if log.exists() else []
+    said = tail[0] if tail else "it said nothing"
+    return f"{run.name} failed with exit status {process.exitcode}: {said} (all it said is in {log})", True
+
+
+def _configuration_there(run: Run) -> RunConfig | None:
+    """The configuration saved in a run's folder; None where nothing was begun."""
+    begun = any((run.folder / name).exists() for name in (CONFIG, RESULT)) or checkpoints(run.folder)
+    return run_config.load(run.folder / CONFIG) if begun else None
+
+
+def _differences(there: RunConfig, asked: RunConfig) -> list[tuple[str, Any, Any]]:
+    one, other = _flat(dataclasses.asdict(there)), _flat(dataclasses.asdict(asked))
+    # A preset is no more than the settings that came of it; "auto" was settled when the run began.
+    beside = {"run", "resume", "preset"} | ({"source"} if asked.source == "auto" else set())
+    return [
+        (name, one.get(name), other.get(name))
+        for name in one | other
+        if name not in beside and one.get(name) != other.get(name)
+    ]
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in table.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat

@@ -1,0 +1,343 @@
+import copy
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from aaren_rl import __version__
+from aaren_rl.checkpoint import AgentCard, load_agent, save_agent
+from aaren_rl.errors import CheckpointError, InvalidInput
+from aaren_rl.mixers import aaren
+from aaren_rl.model import DecisionModel, ModelConfig, Scaling
+from aaren_rl.stepping import onnx as export
+from aaren_rl.stepping.onnx import ExportFailed, to_onnx
+
+FILES = {"agent.onnx", "export.json"}
+CARD = AgentCard("Hopper-v5", "made-up/tiny-v0", "bundled", (100.0, 50.0), {"exclude": True}, 7)
+SHAPES = {
+    "large": {"blocks": 2, "heads": 4, "layout": "interleaved", "timesteps": "sinusoidal"},
+    "small": {"blocks": 1, "layout": "fused", "timesteps": "learned", "max_steps": 300},
+}
+
+
+def build(name):
+    """A model of odd action bounds in which every part shows."""
+    scaling = Scaling(
+        np.array([1.0, -2.0, 0.5, 30.0], dtype=np.float32),
+        np.array([0.5, 2.0, 1.0, 10.0], dtype=np.float32),
+        np.array([-1.0, 0.0], dtype=np.float32),
+        np.array([1.0, 5.0], dtype=np.float32),
+        return_scale=100.0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = DecisionModel(ModelConfig(width=16, **SHAPES[name]), scaling).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn(parameter.shape) * 0.3)
+    return model
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """The folders of two exports: a large model, and a small one whose scores are taken in the running form."""
+    folders = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in SHAPES:
+            folders[name] = tmp_path_factory.mktemp("exported") / name
+            patch.setattr(aaren, "NARROW", 60.0 if name == "large" else -1.0)
+            assert to_onnx(build(name), CARD, folders[name]) == folders[name] / "agent.onnx"
+    return folders
+
+
+@pytest.fixture
+def quick(exported, monkeypatch):
+    """The large model; exporting it takes the graph that torch took seconds to make before, and a shorter check."""
+    graph = (exported["large"] / "agent.onnx").read_bytes()
+    monkeypatch.setattr(export, "_graph", lambda step: graph)
+    monkeypatch.setattr(export, "STEPS", 20)
+    return build("large")
+
+
+def card_of(folder):
+    return json.loads((folder / "export.json").read_text())
+
+
+def run_graph(folder, batch, steps, seed=0):
+    """Observations, returns-to-go and the graph's actions, each fed back, over made-up steps."""
+    session = onnxruntime.InferenceSession(folder / "agent.onnx", providers=["CPUExecutionProvider"])
+    card, rng = card_of(folder), np.random.default_rng(seed)
+    observations = rng.normal(size=(batch, steps, 4)) * [0.5, 2, 1, 10] + [1, -2, 0.5, 30]
+    rewards = rng.uniform(0, 1, (batch, steps))
+    rewards[:, 0] = 0
+    targets = np.linspace(50, 150, batch)
+    state = np.tile(np.array(card["state_start"]), (batch, 1))
+    state[:, card["return_to_go_at"]] = targets
+    actions = []
+    for t in range(steps):
+        given = {"observation": observations[:, t], "reward": rewards[:, t], "state": state}
+        action, state = session.run(
+            None, {name: part.astype(np.float64 if name == "state" else np.float32) for name, part in given.items()}
+        )
+        actions.append(action)
+    np.testing.assert_array_equal(state[:, card["timestep_at"]], steps)
+    return observations, targets[:, None] - rewards.cumsum(1), np.stack(actions, 1)
+
+
+def predict(model, observations, returns_to_go, actions):
+    """What the model gives for the whole of it at once, in float64."""
+    timesteps = torch.arange(actions.shape[1]).expand(len(actions), -1)
+    given = [torch.from_numpy(part.astype(np.float64)) for part in (observations, actions, returns_to_go)]
+    with torch.inference_mode():
+        return copy.deepcopy(model).double()(*given, timesteps)[0].numpy()
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("batch", [1, 3, 7])
+def test_the_graph_gives_the_models_actions_for_any_batch(exported, name, batch):
+    observations, returns_to_go, actions = run_graph(exported[name], batch, 100)
+    assert actions.dtype == np.float32
+    expected = predict(build(name), observations, returns_to_go, actions)
+    np.testing.assert_allclose(actions, expected, rtol=0, atol=2e-4)
+    assert actions.std((0, 1)).min() > 0.02
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_rows_of_the_graph_do_not_depend_on_each_other(exported, name):
+    session = onnxruntime.InferenceSession(exported[name] / "agent.onnx", providers=["CPUExecutionProvider"])
+    rng, start = np.random.default_rng(3), np.array(card_of(exported[name])["state_start"])
+    # One row at its start beside rows under way.
+    state = np.abs(rng.normal(size=(4, len(start))))
+    state[:, 1], state[0] = [0, 1, 2, 3], start
+    given = {
+        "observation": rng.normal(size=(4, 4)).astype(np.float32),
+        "reward": rng.normal(size=4).astype(np.float32),
+        "state": state,
+    }
+    together = session.run(None, given)
+    for row in range(4):
+        alone = session.run(None, {part: array[row : row + 1] for part, array in given.items()})
+        for ours, theirs in zip(alone, together, strict=True):
+            np.testing.assert_allclose(ours[0], theirs[row], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_graphs_inputs_and_outputs_have_their_names_and_a_free_batch(exported, name):
+    graph = onnx.load(exported[name] / "agent.onnx").graph
+    size = len(card_of(exported[name])["state_start"])
+
+    def shapes(parts):
+        return {part.name: [d.dim_param or d.dim_value for d in part.type.tensor_type.shape.dim] for part in parts}
+
+    batch = shapes(graph.input)["reward"][0]
+    assert isinstance(batch, str)
+    assert shapes(graph.input) == {"observation": [batch, 4], "reward": [batch], "state": [batch, size]}
+    assert [part.name for part in graph.output] == ["action", "new_state"]
+    kinds = {part.name: part.type.tensor_type.elem_type for part in [*graph.input, *graph.output]}
+    wide, narrow = onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT
+    assert kinds == {"observation": narrow, "reward": narrow, "state": wide, "action": narrow, "new_state": wide}
+    onnx.checker.check_model(str(exported[name] / "agent.onnx"), full_check=True)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_card_says_all_that_running_the_graph_takes(exported, name):
+    card = card_of(exported[name])
+    assert {path.name for path in exported[name].iterdir()} == FILES
+    expected = {
+        "format": 2,
+        "aaren_rl": __version__,
+        "env_id": "Hopper-v5",
+        "dataset_id": "made-up/tiny-v0",
+        "source": "bundled",
+        "target_returns": [100.0, 50.0],
+        "env_kwargs": {"exclude": True},
+        "updates": 7,
+        "int8": False,
+        "observation_size": 4,
+        "action_low": [-1.0, 0.0],
+        "action_high": [1.0, 5.0],
+        "longest_episode": 300 if name == "small" else None,
+        "return_to_go_at": 0,
+        "timestep_at": 1,
+    }
+    assert {key: card[key] for key in expected} == expected
+    # Return-to-go, timestep, 2 of the action; in each block the sums of 16 values and a count (and a maximum) per head.
+    assert len(card["state_start"]) == 4 + (2 * (16 + 4) if name == "large" else 16 + 2)
+    assert card["state_start"][:4] == [0.0] * 4
+    assert 0 < card["largest_difference"] <= 1e-4
+    assert re.fullmatch(r"[0-9a-f]{64}", card["sha256"]["agent.onnx"])
+    # Plain JSON, which has no infinities.
+    assert not re.search("NaN|Infinity", (exported[name] / "export.json").read_text())
+
+
+def test_mixed_kinds_of_mixers_are_exported(make_model, tmp_path):
+    """Of three tokens a step, the first missing at the start; each kind alone is in test_mixer_models.py."""
+    model = make_model(mixer="gru,none,local", blocks=3)
+    to_onnx(model, CARD, tmp_path / "out")
+    for batch in (1, 3):
+        observations, returns_to_go, actions = run_graph(tmp_path / "out", batch, 60)
+        np.testing.assert_allclose(actions, predict(model, observations, returns_to_go, actions), rtol=0, atol=2e-4)
+        assert actions.std((0, 1)).min() > 0.01
+
+
+WITHOUT_TORCH = """
+import json, sys
+for name in ("torch", "aaren_rl", "gymnasium", "safetensors", "onnx"):
+    sys.modules[name] = None
+import numpy as np
+import onnxruntime
+
+folder = sys.argv[1]
+card = json.load(open(folder + "/export.json"))
+session = onnxruntime.InferenceSession(folder + "/agent.onnx", providers=["CPUExecutionProvider"])
+state = np.array([card["state_start"]])
+state[:, card["return_to_go_at"]] = card["target_returns"][0]
+for t in range(5):
+    observation, reward = np.full((1, card["observation_size"]), t, np.float32), np.full(1, t, np.float32)
+    action, state = session.run(None, {"observation": observation, "reward": reward, "state": state})
+    print(json.dumps(action[0].tolist()))
+assert not {name for name in sys.modules if name.split(".")[0] == "torch" and sys.modules[name]}
+"""
+
+
+def test_the_graph_runs_where_there_is_no_torch(exported):
+    ran = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, str(exported["large"])], capture_output=True, text=True, timeout=60
+    )
+    assert ran.returncode == 0, ran.stderr
+    actions = np.array([json.loads(line) for line in ran.stdout.splitlines()])
+    returns_to_go = 100.0 - np.arange(5).cumsum()[None]
+    observations = np.tile(np.arange(5.0)[:, None], 4)[None]
+    np.testing.assert_allclose(
+        actions, predict(build("large"), observations, returns_to_go, actions[None])[0], rtol=0, atol=2e-4
+    )
+
+
+def test_int8_stores_the_perceptrons_in_8_bits_and_stays_near(exported, quick, tmp_path):
+    to_onnx(quick, CARD, tmp_path / "int8", int8=True)
+    card, plain = card_of(tmp_path / "int8"), card_of(exported["large"])
+    assert card["int8"]
+    assert card["sha256"]["agent.onnx"] != plain["sha256"]["agent.onnx"]
+    for key in ("env_id", "target_returns", "observation_size", "action_high", "state_start", "longest_episode"):
+        assert card[key] == plain[key], key
+    graphs = [folder / "agent.onnx" for folder in (tmp_path / "int8", exported["large"])]
+    quantised, float32 = ([node.op_type for node in onnx.load(graph).graph.node] for graph in graphs)
+    # Two layers of each of two perceptrons.
+    assert quantised.count("MatMulInteger") == 4
+    assert "MatMulInteger" not in float32
+    assert graphs[0].stat().st_size < graphs[1].stat().st_size
+    observations, returns_to_go, actions = run_graph(tmp_path / "int8", 3, 100)
+    expected = predict(quick, observations, returns_to_go, actions)
+    share = np.abs(actions - expected).max() / 2.5
+    assert 1e-5 < share < 0.3
+    assert 1e-5 < card["largest_difference"] < 0.3
+
+
+def test_int8_of_actions_that_are_no_numbers_is_refused(quick, monkeypatch, tmp_path):
+    monkeypatch.setattr(export, "_difference", lambda *given: float("inf"))
+    with pytest.raises(ExportFailed):
+        to_onnx(quick, CARD, tmp_path / "out", int8=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_levers_are_exported(make_model, tmp_path):
+    """The export itself holds the graph to the model, over an episode with rewards."""
+    levers = {"recency": True, "reward": True, "norm": "post", "timesteps": "first", "previous_action": False}
+    to_onnx(make_model(blocks=1, **levers), CARD, tmp_path / "exported")
+    assert card_of(tmp_path / "exported")["largest_difference"] < 1e-4
+
+
+def test_an_agent_that_recomputes_a_window_is_refused(make_model, tmp_path):
+    with pytest.raises(InvalidInput, match="acts by window:20, which is no single step"):
+        to_onnx(make_model(), replace(CARD, acting="window:20"), tmp_path / "exported")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_a_mixer_whose_state_grows_is_refused_before_anything_is_written(make_model, tmp_path, int8):
+    with pytest.raises(InvalidInput, match="state of mixer 'softmax' grows"):
+        to_onnx(make_model(mixer="softmax"), CARD, tmp_path / "out", int8)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("missing", [["onnx"], ["onnxscript"], ["onnx", "onnxruntime"]])
+def test_a_missing_package_is_named_with_the_way_to_install_it(quick, monkeypatch, tmp_path, missing):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in missing else real(name))
+    with pytest.raises(InvalidInput) as caught:
+        to_onnx(quick, CARD, tmp_path / "out")
+    assert f"exported agents need {', '.join(missing)};" in str(caught.value)
+    assert ".venv/bin/pip install '.[export]'" in str(caught.value)
+    assert str(caught.value).endswith(f"pip install {' '.join(missing)}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_that_does_something_else_is_refused_and_nothing_is_written(quick, monkeypatch, tmp_path):
+    to_onnx(quick, CARD, tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    other = copy.deepcopy(quick)
+    with torch.no_grad():
+        # As little as a thousandth of an action's range.
+        other.head.bias.add_(2e-3)
+    with pytest.raises(ExportFailed, match=r"over 20 steps the graph's actions differ from torch's by up to \d\.\de-"):
+        to_onnx(other, CARD, tmp_path / "out")
+    monkeypatch.setattr(export, "LARGEST_DIFFERENCE", 0.0)
+    for folder in ("out", "new"):
+        with pytest.raises(ExportFailed):
+            to_onnx(quick, CARD, tmp_path / folder)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_with_other_files_is_left_alone(quick, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="exists and is not an exported agent's folder; it is left alone"):
+        to_onnx(quick, CARD, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_the_weights_of_an_agent_are_not_replaced_by_its_export(quick, tmp_path):
+    save_agent(tmp_path / "agent", quick, CARD)
+    with pytest.raises(CheckpointError):
+        to_onnx(quick, CARD, tmp_path / "agent")
+    load_agent(tmp_path / "agent")
+
+
+def test_an_earlier_export_is_replaced(quick, tmp_path):
+    to_onnx(quick, CARD, tmp_path / "out", int8=True)
+    to_onnx(quick, AgentCard("Other-v0", "d", "bundled", (1.0,)), tmp_path / "out")
+    card = card_of(tmp_path / "out")
+    assert (card["env_id"], card["int8"], card["target_returns"]) == ("Other-v0", False, [1.0])
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_folders_above_are_made(quick, tmp_path):
+    assert to_onnx(quick, CARD, tmp_path / "a" / "b") == tmp_path / "a" / "b" / "agent.onnx"
+    assert card_of(tmp_path / "a" / "b")["sha256"]
+
+
+def test_exporting_leaves_the_weights_and_the_random_numbers_alone(quick, tmp_path):
+    weights, random = {name: part.clone() for name, part in quick.state_dict().items()}, torch.get_rng_state()
+    to_onnx(quick, CARD, tmp_path / "out", int8=True)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(part, weights[name]) for name, part in quick.state_dict().items())
+    assert torch.is_grad_enabled()
+
+
+def test_an_embedding_of_fewer_timesteps_than_the_check_has_is_exported(exported, monkeypatch, tmp_path):
+    """The check may not run past the longest episode."""
+    monkeypatch.setattr(aaren, "NARROW", -1.0)
+    monkeypatch.setattr(export, "STEPS", 400)
+    graph = (exported["small"] / "agent.onnx").read_bytes()
+    monkeypatch.setattr(export, "_graph", lambda step: graph)
+    to_onnx(build("small"), CARD, tmp_path / "out")
+    assert card_of(tmp_path / "out")["longest_episode"] == 300

@@ -1,0 +1,123 @@
+"""Spaces in words that JSON can hold: made by readers, carried by datasets and agents, and what models are built from.
+
+A kind of space is a class here, an encoder in `aaren_rl.model.encoders`, and a head in `aaren_rl.model.heads`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from aaren_rl.errors import InvalidInput
+
+if TYPE_CHECKING:
+    import gymnasium as gym
+
+
+@dataclass(frozen=True)
+class Box:
+    """Real numbers in an array of one shape, as `gymnasium.spaces.Box`.
+
+    Attributes:
+        shape: of a value.
+        low: least values, one for each number in C order; -inf where there is none.
+        high: greatest values, likewise.
+        dtype: of a value, in NumPy's words.
+
+    Raises:
+        InvalidInput: the bounds do not fit the shape, or a low is not below its high.
+    """
+
+    shape: tuple[int, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if not len(self.low) == len(self.high) == self.size:
+            raise InvalidInput(
+                f"a Box of shape {self.shape} has {len(self.low)} lows and {len(self.high)} highs; expected {self.size}"
+            )
+        for low, high in zip(self.low, self.high, strict=True):
+            if not low < high:
+                raise InvalidInput(f"a Box has the bounds {low} and {high}; expected each low below its high")
+
+    @classmethod
+    def unbounded(cls, shape: tuple[int, ...], dtype: str = "float32") -> Box:
+        """Values of a shape without bounds."""
+        size = math.prod(shape)
+        return cls(shape, (-math.inf,) * size, (math.inf,) * size, dtype)
+
+    @classmethod
+    def bounded(cls, low: npt.ArrayLike, high: npt.ArrayLike, dtype: str = "float32") -> Box:
+        """Values between two arrays of their shape."""
+        least, greatest = np.asarray(low, np.float64), np.asarray(high, np.float64)
+        if least.shape != greatest.shape:
+            raise InvalidInput(f"low has shape {least.shape} and high {greatest.shape}; expected one shape")
+        return cls(least.shape, tuple(least.ravel().tolist()), tuple(greatest.ravel().tolist()), dtype)
+
+    @property
+    def size(self) -> int:
+        """Numbers in a value."""
+        return math.prod(self.shape)
+
+    @property
+    def is_bounded(self) -> bool:
+        """True if every number has a least and a greatest value."""
+        return all(map(math.isfinite, (*self.low, *self.high)))
+
+    def bounds(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """The least and the greatest value, each of the space's shape."""
+        low, high = (np.array(bound, np.float32).reshape(self.shape) for bound in (self.low, self.high))
+        return low, high
+
+    def to_json(self) -> dict[str, Any]:
+        """The space in JSON's types; null stands for a missing bound."""
+
+        def finite(bound: tuple[float, ...]) -> list[float | None]:
+            return [value if math.isfinite(value) else None for value in bound]
+
+        bounds = {"low": finite(self.low), "high": finite(self.high)}
+        return {"type": "box", "shape": list(self.shape), "dtype": self.dtype, **bounds}
+
+    @classmethod
+    def _from_json(cls, saved: Mapping[str, Any]) -> Box:
+        low = tuple(-math.inf if value is None else float(value) for value in saved["low"])
+        high = tuple(math.inf if value is None else float(value) for value in saved["high"])
+        return cls(tuple(map(int, saved["shape"])), low, high, str(saved["dtype"]))
+
+
+Space: TypeAlias = Box
+"""Any kind of space."""
+
+
+def space_from_json(saved: Mapping[str, Any]) -> Space:
+    """Reads what `to_json` of a space wrote.
+
+    Raises:
+        InvalidInput: it is not a space that this version knows.
+    """
+    if saved.get("type") != "box":
+        raise InvalidInput(f"a space of type {saved.get('type')!r}; this version knows 'box'")
+    try:
+        return Box._from_json(saved)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidInput(f"a space cannot be read from {dict(saved)}: {error!r}") from error
+
+
+def space_of(space: gym.Space[Any]) -> Space:
+    """The description of a Gymnasium space.
+
+    Raises:
+        InvalidInput: it is not a Box.
+    """
+    import gymnasium as gym
+
+    if not isinstance(space, gym.spaces.Box):
+        raise InvalidInput(f"the space is {space}; this version needs a Box, continuous observations and actions")
+    return Box.bounded(space.low, space.high, str(space.dtype))

@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors
 from safetensors.torch import load, save
 from torch import Tensor
 
 from aaren_rl import __version__
+from aaren_rl.data.spaces import space_from_json
 from aaren_rl.errors import CheckpointError, InvalidInput
 from aaren_rl.model import DecisionModel, Scaling, config_from_dict
 
@@ -30,7 +30,7 @@ EXPORTED_GRAPH, EXPORTED_CARD = "agent.onnx", "export.json"
 EXPORTED = frozenset({EXPORTED_GRAPH, EXPORTED_CARD})
 """All that the folder of an exported agent holds."""
 
-FORMAT = 2
+FORMAT = 3
 """Version of the folder's form; raised when older code could not read it."""
 
 
@@ -39,10 +39,10 @@ class AgentCard:
     """What an agent was trained on and for, kept beside its weights.
 
     Attributes:
-        env_id: Gymnasium id of the environment to act in.
-        env_kwargs: arguments of `gymnasium.make`.
+        env_id: Gymnasium id of the environment to act in; None if none is known.
         dataset_id: the data it was trained on.
-        source: where the data came from ("minari", "d4rl", "bundled").
+        source: where the data came from ("minari", "d4rl", "bundled", "arrays").
+        env_kwargs: arguments of `gymnasium.make`.
         target_returns: what to ask of it; the first is the default.
         updates: optimiser updates it was trained for.
         acting: how it acts unless asked otherwise, as "stream" or "window:20" (`aaren_rl.agents.acting.Acting`).
@@ -53,7 +53,7 @@ class AgentCard:
         InvalidInput: no target return is given.
     """
 
-    env_id: str
+    env_id: str | None
     dataset_id: str
     source: str
     target_returns: tuple[float, ...]
@@ -85,8 +85,8 @@ def write_agent(folder: Path, model: DecisionModel, card: AgentCard) -> None:
         "format": FORMAT,
         "aaren_rl": __version__,
         "model": asdict(model.config),
-        "observation_size": model.observation_size,
-        "action_size": model.action_size,
+        "observation_space": model.observation_space.to_json(),
+        "action_space": model.action_space.to_json(),
         **asdict(card),
         "sha256": {WEIGHTS: digest(weights)},
     }
@@ -103,16 +103,20 @@ def load_agent(folder: Path) -> tuple[DecisionModel, AgentCard]:
     description = read_json(folder / CARD)
     if description.get("format") != FORMAT:
         raise CheckpointError(
-            f"{folder / CARD} has format {description.get('format')}; this version of aaren-rl ({__version__}) reads "
-            f"{FORMAT}; it was written by {description.get('aaren_rl')}"
+            f"{folder / CARD} has format {description.get('format')}, written by aaren-rl "
+            f"{description.get('aaren_rl')}; this version ({__version__}) reads format {FORMAT} only: train the agent "
+            "again, or load it with the version that wrote it"
         )
     digests = description.get("sha256")
     if not isinstance(digests, dict) or digests.get(CARD) != card_digest(description, WEIGHTS):
         raise CheckpointError(f"{folder / CARD} is not as it was saved; take it from its source again")
     weights = read_tensors(folder / WEIGHTS, digests.get(WEIGHTS))
     try:
-        sizes = int(description["observation_size"]), int(description["action_size"])
-        model = DecisionModel(config_from_dict(description["model"]), _blank_scaling(*sizes))
+        observations, actions = (space_from_json(description[f"{name}_space"]) for name in ("observation", "action"))
+        # The weights bring the scaling that counts.
+        model = DecisionModel(
+            config_from_dict(description["model"]), observations, actions, Scaling.identity(observations)
+        )
         model.load_state_dict(weights)
         card = card_of(description)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -259,9 +263,3 @@ def card_digest(description: dict[str, Any], content: str) -> str:
     said = {name: value for name, value in description.items() if name != "evaluation"}
     said["sha256"] = {content: digests.get(content)} if isinstance(digests, dict) else None
     return digest(json.dumps(said, sort_keys=True).encode())
-
-
-def _blank_scaling(observation_size: int, action_size: int) -> Scaling:
-    ones = np.ones(action_size, dtype=np.float32)
-    zeros, unit = np.zeros(observation_size, dtype=np.float32), np.ones(observation_size, dtype=np.float32)
-    return Scaling(zeros, unit, -ones, ones)

@@ -1,4 +1,4 @@
-"""An update recorded once as a CUDA graph, and replayed without Python or launch overhead."""
+"""A function captured once as a CUDA graph, and replayed without Python or launch overhead."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import torch
 Result = TypeVar("Result")
 
 WARM_UP = 5
-"""Calls before recording, in which libraries, compilers and the optimiser set themselves up."""
+"""Calls before the capture, in which libraries, compilers and the optimiser set themselves up."""
 
 
-class Captured(Generic[Result]):
+class CudaGraph(Generic[Result]):
     """Calls a function; on a GPU, from the sixth call on, by replaying what it did.
 
-    The function must take nothing, never wait for the device, and always work on tensors of the same shapes at the same
-    places. What it returns lies where it lay at the recording: use it before the next call.
+    The function takes no arguments, never waits for the device, and works on tensors of the same shapes at the same
+    addresses every time. Results live in the graph's static buffers; the next call overwrites them.
 
     Args:
         function: to call.
-        generators: random generators it draws from, besides the device's own.
-        device: whose work is recorded; on a CPU the function is simply called.
+        generators: random generators it draws from, besides the device's default one.
+        device: whose work is captured; on a CPU the function is simply called.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Captured(Generic[Result]):
                 self._graph.replay()
                 return self._result
             if self.calls == 1:
-                # What ran on another stream than the default one may be recorded later.
+                # What ran on another stream than the default one may be captured later.
                 self._aside = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
             if self.calls <= WARM_UP:
                 self._aside.wait_stream(torch.cuda.current_stream(self.device))
@@ -57,6 +57,6 @@ class Captured(Generic[Result]):
             with torch.cuda.graph(graph, stream=self._aside):
                 self._result = self.function()
             self._graph = graph
-            # Recording did not execute.
+            # The capture did not execute.
             graph.replay()
             return self._result

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from aaren_rl import checkpoint
-from aaren_rl.agents.acting import Array, Rows, SteppedAgent, Stepping
+from aaren_rl.agents.agent import Agent
+from aaren_rl.agents.states import ActingState, Array, Rows
+from aaren_rl.data.spaces import space_from_json
 from aaren_rl.errors import CheckpointError, InvalidInput
 from aaren_rl.stepping import onnx as export
 
 
-class OnnxAgent(SteppedAgent):
+class OnnxAgent(Agent):
     """Acts like `DecisionAgent`, from the folder that `aaren_rl.stepping.onnx.to_onnx` wrote.
 
     Args:
@@ -45,15 +47,15 @@ class OnnxAgent(SteppedAgent):
             raise CheckpointError(f"{folder} is not as it was exported; export the agent again")
         self.session = export.session(graph, threads)
         card = checkpoint.card_of(described)
-        low, high = (np.array(described[name], dtype=np.float32) for name in ("action_low", "action_high"))
-        start = np.array(described["state_start"], dtype=np.float64)
-        super().__init__(card, low, high, described["observation_size"], described["longest_episode"], acting, renew)
+        observations, actions = (space_from_json(described[f"{name}_space"]) for name in ("observation", "action"))
+        super().__init__(card, observations, actions, described["longest_episode"], acting, renew)
         if self.acting.mode == "window":
             raise InvalidInput(f"an exported agent has a single step, it cannot act by {self.acting}; pass stream")
-        self.start, self.int8 = start, bool(described["int8"])
+        self.start = np.array(described["state_start"], dtype=np.float64)
+        self.mixed, self.int8 = int(described["mixers_at"]), bool(described["int8"])
 
-    def _begin(self, rows: int) -> Stepping:
-        return Rows(self._run, self.start, rows, len(self.action_low))
+    def _begin(self, rows: int) -> ActingState:
+        return Rows(self._run, self.start, self.mixed, rows)
 
     def _run(self, observation: Array, reward: Array, state: Array) -> tuple[Array, Array]:
         action, state = self.session.run(None, {"observation": observation, "reward": reward, "state": state})

@@ -19,12 +19,14 @@ import torch
 
 from aaren_rl import __version__, checkpoint
 from aaren_rl.checkpoint import AgentCard
+from aaren_rl.data.segment import Segment
 from aaren_rl.errors import AarenError, InvalidInput
 from aaren_rl.model import DecisionModel
-from aaren_rl.stepping.step import RETURN_TO_GO, TIMESTEP, Step
+from aaren_rl.model.inputs_stepper import RETURN_TO_GO, TIMESTEP
+from aaren_rl.stepping.step import Step
 
 GRAPH, CARD = checkpoint.EXPORTED_GRAPH, checkpoint.EXPORTED_CARD
-FORMAT = 2
+FORMAT = 3
 STEPS, ROWS = 200, 3
 """Of the check against torch."""
 
@@ -42,8 +44,8 @@ class ExportFailed(AarenError):
 def to_onnx(model: DecisionModel, card: AgentCard, folder: Path, int8: bool = False) -> Path:
     """Writes agent.onnx and export.json, after checking the graph against torch.
 
-    The graph maps observation (batch, observation size), reward (batch,) and state (batch, state size) to action
-    (batch, action size) and the new state, in the environment's units; the state is float64, all else float32. The card
+    The graph maps observation (batch, *shape), reward (batch,) and state (batch, state size) to action
+    (batch, *shape) and the new state, in the environment's units; the state is float64, all else float32. The card
     has the state before an episode and where in it the target return goes.
 
     Args:
@@ -75,13 +77,13 @@ def to_onnx(model: DecisionModel, card: AgentCard, folder: Path, int8: bool = Fa
         "aaren_rl": __version__,
         **asdict(card),
         "int8": int8,
-        "observation_size": step.observation_size,
-        "action_low": step.action_low.tolist(),
-        "action_high": step.action_high.tolist(),
+        "observation_space": step.observation_space.to_json(),
+        "action_space": step.action_space.to_json(),
         "longest_episode": model.config.max_steps if model.config.timesteps == "learned" else None,
         "state_start": step.start.tolist(),
         "return_to_go_at": RETURN_TO_GO,
         "timestep_at": TIMESTEP,
+        "mixers_at": step.mixed,
         "largest_difference": difference,
         "sha256": {GRAPH: checkpoint.digest(graph)},
     }
@@ -119,7 +121,7 @@ def session(graph: bytes | str, threads: int = 1) -> Any:
 def _graph(step: Step) -> bytes:
     batch = torch.export.Dim("batch", min=1)
     # With two rows, so that a batch of one is not taken for a constant.
-    inputs = torch.zeros(2, step.observation_size), torch.zeros(2), step.start.repeat(2, 1)
+    inputs = torch.zeros(2, *step.observation_space.shape), torch.zeros(2), step.start.repeat(2, 1)
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = registration.level
     try:
@@ -179,20 +181,21 @@ def _difference(model: DecisionModel, step: Step, graph: bytes) -> float:
     """Largest difference of an action over an episode of made-up observations, as a share of its half range."""
     running = session(graph)
     generator = torch.Generator().manual_seed(0)
-    target = torch.linspace(0.5, 1.5, ROWS) * model.return_scale
+    target = torch.linspace(0.5, 1.5, ROWS) * model.inputs.return_scale
     ours, theirs = model.initial_state(ROWS), step.initial_state(target).numpy()
-    action, returns, largest = torch.zeros(ROWS, step.action_size), target, 0.0
-    half = (model.action_high - model.action_low) / 2
+    action, returns, largest = torch.zeros(ROWS, *model.action_space.shape), target, 0.0
+    low, high = map(torch.from_numpy, model.action_space.bounds())
+    steps = min(STEPS, model.config.max_steps) if model.config.timesteps == "learned" else STEPS
     with torch.inference_mode():
-        for t in range(min(STEPS, model.config.max_steps) if model.config.timesteps == "learned" else STEPS):
-            noise = torch.randn(ROWS, step.observation_size, generator=generator)
-            observation = model.observation_mean + model.observation_std * noise
+        for t in range(steps):
+            observation = model.inputs.observation.examples(ROWS, generator)
             reward = torch.rand(ROWS, generator=generator) * (t > 0)
             returns = returns - reward
-            action, ours = model.step(observation, action, returns, torch.full((ROWS,), t), ours, reward)
+            now = Segment.of_one_step(observation, torch.full((ROWS,), t), returns, action, reward)
+            action, ours = model.step(now, ours)
             feed = {"observation": observation.numpy(), "reward": reward.numpy(), "state": theirs}
             acted, theirs = running.run(None, feed)
             if not np.isfinite(acted).all():
                 return float("inf")
-            largest = max(largest, float(((action - torch.from_numpy(acted)) / half).abs().max()))
+            largest = max(largest, float(((action - torch.from_numpy(acted)) / ((high - low) / 2)).abs().max()))
     return largest

@@ -1,9 +1,7 @@
-"""Several runs that differ in their seed only, trained as one batch."""
+"""Several seeds trained as one batch."""
 
 from __future__ import annotations
 
-import contextlib
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,176 +9,197 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aaren_rl.cuda_graph import Captured
-from aaren_rl.data.sampler import Batch
+from aaren_rl.cuda_graph import CudaGraph
+from aaren_rl.data.segment import Segment
 from aaren_rl.errors import InvalidInput
-from aaren_rl.model import DecisionModel
-from aaren_rl.training.run import (
-    Interrupted,
-    Trained,
-    Trainer,
+from aaren_rl.training.learner import (
+    SingleLearner,
     autocast,
+    learning_rate,
     make_optimiser,
     set_learning_rate,
-    stop_signal,
 )
 
 
-def train_together(trainers: Sequence[Trainer], progress: bool = True) -> list[Trained]:
-    """Runs all trainers at once, each in its own folder, with one update of all their models at a time.
+class EnsembleLearner:
+    """The learner of several models that differ in their seed only; see `Learner`.
 
-    Small models leave a GPU idle; there this takes little longer than one run. On a CPU one after another is faster.
+    Small models leave a GPU idle; there an update of all takes little longer than an update of one. On a CPU one after
+    another is faster. The parameters are stacked, and those of the single learners become views of the stacks.
 
     Args:
-        trainers: of equal models, schedules and devices, all at the same update.
-        progress: whether the first of them shows its progress.
+        learners: of equal models, schedules and devices, all after the same number of updates.
 
     Raises:
-        InvalidInput: they differ in more than their seeds.
-        Interrupted: Ctrl-C or SIGTERM; a checkpoint of each was saved.
-        Diverged: as `Trainer.run`, by the first run that does.
+        InvalidInput: they differ in more than their seeds, or cannot be trained as one batch.
     """
-    together = _Together(trainers)
-    generators = [trainer.sampler.generator for trainer in trainers]
-    captured = trainers[0].captured
-    update_all = Captured(together.update, generators, together.device) if captured else together.update
-    halt = threading.Event()
-    done: list[Trained] = []
-    interrupted: list[Interrupted] = []
-    with stop_signal() as stop, contextlib.ExitStack() as stack:
-        runs = [trainer.running(halt, progress and trainer is trainers[0]) for trainer in trainers]
-        for run in runs:
-            stack.enter_context(contextlib.closing(run))
-            try:
-                next(run)
-            except StopIteration as finished:
-                done.append(finished.value)
-        while len(done) + len(interrupted) < len(runs):
-            together.prepare_update()
-            losses, norms = update_all()
-            # All runs must see the wish to stop after the same update.
-            if stop.is_set():
-                halt.set()
-            for number, run in enumerate(runs):
-                try:
-                    run.send((losses[number], norms[number]))
-                except StopIteration as finished:
-                    done.append(finished.value)
-                except Interrupted as stopped:
-                    interrupted.append(stopped)
-    if interrupted:
-        raise interrupted[0]
-    return done
 
+    def __init__(self, learners: Sequence[SingleLearner]) -> None:
+        _check_alike(learners)
+        first = learners[0]
+        self.learners, self.config, self.device, self.updates = learners, first.config, first.device, first.updates
+        self.models = [learner.acting for learner in learners]
+        self.seeds = [learner.config.seed for learner in learners]
+        self.data = {f"seed-{seed}": learner.data for seed, learner in zip(self.seeds, learners, strict=True)}
+        self.precision, self.compiled, self.captured = first.precision, False, first.captured
+        self.parameters = _stacked([learner.objective for learner in learners])
+        self.averages = _stacked([learner.acting for learner in learners]) if first.config.average else {}
+        self.optimisers = {
+            network: make_optimiser(self._of(network).values(), self.config, self.device)
+            for network in first.objective.networks()
+        }
+        self._share_optimiser_states()
+        longest = max(learner.sampler.longest for learner in learners)
+        for learner in learners:
+            learner.sampler.pad_to = longest
+        self._graph: CudaGraph[dict[str, Tensor]] | None = None
 
-class _Together:
-    """The models of several trainers, stacked; each trainer's own tensors become views of the stacks."""
+    @property
+    def steps_per_update(self) -> float:
+        """See `Learner.steps_per_update`."""
+        return self.learners[0].steps_per_update
 
-    def __init__(self, trainers: Sequence[Trainer]) -> None:
-        if not trainers:
-            raise InvalidInput("no runs to train together; expected at least one")
-        first = trainers[0]
-        if first.carried is not None:
-            raise InvalidInput("runs that carry a state from segment to segment are trained one after another")
-        if not first.model.config.recordable:
-            raise InvalidInput(
-                f"runs of mixer {first.model.config.mixer!r} are not trained together; run them one after another"
-            )
-        if first.device.type == "cpu" and first.model.config.dropout:
-            raise InvalidInput("on a CPU runs with dropout are not trained together; run them one after another")
-        for trainer in trainers[1:]:
-            buffers = zip(trainer.model.buffers(), first.model.buffers(), strict=True)
-            same = (
-                trainer.model.config == first.model.config
-                and replace(trainer.config, seed=0) == replace(first.config, seed=0)
-                and (trainer.update, trainer.device) == (first.update, first.device)
-                and all(torch.equal(ours, theirs) for ours, theirs in buffers)
-            )
-            if not same:
-                raise InvalidInput(
-                    "runs trained together need equal models, schedules, data and devices and the same update; "
-                    f"updates {[trainer.update for trainer in trainers]}"
-                )
-        self.trainers, self.config, self.device = trainers, first.config, first.device
-        self.parameters = _stacked([trainer.model for trainer in trainers])
-        self.averages = _stacked([trainer.acting for trainer in trainers]) if first.config.average else {}
-        self.optimiser = make_optimiser(self.parameters.values(), self.config, self.device)
-        self._share_optimiser_state()
-        self.loss = _Loss(first.model)
-        longest = max(trainer.sampler.longest for trainer in trainers)
-        for trainer in trainers:
-            trainer.sampler.pad_to = longest
+    def update(self) -> dict[str, Tensor]:
+        """See `Learner.update`; every metric has one value for each model."""
+        self.learners[0].prepare_update()
+        for optimiser in self.optimisers.values():
+            set_learning_rate(optimiser, learning_rate(self.config, self.updates + 1))
+        if self.captured:
+            if self._graph is None:
+                generators = [learner.sampler.generator for learner in self.learners]
+                self._graph = CudaGraph(self._do_update, generators, self.device)
+            metrics = self._graph()
+        else:
+            metrics = self._do_update()
+        self.updates += 1
+        for learner in self.learners:
+            learner.updates = self.updates
+        return metrics
 
-    def prepare_update(self) -> None:
-        """Sets what differs from update to update, the same for all."""
-        self.trainers[0].prepare_update()
-        set_learning_rate(self.optimiser, self.trainers[0].learning_rate)
-
-    def update(self) -> tuple[Tensor, Tensor]:
-        """One update of all models; their losses and gradient norms, (models,)."""
-        self.optimiser.zero_grad(set_to_none=True)
-        total = torch.zeros(len(self.trainers), device=self.device)
+    def _do_update(self) -> dict[str, Tensor]:
+        for optimiser in self.optimisers.values():
+            optimiser.zero_grad(set_to_none=True)
+        totals: dict[str, Tensor] = {}
         for _ in range(self.config.accumulate):
-            samples = [trainer.sampler.sample() for trainer in self.trainers]
-            batch = Batch(*(torch.stack(parts) for parts in zip(*samples, strict=True)))
-            with autocast(self.device, self.trainers[0].precision):
-                losses = torch.vmap(self._loss, randomness="different")(self.parameters, batch) / self.config.accumulate
-            losses.sum().backward()  # type: ignore[no-untyped-call]
-            total += losses.detach()
-        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
-        norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
-        # As torch's clip_grad_norm_, for each model by itself.
-        shares = (self.config.clip / (norms + 1e-6)).clamp(max=1.0)
-        for gradient in gradients:
-            gradient.mul_(shares.view(-1, *[1] * (gradient.ndim - 1)))
-        self.optimiser.step()
+            segments = Segment.stacked([learner.sampler.sample() for learner in self.learners])
+            fields = Segment(*(None if part is None else 0 for part in segments))  # type: ignore[arg-type]
+            with autocast(self.device, self.precision):
+                found = torch.vmap(self._losses, in_dims=(0, fields), randomness="different")(self.parameters, segments)
+            (found["loss"] / self.config.accumulate).sum().backward()  # type: ignore[no-untyped-call]
+            for name, value in found.items():
+                totals[name] = totals.get(name, 0.0) + value.detach() / self.config.accumulate
+        for network, optimiser in self.optimisers.items():
+            name = "gradient_norm" if network == "model" else f"gradient_norm/{network}"
+            totals[name] = _clip_each(list(self._of(network).values()), self.config.clip)
+            optimiser.step()
+        for learner in self.learners:
+            learner.objective.after_update()
         with torch.no_grad():
             for name, average in self.averages.items():
-                average.lerp_(self.parameters[name], self.trainers[0].blend)
-        return total, norms
+                average.lerp_(self.parameters[f"model.{name}"], self.learners[0].blend)
+        return totals
 
-    def _loss(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        named = {f"model.{name}": parameter for name, parameter in parameters.items()}
-        loss: Tensor = torch.func.functional_call(self.loss, named, (batch,))
-        return loss
+    def validate(self) -> list[dict[str, float]]:
+        """See `Learner.validate`."""
+        return [metrics for learner in self.learners for metrics in learner.validate()]
 
-    def _share_optimiser_state(self) -> None:
-        """Takes over what the trainers' optimisers hold, and lets them hold views of what is held here."""
-        for name, stacked in self.parameters.items():
-            own = [trainer.model.get_parameter(name) for trainer in self.trainers]
-            states = [trainer.optimiser.state[one] for trainer, one in zip(self.trainers, own, strict=True)]
-            state: dict[str, Any] = {}
-            if all(states):
-                state["step"] = states[0]["step"].clone()
-                for part in ("exp_avg", "exp_avg_sq"):
-                    state[part] = torch.stack([given[part] for given in states])
-            else:
-                state["step"] = torch.zeros((), device=self.device)
-                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(stacked), torch.zeros_like(stacked)
-            self.optimiser.state[stacked] = state
-            for number, (trainer, one) in enumerate(zip(self.trainers, own, strict=True)):
-                parts = {part: state[part][number] for part in ("exp_avg", "exp_avg_sq")}
-                trainer.optimiser.state[one] = {"step": state["step"], **parts}
+    def state_dict(self) -> dict[str, Tensor]:
+        """See `Learner.state_dict`: those of the single learners, under their seeds."""
+        return {
+            f"seed-{seed}.{name}": value
+            for seed, learner in zip(self.seeds, self.learners, strict=True)
+            for name, value in learner.state_dict().items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """See `Learner.load_state_dict`."""
+        for seed, learner in zip(self.seeds, self.learners, strict=True):
+            prefix = f"seed-{seed}."
+            learner.load_state_dict(
+                {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+            )
+        # The single optimisers hold new tensors now, which are stacked again.
+        self._share_optimiser_states()
+        self._graph = None
+
+    def _losses(self, parameters: Mapping[str, Tensor], segment: Segment) -> dict[str, Tensor]:
+        """Loss and metrics of one of the models."""
+        result = torch.func.functional_call(self.learners[0].objective, dict(parameters), (segment,))
+        return {"loss": result.loss, **result.metrics}
+
+    def _of(self, network: str) -> dict[str, nn.Parameter]:
+        """The stacked parameters of a network, trainable ones only."""
+        return {
+            name: parameter
+            for name, parameter in self.parameters.items()
+            if name.startswith(f"{network}.") and parameter.requires_grad
+        }
+
+    def _share_optimiser_states(self) -> None:
+        """Takes over what the single optimisers hold, and lets them hold views of what is held here."""
+        for network, optimiser in self.optimisers.items():
+            for name, stacked in self._of(network).items():
+                singles = [(each.optimisers[network], each.objective.get_parameter(name)) for each in self.learners]
+                state = _stacked_moments([single.state[own] for single, own in singles], stacked)
+                optimiser.state[stacked] = state
+                for number, (single, own) in enumerate(singles):
+                    views = {part: state[part][number] for part in ("exp_avg", "exp_avg_sq")}
+                    single.state[own] = {"step": state["step"], **views}
 
 
-class _Loss(nn.Module):
-    """The loss as a module's forward, which is what torch.func calls."""
+def _check_alike(learners: Sequence[SingleLearner]) -> None:
+    if not learners:
+        raise InvalidInput("no learners to train together; expected at least one")
+    first = learners[0]
+    if first.carried is not None:
+        raise InvalidInput("learners that carry a state from segment to segment are trained one after another")
+    if not first.model.config.cuda_graph:
+        raise InvalidInput(
+            f"learners of mixer {first.model.config.mixer!r} are not trained together; train them one after another"
+        )
+    if first.device.type == "cpu" and first.model.config.dropout:
+        raise InvalidInput("on a CPU learners with dropout are not trained together; train them one after another")
+    for learner in learners[1:]:
+        buffers = zip(learner.objective.buffers(), first.objective.buffers(), strict=True)
+        same = (
+            learner.model.config == first.model.config
+            and replace(learner.config, seed=0) == replace(first.config, seed=0)
+            and (learner.updates, learner.device) == (first.updates, first.device)
+            and all(torch.equal(ours, theirs) for ours, theirs in buffers)
+        )
+        if not same:
+            raise InvalidInput(
+                "learners trained together need equal models, schedules, data and devices and as many updates; "
+                f"updates {[each.updates for each in learners]}"
+            )
 
-    def __init__(self, model: DecisionModel) -> None:
-        super().__init__()
-        self.model = model
 
-    def forward(self, batch: Batch) -> Tensor:
-        """See `DecisionModel.loss`."""
-        return self.model.loss(*batch)
-
-
-def _stacked(models: Sequence[DecisionModel]) -> dict[str, nn.Parameter]:
-    """The models' parameters by name, (models, ...); those of the models become views of them."""
+def _stacked(modules: Sequence[nn.Module]) -> dict[str, nn.Parameter]:
+    """The modules' parameters by name, (modules, ...); those of the modules become views of them."""
     stacked = {}
-    for name, _ in models[0].named_parameters():
-        own = [model.get_parameter(name) for model in models]
-        stacked[name] = nn.Parameter(torch.stack([parameter.detach() for parameter in own]))
-        for number, parameter in enumerate(own):
-            parameter.data = stacked[name].data[number]
+    for name, parameter in modules[0].named_parameters():
+        single = [module.get_parameter(name) for module in modules]
+        together = torch.stack([each.detach() for each in single])
+        stacked[name] = nn.Parameter(together, requires_grad=parameter.requires_grad)
+        for number, each in enumerate(single):
+            each.data = stacked[name].data[number]
     return stacked
+
+
+def _stacked_moments(states: Sequence[Mapping[str, Tensor]], stacked: nn.Parameter) -> dict[str, Any]:
+    """AdamW's state of a stacked parameter from those of the single ones; zeros before the first update."""
+    if not all(states):
+        zeros = torch.zeros_like(stacked), torch.zeros_like(stacked)
+        return {"step": torch.zeros((), device=stacked.device), "exp_avg": zeros[0], "exp_avg_sq": zeros[1]}
+    moments = {part: torch.stack([state[part] for state in states]) for part in ("exp_avg", "exp_avg_sq")}
+    return {"step": states[0]["step"].clone(), **moments}
+
+
+def _clip_each(parameters: Sequence[nn.Parameter], largest: float) -> Tensor:
+    """Clips the gradient norm of each model by itself, as torch's clip_grad_norm_; the norms before, (models,)."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norms: Tensor = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
+    shares = (largest / (norms + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(shares.view(-1, *[1] * (gradient.ndim - 1)))
+    return norms

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,9 @@ from aaren_rl.figures import drawn
 
 METRICS = "metrics.jsonl"
 
-_TAGS = {
-    "loss": "train/loss",
-    "gradient_norm": "train/gradient_norm",
-    "learning_rate": "train/learning_rate",
-    "updates_per_second": "throughput/updates_per_second",
-    "steps_per_second": "throughput/steps_per_second",
-    "seconds_checking": "throughput/seconds_checking",
-    "validation_loss": "validation/loss",
-    "evaluation_return": "evaluation/return",
-    "evaluation_score": "evaluation/normalized_score",
-}
-
 
 class RunLog:
-    """Appends numbers to a run folder.
+    """Appends metrics to a run folder: a callback.
 
     Args:
         folder: of the run; made if need be.
@@ -42,17 +31,21 @@ class RunLog:
         self._file = (folder / METRICS).open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder), purge_step=update + 1 if update else None)
 
-    def write(self, update: int, point: dict[str, float]) -> None:
-        """Logs the numbers of an update."""
-        self._file.write(json.dumps({"update": update, **point}) + "\n")
-        self._file.flush()
-        for name, value in point.items():
-            self._board.add_scalar(_TAGS[name], value, update)
+    def __enter__(self) -> RunLog:
+        return self
 
-    def close(self) -> None:
-        """Writes out what is still buffered."""
+    def __exit__(self, *error: object) -> None:
         self._file.close()
         self._board.close()
+
+    def __call__(self, update: int, metrics: Mapping[str, float]) -> None:
+        """Logs the metrics of an update, each under its name as TensorBoard's tag."""
+        if not metrics:
+            return
+        self._file.write(json.dumps({"update": update, **metrics}) + "\n")
+        self._file.flush()
+        for name, value in metrics.items():
+            self._board.add_scalar(name, value, update)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -99,13 +92,14 @@ def draw_curve(folder: Path, title: str, behaviour_return: float | None = None) 
     path = folder / "learning-curve.png"
     with drawn(path, 9, 3.4) as figure:
         losses, returns = figure.subplots(1, 2)
-        for name, label, marker in (("loss", "training", ""), ("validation_loss", "held out", "o")):
+        for name, label, marker in (("train/loss", "training", ""), ("validation/loss", "held out", "o")):
             own = [(point["update"], point[name]) for point in points if name in point]
             if own:
                 losses.plot(*zip(*own, strict=True), marker=marker, label=label)
         losses.set(xlabel="update", ylabel="loss", yscale="log")
         losses.legend(frameon=False)
-        own = [(point["update"], point["evaluation_return"]) for point in points if "evaluation_return" in point]
+        name = "evaluation/return"
+        own = [(point["update"], point[name]) for point in points if name in point]
         if own:
             returns.plot(*zip(*own, strict=True), marker="o", label="agent")
         if behaviour_return is not None:

@@ -1,0 +1,230 @@
+"""From a segment to tokens: what is known before each action, in the order in which it becomes known."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aaren_rl.data.segment import Segment
+from aaren_rl.data.spaces import Space
+from aaren_rl.errors import InvalidInput
+from aaren_rl.model.config import ModelConfig
+from aaren_rl.model.dropout import Dropout
+from aaren_rl.model.encoders import action_encoder, observation_encoder
+from aaren_rl.model.scaling import Scaling
+
+
+class Tokens(NamedTuple):
+    """What the trunk reads.
+
+    Attributes:
+        x: (batch, time * tokens per step, width).
+        reset: (batch, time * tokens per step) bool, True where an episode starts before the token.
+        valid: (batch, time * tokens per step) bool, False for padding; None for none.
+    """
+
+    x: Tensor
+    reset: Tensor
+    valid: Tensor | None
+
+
+class Masks(NamedTuple):
+    """Which steps are there, and which know the outcome of the step before; all (batch, time) bool.
+
+    A row that starts inside an episode after one step of padding, with a second episode packed behind the first:
+
+        timesteps   .  7  8  9  0  1
+        real        0  1  1  1  1  1    not padding
+        first       0  0  0  0  1  0    starts an episode, so nothing before it is known
+        opening     0  1  0  0  0  0    first real step of the row: `previous_action` belongs to it
+        known       0  *  1  1  0  1    has an outcome before it (*: only if `previous_action` is given)
+    """
+
+    real: Tensor
+    first: Tensor
+    opening: Tensor
+    known: Tensor
+
+    @classmethod
+    def of(cls, timesteps: Tensor, valid: Tensor | None, previous_given: bool) -> Masks:
+        """The masks of a segment.
+
+        Args:
+            timesteps: (batch, time).
+            valid: (batch, time) bool, or None.
+            previous_given: True if the segment has the outcome before its first real step.
+        """
+        real = torch.ones_like(timesteps, dtype=torch.bool) if valid is None else valid
+        first = (timesteps == 0) & real
+        opening = real & (real.cumsum(1) == 1)
+        known = F.pad(real[:, :-1], (1, 0))
+        if previous_given:
+            known = known | opening
+        return cls(real, first, opening, known & ~first)
+
+
+class Inputs(nn.Module):
+    """Makes tokens of segments (Chen et al. 2021, arXiv 2106.01345, section 3).
+
+    The input of step t has up to three parts: the outcome of step t - 1 (its action, its reward, and a 1 that says that
+    there was one), the return-to-go R_t, and the observation o_t. Each part is a vector of features with a linear layer
+    of its own. Interleaved, each is a token; fused, their sum is one token. What the configuration leaves out takes no
+    token.
+
+    Args:
+        config: the model's shape.
+        observation_space: of the environment.
+        action_space: likewise.
+        scaling: of observations, returns and rewards.
+    """
+
+    return_scale: Tensor
+    reward_scale: Tensor
+
+    def __init__(self, config: ModelConfig, observation_space: Space, action_space: Space, scaling: Scaling) -> None:
+        super().__init__()
+        self.config, self.observation_space, self.action_space = config, observation_space, action_space
+        for name in ("return_scale", "reward_scale"):
+            self.register_buffer(name, torch.tensor(getattr(scaling, name), dtype=torch.float32))
+        self.observation = observation_encoder(observation_space, scaling)
+        self.embed_observation = nn.Linear(self.observation.size, config.width)
+        if config.previous_action:
+            self.action = action_encoder(action_space)
+            self.embed_action = nn.Linear(self.action.size, config.width)
+        if config.reward:
+            # The action's bias serves both.
+            self.embed_reward = nn.Linear(1, config.width, bias=not config.previous_action)
+        if config.return_to_go:
+            self.embed_return = nn.Linear(1, config.width)
+        if config.timesteps == "learned":
+            self.embed_timestep = nn.Embedding(config.max_steps, config.width)
+        elif config.timesteps == "first":
+            self.embed_first = nn.Parameter(torch.randn(config.width))
+        self.norm = nn.LayerNorm(config.width)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, segment: Segment) -> Tokens:
+        """Tokens of all steps.
+
+        Raises:
+            InvalidInput: a field that the model needs is missing, or one has a wrong shape.
+        """
+        self._check(segment)
+        config = self.config
+        given = config.previous_action and segment.previous_action is not None
+        given = given or (config.reward and segment.previous_reward is not None)
+        masks = Masks.of(segment.timesteps, segment.valid, given)
+        parts = [] if not config.outcome else [self._outcome(segment, masks)]  # (batch, time, action + reward + 1)
+        if segment.returns_to_go is not None and config.return_to_go:
+            parts.append((segment.returns_to_go / self.return_scale).unsqueeze(-1))  # (batch, time, 1)
+        parts.append(self.observation(segment.observations))  # (batch, time, features)
+        if config.layout == "fused":
+            x, reset, valid = self._fuse(parts, segment.timesteps), masks.first, segment.valid  # (batch, time, width)
+        else:
+            x = self._interleave(parts, segment.timesteps)  # (batch, time * tokens, width)
+            reset, valid = self._spread(masks, len(parts))  # (batch, time * tokens)
+        return Tokens(self.dropout(self.norm(x)), reset, valid)
+
+    def layers(self) -> list[tuple[Tensor, Tensor | None]]:
+        """Weight, inputs last, and bias of each part of a step's input: outcome, return-to-go and observation.
+
+        The outcome's features are (previous action, previous reward, 1), zeros where there is no step before: its bias
+        is the weight of the 1, so nothing is added then.
+        """
+        config = self.config
+        found: list[tuple[Tensor, Tensor | None]] = []
+        if config.outcome:
+            layers = [self.embed_action] if config.previous_action else []
+            layers += [self.embed_reward] if config.reward else []
+            bias = layers[0].bias.unsqueeze(-1)
+            found.append((torch.cat([*(layer.weight for layer in layers), bias], -1), None))
+        if config.return_to_go:
+            found.append((self.embed_return.weight, self.embed_return.bias))
+        return [*found, (self.embed_observation.weight, self.embed_observation.bias)]
+
+    def embed_timesteps(self, timesteps: Tensor) -> Tensor:
+        """What numbers of steps add to a token, (..., width)."""
+        if self.config.timesteps == "learned":
+            return self.embed_timestep(timesteps)  # type: ignore[no-any-return]
+        if self.config.timesteps == "first":
+            return (timesteps == 0).unsqueeze(-1) * self.embed_first
+        return _sinusoids(timesteps, self.config.width).to(self.norm.weight.dtype)
+
+    def _outcome(self, segment: Segment, masks: Masks) -> Tensor:
+        """The previous action and reward as features, and a 1 where there is a step before, (batch, time, features)."""
+        columns, known = [], masks.known.unsqueeze(-1)
+        if self.config.previous_action:
+            before = _one_later(segment.actions, segment.previous_action, masks.opening, self.action_space.shape)
+            columns.append(self.action(before).masked_fill(~known, 0.0))
+        if self.config.reward:
+            before = _one_later(segment.rewards, segment.previous_reward, masks.opening, ())
+            columns.append((before.unsqueeze(-1) / self.reward_scale).masked_fill(~known, 0.0))
+        return torch.cat([*columns, known.to(columns[0].dtype)], -1)
+
+    def _fuse(self, parts: list[Tensor], timesteps: Tensor) -> Tensor:
+        """One token a step, the sum of its parts' embeddings: one product with the weights side by side."""
+        layers = self.layers()
+        bias = torch.stack([bias for _, bias in layers if bias is not None]).sum(0)
+        x = F.linear(torch.cat(parts, -1), torch.cat([weight for weight, _ in layers], -1), bias)
+        return x if self.config.timesteps == "none" else x + self.embed_timesteps(timesteps)
+
+    def _interleave(self, parts: list[Tensor], timesteps: Tensor) -> Tensor:
+        """One token for each part of a step's input."""
+        tokens = [F.linear(part, *layer) for part, layer in zip(parts, self.layers(), strict=True)]
+        if self.config.timesteps != "none":
+            times = [self.embed_timesteps(timesteps)] * len(tokens)
+            if self.config.outcome:
+                times[0] = self.embed_timesteps((timesteps - 1).clamp(min=0))
+            tokens = [token + time for token, time in zip(tokens, times, strict=True)]
+        return torch.stack(tokens, dim=2).flatten(1, 2)
+
+    def _spread(self, masks: Masks, tokens: int) -> tuple[Tensor, Tensor]:
+        """Resets and validity of interleaved tokens: a step resets at its first, and an unknown outcome has none."""
+        reset = [masks.first, *[torch.zeros_like(masks.first)] * (tokens - 1)]
+        valid = [masks.real] * tokens
+        if self.config.outcome:
+            valid[0] = masks.known & masks.real
+        return torch.stack(reset, dim=2).flatten(1, 2), torch.stack(valid, dim=2).flatten(1, 2)
+
+    def _check(self, segment: Segment) -> None:
+        segment.check(self.observation_space, self.action_space)
+        config = self.config
+        needed = {"returns_to_go": config.return_to_go}
+        if segment.timesteps.shape[1] > 1:
+            needed |= {"actions": config.previous_action, "rewards": config.reward}
+        for name, wanted in needed.items():
+            if wanted and getattr(segment, name) is None:
+                raise InvalidInput(f"this model has {name.replace('_', ' ')} as input; give {name}")
+        both = config.previous_action and config.reward
+        if both and (segment.previous_action is None) != (segment.previous_reward is None):
+            raise InvalidInput("this model has action and reward as input; give both of the step before or neither")
+        # On a GPU the look at the values would hold up the host; training and acting check them before.
+        if config.timesteps == "learned" and segment.timesteps.device.type == "cpu":
+            longest = int(segment.timesteps.max())
+            if longest >= config.max_steps:
+                raise InvalidInput(f"timestep {longest} is beyond the learned embedding of {config.max_steps} steps")
+
+
+def _one_later(given: Tensor | None, before: Tensor | None, opening: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Values moved one step later, (batch, time, *shape): `before` at the opening step, zero where nothing is known."""
+    if given is None:
+        # A single step, whose own action and reward are not known yet.
+        like = opening if before is None else before
+        shifted = like.new_zeros(*opening.shape, *shape, dtype=torch.float32)
+    else:
+        shifted = torch.cat([torch.zeros_like(given[:, :1]), given[:, :-1]], 1)
+    if before is None:
+        return shifted
+    return torch.where(opening.view(*opening.shape, *[1] * len(shape)), before.unsqueeze(1), shifted)
+
+
+def _sinusoids(positions: Tensor, width: int) -> Tensor:
+    """Sines and cosines of the positions (Vaswani et al. 2017, section 3.5), (..., width)."""
+    half = (width + 1) // 2
+    rates = torch.exp(torch.arange(half, device=positions.device) * (-math.log(10_000.0) / half))
+    angles = positions.unsqueeze(-1) * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)[..., :width]

@@ -1,0 +1,184 @@
+"""The inputs of a model folded for acting, in torch and in NumPy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aaren_rl.ops.numpy_layers import Array, normalise, to_array, transpose
+
+if TYPE_CHECKING:
+    from aaren_rl.model.inputs import Inputs
+
+RETURN_TO_GO, TIMESTEP, ACTION = 0, 1, 2
+"""Columns of a row of state: return-to-go, timestep, and the numbers of the previous action; mixers' states follow."""
+
+
+class StepInput(NamedTuple):
+    """What the inputs make of one step.
+
+    Attributes:
+        x: tokens, (batch * tokens, width).
+        live: (batch, tokens), 0 for missing tokens, else 1; None if none is missing.
+        return_to_go: after the reward, (batch, 1) float64.
+        timestep: of the step that follows, (batch, 1) float64.
+    """
+
+    x: Any
+    live: Any
+    return_to_go: Any
+    timestep: Any
+
+
+class InputsStepper(nn.Module):
+    """Makes the tokens of one step; everything constant is folded into one linear layer.
+
+    It owns the first columns of a row of state: return-to-go, timestep and previous action. The reward of a step is
+    taken off the return-to-go here and nowhere else.
+
+    Args:
+        inputs: the inputs as they stand now.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, inputs: Inputs) -> None:
+        super().__init__()
+        self.config, self.tokens = inputs.config, inputs.config.tokens_per_step
+        # The first step of an episode has no outcome before it, so its token is missing.
+        self.may_miss = self.tokens > 1 and inputs.config.outcome
+        self.action_size = inputs.action_space.size
+        weight, bias = _folded(inputs)
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+        self.norm, self.observation, self.embed_timesteps = inputs.norm, inputs.observation, inputs.embed_timesteps
+        # Registered, so that the embedding moves along with the stepper.
+        self.embeddings = inputs if inputs.config.timesteps != "none" else None
+
+    @property
+    def sizes(self) -> list[int]:
+        """Columns of return-to-go, timestep and previous action."""
+        return [1, 1, self.action_size]
+
+    def forward(self, observation: Tensor, reward: Tensor, pieces: tuple[Tensor, ...]) -> StepInput:
+        """The tokens of the next step.
+
+        Args:
+            observation: (batch, *observation shape).
+            reward: of the previous action, (batch,); 0 at the first step of an episode.
+            pieces: columns of the rows of state, of the `sizes`.
+        """
+        return_to_go, timestep, previous = pieces
+        return_to_go = return_to_go - reward.unsqueeze(-1)
+        observed = self.observation.raw(observation)  # (batch, features)
+        known = timestep.to(observed.dtype).clamp(max=1.0)
+        live = F.pad(known, (0, self.tokens - 1), value=1.0) if self.may_miss else None
+        columns = self.columns(previous.to(known.dtype), reward, known, return_to_go.to(known.dtype), observed)
+        # Tokens stay rows of a matrix: a product with a bias is one operation then, in torch as in ONNX.
+        x = F.linear(torch.cat(columns, -1), self.weight, self.bias)
+        x = x if self.tokens == 1 else x.view(-1, self.config.width)  # (batch * tokens, width)
+        if self.config.timesteps != "none":
+            x = x + self.times(timestep)
+        return StepInput(layer_norm(self.norm, x), live, return_to_go, timestep + 1)
+
+    def columns(self, previous: Any, reward: Any, known: Any, return_to_go: Any, observed: Any) -> list[Any]:
+        """What the folded layer reads, side by side: tensors or arrays, (batch, size) each.
+
+        Args:
+            previous: the numbers of the previous action, zeros if there was none.
+            reward: of that action, (batch,).
+            known: 0 at the first step of an episode, else 1, (batch, 1).
+            return_to_go: (batch, 1).
+            observed: the numbers of the observation.
+        """
+        config = self.config
+        outcome = [previous] if config.previous_action else []
+        outcome += [reward[:, None] * known] if config.reward else []
+        outcome += [known] if outcome else []
+        return [*outcome, *([return_to_go] if config.return_to_go else []), observed]
+
+    def times(self, timestep: Tensor) -> Tensor:
+        """What the timesteps, (batch, 1), add to the tokens, (batch * tokens, width)."""
+        now = timestep.long()
+        if self.tokens > 1:
+            # The outcome belongs to the step before.
+            before = (now - 1).clamp(min=0) if self.may_miss else now
+            now = torch.cat([before, *[now] * (self.tokens - 1)], -1)
+        return self.embed_timesteps(now).view(-1, self.config.width)
+
+    def to_numpy(self) -> NumpyInputs:
+        """The same in NumPy."""
+        return NumpyInputs(self)
+
+
+class NumpyInputs:
+    """Computes what `InputsStepper` computes; its tokens are centred (see `aaren_rl.ops.numpy_layers`).
+
+    Args:
+        stepper: to compute.
+    """
+
+    def __init__(self, stepper: InputsStepper) -> None:
+        self.stepper, self.tokens, self.width = stepper, stepper.tokens, stepper.config.width
+        self.weight, self.bias = transpose(stepper.weight), to_array(stepper.bias)
+        self.scale, self.shift, self.eps = to_array(stepper.norm.weight), to_array(stepper.norm.bias), stepper.norm.eps
+        self.has_times = stepper.config.timesteps != "none"
+
+    def __call__(self, observation: Array, reward: Array, state: Array) -> StepInput:
+        """See `InputsStepper.forward`; `state` is the whole rows, (batch, state size)."""
+        return_to_go, timestep = state[:, :1] - reward[:, None], state[:, 1:2]
+        known = np.minimum(timestep, 1.0).astype(np.float32)
+        previous = state[:, ACTION : ACTION + self.stepper.action_size].astype(np.float32)
+        observed = self.stepper.observation.raw(observation)
+        columns = self.stepper.columns(previous, reward, known, return_to_go.astype(np.float32), observed)
+        x = (np.concatenate(columns, 1) @ self.weight + self.bias).reshape(-1, self.width)
+        if self.has_times:
+            x += to_array(self.stepper.times(torch.from_numpy(timestep)))
+        x -= x.mean(1, keepdims=True)
+        x = normalise(x, self.eps) * self.scale + self.shift
+        x -= x.mean(1, keepdims=True)
+        live = None
+        # No token is missing after the first step of an episode.
+        if self.stepper.may_miss and not known.all():
+            live = np.pad(known, ((0, 0), (0, self.tokens - 1)), constant_values=1)
+        return StepInput(x, live, return_to_go, timestep + 1)
+
+
+def layer_norm(layer: nn.LayerNorm, x: Tensor) -> Tensor:
+    """The layer's output; a call of the module would cost as much again as the operation."""
+    return F.layer_norm(x, layer.normalized_shape, layer.weight, layer.bias, layer.eps)
+
+
+def _folded(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """All embeddings as one weight and bias over the raw `columns` of a step.
+
+    The output is one token, or the tokens of a step one after another.
+    """
+    config, layers = inputs.config, inputs.layers()
+    weight, bias = layers[-1]
+    folded, shift = inputs.observation.fold(weight)
+    parts, biases = [folded], [bias + shift if bias is not None else shift]
+    if config.return_to_go:
+        weight, bias = layers[-2]
+        parts.insert(0, weight / inputs.return_scale)
+        biases.insert(0, torch.zeros_like(shift) if bias is None else bias)
+    if config.outcome:
+        outcome = layers[0][0].clone()
+        if config.previous_action:
+            folded, shift = inputs.action.fold(outcome[:, : inputs.action.size])
+            # What is added to a scaled action is added only where there is an action: to the last column.
+            outcome[:, -1] += shift
+            outcome[:, : inputs.action.size] = folded
+        if config.reward:
+            outcome[:, -2] /= inputs.reward_scale
+        parts.insert(0, outcome)
+        biases.insert(0, torch.zeros_like(biases[0]))
+    if inputs.config.tokens_per_step == 1:
+        return torch.cat(parts, -1), torch.stack(biases).sum(0)
+    blocks: Tensor = torch.block_diag(*parts)  # type: ignore[no-untyped-call]
+    return blocks, torch.cat(biases)

@@ -1,0 +1,325 @@
+"""Learners: what an update is."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from aaren_rl import checkpoint
+from aaren_rl.cuda_graph import CudaGraph
+from aaren_rl.data.sampler import Sampler, hold_out
+from aaren_rl.data.trajectories import Trajectories
+from aaren_rl.errors import CheckpointError, InvalidInput
+from aaren_rl.mixers import state_tensors
+from aaren_rl.model import DecisionModel, ModelConfig
+from aaren_rl.model.trunk import TrunkState
+from aaren_rl.ops.prefix_attention import fused
+from aaren_rl.training.config import TrainingConfig
+from aaren_rl.training.objectives import Loss, get_objective
+
+VALIDATION_STEPS = 20_000
+"""Steps of held-out episodes that a validation looks at, about."""
+
+
+class Learner(Protocol):
+    """One or several models in training: what an update is, and all that has to be saved to go on with it.
+
+    Attributes:
+        models: those that act, one for each seed.
+        seeds: of the models.
+        config: the schedule.
+        device: where everything lies.
+        updates: made so far.
+        data: what identifies the data; resuming checks it.
+    """
+
+    models: list[DecisionModel]
+    seeds: list[int]
+    config: TrainingConfig
+    device: torch.device
+    updates: int
+    data: dict[str, Any]
+
+    @property
+    def steps_per_update(self) -> float:
+        """Steps of episodes that an update trains each model on, on average."""
+        ...
+
+    def update(self) -> dict[str, Tensor]:
+        """Makes one update.
+
+        Returns:
+            Its metrics on the device, scalars or one value for each model: "loss" and "gradient_norm" of the model, and
+            what the objective adds. The next update may overwrite them.
+        """
+        ...
+
+    def validate(self) -> list[dict[str, float]]:
+        """Metrics on held-out episodes, of each model; empty where none are held out."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that goes on from update to update, by name."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes over what `state_dict` gave.
+
+        Raises:
+            CheckpointError: it does not fit.
+        """
+        ...
+
+
+class SingleLearner:
+    """The learner of one model; see `Learner`.
+
+    Args:
+        model: to train, on the CPU.
+        trajectories: to train on.
+        config: the schedule.
+        device: to train on.
+
+    Raises:
+        InvalidInput: an episode is longer than the model's learned timestep embedding, a state that grows is to be
+            carried from segment to segment, or an option does not go with the device.
+        DataError: the objective needs next observations, and the data lack some.
+    """
+
+    def __init__(
+        self,
+        model: DecisionModel,
+        trajectories: Trajectories,
+        config: TrainingConfig,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        _check_lengths(model, trajectories)
+        self.config, self.device = config, torch.device(device)
+        self.precision, self.compiled, self.captured = resolve_auto(config, self.device, model.config)
+        self.objective = get_objective(config.objective)(model).to(self.device).train()
+        self.model = model
+        self.acting = copy.deepcopy(model).eval() if config.average else model
+        self.models, self.seeds, self.updates = [self.acting], [config.seed], 0
+        train_on, held_out = hold_out(trajectories.episodes, config.held_out, config.seed)
+        self.sampler = Sampler(
+            trajectories,
+            train_on,
+            config.batch_size,
+            config.context,
+            config.weighting,
+            self.device,
+            config.seed,
+            self.objective.needs_next_observations,
+        )
+        if self.device.type == "cuda":
+            # To look at the lengths drawn would hold up the GPU, and shapes that change could not be captured.
+            self.sampler.pad_to = self.sampler.longest
+        self.validation = self.sampler.over(trajectories, held_out) if len(held_out) else None
+        self.optimisers = {
+            name: make_optimiser(network.parameters(), config, self.device)
+            for name, network in self.objective.networks().items()
+        }
+        # The state that the segments before left to those that follow; None where segments stand alone.
+        self.carried = self._initial_carried()
+        self._loss = cast(nn.Module, torch.compile(self.objective)) if self.compiled else self.objective
+        # How far the average goes to the new weights; a tensor, so that a captured update reads its present value.
+        self.blend = torch.zeros((), device=self.device)
+        self._graph: CudaGraph[dict[str, Tensor]] | None = None
+        self.data = {
+            "episodes": trajectories.episodes,
+            "steps": trajectories.steps,
+            "sha256": checkpoint.digest(trajectories.rewards.tobytes() + trajectories.offsets.tobytes()),
+            "seed": config.seed,
+            "held_out": config.held_out,
+            "device": self.device.type,
+        }
+
+    @property
+    def steps_per_update(self) -> float:
+        """See `Learner.steps_per_update`."""
+        return self.sampler.steps_per_segment * self.config.batch_size * self.config.accumulate
+
+    def update(self) -> dict[str, Tensor]:
+        """See `Learner.update`."""
+        self.prepare_update()
+        if self.captured:
+            if self._graph is None:
+                self._graph = CudaGraph(self._do_update, [self.sampler.generator], self.device)
+            metrics = self._graph()
+        else:
+            metrics = self._do_update()
+        self.updates += 1
+        return metrics
+
+    def prepare_update(self) -> None:
+        """Sets what the next update reads and differs from update to update."""
+        for optimiser in self.optimisers.values():
+            set_learning_rate(optimiser, learning_rate(self.config, self.updates + 1))
+        # A short memory at first, so that the average does not start from the untrained weights.
+        self.blend.fill_(1 - min(self.config.average, (2 + self.updates) / (11 + self.updates)))
+
+    def _do_update(self) -> dict[str, Tensor]:
+        config = self.config
+        for optimiser in self.optimisers.values():
+            optimiser.zero_grad(set_to_none=True)
+        totals: dict[str, Tensor] = {"loss": torch.zeros((), device=self.device)}
+        for _ in range(config.accumulate):
+            with autocast(self.device, self.precision):
+                result: Loss = self._loss(self.sampler.sample(), self.carried)
+            (result.loss / config.accumulate).backward()  # type: ignore[no-untyped-call]
+            for name, value in {"loss": result.loss, **result.metrics}.items():
+                totals[name] = totals.get(name, 0.0) + value.detach() / config.accumulate
+            self._carry(result.state)
+        for name, network in self.objective.networks().items():
+            norm = torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip)
+            totals["gradient_norm" if name == "model" else f"gradient_norm/{name}"] = norm
+            self.optimisers[name].step()
+        self.objective.after_update()
+        if self.acting is not self.model:
+            with torch.no_grad():
+                for average, now in zip(self.acting.parameters(), self.model.parameters(), strict=True):
+                    average.lerp_(now, self.blend)
+        return totals
+
+    def validate(self) -> list[dict[str, float]]:
+        """See `Learner.validate`: the head's mean loss, whatever the objective."""
+        if self.validation is None:
+            return [{}]
+        self.acting.eval()
+        with torch.inference_mode():
+            # Compiling again for inference would cost more than it saves, so the plain loss is taken.
+            parts = [
+                (self.acting.loss(segment)[0].item(), int(cast(Tensor, segment.counted).sum()))
+                for segment in self.validation.sweep(VALIDATION_STEPS)
+            ]
+        self.model.train()
+        return [{"loss": sum(loss * steps for loss, steps in parts) / sum(steps for _, steps in parts)}]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """See `Learner.state_dict`: `objective.`, `average.`, `optimiser.`, `random.`, `carried.`."""
+        state = _prefixed("objective", self.objective.state_dict())
+        if self.acting is not self.model:
+            state |= _prefixed("average", self.acting.state_dict())
+        networks = self.objective.networks()
+        for name, optimiser in self.optimisers.items():
+            for parameter_name, parameter in networks[name].named_parameters():
+                parts = {part: value for part, value in optimiser.state[parameter].items() if value is not None}
+                state |= _prefixed(f"optimiser.{name}.{parameter_name}", parts)
+        state |= {"random.cpu": torch.get_rng_state(), "random.sampler": self.sampler.generator.get_state()}
+        if self.device.type == "cuda":
+            state["random.cuda"] = torch.cuda.get_rng_state(self.device)
+        if self.carried is not None:
+            state["carried.cursor"] = self.sampler.cursor
+            state |= {f"carried.{i}": part for i, part in enumerate(state_tensors(self.carried))}
+        return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """See `Learner.load_state_dict`."""
+        try:
+            self.objective.load_state_dict(_unprefixed("objective", state))
+            if self.acting is not self.model:
+                self.acting.load_state_dict(_unprefixed("average", state))
+            networks = self.objective.networks()
+            for name, optimiser in self.optimisers.items():
+                saved = optimiser.state_dict()
+                saved["state"] = {
+                    number: _unprefixed(f"optimiser.{name}.{parameter_name}", state)
+                    for number, (parameter_name, _) in enumerate(networks[name].named_parameters())
+                }
+                optimiser.load_state_dict({**saved, "state": {k: v for k, v in saved["state"].items() if v}})
+            torch.set_rng_state(state["random.cpu"])
+            self.sampler.generator.set_state(state["random.sampler"])
+            if self.device.type == "cuda":
+                torch.cuda.set_rng_state(state["random.cuda"], self.device)
+            if self.carried is not None:
+                self.sampler.cursor.copy_(state["carried.cursor"])
+                for i, kept in enumerate(state_tensors(self.carried)):
+                    kept.copy_(state[f"carried.{i}"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"the saved training does not fit: {error!r}") from error
+        # The optimisers hold new tensors, which a captured update would not read.
+        self._graph = None
+
+    def _initial_carried(self) -> TrunkState | None:
+        if self.sampler.context.mode != "carry":
+            return None
+        if not self.model.fixed_size:
+            raise InvalidInput(
+                f"--context {self.config.context} carries a state of constant size; that of mixer "
+                f"{self.model.config.mixer!r} grows; pass another --context or --mixer aaren"
+            )
+        return self.model.initial_state(self.config.batch_size)
+
+    def _carry(self, after: TrunkState) -> None:
+        if self.carried is not None:
+            for kept, now in zip(state_tensors(self.carried), state_tensors(after), strict=True):
+                kept.copy_(now.detach())
+
+
+def learning_rate(config: TrainingConfig, update: int) -> float:
+    """Learning rate of an update, the first of which is 1."""
+    return config.learning_rate * min(1.0, update / max(1, config.warmup))
+
+
+def make_optimiser(parameters: Iterable[Tensor], config: TrainingConfig, device: torch.device) -> torch.optim.AdamW:
+    """AdamW in one operation for all parameters; on a GPU its learning rate is a tensor, so that it can be captured."""
+    on_gpu = device.type == "cuda"
+    rate = torch.tensor(config.learning_rate, device=device) if on_gpu else config.learning_rate
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    return torch.optim.AdamW(trainable, lr=rate, weight_decay=config.weight_decay, fused=True, capturable=on_gpu)
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Sets the learning rate, in place where it is a tensor."""
+    for group in optimiser.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Matrix products in a precision. Weights are cast where they are used, so that a captured update does it too."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
+
+
+def resolve_auto(
+    config: TrainingConfig, device: torch.device, shape: ModelConfig
+) -> tuple[Literal["float32", "bf16"], bool, bool]:
+    """What "auto" stands for on a device: precision, whether to compile, whether to capture a CUDA graph.
+
+    Raises:
+        InvalidInput: a CUDA graph is asked for, and the device or the mixer has none.
+    """
+    on_gpu = device.type == "cuda"
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if on_gpu and torch.cuda.get_device_capability(device) >= (8, 0) else "float32"
+    compiled = on_gpu and fused.available() if config.compile == "auto" else config.compile == "yes"
+    captured = on_gpu and shape.cuda_graph if config.cuda_graph == "auto" else config.cuda_graph == "yes"
+    if captured and not shape.cuda_graph:
+        raise InvalidInput(f"updates of mixer {shape.mixer!r} have no CUDA graph; pass --cuda-graph auto")
+    if captured and not on_gpu:
+        raise InvalidInput("a CUDA graph was asked for and the device is a CPU; pass --cuda-graph auto")
+    return precision, compiled, captured
+
+
+def _check_lengths(model: DecisionModel, trajectories: Trajectories) -> None:
+    longest = int(trajectories.lengths.max())
+    if model.config.timesteps == "learned" and longest > model.config.max_steps:
+        raise InvalidInput(
+            f"the longest episode has {longest} steps, the learned timestep embedding holds "
+            f"{model.config.max_steps}; pass --max-steps {longest}, or --timesteps none or sinusoidal"
+        )
+
+
+def _prefixed(prefix: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": value for name, value in state.items()}
+
+
+def _unprefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name[len(prefix) + 1 :]: value for name, value in state.items() if name.startswith(f"{prefix}.")}

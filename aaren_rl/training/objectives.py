@@ -1,0 +1,110 @@
+"""Objectives: what an update minimises, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+from aaren_rl.data.segment import Segment
+from aaren_rl.errors import InvalidInput, unknown_name
+from aaren_rl.model import DecisionModel
+from aaren_rl.model.trunk import TrunkState
+
+
+class Loss(NamedTuple):
+    """What an objective says of a segment.
+
+    Attributes:
+        loss: scalar to minimise.
+        metrics: further scalars by name, logged as "train/<name>"; they need no gradients.
+        state: the model's state after the segment.
+    """
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor]
+    state: TrunkState
+
+
+class Objective(nn.Module):
+    """What an update minimises, with whatever networks that needs besides the model.
+
+    Every child module is a network: `model`, and those that a subclass adds in its constructor. Each network with
+    trainable parameters gets an optimiser of its own and its gradient is clipped by itself; all are saved with the run,
+    and only `model` goes into the agent. A network without gradients, such as a target network, has
+    `requires_grad_(False)` and changes in `after_update`.
+
+    Args:
+        model: the decision model to train.
+    """
+
+    needs_next_observations: ClassVar[bool] = False
+    """True if segments must have `next_observations`."""
+
+    def __init__(self, model: DecisionModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, segment: Segment, state: TrunkState | None = None) -> Loss:
+        """The loss on a segment.
+
+        Args:
+            segment: with actions; padding and steps that do not count must not enter the loss.
+            state: the model's state before the segment; None for none.
+        """
+        raise NotImplementedError
+
+    def after_update(self) -> None:
+        """Changes networks that are not trained by gradients, in place; called after every update."""
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks that are trained by gradients, by name."""
+        return {
+            name: child for name, child in self.named_children() if any(p.requires_grad for p in child.parameters())
+        }
+
+
+_OBJECTIVES: dict[str, type[Objective]] = {}
+
+
+def register_objective(name: str) -> Callable[[type[Objective]], type[Objective]]:
+    """Class decorator that offers an objective under a name.
+
+    Raises:
+        InvalidInput: the name is taken.
+    """
+
+    def add(objective: type[Objective]) -> type[Objective]:
+        if name in _OBJECTIVES:
+            raise InvalidInput(f"an objective named {name!r} is registered already ({_OBJECTIVES[name].__name__})")
+        _OBJECTIVES[name] = objective
+        return objective
+
+    return add
+
+
+def objective_names() -> list[str]:
+    """The registered names, sorted."""
+    return sorted(_OBJECTIVES)
+
+
+def get_objective(name: str) -> type[Objective]:
+    """The objective of a name.
+
+    Raises:
+        InvalidInput: there is none; the message lists near matches.
+    """
+    if name not in _OBJECTIVES:
+        raise unknown_name("objective", name, _OBJECTIVES)
+    return _OBJECTIVES[name]
+
+
+@register_objective("imitation")
+class Imitation(Objective):
+    """The head's loss on the actions of the data (Chen et al. 2021, arXiv 2106.01345, section 3)."""
+
+    def forward(self, segment: Segment, state: TrunkState | None = None) -> Loss:
+        """See `Objective.forward`."""
+        loss, state = self.model.loss(segment, state)
+        return Loss(loss, {}, state)

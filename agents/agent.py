@@ -1,0 +1,247 @@
+"""What all agents share: episodes in a batch, what is asked for, the checks of what they are given."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium.vector import AutoresetMode
+
+from aaren_rl.agents.acting import Acting
+from aaren_rl.agents.stable_baselines3 import StableBaselines3Policy
+from aaren_rl.agents.states import ActingState, Array
+from aaren_rl.checkpoint import AgentCard
+from aaren_rl.data.spaces import Space, space_of
+from aaren_rl.errors import InvalidInput
+
+
+class Agent(StableBaselines3Policy):
+    """Acts in one environment or in a batch of them, by stepping a state once per timestep.
+
+    Subclasses implement `_begin`, which makes a state for a number of environments.
+
+    Args:
+        card: what the agent was trained on and for.
+        observation_space: of the environments.
+        action_space: of the environments.
+        longest: steps that an episode can have; None for any number.
+        acting: how it acts, as `Acting.parse` takes it; None for what the card says.
+        renew: resets the return-to-go to the target every this many steps of an episode; 0 for never. For episodes
+            longer than the data's, in which the return-to-go would leave the trained range; the mixers' state goes on.
+
+    Raises:
+        InvalidInput: acting cannot be read, or renew is below 0.
+    """
+
+    def __init__(
+        self,
+        card: AgentCard,
+        observation_space: Space,
+        action_space: Space,
+        longest: int | None,
+        acting: str | None = None,
+        renew: int = 0,
+    ) -> None:
+        super().__init__()
+        if renew < 0:
+            raise InvalidInput(f"renew is {renew}; expected a number of steps, or 0 for never")
+        self.acting = Acting.parse(card.acting if acting is None else acting)
+        self.card = replace(card, acting=str(self.acting))
+        self.observation_space, self.action_space = observation_space, action_space
+        self.longest, self.renew = longest, renew
+        self._state: ActingState | None = None
+
+    def _begin(self, rows: int) -> ActingState:
+        raise NotImplementedError
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the state carried from step to step, all rows together.
+
+        Raises:
+            InvalidInput: the agent was not reset yet.
+        """
+        return self._running().state_bytes
+
+    @property
+    def return_to_go(self) -> Array:
+        """What is still asked for in each row, (rows,), as of the last `act`; in a row at rest, what comes next.
+
+        Raises:
+            InvalidInput: the agent was not reset yet.
+        """
+        return self._running().return_to_go
+
+    def check_environment(self, env: gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any]) -> None:
+        """Checks that the agent fits an environment.
+
+        Raises:
+            InvalidInput: the environment has other spaces.
+        """
+        vector = isinstance(env, gym.vector.VectorEnv)
+        spaces = (
+            (env.single_observation_space, env.single_action_space)  # type: ignore[union-attr]
+            if vector
+            else (env.observation_space, env.action_space)
+        )
+        trained = f"this agent was trained on {self.card.dataset_id} for {self.card.env_id}"
+        observations, actions = (space_of(space) for space in spaces)
+        if observations.shape != self.observation_space.shape:
+            raise InvalidInput(
+                f"the environment's observations have shape {observations.shape}; the agent expects "
+                f"{self.observation_space.shape}; {trained}"
+            )
+        if actions.shape != self.action_space.shape:
+            raise InvalidInput(
+                f"the environment's action space is {spaces[1]}; the agent gives actions of shape "
+                f"{self.action_space.shape}; {trained}"
+            )
+        (low, high), (least, greatest) = self.action_space.bounds(), actions.bounds()
+        if (low < least - 1e-5).any() or (high > greatest + 1e-5).any():
+            raise InvalidInput(
+                f"the agent gives actions from {low} to {high}, outside the environment's {spaces[1]}; {trained}"
+            )
+
+    def reset(
+        self,
+        target_return: float | Array | None = None,
+        num_envs: int | None = None,
+        autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
+    ) -> None:
+        """Starts new episodes everywhere.
+
+        Args:
+            target_return: the return to ask for, one number or one per environment; None for the first of the agent's
+                card.
+            num_envs: rows of the batch; None for a single environment, without a batch dimension.
+            autoreset_mode: how the vector environment starts new episodes (`envs.metadata["autoreset_mode"]`; the
+                default is Gymnasium's). NEXT_STEP gives an episode's last observation before the first of the next,
+                and ignores the action in between. With SAME_STEP, and with DISABLED when you reset the ended rows
+                yourself before you call `act`, the observation after the end is the next episode's first.
+
+        Raises:
+            InvalidInput: a number of environments below 1, or a target return that is not finite.
+        """
+        if num_envs is not None and num_envs < 1:
+            raise InvalidInput(f"num_envs is {num_envs}; expected at least 1, or None for a single environment")
+        rows = num_envs or 1
+        target = np.array(self.card.target_returns[0] if target_return is None else target_return, dtype=np.float64)
+        if not np.isfinite(target).all() or target.shape not in ((), (rows,)):
+            raise InvalidInput(f"target_return is {target_return}; expected a finite number, or one for each of {rows}")
+        self._target_given = target_return
+        self._single = num_envs is None
+        self._waits_for_reset = autoreset_mode == AutoresetMode.NEXT_STEP and not self._single
+        self._target = np.broadcast_to(target, (rows,))
+        # Steps since each row's episode began: when to renew, to forget, and to refuse.
+        self._timestep = np.zeros(rows, dtype=np.int64)
+        self._starting = True
+        self._none, self._no_reward = np.zeros(rows, dtype=np.bool_), np.zeros(rows, dtype=np.float32)
+        self._rested = self._none
+        self._state = self._begin(rows)
+        self._state.restart(np.ones(rows, dtype=np.bool_), self._target)
+
+    def act(
+        self,
+        observation: Array,
+        reward: float | Array | None = None,
+        terminated: bool | Array = False,
+        truncated: bool | Array = False,
+    ) -> Array:
+        """The next action, from what the environment just returned.
+
+        Args:
+            observation: of the observation space's shape, or (rows, *shape) for a batch.
+            reward: of the last action, a number or (rows,); None only on the first call after `reset`.
+            terminated: whether that step ended the episode, a bool or (rows,).
+            truncated: whether that step cut the episode off.
+
+        Returns:
+            The action, of the action space's shape or (rows, *shape), float32, inside the bounds of training.
+
+        Raises:
+            InvalidInput: not reset yet, shapes that do not fit, no reward, values that are not finite, or more
+                steps than a learned timestep embedding holds.
+        """
+        state = self._running()
+        rows = len(self._timestep)
+        observed = self._checked("observation", observation, (rows, *self.observation_space.shape))
+        done = self._ended_rows(terminated, truncated)
+        if reward is None and not self._starting:
+            raise InvalidInput("act was called without a reward; give the reward of the last action, or reset first")
+        if self._single and done[0]:
+            raise InvalidInput("the episode has ended; reset the environment and the agent before the next act")
+        earned = self._no_reward if reward is None else self._checked("reward", reward, (rows,))
+        if self._starting:
+            earned = self._no_reward
+        else:
+            self._timestep = self._timestep + 1
+            earned = self._start_episodes(state, done, earned)
+        self._on_schedule(state, earned)
+        action = state.step(observed, earned)
+        self._starting = False
+        return action[0].copy() if self._single else action.copy()
+
+    def _start_episodes(self, state: ActingState, done: Array, earned: Array) -> Array:
+        """Restarts the rows whose next episode begins now; the rewards of those that go on, 0 elsewhere."""
+        # In NEXT_STEP mode an ended row rests for one call, on an observation that belongs to no action. It restarts
+        # before that call, so that no step is beyond the episode's end, and once more after it.
+        restart = done | self._rested if self._waits_for_reset else done
+        self._rested = done if self._waits_for_reset else self._none
+        if not restart.any():
+            return earned
+        state.restart(restart, self._target)
+        self._timestep = np.where(restart, 0, self._timestep)
+        return np.where(restart, np.float32(0), earned)
+
+    def _on_schedule(self, state: ActingState, earned: Array) -> None:
+        """Renews targets, empties states, and refuses steps, by the number of each row's step."""
+        if self.renew and (due := (self._timestep > 0) & (self._timestep % self.renew == 0)).any():
+            # The step takes the reward off.
+            state.ask(due, self._target + earned)
+        if self.longest is not None and self._timestep.max() >= self.longest:
+            raise InvalidInput(
+                f"the episode is longer than the {self.longest} steps of the agent's learned timestep embedding; train "
+                "with --timesteps none or sinusoidal, or a larger --max-steps"
+            )
+        if (
+            self.acting.mode == "reset"
+            and (due := (self._timestep > 0) & (self._timestep % self.acting.steps == 0)).any()
+        ):
+            state.forget(due)
+
+    def _running(self) -> ActingState:
+        if self._state is None:
+            raise InvalidInput("the agent has no episode under way; call reset first")
+        return self._state
+
+    def _checked(self, name: str, given: float | Array, shape: tuple[int, ...]) -> Array:
+        """What was given as a float32 array of a shape."""
+        try:
+            array = np.asarray(given)
+            if array.dtype != np.float32:
+                with np.errstate(over="ignore"):
+                    array = array.astype(np.float32)
+        except (TypeError, ValueError) as error:
+            raise InvalidInput(f"{name} is not made of numbers: {error}") from error
+        if self._single:
+            array = array[None]
+        if array.shape != shape:
+            expected = shape[1:] if self._single else shape
+            raise InvalidInput(f"{name} has shape {np.shape(given)}; expected {expected}")
+        if not np.isfinite(array).all():
+            raise InvalidInput(f"{name} holds a NaN or an infinite value: {given}")
+        return array
+
+    def _ended_rows(self, terminated: bool | Array, truncated: bool | Array) -> npt.NDArray[np.bool_]:
+        if terminated is False and truncated is False:
+            return self._none
+        return self._row_flags("terminated", terminated) | self._row_flags("truncated", truncated)
+
+    def _row_flags(self, name: str, given: bool | Array) -> npt.NDArray[np.bool_]:
+        flags = np.asarray(given, dtype=np.bool_)
+        if flags.shape not in ((), self._timestep.shape):
+            raise InvalidInput(f"{name} has shape {flags.shape}; expected {self._timestep.shape}")
+        return np.broadcast_to(flags, self._timestep.shape)

@@ -1,0 +1,94 @@
+"""The convention of Stable-Baselines3: `predict`, for its `evaluate_policy` and whatever else calls it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+from aaren_rl.agents.states import ActingState, Array
+from aaren_rl.data.spaces import Space
+from aaren_rl.errors import InvalidInput
+
+
+class StableBaselines3Policy:
+    """What `aaren_rl.agents.agent.Agent` offers to Stable-Baselines3."""
+
+    observation_space: Space
+    _state: ActingState | None
+    _timestep: Array
+
+    def __init__(self) -> None:
+        self._observed_reward: Array | None = None
+        self._target_given: float | Array | None = None
+
+    def reset(self, target_return: float | Array | None, num_envs: int | None, autoreset_mode: AutoresetMode) -> None:
+        """See `aaren_rl.agents.agent.Agent.reset`."""
+        raise NotImplementedError
+
+    def act(self, observation: Array, reward: Array | None = None, terminated: bool | Array = False) -> Array:
+        """See `aaren_rl.agents.agent.Agent.act`."""
+        raise NotImplementedError
+
+    def predict(
+        self,
+        observation: Array,
+        state: tuple[Array, ...] | None = None,
+        episode_start: Array | None = None,
+        deterministic: bool = True,
+    ) -> tuple[Array, tuple[Array, ...] | None]:
+        """Stable-Baselines3's `predict`.
+
+        That convention hands over no rewards, without which the return-to-go cannot count down: pass
+        `callback=agent.sb3_callback` to `evaluate_policy`, or call `observe_reward` after every step. It asks for the
+        target return of the last `reset`. The state is kept inside the agent; what is returned and taken back is a
+        token that says that an episode is under way.
+
+        Args:
+            observation: of the observation space's shape, or (rows, *shape).
+            state: None to start anew, else as returned before.
+            episode_start: (rows,) bool, True where a new episode starts with this observation.
+            deterministic: must be True; the agent has no random actions.
+
+        Returns:
+            The action, with the batch dimension of the observation, and the state to hand in next.
+
+        Raises:
+            InvalidInput: deterministic is False, or as `act`.
+        """
+        if not deterministic:
+            raise InvalidInput(
+                "predict was asked for random actions; this agent is deterministic, pass deterministic=True"
+            )
+        observation = np.asarray(observation)
+        rows = len(observation) if observation.ndim > len(self.observation_space.shape) else None
+        batch = observation if rows else observation[None]
+        if state is None or self._state is None:
+            # An SB3 vector environment returns the first observation of the next episode with the end of the last.
+            self.reset(self._target_given, rows or 1, AutoresetMode.SAME_STEP)
+            self._observed_reward = None
+            action = self.act(batch)
+        else:
+            starts = np.zeros(len(self._timestep), dtype=np.bool_) if episode_start is None else episode_start
+            if self._observed_reward is None and not np.all(starts):
+                warnings.warn(
+                    "predict got no reward of the last step, so the return-to-go stays as it is; "
+                    "pass callback=agent.sb3_callback to evaluate_policy, or call agent.observe_reward(reward)",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            reward = np.zeros(len(self._timestep)) if self._observed_reward is None else self._observed_reward
+            self._observed_reward = None
+            action = self.act(batch, reward, terminated=starts)
+        return (action if rows else action[0]), (self._timestep.copy(),)
+
+    def observe_reward(self, reward: float | Array) -> None:
+        """Takes the reward of the last step, for the next `predict`."""
+        self._observed_reward = np.atleast_1d(np.asarray(reward, dtype=np.float64)).copy()
+
+    def sb3_callback(self, local_variables: Mapping[str, Any], _global_variables: Mapping[str, Any]) -> None:
+        """A callback for Stable-Baselines3's `evaluate_policy` that passes the rewards on to the agent."""
+        self.observe_reward(local_variables["rewards"])

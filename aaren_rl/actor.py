@@ -1,4 +1,4 @@
-"""Who acts: what agents and behaviours offer, and what roll-outs and evaluations take."""
+"""The protocol between who acts (agents, behaviours) and who lets them act (roll-outs, evaluations)."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def whole_folder(folder: Path, error: type[AarenError], replace: bool = True) ->
         replace: replace a folder of that name; False for an error.
 
     Raises:
-        AarenError: the given `error`, on a full disk for instance; what was there before is still there.
+        AarenError: the given `error`, on a full disk for instance; an earlier folder is still in place.
     """
     folder = folder.resolve()
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")

@@ -1,4 +1,4 @@
-"""Reads D4RL's data: HDF5 files, and the dicts that `env.get_dataset()` returns."""
+"""Reads D4RL's data: HDF5 files, and dicts as `env.get_dataset()` returns them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def read_file(path: Path) -> Trajectories:
     except (OSError, RuntimeError, KeyError) as error:
         raise DataError(
             f"{path} ({path.stat().st_size} bytes) cannot be read as HDF5: {error}; "
-            "it may be cut off or another kind of file: delete it and fetch it again"
+            "it may be cut off or of another format: delete it and fetch it again"
         ) from error
 
 
@@ -42,7 +42,7 @@ def from_arrays(data: Mapping[str, Any], name: str = "the dataset") -> Trajector
     """Trajectories from D4RL's arrays, in memory or in an open file.
 
     An episode ends where `terminals` or `timeouts` is set; the unfinished tail is dropped. The final observation of an
-    episode is the one under "next_observations" at its last step; without that key there are none.
+    episode is the one under "next_observations" at its last step; None without that key.
 
     Args:
         data: arrays of equal length under "observations", "actions", "rewards", "terminals" and "timeouts", and
@@ -97,7 +97,7 @@ def _length(data: Mapping[str, Any]) -> int:
 
 def _float32(array: h5py.Dataset | npt.NDArray[Any], steps: int) -> npt.NDArray[np.float32]:
     if isinstance(array, h5py.Dataset):
-        # HDF5 converts on the way, so float64 files are never held in float64.
+        # HDF5 converts while it reads, so a float64 file is never in memory in float64.
         out = np.empty((steps, *array.shape[1:]), dtype=np.float32)
         array.read_direct(out, np.s_[:steps])
         return out

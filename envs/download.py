@@ -1,4 +1,4 @@
-"""Fetches datasets: D4RL's files from their own host, Minari's sets from its hub."""
+"""Downloads datasets: D4RL's files from their host, Minari's datasets from its hub."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from aaren_rl.errors import DataError
 D4RL_HOST = "http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2"
 MINARI_HOST = "https://huggingface.co"
 PATIENCE = 2.4
-"""Seconds within which a host must answer. At most two hosts are asked, so a missing network costs under five."""
+"""Seconds within which a host must answer. At most two hosts are tried, so a missing network costs under five."""
 
 
 class Unreachable(DataError):
@@ -141,7 +141,7 @@ def fetch_minari(dataset_id: str) -> Path:
     except Exception as error:
         raise DataError(f"Minari's hub did not give {dataset_id}: {error}") from error
     if steps < 1:
-        raise DataError(f"Minari's hub gave an empty {dataset_id}; what came is in {staging}")
+        raise DataError(f"Minari's hub gave an empty {dataset_id}; its files are in {staging}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(staging / dataset_id, target)

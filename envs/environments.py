@@ -118,7 +118,7 @@ def make_for_video(spec: EnvironmentSpec) -> gym.Env[np.ndarray, np.ndarray]:
     """Makes an environment that renders frames.
 
     Raises:
-        RenderingUnavailable: no renderer works on this machine; the message says what to install or set.
+        RenderingUnavailable: no renderer works on this machine; the message names what to install or to set.
     """
     if "MUJOCO_GL" not in os.environ and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         os.environ["MUJOCO_GL"] = "egl"

@@ -20,7 +20,7 @@ _BLOCK_STEPS, _BLOCK_NUMBERS = 65_536, 1 << 26
 
 @dataclass(frozen=True)
 class Episode:
-    """One episode of T steps, as an environment or a person's own NumPy arrays give it.
+    """One episode of T steps, recorded in an environment or made from anyone's NumPy arrays.
 
     Attributes:
         observations: (T, *observation shape), or (T + 1, *observation shape) with the one after the last action.
@@ -82,12 +82,11 @@ class Trajectories:
 
     @classmethod
     def from_episodes(cls, episodes: Iterable[Episode]) -> Trajectories:
-        """Packs episodes, which may be a person's own NumPy arrays.
+        """Packs episodes one after another.
 
-        T + 1 observations give the final observation, T observations give none. Either all episodes have a final
-        observation or none has: a mixture is refused, since dropping those that exist would go unnoticed. An episode
-        that is neither terminated nor truncated counts as truncated: its data stop, and nothing says that the task
-        ended there.
+        T + 1 observations give a final observation, T observations give none. A mixture of both is refused: to drop
+        the final observations of some episodes would go unnoticed. An episode that is neither terminated nor truncated
+        counts as truncated, since nothing says that the task ended where its data end.
 
         Args:
             episodes: at least one, of the same observation shape and action shape.

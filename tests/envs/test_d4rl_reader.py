@@ -90,7 +90,7 @@ def test_dict_of_get_dataset_gives_the_same_as_the_file(tmp_path):
         np.testing.assert_array_equal(getattr(from_dict, name), getattr(from_file, name))
 
 
-def test_compressed_chunks_columns_of_rewards_and_integer_flags_are_read(tmp_path):
+def test_compressed_chunks_and_integer_flags_are_read(tmp_path):
     data = arrays()
     with h5py.File(tmp_path / "a.hdf5", "w") as file:
         for name, array in data.items():
@@ -244,7 +244,7 @@ def test_altered_byte_is_noticed_or_harmless(tmp_path):
 
 def test_text_under_an_hdf5_name(tmp_path):
     (tmp_path / "a.hdf5").write_text("<html>404</html>")
-    with pytest.raises(DataError, match="another kind of file"):
+    with pytest.raises(DataError, match="of another format"):
         read_file(tmp_path / "a.hdf5")
 
 

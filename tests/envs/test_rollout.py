@@ -182,7 +182,7 @@ def test_same_step_without_final_observations_cannot_record():
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_actor_is_told_all_and_given_what_the_environment_returned(mode):
+def test_actor_gets_what_the_environment_returned(mode):
     envs = vector(3, mode)
     actor = Doubler()
     roll_out(actor, envs, 9, target_return=42.0, seed=1)

@@ -73,7 +73,7 @@ def load(name, *more, **named):
     return dataset, "\n".join(said)
 
 
-def test_auto_takes_local_minari_then_local_d4rl_then_the_bundled():
+def test_auto_prefers_minari_then_d4rl_then_bundled():
     folder, file = put_minari(), put_d4rl()
     put_bundled()
     dataset, said = load(NAME)
@@ -178,7 +178,7 @@ def test_dataset_that_names_no_environment_needs_one():
     assert load("tests/hopper-v0", env_id="Hopper-v5")[0].environment.id == "Hopper-v5"
 
 
-def test_environment_without_a_table_takes_its_target_from_the_data():
+def test_targets_without_a_table_come_from_the_data():
     put_minari("tests/pendulum-v0", "Pendulum-v1", ((3,), (1,)))
     dataset, _ = load("tests/pendulum-v0")
     assert dataset.reference is None
@@ -244,7 +244,7 @@ def test_data_bring_their_final_observations():
     assert load(NAME, "d4rl")[0].trajectories.final_observations is None
 
 
-def test_observations_that_are_not_vectors_do_not_fit_a_flat_environment():
+def test_matrices_do_not_fit_an_environment_of_vectors():
     file = put_d4rl()
     with h5py.File(file, "a") as opened:
         observations = opened["observations"][:]

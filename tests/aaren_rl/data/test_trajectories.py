@@ -56,7 +56,7 @@ def test_sizes_and_returns_follow_the_offsets():
     np.testing.assert_allclose(trajectories.returns_to_go[[2, 3, 7]], rewards[[2, 3, 7]], rtol=1e-5)
 
 
-def test_float32_arrays_are_taken_without_a_copy_and_others_converted():
+def test_only_arrays_that_are_not_float32_are_copied():
     observations = np.zeros((8, 2), dtype=np.float32)
     trajectories = make(observations=observations)
     assert np.shares_memory(trajectories.observations, observations)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -16,9 +14,12 @@ import safetensors
 from safetensors.torch import load, save
 from torch import Tensor
 
-from aaren_rl import __version__
+from aaren_rl import __version__, folders
 from aaren_rl.data.spaces import space_from_json
 from aaren_rl.errors import CheckpointError, InvalidInput
+from aaren_rl.folders import clean_up as clean_up
+from aaren_rl.folders import replace_file as replace_file
+from aaren_rl.folders import write_file as write_file
 from aaren_rl.model import DecisionModel, Scaling, config_from_dict
 
 WEIGHTS, CARD = "model.safetensors", "agent.json"
@@ -126,35 +127,19 @@ def load_agent(folder: Path) -> tuple[DecisionModel, AgentCard]:
 
 @contextmanager
 def whole_folder(folder: Path, files: frozenset[str] = FILES) -> Iterator[Path]:
-    """A folder beside the named one to write into, which takes its name, and its place, once all is written.
+    """Yields a folder to write into, which takes the given name once all is written.
 
     Args:
         folder: the name.
-        files: what an earlier folder of the same kind may hold.
+        files: all that an earlier folder of that name may hold.
 
     Raises:
         CheckpointError: it cannot be written, on a full disk for instance, or the name belongs to something else than
             a saved folder; what was there before is still there.
     """
-    folder = folder.resolve()
-    check_replaceable(folder, files)
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    check_replaceable(folder.resolve(), files)
+    with folders.whole_folder(folder, CheckpointError) as partial:
         yield partial
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(partial, folder)
-    except OSError as error:
-        if old.exists() and not folder.exists():
-            os.replace(old, folder)
-        raise CheckpointError(f"{folder} could not be written: {error}; nothing was changed there") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
 
 
 def check_replaceable(folder: Path, files: frozenset[str] = FILES) -> None:
@@ -166,36 +151,6 @@ def check_replaceable(folder: Path, files: frozenset[str] = FILES) -> None:
     if folder.exists() and (not folder.is_dir() or not {path.name for path in folder.iterdir()} <= files):
         kind = "an exported agent's" if files is EXPORTED else "an agent"
         raise CheckpointError(f"{folder} exists and is not {kind} folder; it is left alone, give another name")
-
-
-def clean_up(parent: Path) -> None:
-    """Undoes what a killed `whole_folder` left: half-written folders go, one that was set aside comes back."""
-    for partial in parent.glob(".*.partial-*"):
-        shutil.rmtree(partial)
-    for old in parent.glob(".*.old-*"):
-        folder = parent / old.name[1:].rpartition(".old-")[0]
-        if folder.exists():
-            shutil.rmtree(old)
-        else:
-            os.replace(old, folder)
-
-
-def replace_file(path: Path, content: str) -> None:
-    """Writes a text file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        write_file(partial, content.encode())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Writes a file and waits until it is on the disk."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def digest(content: bytes) -> str:

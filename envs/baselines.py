@@ -1,4 +1,4 @@
-"""Behaviours as actors, to be evaluated like agents."""
+"""Behaviours as actors, which are evaluated like agents."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from gymnasium.vector import AutoresetMode
 from aaren_rl.envs import behaviours
 from aaren_rl.envs.behaviours import Behaviour, ExpertBehaviour, RandomBehaviour
 from aaren_rl.envs.catalogue import Entry
-from aaren_rl.envs.environments import EnvironmentSpec, box, make
+from aaren_rl.envs.environments import EnvironmentSpec, describe, make
 from aaren_rl.errors import InvalidInput
 
 
 class BehaviourActor:
-    """Acts as one or several behaviours do; they are dealt out to the rows of the vector environment in turn.
+    """Acts as one or several behaviours; the rows of the vector environment take them in turn.
 
-    With several behaviours the episodes are shared out, while a dataset shares out the steps: mean returns differ.
+    Several behaviours have equal shares of the episodes, but equal shares of a dataset's steps: mean returns differ.
 
     Args:
         policies: at least one.
@@ -29,7 +29,7 @@ class BehaviourActor:
         self.policies, self.seed = policies, seed
 
     def reset(self, target_return: float | None, num_envs: int, autoreset_mode: AutoresetMode) -> None:
-        """Starts noise and episodes anew; a behaviour asks for no return."""
+        """See `Actor`; the noise starts anew, and a behaviour takes no target return."""
         self._rng = np.random.default_rng(self.seed)
         self._episodes: list[list[npt.NDArray[Any]]] = [[] for _ in range(num_envs)]
         self._waits_for_reset = autoreset_mode == AutoresetMode.NEXT_STEP
@@ -42,9 +42,9 @@ class BehaviourActor:
         terminated: npt.NDArray[np.bool_],
         truncated: npt.NDArray[np.bool_],
     ) -> npt.NDArray[np.float32]:
-        """Actions of each row's behaviour."""
+        """See `Actor`."""
         done = terminated | truncated
-        # In NEXT_STEP mode an ended row shows its last observation before the first of the next episode.
+        # In NEXT_STEP mode a row shows its last observation before the first of the next episode.
         for row in np.flatnonzero(self._ended if self._waits_for_reset else done):
             self._episodes[row] = []
         self._ended = done
@@ -54,7 +54,7 @@ class BehaviourActor:
         parts = [
             policy(self._episodes[i::count], self._rng) for i, policy in enumerate(self.policies[: len(observation)])
         ]
-        actions = np.empty((len(observation), parts[0].shape[1]), dtype=np.float32)
+        actions = np.empty((len(observation), *parts[0].shape[1:]), dtype=np.float32)
         for i, part in enumerate(parts):
             actions[i::count] = part
         return actions
@@ -73,7 +73,7 @@ def behaviour_policies(entry: Entry) -> list[Behaviour]:
     """The bundled behaviours that make an entry's data.
 
     Raises:
-        InvalidInput: none are bundled for it.
+        InvalidInput: no behaviour is bundled for it.
     """
     if entry.scripted:
         return [_expert(entry.environments["bundled"])]
@@ -88,12 +88,12 @@ def behaviour_policies(entry: Entry) -> list[Behaviour]:
 
 
 def _random(spec: EnvironmentSpec) -> RandomBehaviour:
-    env = make(spec)
-    space = box(env.action_space)
-    env.close()
-    if not space.is_bounded():
-        raise InvalidInput(f"{spec.id} has unbounded actions {space}; there are no uniformly random ones")
-    return RandomBehaviour(space.low, space.high)
+    space = describe(spec).action_space
+    if not space.is_bounded:
+        raise InvalidInput(
+            f"{spec.id} has actions from {space.low} to {space.high}; uniformly random actions need bounds"
+        )
+    return RandomBehaviour(*(np.array(bound).reshape(space.shape) for bound in (space.low, space.high)))
 
 
 def _expert(spec: EnvironmentSpec) -> ExpertBehaviour:

@@ -1,4 +1,4 @@
-"""Behaviours: the policies that made the bundled data."""
+"""Behaviours: the policies that make the bundled data."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from aaren_rl.data.trajectories import Floats
 from aaren_rl.errors import DataError, unknown_name
 
 Seen: TypeAlias = Sequence[npt.NDArray[Any]]
-"""All observations of an episode so far, each (observation size,)."""
+"""All observations of an episode so far, each of the observation shape."""
 
 
 class Behaviour(Protocol):
     """Chooses an action in each of several episodes."""
 
     def __call__(self, episodes: Sequence[Seen], rng: np.random.Generator) -> Floats:
-        """Actions (episodes, action size) from what was seen in each episode since its start."""
+        """Actions (episodes, *action shape) from the observations of each episode since its start."""
         ...
 
 
@@ -31,7 +31,7 @@ class ExpertBehaviour:
     """A scripted expert, which may look back to the start of its episode.
 
     Args:
-        act: the action after what was seen so far.
+        act: function from the observations of an episode so far to the next action.
     """
 
     def __init__(self, act: Callable[[Seen], Floats]) -> None:
@@ -46,8 +46,8 @@ class RandomBehaviour:
     """Uniformly random actions, as in the "random" datasets.
 
     Args:
-        low: least action, (action size,).
-        high: greatest action, (action size,).
+        low: least action, (*action shape).
+        high: greatest action, (*action shape).
     """
 
     def __init__(self, low: npt.NDArray[Any], high: npt.NDArray[Any]) -> None:
@@ -55,11 +55,11 @@ class RandomBehaviour:
 
     def __call__(self, episodes: Sequence[Seen], rng: np.random.Generator) -> Floats:
         """See `Behaviour`."""
-        return rng.uniform(self.low, self.high, (len(episodes), len(self.low))).astype(np.float32)
+        return rng.uniform(self.low, self.high, (len(episodes), *self.low.shape)).astype(np.float32)
 
 
 class ActorBehaviour:
-    """A soft actor-critic actor (Haarnoja et al. 2018) with two hidden layers, acting at random as it was trained.
+    """A soft actor-critic actor (Haarnoja et al. 2018) with two hidden layers, which samples as in its training.
 
     Args:
         layers: (kernel, bias) of the two hidden layers, the mean head and the log-std head; kernels are
@@ -88,7 +88,7 @@ class ActorBehaviour:
         return cls(layers)
 
     def save(self, path: Path) -> None:
-        """Writes the snapshot; half-precision, which halves the file and leaves the returns as they are."""
+        """Writes the snapshot in half precision, which halves the file and leaves the returns unchanged."""
         arrays: dict[str, Any] = {
             f"params/Dense_{i}/{name}": array.astype(np.float16)
             for i, layer in enumerate(self.layers)
@@ -107,10 +107,10 @@ class ActorBehaviour:
 
 
 def bundled(task: str, snapshot: int) -> ActorBehaviour:
-    """The bundled snapshot of a task after so many environment steps of training.
+    """The bundled snapshot of a task after a number of environment steps of training.
 
     Raises:
-        InvalidInput: there is no such snapshot.
+        InvalidInput: no such snapshot is bundled.
     """
     folder = resources.files("aaren_rl.envs") / "snapshots" / task
     name = f"{snapshot:08d}.npz"

@@ -22,7 +22,7 @@ class Reference:
     """Returns that a normalised score is measured against.
 
     Attributes:
-        name: the table they come from.
+        name: name of the table that holds them.
         random: mean return of a random policy, score 0.
         expert: mean return of an expert policy, score 100.
     """
@@ -42,17 +42,17 @@ class Entry:
 
     Attributes:
         name: task and level, as "hopper-medium".
-        task: as "hopper".
-        minari_id: its id on the Minari hub; None if the hub has none.
-        d4rl_file: name of D4RL's HDF5 file; None if D4RL has none.
-        behaviours: bundled snapshots that make it, by training steps, in equal shares of the steps; empty for random
-            actions, None if none are bundled.
-        scripted: whether its environment's scripted expert makes it.
-        environments: what to act in, by the source of the data ("minari", "d4rl", "bundled").
-        reference: for normalised scores.
-        target_returns: what to ask of an agent; the first is the default.
-        return_scale: what a model divides returns-to-go by.
-        horizon: the most steps that an episode has.
+        task: name of the task, as "hopper".
+        minari_id: id on the Minari hub; None if the hub lacks it.
+        d4rl_file: name of D4RL's HDF5 file; None if D4RL lacks it.
+        behaviours: training steps of the bundled snapshots that make it, each with an equal share of the steps; empty
+            for random actions, None if no snapshot is bundled.
+        scripted: True if the scripted expert of its environment makes it.
+        environments: the environment to act in, by the source of the data ("minari", "d4rl", "bundled").
+        reference: returns for normalised scores.
+        target_returns: returns to ask an agent for; the first is the default.
+        return_scale: number that a model divides returns-to-go by.
+        horizon: greatest number of steps of an episode.
     """
 
     name: str
@@ -69,12 +69,12 @@ class Entry:
 
     @property
     def bundled(self) -> bool:
-        """Whether what makes it is bundled."""
+        """True if a bundled behaviour or expert makes it."""
         return self.scripted or self.behaviours is not None
 
     @property
     def bundled_id(self) -> str:
-        """Minari id under which the bundled behaviours' roll-out is kept."""
+        """Minari id of the bundled behaviours' roll-out."""
         return f"aaren/{self.task}/{self.name.removeprefix(self.task + '-')}-v0"
 
 
@@ -83,31 +83,31 @@ def catalogue() -> dict[str, Entry]:
     """All entries by name."""
     table = tomllib.loads((resources.files("aaren_rl.envs") / "catalogue.toml").read_text("utf-8"))
     entries = [
-        _entry(task, facts, level, own)
+        _entry(task, facts, level, details)
         for task, facts in table["tasks"].items()
-        for level, own in facts.get("levels", table["levels"]).items()
+        for level, details in facts.get("levels", table["levels"]).items()
     ]
     return {entry.name: entry for entry in entries}
 
 
-def _entry(task: str, facts: dict[str, Any], level: str, own: dict[str, Any]) -> Entry:
+def _entry(task: str, facts: dict[str, Any], level: str, details: dict[str, Any]) -> Entry:
     behaviours = facts.get("behaviours", {}).get(level)
     return Entry(
         name=f"{task}-{level}",
         task=task,
-        minari_id=f"mujoco/{task}/{own['minari']}-v0" if "minari" in own else None,
-        d4rl_file=f"{task}_{own['d4rl']}-v2.hdf5" if "d4rl" in own else None,
+        minari_id=f"mujoco/{task}/{details['minari']}-v0" if "minari" in details else None,
+        d4rl_file=f"{task}_{details['d4rl']}-v2.hdf5" if "d4rl" in details else None,
         behaviours=() if level == "random" else tuple(behaviours) if behaviours else None,
-        scripted=own.get("scripted", False),
+        scripted=details.get("scripted", False),
         environments={
-            source: EnvironmentSpec(facts[source]["id"], facts[source].get("kwargs", {}) | own.get("kwargs", {}))
+            source: EnvironmentSpec(facts[source]["id"], facts[source].get("kwargs", {}) | details.get("kwargs", {}))
             for source in ("minari", "d4rl", "bundled")
             if source in facts
         },
         reference=Reference(facts["reference"], facts["random_return"], facts["expert_return"]),
         target_returns=tuple(facts["target_returns"]),
         return_scale=facts["return_scale"],
-        horizon=own.get("horizon") or facts["horizon"],
+        horizon=details.get("horizon") or facts["horizon"],
     )
 
 
@@ -115,7 +115,7 @@ def find(name: str) -> Entry:
     """The entry of a name.
 
     Raises:
-        InvalidInput: there is none; the message lists near matches.
+        InvalidInput: the catalogue lacks the name; the message lists near matches.
     """
     if name not in catalogue():
         raise unknown_name("dataset", name, catalogue())
@@ -123,12 +123,12 @@ def find(name: str) -> Entry:
 
 
 def by_environment(env_id: str) -> Entry | None:
-    """Some entry of the task that acts in an environment, for its reference returns; None if there is none."""
+    """The first entry that acts in an environment, whose task's returns serve; None if no entry does."""
     specs = ((entry, spec) for entry in catalogue().values() for spec in entry.environments.values())
     return next((entry for entry, spec in specs if spec.id == env_id), None)
 
 
 def reference_of(env_id: str) -> Reference | None:
-    """The reference returns of an environment; None where there is no table."""
+    """The reference returns of an environment; None if no table has it."""
     entry = by_environment(env_id)
     return entry.reference if entry else None

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import gymnasium as gym
@@ -21,38 +19,30 @@ from minari.namespace import create_namespace, list_local_namespaces
 from tqdm import tqdm
 
 from aaren_rl import __version__
+from aaren_rl.data.spaces import Box
+from aaren_rl.data.trajectories import Episode
 from aaren_rl.envs import baselines, minari_reader
 from aaren_rl.envs.behaviours import Behaviour
 from aaren_rl.envs.catalogue import Entry
-from aaren_rl.envs.environments import EnvironmentSpec, box, make
+from aaren_rl.envs.environments import EnvironmentSpec, describe, make
 from aaren_rl.errors import DataError, InvalidInput
+from aaren_rl.folders import whole_folder
 
 STEPS = 200_000
-"""Steps of a bundled dataset when no number is asked for."""
+"""Default number of steps of a bundled dataset."""
 
 _JOB_STEPS = 50_000
 _JOB_SLOTS = 8
 
 
-@dataclass
-class Episode:
-    """One roll-out: T actions and rewards, T + 1 observations, and how it ended."""
-
-    observations: npt.NDArray[np.float32]
-    actions: npt.NDArray[np.float32]
-    rewards: npt.NDArray[np.float64]
-    terminated: bool
-    truncated: bool
-
-
 def collect(entry: Entry, steps: int = STEPS, seed: int = 0, overwrite: bool = False, progress: bool = True) -> Path:
     """Makes an entry's dataset from its bundled behaviours, under the local Minari root.
 
-    The folder appears under its name only once it is whole; an interrupted run leaves nothing.
+    The folder takes its name only once it is whole; an interrupted run leaves nothing.
 
     Args:
-        entry: of the catalogue.
-        steps: at least so many, in whole episodes.
+        entry: entry of the catalogue.
+        steps: least number of steps, in whole episodes.
         seed: the same seed gives the same data.
         overwrite: replace a dataset of this name.
         progress: show a progress bar.
@@ -75,18 +65,8 @@ def collect(entry: Entry, steps: int = STEPS, seed: int = 0, overwrite: bool = F
         total=steps, unit="step", unit_scale=True, desc=entry.bundled_id, mininterval=1.0, disable=not progress
     ) as bar:
         episodes = roll_out(spec, policies, steps, (zlib.crc32(entry.name.encode()), seed), bar.update)
-    partial, old = (folder.with_name(f".{folder.name}.{kind}-{os.getpid()}") for kind in ("partial", "old"))
-    try:
+    with whole_folder(folder, DataError, replace=overwrite) as partial:
         _write(partial, entry, spec, episodes, seed)
-        if overwrite and folder.exists():
-            os.replace(folder, old)
-        os.replace(partial, folder)
-    except OSError as error:
-        raise DataError(f"{entry.bundled_id} could not be written under {folder.parent}: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
     return folder
 
 
@@ -99,13 +79,13 @@ def roll_out(
 ) -> list[Episode]:
     """Whole episodes of several policies, in equal shares of the steps.
 
-    The work is cut into jobs in the same way on every machine, so the episodes depend on the seed alone.
+    Every machine cuts the work into the same jobs, so the episodes depend on the seed alone.
 
     Args:
         spec: the environment.
-        policies: who acts.
-        steps: at least so many in all.
-        seed: of the environments and of the policies' noise.
+        policies: the behaviours that act.
+        steps: least number of steps in all.
+        seed: seed of the environments and of the policies' noise.
         progress: called with numbers of steps done.
 
     Returns:
@@ -119,7 +99,7 @@ def roll_out(
         policy, size = jobs[number]
         return _run_job(spec, policy, size, np.random.SeedSequence([*seed, number]), progress, stop)
 
-    # MuJoCo lets go of the interpreter lock while it computes, so threads serve.
+    # MuJoCo releases the interpreter lock while it computes, so threads run in parallel.
     with ThreadPoolExecutor(min(len(jobs), os.cpu_count() or 1)) as pool:
         try:
             return [episode for episodes in pool.map(run, range(len(jobs))) for episode in episodes]
@@ -144,8 +124,8 @@ def _run_job(
 ) -> list[Episode]:
     """Episodes 0, 1, 2, ... of a stream, as few as hold the steps.
 
-    Slots take the next number when they are free, and the first episodes by number are kept, not the first to end:
-    the data are not biased to short ones.
+    A free slot takes the next number. The first episodes by number are kept, not the first to end, which would favour
+    short ones.
     """
     rng = np.random.default_rng(seed)
     slots = [_Slot(make(spec)) for _ in range(int(np.clip(steps // 4_000, 1, _JOB_SLOTS)))]
@@ -177,7 +157,7 @@ def _run_job(
 
 
 class _Slot:
-    """An environment and the episode under way in it."""
+    """An environment with its current episode."""
 
     def __init__(self, env: gym.Env[np.ndarray, np.ndarray]) -> None:
         self.env = env
@@ -209,13 +189,11 @@ def _write(folder: Path, entry: Entry, spec: EnvironmentSpec, episodes: list[Epi
     namespace = entry.bundled_id.rpartition("/")[0]
     if namespace not in list_local_namespaces():
         create_namespace(namespace, description="Roll-outs of the behaviours bundled with aaren-rl.")
-    folder.mkdir(parents=True)
-    env = make(spec)
-    observed = box(env.observation_space)
-    # Stored in single precision, which is all that is read of it.
-    observation_space = gym.spaces.Box(observed.low.astype(np.float32), observed.high.astype(np.float32))
-    storage = MinariStorage.new(folder / "data", observation_space, env.action_space, env.spec)
-    env.close()
+    described = describe(spec)
+    # Readers take observations in single precision, so they are stored in it.
+    observation_space = gym.spaces.Box(*described.observation_space.bounds())
+    action_space = _gymnasium_box(described.action_space)
+    storage = MinariStorage.new(folder / "data", observation_space, action_space, described.recorded)
     storage.update_episodes(
         EpisodeBuffer(
             observations=episode.observations,
@@ -239,6 +217,12 @@ def _write(folder: Path, entry: Entry, spec: EnvironmentSpec, episodes: list[Epi
             "description": f"Roll-out of the behaviours bundled with aaren-rl {__version__}: {made_by}; seed {seed}.",
         }
     )
+
+
+def _gymnasium_box(space: Box) -> gym.spaces.Box:
+    dtype = np.dtype(space.dtype)
+    low, high = (np.array(bound).astype(dtype).reshape(space.shape) for bound in (space.low, space.high))
+    return gym.spaces.Box(low, high, dtype=dtype.type)
 
 
 def _last(length: int, flag: bool) -> npt.NDArray[np.bool_]:

@@ -1,4 +1,4 @@
-"""Fetches datasets: D4RL's files from their own host, Minari's sets from its hub."""
+"""Downloads datasets: D4RL's files from their host, Minari's datasets from its hub."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from aaren_rl.errors import DataError
 D4RL_HOST = "http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2"
 MINARI_HOST = "https://huggingface.co"
 PATIENCE = 2.4
-"""Seconds within which a host must answer: two hosts are asked at most, so no network costs less than five."""
+"""Seconds within which a host must answer. At most two hosts are tried, so a missing network costs under five."""
 
 
 class Unreachable(DataError):
-    """A host does not answer, most often for want of a network."""
+    """A host does not answer, most often because the network is missing."""
 
 
 def d4rl_folder() -> Path:
-    """Where D4RL's files are kept: D4RL_DATASET_DIR, or ~/.d4rl/datasets, as D4RL itself has it."""
+    """The folder of D4RL's files: D4RL_DATASET_DIR, or ~/.d4rl/datasets, as in D4RL itself."""
     return Path(os.environ.get("D4RL_DATASET_DIR") or Path.home() / ".d4rl" / "datasets")
 
 
@@ -37,15 +37,15 @@ def fetch_d4rl(name: str, host: str = D4RL_HOST) -> Path:
     """Downloads a D4RL HDF5 file, or the rest of it, and puts it in place once it is whole.
 
     Args:
-        name: of the file, as "hopper_medium-v2.hdf5".
-        host: where from.
+        name: name of the file, as "hopper_medium-v2.hdf5".
+        host: address of the folder that holds it.
 
     Returns:
         The file in `d4rl_folder()`.
 
     Raises:
         Unreachable: the host does not answer.
-        DataError: the download broke off (what has come is kept for the next try) or is not HDF5.
+        DataError: the download broke off (the next try goes on from there) or is not HDF5.
     """
     folder = d4rl_folder()
     target, partial = folder / name, folder / f".{name}.partial"
@@ -55,35 +55,59 @@ def fetch_d4rl(name: str, host: str = D4RL_HOST) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{folder} cannot be made: {error}; set D4RL_DATASET_DIR to another folder") from error
-    here = partial.stat().st_size if partial.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={here}-"} if here else {})
-    try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            resumed = answer.status == 206
-            length = answer.headers.get("Content-Length")
-            total = None if length is None else int(length) + (here if resumed else 0)
-            with (
-                partial.open("ab" if resumed else "wb") as file,
-                tqdm(total=total, initial=here if resumed else 0, unit="B", unit_scale=True, desc=name) as bar,
-            ):
-                while block := answer.read(1 << 20):
-                    file.write(block)
-                    bar.update(len(block))
-    except urllib.error.HTTPError as error:
-        if error.code == 416:  # Nothing lies beyond what is here already; the range says how long the file is.
-            length = (error.headers.get("Content-Range") or "").rpartition("/")[2]
-            total = int(length) if length.isdigit() else None
-        else:
-            raise DataError(f"{url} answered {error.code} {error.reason}") from error
-    except (OSError, HTTPException) as error:
-        raise DataError(f"{url} broke off: {error}; run again to go on from where it stopped") from error
+    total = _download_rest(url, partial)
     size = partial.stat().st_size
     if total is not None and size > total:
         partial.unlink()
         raise DataError(f"{url} has {total} bytes, {size} had come; nothing was kept, run again")
     if total is not None and size < total:
         raise DataError(f"{url} broke off after {size} of {total} bytes; run again to go on from there")
+    _check_hdf5(url, partial)
+    os.replace(partial, target)
+    return target
+
+
+def _download_rest(url: str, partial: Path) -> int | None:
+    """Appends what a partial file lacks; returns the size of the whole, None where the host does not say.
+
+    Raises:
+        DataError: the host refuses, or the download breaks off.
+    """
+    here = partial.stat().st_size if partial.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={here}-"} if here else {})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            # A host that ignores the range sends the file from its start.
+            begin = here if answer.status == 206 else 0
+            length = answer.headers.get("Content-Length")
+            total = None if length is None else int(length) + begin
+            name = url.rpartition("/")[2]
+            with (
+                partial.open("ab" if answer.status == 206 else "wb") as file,
+                tqdm(total=total, initial=begin, unit="B", unit_scale=True, desc=name) as bar,
+            ):
+                while block := answer.read(1 << 20):
+                    file.write(block)
+                    bar.update(len(block))
+            return total
+    except urllib.error.HTTPError as error:
+        if error.code != 416:
+            raise DataError(f"{url} answered {error.code} {error.reason}") from error
+        # The range starts beyond the file's end, and the answer gives the file's size.
+        size = (error.headers.get("Content-Range") or "").rpartition("/")[2]
+        return int(size) if size.isdigit() else None
+    except (OSError, HTTPException) as error:
+        raise DataError(f"{url} broke off: {error}; run again to go on from where it stopped") from error
+
+
+def _check_hdf5(url: str, partial: Path) -> None:
+    """Opens a downloaded file, and deletes it if it is damaged.
+
+    Raises:
+        DataError: it is not HDF5, or damaged.
+    """
     if not h5py.is_hdf5(partial):
+        size = partial.stat().st_size
         partial.unlink()
         raise DataError(f"{url} is not an HDF5 file ({size} bytes); nothing was kept")
     try:
@@ -91,14 +115,12 @@ def fetch_d4rl(name: str, host: str = D4RL_HOST) -> Path:
     except OSError as error:
         partial.unlink()
         raise DataError(f"{url} is damaged: {error}; nothing was kept, run again") from error
-    os.replace(partial, target)
-    return target
 
 
 def fetch_minari(dataset_id: str) -> Path:
     """Downloads a dataset from the Minari hub and puts it in place once it is whole.
 
-    Files that have come stay in a hidden folder beside the datasets, so a second try fetches the rest only.
+    Downloaded files stay in a hidden folder beside the datasets; a second try fetches only the rest.
 
     Returns:
         The dataset's folder under the local Minari root.
@@ -113,13 +135,13 @@ def fetch_minari(dataset_id: str) -> Path:
     _check_reachable(os.environ.get("HF_ENDPOINT", MINARI_HOST))
     try:
         with _minari_root(staging):
-            # Without force, Minari takes the folder of a download that broke off for the dataset.
+            # Without force, Minari takes the folder of an interrupted download for the dataset.
             minari.download_dataset(dataset_id, force_download=True)
             steps = minari.load_dataset(dataset_id).total_steps
     except Exception as error:
         raise DataError(f"Minari's hub did not give {dataset_id}: {error}") from error
     if steps < 1:
-        raise DataError(f"Minari's hub gave an empty {dataset_id}; what came is in {staging}")
+        raise DataError(f"Minari's hub gave an empty {dataset_id}; its files are in {staging}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(staging / dataset_id, target)
@@ -142,10 +164,10 @@ def _minari_root(folder: Path) -> Iterator[None]:
 
 
 def _check_reachable(url: str) -> None:
-    """Asks for a page's head, within PATIENCE seconds even where looking up a name hangs.
+    """Asks for a page's head, within PATIENCE seconds even where the look-up of the host's name hangs.
 
     Raises:
-        Unreachable: no answer; any answer, an error page too, will do.
+        Unreachable: the host does not answer; an error page is an answer.
     """
     outcome: list[BaseException | None] = []
 

@@ -1,4 +1,4 @@
-"""Gymnasium environments as the rest of the library wants them: flat observations, quiet physics, batched."""
+"""Makes Gymnasium environments: flat observations, no warnings of the physics, several in a batch."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
+from aaren_rl.data.spaces import Box, space_of
+from aaren_rl.envs.flattening import flatten_observations
 from aaren_rl.envs.memory import MEMORY_CHAIN, T_MAZE
 from aaren_rl.envs.repeat_previous import REPEAT_PREVIOUS
 from aaren_rl.errors import AarenError, InvalidInput, unknown_name
@@ -32,7 +35,7 @@ class RenderingUnavailable(AarenError):
 
 @dataclass(frozen=True)
 class EnvironmentSpec:
-    """Which environment, in words that can be saved.
+    """An environment's name and arguments, in types that JSON can hold.
 
     Attributes:
         id: Gymnasium id, version included.
@@ -43,23 +46,39 @@ class EnvironmentSpec:
     kwargs: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Description:
+    """What an environment says of itself.
+
+    Attributes:
+        observation_space: of the flat observations that `make` gives.
+        action_space: of its actions.
+        recorded: Gymnasium's record of the environment, for datasets.
+    """
+
+    observation_space: Box
+    action_space: Box
+    recorded: EnvSpec | None
+
+
 def make(spec: EnvironmentSpec, **more: Any) -> gym.Env[np.ndarray, np.ndarray]:
-    """One environment with flat Box observations and Box actions.
+    """Makes an environment with flat Box observations and Box actions.
 
     Args:
-        spec: which one.
+        spec: its name and arguments.
         **more: further arguments of `gymnasium.make`, as `render_mode`.
 
     Raises:
-        InvalidInput: the id is not registered, cannot be made, or its spaces are not made of Boxes.
+        InvalidInput: the id is not registered, the environment cannot be made, its observations cannot be flattened,
+            or its actions are not a Box.
     """
     _silence_mujoco()
     if spec.id not in gym.registry:
         raise unknown_name("environment", spec.id, gym.registry)
     try:
-        # Filters of warnings belong to the process, and environments are made in several threads.
+        # Warning filters belong to the process, and several threads make environments.
         with _making, warnings.catch_warnings():
-            # D4RL's data come from the v2 environments, whose nearest living kin are v4, out of date on purpose.
+            # D4RL's data come from v2 environments; v4, the nearest that still runs, is out of date on purpose.
             warnings.filterwarnings("ignore", message=".*is out of date.*")
             env = gym.make(spec.id, disable_env_checker=True, **{**spec.kwargs, **more})
     except (gym.error.Error, ImportError, TypeError, AttributeError) as error:
@@ -68,34 +87,38 @@ def make(spec: EnvironmentSpec, **more: Any) -> gym.Env[np.ndarray, np.ndarray]:
         given = type(env.action_space).__name__
         env.close()
         raise InvalidInput(f"environment {spec.id} has {given} actions; this agent needs a Box (continuous actions)")
-    if not isinstance(env.observation_space, gym.spaces.Box) or len(env.observation_space.shape) != 1:
-        env = gym.wrappers.FlattenObservation(env)
-    return env
+    try:
+        return flatten_observations(env)
+    except InvalidInput as error:
+        env.close()
+        raise InvalidInput(f"environment {spec.id} has observations that do not serve: {error}") from error
 
 
-def box(space: gym.Space[Any]) -> gym.spaces.Box:
-    """The space, known to be a Box; those of `make`'s environments are.
+def describe(spec: EnvironmentSpec) -> Description:
+    """The spaces of an environment and Gymnasium's record of it.
 
     Raises:
-        InvalidInput: it is something else.
+        InvalidInput: it cannot be made, as `make`.
     """
-    if not isinstance(space, gym.spaces.Box):
-        raise InvalidInput(f"{space} is not a Box; this agent has continuous observations and actions")
-    return space
+    env = make(spec)
+    try:
+        return Description(space_of(env.observation_space), space_of(env.action_space), env.spec)
+    finally:
+        env.close()
 
 
 def make_vector(
     spec: EnvironmentSpec, num_envs: int, autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP
 ) -> VectorEnv[np.ndarray, np.ndarray, np.ndarray]:
-    """Several copies of an environment stepped one after another in this process."""
+    """Makes several copies of an environment, which this process steps one after another."""
     return SyncVectorEnv([lambda: make(spec)] * num_envs, autoreset_mode=autoreset_mode)
 
 
 def make_for_video(spec: EnvironmentSpec) -> gym.Env[np.ndarray, np.ndarray]:
-    """An environment that renders frames.
+    """Makes an environment that renders frames.
 
     Raises:
-        RenderingUnavailable: no renderer works here; the message says what to install or set.
+        RenderingUnavailable: no renderer works on this machine; the message names what to install or to set.
     """
     if "MUJOCO_GL" not in os.environ and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         os.environ["MUJOCO_GL"] = "egl"
@@ -126,7 +149,7 @@ def _silence_mujoco() -> None:
     except Exception as error:
         # MuJoCo loads the renderer that MUJOCO_GL names when it is imported.
         raise _no_renderer(error) from error
-    # Gymnasium's own model files use an attribute that MuJoCo 4 calls deprecated, once for every environment made.
+    # Gymnasium's model files use an attribute that MuJoCo 4 reports as deprecated, once for every environment.
     mujoco.set_mju_user_warning(_route_warning)
 
 

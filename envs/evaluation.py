@@ -1,4 +1,4 @@
-"""The evaluation protocol and the result it writes."""
+"""How actors are evaluated, and the result file."""
 
 from __future__ import annotations
 
@@ -12,31 +12,32 @@ from typing import Any
 
 import numpy as np
 
-from aaren_rl.checkpoint import replace_file
+from aaren_rl.actor import Actor
 from aaren_rl.envs.catalogue import Reference
 from aaren_rl.envs.environments import EnvironmentSpec, make_vector
-from aaren_rl.envs.rollout import Actor, Episodes, roll_out
+from aaren_rl.envs.rollout import Episodes, roll_out
 from aaren_rl.errors import InvalidInput
+from aaren_rl.folders import replace_file
 
 SLOTS = 25
-"""Environments stepped together; each plays its share of the episodes."""
+"""Rows of the vector environment; each plays its share of the episodes."""
 
 PACKAGES = ("aaren-rl", "torch", "gymnasium", "mujoco", "minari", "numpy")
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How an actor is evaluated; all of it goes into the result.
+    """How an actor is evaluated; the result holds all of it.
 
     Attributes:
-        environment: to act in.
-        episodes: how many.
+        environment: the environment to act in.
+        episodes: number of episodes.
         seed: row i of the vector environment is seeded with seed + i.
-        target_return: what to ask for; None for actors that take none.
-        reference: for the normalised score; None where there is no table.
+        target_return: return to ask for; None for actors that take none.
+        reference: returns for the normalised score; None without a table.
 
     Raises:
-        InvalidInput: no episodes are asked for.
+        InvalidInput: the number of episodes is below 1.
     """
 
     environment: EnvironmentSpec
@@ -68,13 +69,13 @@ def result(episodes: Episodes, protocol: Protocol, **about: Any) -> dict[str, An
     """The result of an evaluation, ready for JSON.
 
     Args:
-        episodes: what was rolled out.
-        protocol: how.
-        **about: what was evaluated (source, dataset, checkpoint, ...).
+        episodes: the episodes of the evaluation.
+        protocol: the protocol that they follow.
+        **about: further entries (source, dataset, checkpoint, ...).
 
     Returns:
-        Mean, standard deviation and 95% confidence interval of the return over episodes, the same as a normalised
-        score (0 = random, 100 = expert of the reference; None without one), and the whole protocol.
+        Mean, standard deviation and 95% confidence interval of the return over episodes; mean and interval as
+        normalised scores (0 = random, 100 = expert of the reference; None without one); and the whole protocol.
     """
     mean, interval = float(episodes.returns.mean()), confidence_interval(episodes.returns, protocol.seed)
     reference = protocol.reference
@@ -100,7 +101,7 @@ def result(episodes: Episodes, protocol: Protocol, **about: Any) -> dict[str, An
 
 
 def write_result(folder: Path, figures: dict[str, Any]) -> Path:
-    """Writes result.json into a run's folder; an earlier one there is kept as result-1.json, and so on."""
+    """Writes result.json into a run's folder; earlier ones are kept as result-1.json, result-2.json, and so on."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "result.json"
     if path.exists():
@@ -118,7 +119,7 @@ def confidence_interval(returns: np.ndarray, seed: int = 0) -> tuple[float, floa
         return None
     if np.ptp(returns) == 0:
         return float(returns[0]), float(returns[0])
-    # Imported where it is used: it takes seconds, which every command line would wait for.
+    # Imported late, since the import takes seconds that every command line would wait for.
     from scipy.stats import bootstrap
 
     found = bootstrap((returns,), np.mean, confidence_level=0.95, method="percentile", rng=np.random.default_rng(seed))
@@ -126,13 +127,15 @@ def confidence_interval(returns: np.ndarray, seed: int = 0) -> tuple[float, floa
 
 
 def success_interval(successes: int, episodes: int) -> tuple[float, float]:
-    """95% interval of a success rate (Wilson 1927), sound at rates of 0 and 1 too.
+    """95% interval of a success rate (Wilson 1927), which also holds at rates of 0 and 1.
 
     Raises:
-        InvalidInput: no episodes, or more successes than episodes.
+        InvalidInput: the number of episodes is below 1, or the number of successes is not between 0 and it.
     """
     if not 0 <= successes <= episodes or episodes < 1:
-        raise InvalidInput(f"{successes} successes in {episodes} episodes; expected 0 to as many as there are episodes")
+        raise InvalidInput(
+            f"{successes} successes in {episodes} episodes; expected at least 1 episode, and 0 to {episodes} successes"
+        )
     from scipy.stats import binomtest
 
     found = binomtest(successes, episodes).proportion_ci(confidence_level=0.95, method="wilson")

@@ -1,4 +1,4 @@
-"""Memory tasks: something is shown once, and one action, any number of steps later, depends on it."""
+"""Memory tasks: the first observation determines the right action any number of steps later."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ class MemoryChain(gym.Env[Floats, Floats]):
     """Bits, a chain without information, and a question about one of the bits.
 
     After bsuite's memory_len and memory_size (Osband et al. 2020, arXiv 1908.03568, appendix A), with Box actions and
-    rewards of 0 and 1. The first observation shows all bits; `length` steps later one names the bit that is asked for,
-    and the sign of the next action has to be that bit's. Nothing done before counts, and the return is the same
-    whatever the bits are. Without memory a half of the answers is right.
+    rewards of 0 and 1. The first observation shows all bits; `length` steps later an observation names one of them, and
+    the sign of the next action must be the sign of that bit. Earlier actions do not count, and all bits give the same
+    return. Without memory, half of the answers are right.
 
-    Observations (2 x bits,): the bits, -1 or 1, at the first step and 0 after it; then a 1 for the bit that is asked
-    for, at the last step alone. Actions (1,), in [-1, 1]; 0 answers nothing. Reward 1 for the right answer, which ends
-    the episode after length + 1 steps.
+    Observations (2 x bits,): the bits, -1 or 1, at the first step and 0 after it; then a 1 at the place of the named
+    bit, at the last step alone. Actions (1,), in [-1, 1]; 0 is no answer. The right answer has reward 1. The episode
+    ends with the answer, after length + 1 steps.
 
     Args:
-        bits: how many.
+        bits: number of bits.
         shortest: least length.
-        longest: greatest length; each reset draws one from shortest to longest.
+        longest: greatest length; each reset draws a length between the two.
 
     Raises:
         InvalidInput: not whole numbers, below 1, or shortest above longest.
@@ -57,7 +57,7 @@ class MemoryChain(gym.Env[Floats, Floats]):
         return observation, {}
 
     def step(self, action: Floats) -> tuple[Floats, float, bool, bool, dict[str, Any]]:
-        """Moves on along the chain, or, at its end, takes the action for the answer."""
+        """Moves along the chain; at its end, the action is the answer."""
         observation = self._blank()
         if self._left == 0:
             right = np.sign(np.asarray(action).item()) == self._shown[self._asked]
@@ -68,9 +68,9 @@ class MemoryChain(gym.Env[Floats, Floats]):
         return observation, 0.0, False, False, {}
 
     def expert_action(self, observations: Sequence[Floats]) -> Floats:
-        """The right action after the observations of an episode so far: 0, and at the end the bit asked for."""
+        """The right action after the observations of an episode so far: 0, and at the end the named bit."""
         shown, question = observations[0][: self.bits], observations[-1][self.bits :]
-        # Adding 0 turns -0, which would tell the sign of the bit, into 0.
+        # Adding 0 turns -0, whose sign would show the bit, into 0.
         return np.array([shown @ question + 0.0], dtype=np.float32)
 
     def _blank(self) -> Floats:
@@ -78,15 +78,15 @@ class MemoryChain(gym.Env[Floats, Floats]):
 
 
 class PassiveTMaze(MemoryChain):
-    """A T-maze in which the agent is moved along the corridor (Ni et al. 2023, arXiv 2307.03864, section 4).
+    """A T-maze that moves the agent along the corridor (Ni et al. 2023, arXiv 2307.03864, section 4).
 
-    The first observation is a cue, -1 or 1; after a corridor comes the junction, where the sign of the action has to
-    be the cue's. That is a memory chain of one bit: observations (2,) are the cue, at the first step alone, and
-    whether this is the junction. The position is not observed.
+    The first observation is a cue, -1 or 1. A corridor leads to the junction, where the sign of the action must be the
+    sign of the cue. That is a memory chain of one bit: observations (2,) are the cue, at the first step alone, and a 1
+    at the junction. They do not show the position.
 
     Args:
-        shortest: least steps from the cue to the junction.
-        longest: greatest; each reset draws from shortest to longest.
+        shortest: least number of steps from the cue to the junction.
+        longest: greatest number; each reset draws a number between the two.
 
     Raises:
         InvalidInput: as `MemoryChain`.

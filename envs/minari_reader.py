@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import gymnasium as gym
 import numpy as np
-import numpy.typing as npt
 from minari import MinariDataset
 from minari.storage import get_dataset_path
 
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.envs.environments import EnvironmentSpec
+from aaren_rl.envs.flattening import flat_space, flat_values, is_continuous
 from aaren_rl.errors import DataError, InvalidInput
 
 
 def is_local(dataset_id: str) -> bool:
-    """Whether a dataset is whole under the local Minari root."""
+    """True if a dataset is whole under the local Minari root."""
     return (local_folder(dataset_id) / "data" / "metadata.json").is_file()
 
 
 def local_folder(dataset_id: str) -> Path:
-    """Where a dataset lies, or would lie, under the local Minari root.
+    """The folder of a dataset under the local Minari root, whether it exists or not.
 
     Raises:
         DataError: the root cannot be made.
@@ -39,14 +36,14 @@ def local_folder(dataset_id: str) -> Path:
 def read_folder(folder: Path) -> tuple[Trajectories, EnvironmentSpec | None, str]:
     """Reads a Minari dataset from its folder, which holds `data/`.
 
-    Observations and actions of nested spaces are flattened in Gymnasium's order; of an episode's T + 1 observations
-    the last is left out.
+    Observations and actions are flattened in Gymnasium's order. The last of an episode's T + 1 observations is its
+    final observation.
 
     Args:
-        folder: of the dataset.
+        folder: the dataset's folder.
 
     Returns:
-        The trajectories, the environment recorded with them (None if none is), and the dataset's id.
+        The trajectories, the environment recorded with them (None without a record), and the dataset's id.
 
     Raises:
         DataError: the folder is missing or damaged, or its contents do not fit.
@@ -56,7 +53,7 @@ def read_folder(folder: Path) -> tuple[Trajectories, EnvironmentSpec | None, str
         raise DataError(f"{folder} is not a Minari dataset: it has no data/metadata.json")
     try:
         dataset = MinariDataset(folder / "data")
-        if not _continuous(dataset.action_space):
+        if not is_continuous(dataset.action_space):
             raise InvalidInput(
                 f"{dataset.spec.dataset_id} has {dataset.action_space} actions; this agent needs continuous ones (Box)"
             )
@@ -73,47 +70,31 @@ def _read(dataset: MinariDataset) -> Trajectories:
     steps, episodes = dataset.total_steps, dataset.total_episodes
     if not steps:
         raise DataError(f"{dataset.spec.dataset_id} is empty")
-    observations = np.empty((steps, gym.spaces.flatdim(dataset.observation_space)), dtype=np.float32)
-    actions = np.empty((steps, gym.spaces.flatdim(dataset.action_space)), dtype=np.float32)
+    observation_shape = flat_space(dataset.observation_space).shape
+    observations = np.empty((steps, *observation_shape), dtype=np.float32)
+    final_observations = np.empty((episodes, *observation_shape), dtype=np.float32)
+    actions = np.empty((steps, *flat_space(dataset.action_space).shape), dtype=np.float32)
     rewards = np.empty(steps, dtype=np.float32)
     offsets = np.zeros(episodes + 1, dtype=np.int64)
     terminated, truncated = np.zeros(episodes, dtype=np.bool_), np.zeros(episodes, dtype=np.bool_)
     for number, episode in enumerate(dataset.iterate_episodes()):
         length, start = len(episode.rewards), int(offsets[number])
-        observed = _flat(dataset.observation_space, episode.observations)
-        acted = _flat(dataset.action_space, episode.actions)
+        observed = flat_values(dataset.observation_space, episode.observations)
+        acted = flat_values(dataset.action_space, episode.actions)
         if length == 0 or len(observed) != length + 1 or len(acted) != length or start + length > steps:
             raise DataError(
                 f"episode {number} of {dataset.spec.dataset_id} has {len(observed)} observations, {len(acted)} actions "
                 f"and {length} rewards; expected T + 1, T and T"
             )
         here = slice(start, start + length)
-        observations[here], actions[here], rewards[here] = observed[:-1], acted, episode.rewards
+        observations[here], final_observations[number] = observed[:-1], observed[-1]
+        actions[here], rewards[here] = acted, episode.rewards
         offsets[number + 1] = here.stop
         terminated[number], truncated[number] = episode.terminations[-1], episode.truncations[-1]
-    return Trajectories(observations, actions, rewards, offsets, terminated, truncated)
+    return Trajectories(observations, actions, rewards, offsets, terminated, truncated, final_observations)
 
 
 def _environment(dataset: MinariDataset) -> EnvironmentSpec | None:
     spec = dataset.spec.env_spec
-    # Only the name and the arguments are taken: a dataset may not say which code is to be run.
+    # Only the name and the arguments are taken: a dataset may not say which code to run.
     return None if spec is None else EnvironmentSpec(spec.id, dict(spec.kwargs))
-
-
-def _continuous(space: gym.Space[Any]) -> bool:
-    if isinstance(space, gym.spaces.Dict | gym.spaces.Tuple):
-        parts: Sequence[gym.Space[Any]] = list(space.values()) if isinstance(space, gym.spaces.Dict) else space.spaces
-        return all(_continuous(part) for part in parts)
-    return isinstance(space, gym.spaces.Box)
-
-
-def _flat(space: gym.Space[Any], values: Any) -> npt.NDArray[Any]:
-    """Values of a whole episode, (time, size), as `gymnasium.spaces.flatten` lays out each."""
-    if isinstance(space, gym.spaces.Dict):
-        return np.concatenate([_flat(part, values[key]) for key, part in space.spaces.items()], axis=1)
-    if isinstance(space, gym.spaces.Tuple):
-        return np.concatenate([_flat(part, value) for part, value in zip(space.spaces, values, strict=True)], axis=1)
-    if not isinstance(space, gym.spaces.Box):
-        raise InvalidInput(f"{space} is not made of Boxes; this agent reads continuous observations and actions only")
-    array = np.asarray(values)
-    return array.reshape(len(array), -1)

@@ -1,4 +1,4 @@
-"""popgym's RepeatPrevious, with observations and actions that an agent of continuous actions takes."""
+"""popgym's RepeatPrevious, with continuous observations and actions."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ SUITS = 4
 
 
 class RepeatPrevious(gym.Env[Floats, Floats]):
-    """Names the suit of a card seen some steps ago, at every step (popgym: Morad et al. 2023, arXiv 2303.01859).
+    """Asks at every step for the suit of an earlier card (popgym: Morad et al. 2023, arXiv 2303.01859).
 
-    The cards of shuffled decks are shown one by one, and the action names the suit of the k-th last, the card on show
-    being the first. popgym's own rules and rewards: with n cards, every one of the n - k answers that count gains or
-    costs 1 / (n - k), so the return is 1 where all are right and -1/2 on average where they are drawn at random.
+    Each observation shows the next card of shuffled decks. The action names the suit of the k-th last card, counting
+    the present one as the first. Rules and rewards are popgym's: with n cards, n - k answers count, and each gains or
+    costs 1 / (n - k). The return is 1 if all are right, and -1/2 on average for random answers.
 
-    Observations (4,): the suit one-hot. Actions (4,), in [-1, 1]: the suit with the greatest is named.
+    Observations (4,): the suit, one-hot. Actions (4,), in [-1, 1]: the greatest component names the suit.
 
     Args:
-        decks: of 52 cards; an episode has 52 x decks - 1 steps.
-        k: which card, as above.
+        decks: number of decks of 52 cards; an episode has 52 x decks - 1 steps.
+        k: place of the asked card, counted from the present one.
 
     Raises:
-        InvalidInput: popgym is not installed, or there is no such card.
+        InvalidInput: popgym is not installed, or decks or k do not fit.
     """
 
     def __init__(self, decks: int = 1, k: int = 4) -> None:

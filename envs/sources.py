@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from aaren_rl.data.spaces import Box
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.envs import catalogue, collect, d4rl_reader, download, minari_reader
 from aaren_rl.envs.catalogue import Entry, Reference
 from aaren_rl.envs.download import Unreachable
-from aaren_rl.envs.environments import EnvironmentSpec, box, make
+from aaren_rl.envs.environments import EnvironmentSpec, describe
 from aaren_rl.errors import DataError, InvalidInput, unknown_name
 
-Source = Literal["auto", "minari", "d4rl", "bundled"]
+Source: TypeAlias = Literal["auto", "minari", "d4rl", "bundled"]
+FoundSource: TypeAlias = Literal["minari", "d4rl", "bundled"]
+Say: TypeAlias = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -24,114 +27,129 @@ class Dataset:
     """Data ready to train on.
 
     Attributes:
-        name: as the user named it.
-        source: "minari", "d4rl" or "bundled".
+        name: the name that the user gave.
+        source: where the data come from: "minari", "d4rl" or "bundled".
         id: Minari id, or name of the file.
         trajectories: the data.
-        environment: to act in.
-        action_low: least action, (action size,).
-        action_high: greatest action, (action size,).
-        reference: for normalised scores; None where there is no table.
-        target_returns: what to ask of an agent.
-        return_scale: what a model divides returns-to-go by; the data's largest return where there is no table.
+        environment: the environment to act in.
+        observation_space: space of the environment's observations.
+        action_space: space of its actions; where it sets no bound, the data's least or greatest action is the bound.
+        reference: returns for normalised scores; None where the catalogue has none.
+        target_returns: returns to ask an agent for.
+        return_scale: number that a model divides returns-to-go by; without a catalogue entry, the data's largest
+            return.
     """
 
     name: str
-    source: Literal["minari", "d4rl", "bundled"]
+    source: FoundSource
     id: str
     trajectories: Trajectories
     environment: EnvironmentSpec
-    action_low: np.ndarray
-    action_high: np.ndarray
+    observation_space: Box
+    action_space: Box
     reference: Reference | None
     target_returns: tuple[float, ...]
     return_scale: float
 
 
-def load(
-    name: str, source: Source = "auto", env_id: str | None = None, say: Callable[[str], object] = print
-) -> Dataset:
+class _Place(NamedTuple):
+    """A file or folder of data, and its environment where something other than the data determines it."""
+
+    source: FoundSource
+    path: Path
+    environment: EnvironmentSpec | None
+
+
+def load(name: str, source: Source = "auto", env_id: str | None = None, say: Say = print) -> Dataset:
     """Loads a dataset by name.
 
-    A name of the catalogue is looked for, with source "auto", in this order: the Minari dataset on this machine, the
-    D4RL file on this machine, a download (Minari's hub, then D4RL's host), the bundled behaviours. "minari" and
-    "d4rl" keep to one kind, on this machine or from the network.
+    With source "auto", a name of the catalogue is looked for in this order: the Minari dataset on this machine, the
+    D4RL file on this machine, a download (Minari's hub, then D4RL's host), the bundled behaviours. "minari" and "d4rl"
+    look on this machine, then on the network, and take nothing else.
 
     Args:
         name: a name of the catalogue, a Minari id, or the path of a D4RL HDF5 file or of a Minari dataset's folder.
-        source: where to take a name of the catalogue from.
-        env_id: the environment to act in, where the data do not say or say it wrong.
-        say: called with a line on each thing tried and taken.
+        source: where a name of the catalogue is taken from.
+        env_id: the environment to act in, where the data name none or a wrong one.
+        say: called with a line on each source that is tried or taken.
 
     Returns:
         The dataset.
 
     Raises:
-        InvalidInput: nothing goes by this name, or no environment is known for it.
+        InvalidInput: nothing has this name, or no environment is known for it.
         DataError: the data cannot be had, are damaged, or do not fit their environment.
     """
-    path = Path(name).expanduser()
-    if source != "auto" and name not in catalogue.catalogue() and (path.exists() or "/" in name):
-        raise InvalidInput(f"--source {source} is for names of the catalogue; {name} says itself where it is")
-    if name in catalogue.catalogue():
-        entry = catalogue.find(name)
-        kind, taken = _find(entry, source, say)
-        trajectories, recorded, dataset_id = _read(kind, taken)
-        known_specs = {spec.id: spec for spec in entry.environments.values()}
-        environment = known_specs.get(env_id, EnvironmentSpec(env_id)) if env_id else entry.environments[kind]
-    elif path.exists():
-        kind = "minari" if path.is_dir() else "d4rl"
-        trajectories, recorded, dataset_id = _read(kind, path)
-        known = next((e for e in catalogue.catalogue().values() if e.d4rl_file == path.name), None)
-        recorded = recorded or (known.environments["d4rl"] if known else None)
-        environment = _environment(env_id, recorded, name)
-    elif "/" in name and not name.endswith((".hdf5", ".h5")):
-        kind = "minari"
-        trajectories, recorded, dataset_id = _read(kind, _find_minari(name, say))
-        environment = _environment(env_id, recorded, name)
-    elif path.suffix:
-        raise DataError(f"{path} does not exist; expected a D4RL HDF5 file, a Minari dataset's folder, or a name")
-    else:
-        raise unknown_name("dataset", name, catalogue.catalogue())
-    say(f"data: {dataset_id} (source {kind}), {trajectories.episodes} episodes, {trajectories.steps} steps")
-    low, high = _action_bounds(environment, trajectories, dataset_id)
-    relative = catalogue.by_environment(environment.id)
+    source_taken, path, environment = _locate(name, source, env_id, say)
+    trajectories, recorded, dataset_id = _read(source_taken, path)
+    environment = environment or recorded
+    if environment is None:
+        raise InvalidInput(f"{name} does not say which environment it is from; pass --env-id, as --env-id Hopper-v4")
+    say(f"data: {dataset_id} (source {source_taken}), {trajectories.episodes} episodes, {trajectories.steps} steps")
+    observation_space, action_space = _spaces(environment, trajectories, dataset_id)
+    entry = catalogue.by_environment(environment.id)
     return Dataset(
         name=name,
-        source=kind,
+        source=source_taken,
         id=dataset_id,
         trajectories=trajectories,
         environment=environment,
-        action_low=low,
-        action_high=high,
-        reference=relative.reference if relative else None,
-        target_returns=relative.target_returns if relative else _targets(trajectories),
-        return_scale=relative.return_scale if relative else float(np.abs(trajectories.returns).max()) or 1.0,
+        observation_space=observation_space,
+        action_space=action_space,
+        reference=entry.reference if entry else None,
+        target_returns=entry.target_returns if entry else _targets(trajectories),
+        return_scale=entry.return_scale if entry else float(np.abs(trajectories.returns).max()) or 1.0,
     )
 
 
+def _locate(name: str, source: Source, env_id: str | None, say: Say) -> _Place:
+    path = Path(name).expanduser()
+    given = EnvironmentSpec(env_id) if env_id else None
+    if name in catalogue.catalogue():
+        entry = catalogue.find(name)
+        found, path = _find(entry, source, say)
+        specs = {spec.id: spec for spec in entry.environments.values()}
+        return _Place(found, path, specs.get(env_id, given) if env_id else entry.environments[found])
+    if source != "auto" and (path.exists() or "/" in name):
+        raise InvalidInput(f"--source {source} is for names of the catalogue; {name} is a path or a Minari id")
+    if path.is_dir():
+        return _Place("minari", path, given)
+    if path.exists():
+        known = next((entry for entry in catalogue.catalogue().values() if entry.d4rl_file == path.name), None)
+        return _Place("d4rl", path, given or (known.environments["d4rl"] if known else None))
+    if "/" in name and not name.endswith((".hdf5", ".h5")):
+        return _Place("minari", _find_minari(name, say), given)
+    if path.suffix:
+        raise DataError(f"{path} does not exist; expected a D4RL HDF5 file, a Minari dataset's folder, or a name")
+    raise unknown_name("dataset", name, catalogue.catalogue())
+
+
 def _targets(trajectories: Trajectories) -> tuple[float, ...]:
-    """What to ask for where the catalogue says nothing: returns of the best episode, of the best tenth, the median."""
+    """Targets where the catalogue has none: returns of the best episode, of the best tenth, the median."""
     chosen = np.quantile(trajectories.returns, [1.0, 0.9, 0.5])
     return tuple(dict.fromkeys(float(target) for target in chosen))
 
 
-def _find(
-    entry: Entry, source: Source, say: Callable[[str], object]
-) -> tuple[Literal["minari", "d4rl", "bundled"], Path]:
-    failed: list[str] = []
+def _find(entry: Entry, source: Source, say: Say) -> tuple[FoundSource, Path]:
+    """The data of an entry, from the first source that has them.
+
+    Raises:
+        InvalidInput: the entry has nothing of that source.
+        DataError: no source gives the data; the message says why.
+    """
     if source in ("auto", "minari") and entry.minari_id and minari_reader.is_local(entry.minari_id):
         return "minari", minari_reader.local_folder(entry.minari_id)
     if source in ("auto", "d4rl") and entry.d4rl_file and (download.d4rl_folder() / entry.d4rl_file).is_file():
         return "d4rl", download.d4rl_folder() / entry.d4rl_file
-    downloads: list[tuple[Literal["minari", "d4rl"], str | None, Callable[[str], Path]]] = [
+    failed: list[str] = []
+    downloads: list[tuple[FoundSource, str | None, Callable[[str], Path]]] = [
         ("minari", entry.minari_id, download.fetch_minari),
         ("d4rl", entry.d4rl_file, download.fetch_d4rl),
     ]
-    for kind, file, fetch in downloads:
-        if source in ("auto", kind) and file:
+    for host, wanted, fetch in downloads:
+        if source in ("auto", host) and wanted:
             try:
-                return kind, fetch(file)
+                return host, fetch(wanted)
             except DataError as error:
                 failed.append(str(error))
                 say(f"data: {error}")
@@ -147,7 +165,7 @@ def _find(
     raise DataError(f"no data for {entry.name}: {'; '.join(failed)}")
 
 
-def _find_minari(dataset_id: str, say: Callable[[str], object]) -> Path:
+def _find_minari(dataset_id: str, say: Say) -> Path:
     if not minari_reader.is_local(dataset_id):
         try:
             download.fetch_minari(dataset_id)
@@ -160,42 +178,37 @@ def _find_minari(dataset_id: str, say: Callable[[str], object]) -> Path:
     return minari_reader.local_folder(dataset_id)
 
 
-def _read(kind: str, path: Path) -> tuple[Trajectories, EnvironmentSpec | None, str]:
-    if kind == "d4rl":
+def _read(source: FoundSource, path: Path) -> tuple[Trajectories, EnvironmentSpec | None, str]:
+    if source == "d4rl":
         return d4rl_reader.read_file(path), None, path.name
     return minari_reader.read_folder(path)
 
 
-def _environment(env_id: str | None, recorded: EnvironmentSpec | None, name: str) -> EnvironmentSpec:
-    if env_id:
-        return EnvironmentSpec(env_id)
-    if recorded is None:
-        raise InvalidInput(f"{name} does not say which environment it is from; pass --env-id, as --env-id Hopper-v4")
-    return recorded
-
-
-def _action_bounds(
-    environment: EnvironmentSpec, trajectories: Trajectories, dataset_id: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """The environment's bounds on actions, or the data's own where it has none.
+def _spaces(environment: EnvironmentSpec, trajectories: Trajectories, dataset_id: str) -> tuple[Box, Box]:
+    """Observation space and action space of an environment, with the data's bounds on actions where it sets none.
 
     Raises:
-        DataError: sizes differ, or actions of the data lie outside the environment's bounds.
+        DataError: shapes differ, or actions of the data lie outside the environment's bounds.
     """
-    env = make(environment)
-    space, observation_space = box(env.action_space), env.observation_space
-    env.close()
-    sizes = (trajectories.observations.shape[1], trajectories.actions.shape[1])
-    if (observation_space.shape, space.shape) != ((sizes[0],), (sizes[1],)):
+    described = describe(environment)
+    observation_space, action_space = described.observation_space, described.action_space
+    shapes = trajectories.observations.shape[1:], trajectories.actions.shape[1:]
+    if (observation_space.shape, action_space.shape) != shapes:
         raise DataError(
-            f"{dataset_id} has observations of size {sizes[0]} and actions of size {sizes[1]}; {environment.id} has "
-            f"{observation_space.shape} and {space.shape}; pass the environment it is from as --env-id"
+            f"{dataset_id} has observations of shape {shapes[0]} and actions of shape {shapes[1]}; {environment.id} "
+            f"has {observation_space.shape} and {action_space.shape}; pass the environment it is from as --env-id"
         )
+    dtype = np.dtype(action_space.dtype)
+    given = (np.array(bound).astype(dtype).reshape(shapes[1]) for bound in (action_space.low, action_space.high))
     least, greatest = trajectories.actions.min(0), trajectories.actions.max(0)
-    low = np.where(np.isfinite(space.low), space.low, least)
-    high = np.where(np.isfinite(space.high), space.high, greatest)
+    low, high = (
+        np.where(np.isfinite(bound), bound, seen) for bound, seen in zip(given, (least, greatest), strict=True)
+    )
     if (least < low - 1e-3).any() or (greatest > high + 1e-3).any():
         raise DataError(
-            f"{dataset_id} has actions from {least} to {greatest}, outside the action space {space} of {environment.id}"
+            f"{dataset_id} has actions from {least} to {greatest}, outside the action space of {environment.id}, from "
+            f"{low} to {high}"
         )
-    return low.astype(np.float32), np.maximum(high, low + 1e-6).astype(np.float32)
+    # A component that never varies still needs a range to be scaled by.
+    bounds = low.astype(np.float32), np.maximum(high, low + 1e-6).astype(np.float32)
+    return observation_space, Box.bounded(*bounds, action_space.dtype)

@@ -1,8 +1,8 @@
 """Aggregates of scores over datasets and seeds.
 
 After Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical precipice" (arXiv 2108.13264),
-and as the authors' package rliable computes them. Scores are given by dataset, one number for each seed there, so that
-datasets may have different numbers of seeds.
+and as the authors' package rliable computes them. Scores are a list of datasets, each with one number for each of its
+seeds; datasets may have different numbers of seeds.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ import numpy.typing as npt
 from aaren_rl.errors import InvalidInput
 
 RESAMPLES = 50_000
-"""Of a bootstrap; rliable's default."""
+"""Default number of resamples of a bootstrap, as in rliable."""
 
 Scores = Sequence[npt.ArrayLike]
 
 
 def interquartile_mean(scores: Scores) -> float:
-    """Mean of the runs that a quarter of all cut off at either end leaves (section 4.3).
+    """Mean of all runs without the lowest and the highest quarter (section 4.3).
 
     Args:
-        scores: of each dataset, (seeds,).
+        scores: for each dataset, (seeds,).
 
     Returns:
-        The mean, in the scores' unit.
+        The mean, in the unit of the scores.
 
     Raises:
-        InvalidInput: no scores, or some that are not finite.
+        InvalidInput: no scores, or scores that are not finite.
     """
     from scipy.stats import trim_mean
 
@@ -38,18 +38,18 @@ def interquartile_mean(scores: Scores) -> float:
 
 
 def resampled_interquartile_means(scores: Scores, seed: int = 0, resamples: int = RESAMPLES) -> npt.NDArray[np.float64]:
-    """Interquartile means of a stratified bootstrap: each dataset's runs are drawn anew from its own (section 4.1).
+    """Interquartile means of a stratified bootstrap, which resamples the runs of each dataset (section 4.1).
 
     Args:
-        scores: of each dataset, (seeds,).
-        seed: of the draws.
-        resamples: how many.
+        scores: for each dataset, (seeds,).
+        seed: seed of the draws.
+        resamples: number of resamples.
 
     Returns:
-        The means, (resamples,).
+        Interquartile means, (resamples,).
 
     Raises:
-        InvalidInput: no scores, or some that are not finite.
+        InvalidInput: no scores, or scores that are not finite.
     """
     from scipy.stats import trim_mean
 
@@ -65,11 +65,11 @@ def interval(resampled: npt.NDArray[np.float64], level: float = 0.95) -> tuple[f
 
 
 def probability_above(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
-    """Share of pairs of resamples in which one aggregate is above another, ties counted half (ours).
+    """Share of pairs of resamples in which one aggregate is above another; a tie counts half (our definition).
 
     Args:
-        one: of a bootstrap, (resamples,).
-        other: of an independent bootstrap, (resamples,).
+        one: aggregates of a bootstrap, (resamples,).
+        other: aggregates of an independent bootstrap, (resamples,).
     """
     return float(np.mean(one > other) + np.mean(one == other) / 2)
 

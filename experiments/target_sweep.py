@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from aaren_rl.actor import Actor
 from aaren_rl.checkpoint import AgentCard, replace_file
 from aaren_rl.envs.evaluation import Protocol, evaluate, result
-from aaren_rl.envs.rollout import Actor
 from aaren_rl.errors import InvalidInput
 from aaren_rl.figures import drawn
 

@@ -14,12 +14,12 @@ import tyro
 from gymnasium.vector import AutoresetMode
 from tqdm import tqdm
 
+from aaren_rl.actor import Actor
 from aaren_rl.agents import DecisionAgent, OnnxAgent
 from aaren_rl.agents.acting import SteppedAgent
 from aaren_rl.envs import baselines, catalogue
 from aaren_rl.envs.environments import EnvironmentSpec, make, make_for_video
 from aaren_rl.envs.evaluation import Protocol, evaluate, result, write_result
-from aaren_rl.envs.rollout import Actor
 from aaren_rl.errors import CheckpointError, InvalidInput, unknown_name
 from aaren_rl.experiments import target_sweep
 from aaren_rl.experiments.console import describe, device_named, run, say

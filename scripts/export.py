@@ -11,11 +11,11 @@ import tyro
 from tqdm import tqdm
 
 from aaren_rl import checkpoint
+from aaren_rl.actor import Actor
 from aaren_rl.agents import DecisionAgent, OnnxAgent
 from aaren_rl.envs import catalogue
 from aaren_rl.envs.environments import EnvironmentSpec
 from aaren_rl.envs.evaluation import Protocol, evaluate, result
-from aaren_rl.envs.rollout import Actor
 from aaren_rl.errors import CheckpointError, InvalidInput
 from aaren_rl.experiments.console import describe, run, say
 from aaren_rl.stepping.onnx import CARD, to_onnx

@@ -238,7 +238,7 @@ def _new_model(config: RunConfig, dataset: Dataset) -> DecisionModel:
     mean, std = dataset.trajectories.observation_statistics()
     largest = float(np.abs(dataset.trajectories.rewards).max())
     return_scale = dataset.return_scale if config.return_scale is None else config.return_scale
-    scaling = Scaling(mean, std, dataset.action_low, dataset.action_high, return_scale, largest or 1.0)
+    scaling = Scaling(mean, std, *dataset.action_space.bounds(), return_scale, largest or 1.0)
     return DecisionModel(config.model, scaling)
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import tyro
 
+from aaren_rl.data.spaces import space_of
 from aaren_rl.envs.behaviours import ActorBehaviour
-from aaren_rl.envs.environments import EnvironmentSpec, box, make
+from aaren_rl.envs.environments import EnvironmentSpec, make
 from aaren_rl.errors import InvalidInput
 from aaren_rl.experiments.console import run, say
 
@@ -61,7 +62,7 @@ def train_behaviour(arguments: Arguments) -> None:
         raise InvalidInput(f"{arguments.out} holds a training already; pass another --out")
     spec = EnvironmentSpec(arguments.env_id)
     env, judge = make(spec), make(spec)
-    space = box(env.action_space)
+    space = space_of(env.action_space)
     if not (np.allclose(space.low, -1) and np.allclose(space.high, 1)):
         raise InvalidInput(f"{arguments.env_id} has actions {space}; snapshots are of actors that act within [-1, 1]")
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,7 @@ class Box:
         dtype: of a value, in NumPy's words.
 
     Raises:
-        InvalidInput: the bounds do not fit the shape, or a low is not below its high.
+        InvalidInput: the bounds do not fit the shape, or a low is above its high.
     """
 
     shape: tuple[int, ...]
@@ -44,8 +44,8 @@ class Box:
                 f"a Box of shape {self.shape} has {len(self.low)} lows and {len(self.high)} highs; expected {self.size}"
             )
         for low, high in zip(self.low, self.high, strict=True):
-            if not low < high:
-                raise InvalidInput(f"a Box has the bounds {low} and {high}; expected each low below its high")
+            if not low <= high:
+                raise InvalidInput(f"a Box has the bounds {low} and {high}; expected no low above its high")
 
     @classmethod
     def unbounded(cls, shape: tuple[int, ...], dtype: str = "float32") -> Box:

@@ -108,7 +108,7 @@ class BoundedBox(_BoxEncoder):
         space: of the values.
 
     Raises:
-        InvalidInput: the space has no bounds.
+        InvalidInput: the space has no bounds, or leaves no room between them.
     """
 
     low: Tensor
@@ -118,6 +118,8 @@ class BoundedBox(_BoxEncoder):
         super().__init__(space)
         if not space.is_bounded:
             raise InvalidInput(f"the action space {space} has no bounds; give it the range of the data's actions")
+        if any(low == high for low, high in zip(space.low, space.high, strict=True)):
+            raise InvalidInput(f"the action space {space} has equal bounds; expected each low below its high")
         for name, value in zip(("low", "high"), space.bounds(), strict=True):
             # The space is saved, so its bounds need not be.
             self.register_buffer(name, torch.from_numpy(value), persistent=False)

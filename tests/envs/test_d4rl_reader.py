@@ -28,7 +28,6 @@ def write(path, data):
         for name, array in data.items():
             file.create_dataset(name, data=array)
         # D4RL's files hold more than is read.
-        file["next_observations"] = data.get("observations", np.zeros(1))
         file["infos/qpos"] = np.zeros((3, 5))
         file["metadata/algorithm"] = "SAC"
     return path
@@ -91,7 +90,7 @@ def test_dict_of_get_dataset_gives_the_same_as_the_file(tmp_path):
         np.testing.assert_array_equal(getattr(from_dict, name), getattr(from_file, name))
 
 
-def test_compressed_chunks_columns_of_rewards_and_integer_flags_are_read(tmp_path):
+def test_compressed_chunks_and_integer_flags_are_read(tmp_path):
     data = arrays()
     with h5py.File(tmp_path / "a.hdf5", "w") as file:
         for name, array in data.items():
@@ -132,17 +131,80 @@ def test_differing_lengths_are_listed(tmp_path, key):
         read_file(write(tmp_path / "a.hdf5", data))
 
 
+def with_next(data):
+    rng = np.random.default_rng(1)
+    return {**data, "next_observations": rng.normal(size=data["observations"].shape).astype(data["observations"].dtype)}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("chunks", [None, True])
+def test_final_observations_are_the_next_ones_at_the_ends(tmp_path, dtype, chunks):
+    data = with_next(arrays(dtype=dtype))
+    expected = data["next_observations"][[9, 29, 30, 49]].astype(np.float32)
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        for name, array in data.items():
+            file.create_dataset(name, data=array, chunks=chunks)
+    for found in (from_arrays(data), read_file(tmp_path / "a.hdf5")):
+        np.testing.assert_array_equal(found.final_observations, expected)
+        assert found.final_observations.dtype == np.float32
+        assert_same_as_naive(found, data)
+
+
+def test_data_without_next_observations_have_no_final_ones(tmp_path):
+    assert from_arrays(arrays()).final_observations is None
+    assert read_file(write(tmp_path / "a.hdf5", arrays())).final_observations is None
+
+
+def test_final_observations_far_apart_are_all_found(tmp_path):
+    rng = np.random.default_rng(0)
+    ends = np.sort(rng.choice(30_000, 200, replace=False))
+    data = with_next(arrays(30_000, ends=[(end, "timeouts") for end in ends]))
+    found = read_file(write(tmp_path / "a.hdf5", data))
+    np.testing.assert_array_equal(found.final_observations, data["next_observations"][ends])
+
+
+def test_next_observations_are_never_in_memory_whole(tmp_path):
+    steps = 300_000
+    data = with_next(arrays(steps, ends=[(i, "timeouts") for i in range(999, steps, 1_000)]))
+    path = write(tmp_path / "big.hdf5", data)
+    peaks = []
+    for keys in (set(data), set(data) - {"next_observations"}):
+        with h5py.File(path, "r") as file:
+            taken = {key: file[key] for key in keys}
+            tracemalloc.start()
+            from_arrays(taken)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+    assert peaks[0] - peaks[1] < 0.1 * data["next_observations"].nbytes
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (np.zeros((59, 4)), "differ in length.*'next_observations': 59"),
+        (np.zeros((60, 3)), r"final_observations has shape \(4, 3\); expected \(4, 4\)"),
+        (np.full((60, 4), np.nan), "final_observations holds a NaN or an infinite value in episode 0"),
+        (np.array(["a"] * 60, dtype="S1"), "lies under 'next_observations'"),
+    ],
+)
+def test_next_observations_that_do_not_fit_are_refused(tmp_path, given, message):
+    with pytest.raises(DataError, match=message):
+        read_file(write(tmp_path / "a.hdf5", {**arrays(), "next_observations": given}))
+
+
 @pytest.mark.parametrize("steps", [0, 20])
 def test_no_whole_episode(tmp_path, steps):
     with pytest.raises(DataError, match=f"no whole episode.*{steps} steps"):
         read_file(write(tmp_path / "a.hdf5", arrays(steps, ends=())))
 
 
-def test_observations_of_images_are_refused():
-    data = arrays()
-    data["observations"] = np.zeros((60, 4, 4), dtype=np.float32)
-    with pytest.raises(DataError, match="observations"):
-        from_arrays(data)
+def test_observations_and_actions_keep_their_shape(tmp_path):
+    data = with_next(arrays())
+    for name, shape in (("observations", (60, 2, 2)), ("next_observations", (60, 2, 2)), ("actions", (60, 1, 2))):
+        data[name] = data[name].reshape(shape)
+    for found in (from_arrays(data), read_file(write(tmp_path / "a.hdf5", data))):
+        assert_same_as_naive(found, data)
+        np.testing.assert_array_equal(found.final_observations, data["next_observations"][[9, 29, 30, 49]])
 
 
 @pytest.mark.parametrize("kept", [0, 1, 100, 0.5, 0.99, -1])
@@ -182,7 +244,7 @@ def test_altered_byte_is_noticed_or_harmless(tmp_path):
 
 def test_text_under_an_hdf5_name(tmp_path):
     (tmp_path / "a.hdf5").write_text("<html>404</html>")
-    with pytest.raises(DataError, match="another kind of file"):
+    with pytest.raises(DataError, match="of another format"):
         read_file(tmp_path / "a.hdf5")
 
 

@@ -3,10 +3,11 @@ import warnings
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.spaces import Box, Dict, Discrete, Sequence
 from gymnasium.vector import AutoresetMode
 
-from aaren_rl.envs.environments import EnvironmentSpec, box, make, make_vector
+from aaren_rl.data import spaces
+from aaren_rl.envs.environments import EnvironmentSpec, describe, make, make_vector
 from aaren_rl.errors import InvalidInput
 
 PARTS = Dict({"b": Box(-1, 1, (2, 2), np.float64), "a": Box(-1, 1, (3,), np.float64), "c": Discrete(3)})
@@ -91,7 +92,14 @@ def test_users_warning_filters_are_left_alone():
     assert list(warnings.filters) == before
 
 
-def test_only_a_box_is_a_box():
-    assert box(Box(0, 1, (2,))).shape == (2,)
-    with pytest.raises(InvalidInput, match="not a Box"):
-        box(Discrete(3))
+def test_description_has_the_flat_spaces_and_the_record(parts):
+    described = describe(parts)
+    assert described.observation_space == spaces.Box((10,), (-1.0,) * 7 + (0.0,) * 3, (1.0,) * 10, "float64")
+    assert described.action_space == spaces.Box.bounded([-1, -1], [1, 1])
+    assert described.recorded.id == "tests/Parts-v0"
+
+
+def test_observations_without_a_flat_form_are_refused(parts, monkeypatch):
+    monkeypatch.setattr(Parts, "observation_space", Sequence(Box(0, 1, (2,))))
+    with pytest.raises(InvalidInput, match=r"tests/Parts-v0 has observations .*Sequence.* cannot be flattened"):
+        make(parts)

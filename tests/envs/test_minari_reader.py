@@ -62,10 +62,12 @@ def assert_read_as(found, buffers, observation_space, action_space):
     assert found.steps == sum(len(buffer.rewards) for buffer in buffers)
     for number, buffer in enumerate(buffers):
         here, length = slice(found.offsets[number], found.offsets[number + 1]), len(buffer.rewards)
-        observations = unstacked(buffer.observations, length + 1)[:-1]
+        *observations, last = unstacked(buffer.observations, length + 1)
         actions = unstacked(buffer.actions, length)
         flat = [gym.spaces.flatten(observation_space, value) for value in observations]
         np.testing.assert_allclose(found.observations[here], np.array(flat), rtol=1e-6)
+        flat_last = gym.spaces.flatten(observation_space, last)
+        np.testing.assert_allclose(found.final_observations[number], flat_last, rtol=1e-6)
         flat = [gym.spaces.flatten(action_space, value) for value in actions]
         np.testing.assert_allclose(found.actions[here], np.array(flat), rtol=1e-6)
         np.testing.assert_allclose(found.rewards[here], buffer.rewards, rtol=1e-6)

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
+from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.envs.rollout import roll_out
 from aaren_rl.errors import InvalidInput
 
@@ -96,8 +97,92 @@ def test_short_episodes_do_not_count_for_more():
     envs.close()
 
 
+def episodes_by_plain_loops(rows, episodes, seed):
+    """The episodes of `by_plain_loops`: observations, actions, rewards, terminated, truncated."""
+    found = []
+    for row in range(rows):
+        env = Walk()
+        for number in range(episodes // rows + (row < episodes % rows)):
+            observations, actions, rewards, ended = (
+                [env.reset(seed=seed + row if number == 0 else None)[0]],
+                [],
+                [],
+                False,
+            )
+            while not ended:
+                actions.append(2.0 * observations[-1][:1])
+                observation, reward, terminated, truncated, _ = env.step(actions[-1])
+                observations.append(observation)
+                rewards.append(reward)
+                ended = terminated or truncated
+            found.append((observations, actions, rewards, terminated, truncated))
+    return found
+
+
+def assert_recorded(found, expected):
+    assert len(found.recorded) == len(expected)
+    for episode, (observations, actions, rewards, *ends) in zip(found.recorded, expected, strict=True):
+        np.testing.assert_array_equal(episode.observations, observations)
+        np.testing.assert_array_equal(episode.actions, actions)
+        np.testing.assert_array_equal(episode.rewards, rewards)
+        assert [episode.terminated, episode.truncated] == ends
+    assert found.lengths.tolist() == [len(episode.rewards) for episode in found.recorded]
+    np.testing.assert_allclose(found.returns, [episode.rewards.sum() for episode in found.recorded])
+
+
 @pytest.mark.parametrize("mode", MODES)
-def test_actor_is_told_all_and_given_what_the_environment_returned(mode):
+@pytest.mark.parametrize(("rows", "episodes"), [(1, 1), (1, 7), (3, 3), (4, 10), (5, 2), (7, 23)])
+def test_recorded_episodes_are_those_of_plain_loops(mode, rows, episodes):
+    envs = vector(rows, mode)
+    found = roll_out(Doubler(), envs, episodes, seed=11, record=True)
+    envs.close()
+    assert_recorded(found, episodes_by_plain_loops(rows, episodes, seed=11))
+    returns, lengths = by_plain_loops(rows, episodes, seed=11)
+    assert (found.returns.tolist(), found.lengths.tolist()) == (returns, lengths)
+    # The last observation of an episode says that it is over.
+    assert all((episode.observations[-1] == len(episode.rewards)).all() for episode in found.recorded)
+    assert Trajectories.from_episodes(found.recorded).steps == sum(lengths)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_records_survive_arrays_that_are_written_again(mode, asynchronous):
+    class InPlace(Doubler):
+        def reset(self, *arguments):
+            super().reset(*arguments)
+            self.actions = np.zeros((arguments[1], 1))
+
+        def act(self, observation, reward, terminated, truncated):
+            self.actions[:] = super().act(observation, reward, terminated, truncated)
+            return self.actions
+
+    kind = AsyncVectorEnv if asynchronous else SyncVectorEnv
+    envs = kind([Walk] * 2, copy=False, autoreset_mode=mode)
+    found = roll_out(InPlace(), envs, 5, seed=11, record=True)
+    envs.close()
+    assert_recorded(found, episodes_by_plain_loops(2, 5, seed=11))
+
+
+def test_nothing_is_recorded_unless_asked_for():
+    envs = vector(2, AutoresetMode.SAME_STEP)
+    assert roll_out(Doubler(), envs, 3).recorded == ()
+    envs.close()
+
+
+def test_same_step_without_final_observations_cannot_record():
+    class Forgetful(gym.vector.VectorWrapper):
+        def step(self, actions):
+            return *self.env.step(actions)[:4], {}
+
+    envs = Forgetful(vector(2, AutoresetMode.SAME_STEP))
+    assert len(roll_out(Doubler(), envs, 3, seed=11).returns) == 3
+    with pytest.raises(InvalidInput, match='lacks "final_obs"'):
+        roll_out(Doubler(), envs, 3, seed=11, record=True)
+    envs.close()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_actor_gets_what_the_environment_returned(mode):
     envs = vector(3, mode)
     actor = Doubler()
     roll_out(actor, envs, 9, target_return=42.0, seed=1)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from minari.data_collector import EpisodeBuffer
 
+from aaren_rl.data.spaces import Box as SpaceBox
 from aaren_rl.envs import collect, sources
 from aaren_rl.envs.catalogue import find
 from aaren_rl.envs.download import d4rl_folder
@@ -72,7 +73,7 @@ def load(name, *more, **named):
     return dataset, "\n".join(said)
 
 
-def test_auto_takes_local_minari_then_local_d4rl_then_the_bundled():
+def test_auto_prefers_minari_then_d4rl_then_bundled():
     folder, file = put_minari(), put_d4rl()
     put_bundled()
     dataset, said = load(NAME)
@@ -94,8 +95,8 @@ def test_auto_takes_local_minari_then_local_d4rl_then_the_bundled():
     assert dataset.reference.name == "D4RL v2"
     assert dataset.return_scale == 1000.0
     assert dataset.target_returns == (3600.0, 1800.0)
-    np.testing.assert_array_equal(dataset.action_low, [-1, -1, -1])
-    np.testing.assert_array_equal(dataset.action_high, [1, 1, 1])
+    np.testing.assert_array_equal(dataset.action_space.bounds(), [[-1, -1, -1], [1, 1, 1]])
+    assert dataset.observation_space == SpaceBox.unbounded((11,), "float64")
 
 
 def test_source_that_is_asked_for_is_the_one_taken():
@@ -138,7 +139,7 @@ def test_scripted_expert_needs_no_network(monkeypatch):
     assert dataset.environment == EnvironmentSpec("aaren/PassiveTMaze-v0", {"shortest": 1, "longest": 150})
     assert (dataset.return_scale, dataset.target_returns) == (1.0, (1.0,))
     assert (dataset.reference.name, dataset.reference.random, dataset.reference.expert) == ("by construction", 0.5, 1.0)
-    assert (dataset.action_low, dataset.action_high) == (-1, 1)
+    assert dataset.action_space.bounds() == (-1, 1)
     assert "rolling out" not in load("t-maze-expert")[1]
     for source in ("minari", "d4rl"):
         with pytest.raises(InvalidInput, match=f"t-maze-expert does not come from {source}"):
@@ -177,14 +178,14 @@ def test_dataset_that_names_no_environment_needs_one():
     assert load("tests/hopper-v0", env_id="Hopper-v5")[0].environment.id == "Hopper-v5"
 
 
-def test_environment_without_a_table_takes_its_target_from_the_data():
+def test_targets_without_a_table_come_from_the_data():
     put_minari("tests/pendulum-v0", "Pendulum-v1", ((3,), (1,)))
     dataset, _ = load("tests/pendulum-v0")
     assert dataset.reference is None
     assert dataset.return_scale == np.abs(dataset.trajectories.returns).max()
     best, tenth, median = np.quantile(dataset.trajectories.returns, [1.0, 0.9, 0.5])
     assert dataset.target_returns == tuple(dict.fromkeys((best, tenth, median)))
-    assert (dataset.action_low, dataset.action_high) == (-2, 2)
+    assert dataset.action_space.bounds() == (-2, 2)
 
 
 def test_unknown_names():
@@ -212,7 +213,44 @@ def test_unknown_environment_gives_a_near_match():
 @pytest.mark.parametrize("sizes", [((17,), (3,)), ((11,), (6,))])
 def test_sizes_other_than_the_environments(sizes):
     put_d4rl(sizes=sizes)
-    with pytest.raises(DataError, match=rf"observations of size {sizes[0][0]} and actions of size {sizes[1][0]}.*Hopp"):
+    with pytest.raises(DataError, match=rf"of shape \({sizes[0][0]},\) and actions of shape \({sizes[1][0]},\).*Hopp"):
+        load(NAME, "d4rl")
+
+
+def test_bounds_that_the_environment_lacks_come_from_the_data():
+    class HalfBounded(gym.Env):
+        observation_space = gym.spaces.Box(-1, 1, (2,))
+        action_space = gym.spaces.Box(np.array([-2, -np.inf, -np.inf]), np.array([np.inf, 3, np.inf]), dtype=np.float64)
+
+    gym.register("tests/HalfBounded-v0", HalfBounded)
+    try:
+        dataset, _ = load(str(put_d4rl("mine.hdf5", ((2,), (3,)))), env_id="tests/HalfBounded-v0")
+    finally:
+        del gym.registry["tests/HalfBounded-v0"]
+    actions = dataset.trajectories.actions
+    low, high = dataset.action_space.bounds()
+    np.testing.assert_array_equal(low, [-2, *actions.min(0)[1:]])
+    np.testing.assert_array_equal(high, [actions[:, 0].max(), 3, actions[:, 2].max()])
+    assert dataset.observation_space == SpaceBox.bounded([-1, -1], [1, 1])
+
+
+def test_data_bring_their_final_observations():
+    put_minari()
+    put_d4rl()
+    put_bundled()
+    for source in ("minari", "bundled"):
+        trajectories = load(NAME, source)[0].trajectories
+        assert trajectories.final_observations.shape == (trajectories.episodes, 11)
+    assert load(NAME, "d4rl")[0].trajectories.final_observations is None
+
+
+def test_matrices_do_not_fit_an_environment_of_vectors():
+    file = put_d4rl()
+    with h5py.File(file, "a") as opened:
+        observations = opened["observations"][:]
+        del opened["observations"]
+        opened["observations"] = observations[:, :, None]
+    with pytest.raises(DataError, match=r"observations of shape \(11, 1\).*Hopper-v4 has \(11,\)"):
         load(NAME, "d4rl")
 
 

@@ -42,7 +42,7 @@ def test_interquartile_mean_is_rliables(matrix):
 
 
 @given(STRATA, st.randoms(use_true_random=False), NUMBERS)
-def test_interquartile_mean_lies_within_and_follows_order_and_shift(scores, random, shift):
+def test_interquartile_mean_follows_order_and_shift(scores, random, shift):
     flat = [score for runs in scores for score in runs]
     found = interquartile_mean(scores)
     assert min(flat) - 1e-9 <= found <= max(flat) + 1e-9
@@ -87,7 +87,7 @@ def test_runs_are_drawn_within_their_dataset():
 
 @settings(max_examples=30)
 @given(st.lists(arrays(np.float64, 5, elements=st.floats(0, 100)), min_size=1, max_size=4), st.integers(0, 99))
-def test_interval_holds_the_mean_of_the_bootstrap_and_lies_within_the_scores(scores, seed):
+def test_interval_holds_the_bootstraps_mean(scores, seed):
     resampled = resampled_interquartile_means(scores, seed, 500)
     low, high = interval(resampled)
     assert np.min(scores) - 1e-9 <= low <= np.median(resampled) <= high <= np.max(scores) + 1e-9

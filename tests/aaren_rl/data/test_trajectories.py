@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aaren_rl.data.trajectories import Trajectories, returns_to_go
+from aaren_rl.data.trajectories import Episode, Trajectories, returns_to_go
 from aaren_rl.errors import DataError
 
 
@@ -56,12 +56,49 @@ def test_sizes_and_returns_follow_the_offsets():
     np.testing.assert_allclose(trajectories.returns_to_go[[2, 3, 7]], rewards[[2, 3, 7]], rtol=1e-5)
 
 
-def test_float32_arrays_are_taken_without_a_copy_and_others_converted():
+def test_only_arrays_that_are_not_float32_are_copied():
     observations = np.zeros((8, 2), dtype=np.float32)
     trajectories = make(observations=observations)
     assert np.shares_memory(trajectories.observations, observations)
     assert {trajectories.actions.dtype, trajectories.rewards.dtype} == {np.dtype(np.float32)}
     assert make(offsets=[0, 3, 4, 8]).offsets.dtype == np.int64
+
+
+@pytest.mark.parametrize("observation_shape", [(), (2,), (3, 4, 2)])
+@pytest.mark.parametrize("action_shape", [(), (1,), (2, 3)])
+def test_observations_and_actions_have_any_shape(observation_shape, action_shape):
+    rng = np.random.default_rng(0)
+    observations, actions = rng.normal(size=(8, *observation_shape)), rng.normal(size=(8, *action_shape))
+    final = rng.normal(size=(3, *observation_shape))
+    trajectories = make(observations=observations, actions=actions, final_observations=final)
+    np.testing.assert_array_equal(trajectories.observations, observations.astype(np.float32))
+    np.testing.assert_array_equal(trajectories.actions, actions.astype(np.float32))
+    np.testing.assert_array_equal(trajectories.final_observations, final.astype(np.float32))
+    mean, std = trajectories.observation_statistics()
+    assert mean.shape == std.shape == observation_shape
+    np.testing.assert_allclose(mean, observations.mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(std, observations.std(0), rtol=1e-5)
+    vectors = make(observations=observations.reshape(8, -1)).observation_statistics()
+    np.testing.assert_array_equal(mean.ravel(), vectors[0])
+    np.testing.assert_array_equal(std.ravel(), vectors[1])
+
+
+def test_statistics_of_large_observations_come_in_small_blocks(monkeypatch):
+    rng = np.random.default_rng(0)
+    whole = make((40,), observations=rng.normal(size=(40, 6, 5)))
+    expected = whole.observation_statistics()
+    monkeypatch.setattr("aaren_rl.data.trajectories._BLOCK_NUMBERS", 7 * 30)
+    for got, wanted in zip(whole.observation_statistics(), expected, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-7)
+    with pytest.raises(DataError, match="at step 39"):
+        make((40,), observations=spoiled(np.zeros((40, 6, 5)), (39, 5, 4), np.nan))
+
+
+def test_final_observations_are_optional_and_float32():
+    assert make().final_observations is None
+    final = np.ones((3, 2), dtype=np.float32)
+    assert np.shares_memory(make(final_observations=final).final_observations, final)
+    assert make(final_observations=np.ones((3, 2))).final_observations.dtype == np.float32
 
 
 @pytest.mark.parametrize("steps", [1, 7, 30_000, 150_000])
@@ -81,10 +118,12 @@ def test_statistics_equal_numpys_in_float64(steps):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"observations": np.zeros(8)}, r"expected \(steps, size\), \(steps, size\) and \(steps,\)"),
-        ({"actions": np.zeros((8, 1, 1))}, r"expected \(steps, size\)"),
-        ({"rewards": np.zeros((8, 1))}, r"expected \(steps, size\)"),
-        ({"observations": np.zeros((11, 2))}, "11 observations, 8 actions and 8 rewards"),
+        ({"rewards": np.zeros((8, 1))}, r"expected \(steps, \*observation shape\), \(steps, \*action shape\) and"),
+        ({"observations": np.zeros((11, 2))}, "11 observations, 8 actions and 8 rewards.*final_observations"),
+        ({"observations": np.zeros(())}, "1 observations, 8 actions"),
+        ({"final_observations": np.zeros((2, 2))}, r"final_observations has shape \(2, 2\); expected \(3, 2\)"),
+        ({"final_observations": np.zeros((3, 3))}, r"final_observations has shape \(3, 3\); expected \(3, 2\)"),
+        ({"final_observations": np.zeros((3, 2, 1))}, r"expected \(3, 2\)"),
         ({"rewards": np.zeros(7)}, "8 observations, 8 actions and 7 rewards"),
         ({"offsets": [0]}, "no whole episode"),
         ({"offsets": []}, "no whole episode"),
@@ -118,7 +157,86 @@ def test_values_that_are_not_finite_are_refused_with_their_place(name, value, st
         replace(make(), **{name: array})
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_final_observations_that_are_not_finite_are_refused(value):
+    with pytest.raises(DataError, match="final_observations holds a NaN or an infinite value in episode 1"):
+        make(final_observations=spoiled(np.zeros((3, 2)), (1, 0), value))
+
+
 def test_a_bad_value_far_into_the_data_is_found():
     steps = 70_000
     with pytest.raises(DataError, match="at step 69999, in episode 1"):
         make((60_000, 10_000), actions=spoiled(np.zeros((steps, 1)), 69_999, np.nan))
+
+
+def episode(steps=4, seed=0, final=True, observation_shape=(2,), action_shape=(1,), **changes):
+    rng = np.random.default_rng(seed)
+    fields = {
+        "observations": rng.normal(size=(steps + final, *observation_shape)),
+        "actions": rng.normal(size=(steps, *action_shape)),
+        "rewards": rng.normal(size=steps),
+        "truncated": True,
+    }
+    return Episode(**{**fields, **changes})
+
+
+@pytest.mark.parametrize("final", [True, False])
+@pytest.mark.parametrize(("observation_shape", "action_shape"), [((2,), (1,)), ((), ()), ((3, 4), (2, 2))])
+def test_episodes_are_packed_one_after_another(final, observation_shape, action_shape):
+    shapes = {"final": final, "observation_shape": observation_shape, "action_shape": action_shape}
+    episodes = [episode(steps, seed, **shapes) for seed, steps in enumerate((3, 1, 5))]
+    trajectories = Trajectories.from_episodes(iter(episodes))
+    assert trajectories.offsets.tolist() == [0, 3, 4, 9]
+    for number, one in enumerate(episodes):
+        here, steps = slice(*trajectories.offsets[number : number + 2]), len(one.rewards)
+        np.testing.assert_array_equal(trajectories.observations[here], one.observations[:steps].astype(np.float32))
+        np.testing.assert_array_equal(trajectories.actions[here], one.actions.astype(np.float32))
+        np.testing.assert_array_equal(trajectories.rewards[here], one.rewards.astype(np.float32))
+        if final:
+            last = one.observations[steps].astype(np.float32)
+            np.testing.assert_array_equal(trajectories.final_observations[number], last)
+    if not final:
+        assert trajectories.final_observations is None
+
+
+def test_an_episode_without_an_end_counts_as_truncated():
+    flags = [(False, False), (False, True), (True, False), (True, True)]
+    packed = Trajectories.from_episodes(episode(terminated=ended, truncated=cut) for ended, cut in flags)
+    assert packed.terminated.tolist() == [False, False, True, True]
+    assert packed.truncated.tolist() == [True, True, False, True]
+
+
+def test_plain_lists_and_other_numbers_make_an_episode():
+    packed = Trajectories.from_episodes([Episode([[0, 1], [2, 3]], [[True]], [7], terminated=np.True_)])
+    assert (packed.observations.tolist(), packed.final_observations.tolist()) == ([[0, 1]], [[2, 3]])
+    assert (packed.actions.tolist(), packed.rewards.tolist(), packed.terminated.tolist()) == ([[1]], [7], [True])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"observations": np.zeros((7, 2))}, r"episode 1 has 7 observations, 4 actions and 4 rewards; .*T or T \+ 1"),
+        ({"observations": np.zeros((3, 2))}, "episode 1 has 3 observations, 4 actions and 4 rewards"),
+        ({"actions": np.zeros((5, 1))}, "episode 1 has 5 observations, 5 actions and 4 rewards"),
+        ({"rewards": np.zeros(0)}, "episode 1 has 5 observations, 4 actions and 0 rewards; .*T at least 1"),
+        ({"rewards": np.zeros((4, 1))}, r"episode 1 has .* rewards \(4, 1\); expected"),
+        ({"observations": np.zeros(())}, r"episode 1 has observations \(\), actions"),
+        ({"observations": np.zeros((5, 3))}, r"observations of episode 1 have shape \(3,\) per step; expected \(2,\)"),
+        ({"actions": np.zeros((4, 2))}, r"actions of episode 1 have shape \(2,\) per step; expected \(1,\)"),
+        ({"observations": np.zeros((4, 2))}, "episode 1 has 4 observations for 4 steps, episode 0 has 5 for 4"),
+        ({"actions": [["left"]] * 4}, "actions of episode 1 have the dtype <U4; expected numbers"),
+        ({"observations": [[1, 2], [3]]}, "observations of episode 1 are not an array"),
+        ({"terminated": np.zeros(4, bool)}, r"terminated of episode 1 has shape \(4,\); expected one bool"),
+        ({"rewards": [0, np.nan, 0, 0]}, "rewards holds a NaN or an infinite value at step 5, in episode 1"),
+        ({"rewards": [0, 1e300, 0, 0]}, "rewards holds a NaN or an infinite value at step 5, in episode 1"),
+        ({"observations": spoiled(np.zeros((5, 2)), 4, np.inf)}, "final_observations .* in episode 1"),
+    ],
+)
+def test_an_episode_that_does_not_fit_is_named(changes, message):
+    with pytest.raises(DataError, match=message):
+        Trajectories.from_episodes([episode(), episode(**changes)])
+
+
+def test_no_episodes_are_refused():
+    with pytest.raises(DataError, match="no episodes; expected at least one"):
+        Trajectories.from_episodes([])

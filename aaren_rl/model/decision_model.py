@@ -91,7 +91,7 @@ class ModelConfig:
     @property
     def recordable(self) -> bool:
         """Whether the model can be recorded as a CUDA graph and mapped over models."""
-        return all(mixers.get(written).recordable for written in self.mixers)
+        return all(mixers.get(written).cuda_graph for written in self.mixers)
 
 
 @dataclass(frozen=True)

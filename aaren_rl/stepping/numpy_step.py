@@ -9,7 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from aaren_rl.mixers.aaren import EMPTY, AarenStep
+from aaren_rl.mixers.aaren.numpy_stepper import EMPTY
+from aaren_rl.mixers.aaren.stepper import AarenStepper
 from aaren_rl.stepping.step import BlockStep, Step, inputs
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -43,7 +44,7 @@ class NumpyStep:
     def fits(step: Step) -> bool:
         """Whether the step can be computed here."""
         mixers = (cast(BlockStep, block).mixer for block in step.blocks)
-        return step.config.norm == "pre" and all(isinstance(mixer, AarenStep) for mixer in mixers)
+        return step.config.norm == "pre" and all(isinstance(mixer, AarenStepper) for mixer in mixers)
 
     def __call__(self, observation: Array, reward: Array, state: Array) -> tuple[Array, Array]:
         """See `Step.forward`; observations, rewards and actions are float32, the state is float64."""
@@ -77,7 +78,7 @@ class NumpyStep:
 
 class _Block:
     def __init__(self, block: BlockStep) -> None:
-        mixer = cast(AarenStep, block.mixer)
+        mixer = cast(AarenStepper, block.mixer)
         self.tokens, self.outputs, self.eps = block.tokens, block.outputs, block.mixer_norm.eps
         self.heads, self.dim, self.bounded, self.later = mixer.heads, mixer.dim, mixer.bounded, _array(mixer.later)
         # By how much a head's state shrinks with each token; None where it does not.
@@ -111,7 +112,7 @@ class _Block:
         return through
 
     def _bounded(self, rows: Array, before: Array, after: Array, live: Array | None) -> Array:
-        """See `AarenStep._bounded`; the sums are (batch, outputs, heads, dim + 1)."""
+        """See `AarenStepper._bounded`; the sums are (batch, outputs, heads, dim + 1)."""
         sums = (np.exp(rows[..., -1:]) * rows[..., :-1]).astype(np.float64)
         if live is not None:
             sums *= live[..., None, None]
@@ -123,7 +124,7 @@ class _Block:
         return sums[:, -self.outputs :]
 
     def _running(self, rows: Array, before: Array, after: Array, live: Array | None) -> Array:
-        """See `AarenStep._running`; the sums are (batch, outputs, heads, dim + 1)."""
+        """See `AarenStepper._running`; the sums are (batch, outputs, heads, dim + 1)."""
         state = before.reshape(-1, 1, self.heads, self.dim + 2)
         pieces = np.concatenate([state, rows], 1).swapaxes(1, 2)
         scores = pieces[..., -1]

@@ -1,8 +1,11 @@
-"""What mixes tokens over time, behind one contract and a registry of names."""
+"""Mixers: interchangeable parts that mix tokens over time, by name."""
 
 from aaren_rl.mixers.aaren import Aaren
-from aaren_rl.mixers.base.contract import Capability, Memory, Mixer, State, state_bytes, state_tensors
-from aaren_rl.mixers.base.registry import build, get, names, register
+from aaren_rl.mixers.base.contract import Capability, Memory, Mixer
+from aaren_rl.mixers.base.registry import build, get, names, option_defaults, parse_spec, parse_specs, register
+from aaren_rl.mixers.base.spec import MixerSpec, write_option
+from aaren_rl.mixers.base.state import State, state_bytes, state_tensors
+from aaren_rl.mixers.base.stepper import NumpyStepper, Stepper
 from aaren_rl.mixers.bigbird import BigBird
 from aaren_rl.mixers.compressed import Compressed
 from aaren_rl.mixers.fnet import FNet
@@ -47,7 +50,9 @@ __all__ = [
     "MinGRU",
     "MinLSTM",
     "Mixer",
+    "MixerSpec",
     "NoMixing",
+    "NumpyStepper",
     "Perceiver",
     "Performer",
     "RFA",
@@ -58,11 +63,16 @@ __all__ = [
     "Softmax",
     "SoftmaxState",
     "State",
+    "Stepper",
     "Strided",
     "build",
     "get",
     "names",
+    "option_defaults",
+    "parse_spec",
+    "parse_specs",
     "register",
     "state_bytes",
     "state_tensors",
+    "write_option",
 ]

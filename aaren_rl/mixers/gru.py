@@ -7,28 +7,28 @@ from torch import Tensor, nn
 
 from aaren_rl.mixers.base.contract import Capability
 from aaren_rl.mixers.base.registry import register
-from aaren_rl.mixers.base.torch_rnn import Recurrent, Rows
+from aaren_rl.mixers.base.torch_rnn import Rows, TorchRNN
 
 
 @register("gru")
-class GRU(Recurrent):
+class GRU(TorchRNN):
     """A gated recurrent unit (Cho et al. 2014, arXiv 1406.1078, section 2.3) and an output projection.
 
-    With reset gate r and update gate z, in torch's form, where r is applied after the recurrent product:
+    Reset gate r and update gate z, in torch's form, which applies r after the recurrent product (biases left out):
     ``r = sigmoid(W_r x + U_r h)``, ``z = sigmoid(W_z x + U_z h)``, ``n = tanh(W_n x + r * (U_n h))``,
-    ``h = (1 - z) * n + z * h`` (biases left out). Memory: constant, the hidden state (batch, width). Training runs
-    along the sequence one token after another, in torch's fused kernels.
+    ``h = (1 - z) * n + z * h``. Memory: constant, the hidden state (batch, width). Training runs along the sequence,
+    token by token, in torch's fused kernels.
 
     Args:
         width: size of a token and of the hidden state.
-        heads: checked as everywhere, otherwise without effect: the unit has no heads.
+        heads: checked, otherwise without effect: the unit has no heads.
     """
 
     state_parts = 1
     capability = Capability(
         source="Cho et al. 2014 (arXiv 1406.1078), section 2.3",
         differs="followed by an output projection",
-        parallel="T d^2, one after another",
+        parallel="T d^2, token by token",
         step="d^2",
     )
 
@@ -36,8 +36,8 @@ class GRU(Recurrent):
         super().__init__(width, heads)
         self.network = nn.GRU(width, width, batch_first=True)
 
-    def run(self, rows: Rows, state: Tensor) -> tuple[Rows, Tensor]:
-        """See `Recurrent.run`."""
+    def run_rows(self, rows: Rows, state: Tensor) -> tuple[Rows, Tensor]:
+        """See `TorchRNN.run_rows`."""
         hidden, after = self.network(rows, state.unsqueeze(0))
         return hidden, after.squeeze(0)
 

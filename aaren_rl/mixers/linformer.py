@@ -9,21 +9,20 @@ from torch import Tensor, nn
 
 from aaren_rl.mixers.base.contract import Capability
 from aaren_rl.mixers.base.registry import register
-from aaren_rl.mixers.base.sliding_window import Windowed
+from aaren_rl.mixers.base.sliding_window import SlidingWindow
 
 
 @register("linformer")
-class Linformer(Windowed):
+class Linformer(SlidingWindow):
     """Linear attention by projection (Wang et al. 2020, "Linformer", arXiv 2006.04768, section 4), causal.
 
     ``o_t = softmax(q_t (E K)^T / sqrt(head width)) F V`` with the keys K and values V of the last `span` tokens of the
     episode, (span, head width), and learned E and F, (rank, span), shared by the heads of a layer (the source's
-    headwise sharing). The source projects a whole sequence, in which a key holds what is still to come; here each token
-    is given its own window, and for a token whose window is full this is the source's formula on it. Tokens that an
-    episode does not have yet have keys and values of zero: the projections are then sums of fewer, and the softmax
-    still runs over all of them.
+    headwise sharing). The source projects a whole sequence, so its keys contain the future. Here each token projects
+    its window; for a full window this is the source's formula. Before that, missing tokens have keys and values of
+    zero: projections sum fewer tokens, and the softmax still runs over all projections.
 
-    Nothing of size (rank, width) is made for a token: with ``s = q K^T`` and ``p = softmax(E s)`` the same is
+    No token needs a tensor of size (rank, width): with ``s = q K^T`` and ``p = softmax(E s)``, the output is
     ``(p F) V``. Memory: window, keys and values of `span - 1` tokens.
 
     Args:
@@ -34,30 +33,30 @@ class Linformer(Windowed):
 
     capability = Capability(
         source="Wang et al. 2020, section 4",
-        differs="projects the last tokens of each token, not the whole sequence",
+        differs="projects the window of each token, not the whole sequence",
         parallel="T (n + 128) d",
         step="n d",
         sees="the last {n}",
     )
     rank: ClassVar[int] = 5
-    """Projected keys and values: a quarter of the usual window, as in the source, where 128 of 512 lose little."""
+    """Number of projected keys: a quarter of the usual window, as in the source, where 128 of 512 lose little."""
 
     def __init__(self, width: int, heads: int, span: int = 20) -> None:
         super().__init__(width, heads, span, 2 * width)
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
-        # E and F, the newest token last; a projected key is as large as a key.
+        # E and F, the newest token last, scaled so that a projected key is as large as a key.
         self.project_keys = nn.Parameter(torch.randn(self.rank, span) / span**0.5)
         self.project_values = nn.Parameter(torch.randn(self.rank, span) / span**0.5)
         self.output = nn.Linear(width, width)
 
     def remember(self, x: Tensor) -> Tensor:
-        """See `Windowed.remember`: key and value."""
+        """See `SlidingWindow.remember`; an entry is a key and a value."""
         return torch.cat([self.key(x), self.value(x)], -1)
 
     def mix(self, x: Tensor, past: Tensor, seen: Tensor) -> Tensor:
-        """See `Windowed.mix`."""
+        """See `SlidingWindow.mix`."""
         queries = self._split_heads(self.query(x)) * self.head_width**-0.5
         keys, values = (self._split_heads(part) for part in past.chunk(2, -1))
         unseen = ~seen.unsqueeze(1)

@@ -8,16 +8,16 @@ from torch.nn import functional as F
 
 from aaren_rl.mixers.base.contract import Capability
 from aaren_rl.mixers.base.registry import register
-from aaren_rl.mixers.base.sliding_window import Windowed
+from aaren_rl.mixers.base.sliding_window import SlidingWindow
 
 
 @register("local")
-class Local(Windowed):
+class Local(SlidingWindow):
     """Sliding-window attention (Beltagy et al. 2020, "Longformer", arXiv 2004.05150, section 3.1), causal.
 
     ``o_t = sum_p softmax_p(<W_q x_t, W_k x_p> / sqrt(head width)) W_v x_p`` over the last `span` tokens p of the
-    episode, the current one included. The source's window lies on both sides of a token; here it lies before it, so
-    that it can act. Memory: window, keys and values of `span - 1` tokens.
+    episode, the current one included. The source's window lies on both sides of a token; here it lies before the
+    token, since an agent knows no later ones. Memory: window, keys and values of `span - 1` tokens.
 
     Args:
         width: size of a token.
@@ -41,11 +41,11 @@ class Local(Windowed):
         self.output = nn.Linear(width, width)
 
     def remember(self, x: Tensor) -> Tensor:
-        """See `Windowed.remember`: key and value."""
+        """See `SlidingWindow.remember`; an entry is a key and a value."""
         return torch.cat([self.key(x), self.value(x)], -1)
 
     def mix(self, x: Tensor, past: Tensor, seen: Tensor) -> Tensor:
-        """See `Windowed.mix`."""
+        """See `SlidingWindow.mix`."""
         queries = self._split_heads(self.query(x))
         keys, values = (self._split_heads(part) for part in torch.split(past, self.width, -1))
         mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen.unsqueeze(1))

@@ -12,10 +12,10 @@ class Longformer(FirstAndLast):
     """Sliding window and global attention (Beltagy et al. 2020, "Longformer", arXiv 2004.05150, section 3.1), causal.
 
     ``o_t = sum_p softmax_p(<W_q x_t, W_k x_p> / sqrt(head width)) W_v x_p`` over the last `span` tokens p of the
-    episode, the current one included, and its first 4. In the source the window lies on both sides of a token, a task
-    picks the global tokens, and these see all others too, by projections of their own. Here no token sees ahead, so
-    what a global one sees is nothing special and there is nothing for its own projections to do; it is seen by all
-    later tokens through the common ones. Memory: window, keys and values of `span + 4` tokens.
+    episode, the current one included, and its first 4. In the source, the window lies on both sides of a token, the
+    task chooses the global tokens, and these also see all others, through separate projections. Here no token sees
+    ahead, so a global token sees no more than others do and needs no separate projections. All later tokens see it.
+    Memory: window, keys and values of `span + 4` tokens.
 
     Args:
         width: size of a token.
@@ -25,7 +25,7 @@ class Longformer(FirstAndLast):
 
     capability = Capability(
         source="Beltagy et al. 2020, section 3.1",
-        differs="the window lies before a token; the first tokens are the global ones, which see nothing more",
+        differs="the window lies before a token; the first tokens are the global ones, which see no more than others",
         parallel="T (n + 128) d",
         step="n d",
         sees="the last {n} and the first 4",

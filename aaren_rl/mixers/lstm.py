@@ -7,27 +7,27 @@ from torch import Tensor, nn
 
 from aaren_rl.mixers.base.contract import Capability
 from aaren_rl.mixers.base.registry import register
-from aaren_rl.mixers.base.torch_rnn import Recurrent, Rows
+from aaren_rl.mixers.base.torch_rnn import Rows, TorchRNN
 
 
 @register("lstm")
-class LSTM(Recurrent):
+class LSTM(TorchRNN):
     """A long short-term memory (Hochreiter and Schmidhuber 1997, forget gate of Gers et al. 2000) and a projection.
 
     ``i, f, o = sigmoid(W x + U h)``, ``g = tanh(W_g x + U_g h)``, ``c = f * c + i * g``, ``h = o * tanh(c)`` (biases
-    left out). Memory: constant, h and c side by side, (batch, 2 * width). Training runs along the sequence one token
-    after another, in torch's fused kernels.
+    left out). Memory: constant, h and c side by side, (batch, 2 * width). Training runs along the sequence, token by
+    token, in torch's fused kernels.
 
     Args:
         width: size of a token, of the hidden state and of the cell.
-        heads: checked as everywhere, otherwise without effect: the network has no heads.
+        heads: checked, otherwise without effect: the network has no heads.
     """
 
     state_parts = 2
     capability = Capability(
         source="Hochreiter and Schmidhuber 1997, with forget gates (Gers et al. 2000)",
         differs="followed by an output projection",
-        parallel="T d^2, one after another",
+        parallel="T d^2, token by token",
         step="d^2",
     )
 
@@ -35,8 +35,8 @@ class LSTM(Recurrent):
         super().__init__(width, heads)
         self.network = nn.LSTM(width, width, batch_first=True)
 
-    def run(self, rows: Rows, state: Tensor) -> tuple[Rows, Tensor]:
-        """See `Recurrent.run`."""
+    def run_rows(self, rows: Rows, state: Tensor) -> tuple[Rows, Tensor]:
+        """See `TorchRNN.run_rows`."""
         before = state.unsqueeze(0).chunk(2, -1)
         hidden, after = self.network(rows, tuple(part.contiguous() for part in before))
         return hidden, torch.cat(after, -1).squeeze(0)

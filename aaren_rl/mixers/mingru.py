@@ -5,19 +5,19 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from aaren_rl.mixers.base.contract import Capability
-from aaren_rl.mixers.base.minimal_rnn import MinimalRecurrent
+from aaren_rl.mixers.base.minimal_rnn import MinimalRNN
 from aaren_rl.mixers.base.registry import register
 
 
 @register("mingru")
-class MinGRU(MinimalRecurrent):
-    """The minimal gated recurrent unit (Feng et al. 2024, arXiv 2410.01201, section 3.1). Memory: constant, h.
+class MinGRU(MinimalRNN):
+    """The minimal gated recurrent unit (Feng et al. 2024, arXiv 2410.01201, section 3.1).
 
-    Its gate is ``z = sigmoid(W_z x)``.
+    A `MinimalRNN` with the gate ``z = sigmoid(W_z x)``. Memory: constant, h.
 
     Args:
         width: size of a token and of the state.
-        heads: checked as everywhere, otherwise without effect: the unit has no heads.
+        heads: checked, otherwise without effect: the unit has no heads.
     """
 
     capability = Capability(
@@ -32,5 +32,5 @@ class MinGRU(MinimalRecurrent):
         self.update = nn.Linear(width, width)
 
     def gate(self, x: Tensor) -> Tensor:
-        """See `MinimalRecurrent.gate`."""
+        """See `MinimalRNN.gate`."""
         return self.update(x)  # type: ignore[no-any-return]

@@ -6,20 +6,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aaren_rl.mixers.base.contract import Capability
-from aaren_rl.mixers.base.minimal_rnn import MinimalRecurrent
+from aaren_rl.mixers.base.minimal_rnn import MinimalRNN
 from aaren_rl.mixers.base.registry import register
 
 
 @register("minlstm")
-class MinLSTM(MinimalRecurrent):
-    """The minimal long short-term memory (Feng et al. 2024, arXiv 2410.01201). Memory: constant, h.
+class MinLSTM(MinimalRNN):
+    """The minimal long short-term memory (Feng et al. 2024, arXiv 2410.01201, version 1, section 3.2).
 
-    As in section 3.2 of the paper's version 1, its gates f = sigmoid(W_f x) and i = sigmoid(W_i x) are divided by their
-    sum, so ``h = f' * h + i' * g(W_h x)`` with f' + i' = 1: a `MinimalRecurrent` of z = i' = sigmoid(log i - log f).
+    Its gates f = sigmoid(W_f x) and i = sigmoid(W_i x) are divided by their sum: ``h = f' * h + i' * g(W_h x)`` with
+    f' + i' = 1. This is a `MinimalRNN` with z = i' = sigmoid(log i - log f). Memory: constant, h.
 
     Args:
         width: size of a token and of the state.
-        heads: checked as everywhere, otherwise without effect: the network has no heads.
+        heads: checked, otherwise without effect: the network has no heads.
     """
 
     capability = Capability(
@@ -35,5 +35,5 @@ class MinLSTM(MinimalRecurrent):
         self.input = nn.Linear(width, width)
 
     def gate(self, x: Tensor) -> Tensor:
-        """See `MinimalRecurrent.gate`."""
+        """See `MinimalRNN.gate`."""
         return F.logsigmoid(self.input(x)) - F.logsigmoid(self.forget(x))

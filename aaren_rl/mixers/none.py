@@ -1,4 +1,4 @@
-"""No mixing at all: a model that sees the current token alone."""
+"""No mixing: each token sees itself alone."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from aaren_rl.mixers.base.registry import register
 
 @register("none")
 class NoMixing(Mixer):
-    """Adds nothing to any token (ours): the baseline that tells what memory is worth.
+    """Adds nothing to any token (ours): a baseline that shows what memory is worth.
 
-    The residual stream goes on unchanged, so a model of it is a perceptron with residual blocks: with fused tokens of
-    the current step alone, with interleaved ones of the observation alone. Memory: constant, of size 0; no parameters.
+    The residual stream stays as it is, so the model is a perceptron with residual blocks. It sees the current step if
+    tokens are fused, the current observation if they are interleaved. Memory: constant, of size 0. No parameters.
 
     Args:
         width: size of a token.
-        heads: checked as everywhere, otherwise without effect.
+        heads: checked, otherwise without effect.
     """
 
     memory = "constant"
@@ -27,7 +27,7 @@ class NoMixing(Mixer):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__(width, heads)
-        # Without parameters, this tells the device and the type of a state.
+        # Without a parameter, this buffer gives a state its device and dtype.
         self.register_buffer("nothing", torch.zeros(0), persistent=False)
 
     def initial_state(self, batch_size: int) -> Tensor:
@@ -37,5 +37,5 @@ class NoMixing(Mixer):
     def forward(
         self, x: Tensor, state: Tensor | None = None, reset: Tensor | None = None, valid: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """See `Mixer.forward`; zeros, and a state (batch, 0)."""
+        """See `Mixer.forward`; returns zeros and a state (batch, 0)."""
         return torch.zeros_like(x), self.initial_state(x.shape[0])

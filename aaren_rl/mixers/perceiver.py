@@ -1,4 +1,4 @@
-"""Perceiver: a few learned latents attend to all tokens so far, and each token to them."""
+"""Perceiver: a few learned latents attend to all tokens so far, and each token attends to the latents."""
 
 from __future__ import annotations
 
@@ -11,30 +11,26 @@ from aaren_rl.mixers.base.contract import Capability, Mixer
 from aaren_rl.mixers.base.registry import register
 from aaren_rl.ops import prefix_attention as scan
 
-LATENTS = 4
-"""Of each head: summaries to choose from, in a state that stays far smaller than a matrix of a head's width."""
-
 
 @register("perceiver")
 class Perceiver(Mixer):
     """Cross-attention from learned latents (Jaegle et al. 2021, "Perceiver", arXiv 2103.03206, section 3.1), causal.
 
-    Latent l of a head is a query that is the same for all tokens, so that it is a recurrence over them ("Attention as
-    an RNN", Feng et al. 2024, arXiv 2405.13956, section 3): ``z_lt = l + sum_{i<=t} softmax_i(<l, W_k x_i> /
-    sqrt(head width)) W_v x_i``, for all prefixes by
-    `aaren_rl.ops.prefix_attention`. Then the token asks the latents ("Perceiver IO",
-    Jaegle et al. 2022, arXiv 2107.14795, section 3.2): ``o_t = W_o sum_l softmax_l(<W_q x_t, z_lt> / sqrt(head width))
-    z_lt``. Memory: constant, the scan's (m, c, a) of every latent of every head.
+    Latent l of a head is one query for all tokens, which makes it a recurrence ("Attention as an RNN", Feng et al.
+    2024, arXiv 2405.13956, section 3): ``z_lt = l + sum_{i<=t} softmax_i(<l, W_k x_i> / sqrt(head width)) W_v x_i``.
+    `aaren_rl.ops.prefix_attention` computes all prefixes. Then the token attends to the latents ("Perceiver IO", Jaegle
+    et al. 2022, arXiv 2107.14795, section 3.2):
+    ``o_t = W_o sum_l softmax_l(<W_q x_t, z_lt> / sqrt(head width)) z_lt``. Memory: constant, the scan's (m, c, a) of
+    every latent of every head.
 
-    The source's latents attend to each other and to the tokens again, layer by layer; here they attend to the tokens
-    once, since all else would have to be computed anew from each prefix. Latents are their own queries here, without a
-    projection, and what they gather is added without one too; keys and values of the latents are not projected either,
-    which within a head W_q and W_o can do as well.
+    In the source, latents attend to each other and to the tokens again, layer by layer. Here they attend to the tokens
+    once: anything more would start anew for every prefix. Latents are queries without a projection, and their sums are
+    added without one. Their keys and values need none either, since W_q and W_o can do the same within a head.
 
     Args:
         width: size of a token.
         heads: number of heads; must divide the width.
-        latents: of each head.
+        latents: latents of each head. The default keeps the state far smaller than a matrix of a head's width.
 
     Raises:
         InvalidInput: the width is not a multiple of the heads, or there is no latent.
@@ -43,17 +39,17 @@ class Perceiver(Mixer):
     memory = "constant"
     capability = Capability(
         source="Jaegle et al. 2021, section 3.1; Feng et al. 2024, section 3",
-        differs="one cross-attention to the prefix, none among the latents, which are their own queries; a token asks "
-        "them",
+        differs="one cross-attention to the prefix, none among the latents, which are queries themselves; a token "
+        "attends to them",
         parallel="T 64 l d for l latents a head",
         step="l d^2",
     )
 
-    def __init__(self, width: int, heads: int, latents: int = LATENTS) -> None:
+    def __init__(self, width: int, heads: int, latents: int = 4) -> None:
         super().__init__(width, heads)
         if latents < 1:
             raise InvalidInput(f"{latents} latents of each head; expected at least 1")
-        # The source's size.
+        # Scale of the source.
         self.latents = nn.Parameter(torch.randn(heads, latents, self.head_width) * 0.02)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
@@ -72,15 +68,16 @@ class Perceiver(Mixer):
         reset: Tensor | None = None,
         valid: Tensor | None = None,
     ) -> tuple[Tensor, scan.ScanState]:
-        """See `Mixer.forward`; the state is a `scan.ScanState` of heads * latents."""
+        """See `Mixer.forward`; the state is a `scan.ScanState` with heads * latents heads."""
         number, scale = self.latents.shape[1], self.head_width**-0.5
-        # <l, W_k x + b> = <W_k^T l, x> + <l, b>: one product of few rows instead of a projection of every token.
-        asked = self.latents * scale
-        rows = asked @ self.key.weight.view(self.heads, self.head_width, self.width)
-        bias = (asked * self.key.bias.view(self.heads, 1, self.head_width)).sum(-1)
-        scores = F.linear(x, rows.flatten(0, 1), bias.flatten()).transpose(1, 2)
+        # <l, W_k x + b> = <W_k^T l, x> + <l, b>: a product with few rows replaces a projection of every token.
+        scaled = self.latents * scale
+        rows = scaled @ self.key.weight.view(self.heads, self.head_width, self.width)
+        bias = (scaled * self.key.bias.view(self.heads, 1, self.head_width)).sum(-1)
+        scores = F.linear(x, rows.flatten(0, 1), bias.flatten()).transpose(1, 2)  # (batch, heads * latents, time)
         values = self._split_heads(self.value(x)).repeat_interleave(number, 1)
         summed, state = scan.prefix_attention(scores, values, state, reset, valid)
+        # (batch, heads, latents, time, head width)
         latents = summed.view(-1, self.heads, number, *summed.shape[2:]) + self.latents.unsqueeze(2)
         queries = self._split_heads(self.query(x)) * scale
         weights = torch.einsum("bhtd,bhltd->bhlt", queries, latents).softmax(2)

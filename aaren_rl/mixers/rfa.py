@@ -11,10 +11,10 @@ from aaren_rl.mixers.base.kernel_attention import KernelAttention
 from aaren_rl.mixers.base.registry import register
 
 SHORTEST = 1e-3
-"""Shorter queries and keys are not stretched to unit length; the source's code adds as much to the length."""
+"""Length below which queries and keys are not stretched to unit length; the source's code adds it to the length."""
 
 GATE_BIAS = 3.0
-"""Of the gates beside what is learned: they begin by keeping 0.95 of the sums, whose mean age is then 20 tokens."""
+"""Fixed part of the gates' bias: at first they keep 0.95 of the sums, whose mean age is then 20 tokens."""
 
 
 @register("rfa")
@@ -22,15 +22,15 @@ class RFA(KernelAttention):
     """Gated random feature attention (Peng et al. 2021, "Random Feature Attention", arXiv 2103.02143).
 
     ``S_t = g_t S_{t-1} + (1 - g_t) phi(k_t) v_t^T``, z_t likewise with ``phi(k_t)``, and ``o_t = phi(q_t)^T S_t /
-    phi(q_t)^T z_t``, with a gate ``g_t = sigmoid(w . x_t + b)`` of each head (section 3.2). Of queries and keys, at
-    unit length, ``phi(x) = [sin(W x), cos(W x)] / sqrt(rows of W)`` (section 3.1), where W is normal numbers, drawn
-    once, times a learned scale of each input; it has as many rows as a head is wide, as in the source. Memory:
-    constant, S, z and m: 2 h (h + 1) + 1 numbers a head of width h.
+    phi(q_t)^T z_t``, with a gate ``g_t = sigmoid(w . x_t + b)`` of each head (section 3.2). Queries and keys have unit
+    length, and ``phi(x) = [sin(W x), cos(W x)] / sqrt(rows of W)`` (section 3.1). W is normal numbers, drawn once,
+    times a learned scale of each input; as in the source, it has a row per number of a head. Memory: constant, S, z and
+    m: 2 h (h + 1) + 1 numbers for a head of width h.
 
-    The source is causal. Its code keeps the denominator above a constant; here the same constant is relative to the
-    largest weight of a token, since a gate near 1 lets in so little of the first tokens of an episode that they would
-    all fall below. The source draws W anew while training and for each layer; here it is fixed, the same in every
-    block, and saved with the weights. What is seen of the guard is not differentiated through the running maximum.
+    The source is causal. Its code keeps the denominator above a constant. Here this constant is relative to the largest
+    weight of a token: a gate near 1 gives the first tokens of an episode so little weight that all would fall below.
+    The source redraws W while training, for each layer. Here it is fixed, the same in every block, and saved with the
+    weights. The smallest denominator passes no gradient to the running maximum.
 
     Args:
         width: size of a token.
@@ -39,11 +39,11 @@ class RFA(KernelAttention):
 
     capability = Capability(
         source="Peng et al. 2021, section 3.2",
-        differs="the least denominator is relative to the largest weight; directions are drawn once for all blocks",
-        parallel="T (h + 64) d; blocks of 64 tokens one after another",
+        differs="the smallest denominator is relative to the largest weight; directions are drawn once for all blocks",
+        parallel="T (h + 64) d; chunks of 64 tokens in sequence",
         step="h d",
     )
-    # Ours: what 0.1 is for 64 pairs of features that are 0.1 times sines and cosines; the source's code has several.
+    # The source's code has several values; ours is 0.1 for 64 pairs of features that are 0.1 times sines and cosines.
     smallest = 0.1 / (0.1**2 * 64)
     directions: Tensor
 
@@ -57,10 +57,11 @@ class RFA(KernelAttention):
 
     def weigh(self, x: Tensor, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """See `KernelAttention.weigh`."""
-        # A model begins with the layer's own bias at 0.
+        # A model initialises the bias of the layer to 0.
         gate = (self.gate(x) + GATE_BIAS).transpose(1, 2)
         return self._phi(queries), self._phi(keys), F.logsigmoid(-gate), F.logsigmoid(gate)
 
     def _phi(self, x: Tensor) -> Tensor:
+        """Features (..., 2 * head width) of queries or keys (..., head width)."""
         angles = F.normalize(x, dim=-1, eps=SHORTEST) @ (self.directions * self.scale).transpose(1, 2)
         return torch.cat([angles.sin(), angles.cos()], -1) * self.head_width**-0.5  # type: ignore[no-any-return]

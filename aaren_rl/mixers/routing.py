@@ -1,4 +1,4 @@
-"""Softmax attention to the last tokens of the same cluster, clusters being found by k-means while training."""
+"""Softmax attention to the latest tokens of the same cluster; training finds the clusters by k-means."""
 
 from __future__ import annotations
 
@@ -11,34 +11,36 @@ from torch.nn import functional as F
 
 from aaren_rl.mixers.base.contract import Capability
 from aaren_rl.mixers.base.registry import register
-from aaren_rl.mixers.base.slot_cache import LatestOfGroup, Tokens
+from aaren_rl.mixers.base.slot_cache import LatestOfBucket, Projections
 
 CLUSTERS = 8
-"""Of each head; about as many tokens each as are kept, in a training window of 20 steps."""
+"""Clusters of each head: a training window of 20 steps then fills each about as far as its span."""
 STRENGTH = 1e-6
-"""Of the clusters' gradient: so small that a norm over all parameters hardly sees it, and Adam does not mind."""
+"""Scale of the gradient of the centroids: too small to count in a norm over all parameters; Adam ignores scale."""
 
 
 @register("routing")
-class Routing(LatestOfGroup):
+class Routing(LatestOfBucket):
     """Attention routed by k-means (Roy et al. 2021, "Routing Transformer", arXiv 2003.05997, section 4.1), causal.
 
-    With queries ``q_t = norm(W_q x_t)`` that are also the keys, as in the source where it is causal, and norm the layer
-    norm of a head without scale and shift, ``o_t = sum_p softmax_p(<q_t, q_p> / sqrt(head width)) W_v x_p`` over the
-    latest tokens p of the cluster ``argmax_c <q_t, m_c>``. The source lets the `T / clusters` tokens that are nearest
-    to a centroid m_c see each other, which needs the whole sequence; here a cluster has all tokens of this argmax, of
-    which the `span - 1` before a token are kept. Its centroids are moving averages of their tokens; here they are
-    parameters whose gradient is that of the k-means objective, ``sum_t |q_t - m_c(t)|^2 / 2`` times a small constant,
-    whatever the loss: a step of plain descent of the right size would be the same average; AdamW takes its own. Nothing
-    else reaches them, and it reaches nothing else. Memory: window, keys and values of `8 span` tokens in each head.
+    Queries ``q_t = norm(W_q x_t)`` are also the keys, as in the source's causal form; norm is the layer norm of a head
+    without scale and shift: ``o_t = sum_p softmax_p(<q_t, q_p> / sqrt(head width)) W_v x_p`` over the latest tokens p
+    of the cluster ``argmax_c <q_t, m_c>``. In the source, the `T / clusters` tokens nearest to a centroid m_c see each
+    other, which needs the whole sequence. Here a cluster has all tokens of this argmax, and a token sees the `span - 1`
+    before it. Memory: window, keys and values of `8 span` tokens in each head.
 
-    A token near the border of two clusters may fall into either by rounding; only there can the parallel and the
-    stepped form part ways by more than that.
+    The source's centroids are moving averages of their tokens. Here they are parameters with the gradient of the
+    k-means objective, ``sum_t |q_t - m_c(t)|^2 / 2`` times a small constant, whatever the loss. With plain descent of
+    the right step size this would be the same average. Centroids get no other gradient, and the objective reaches no
+    other parameter.
+
+    Rounding may move a token near the border of two clusters. Only there can the parallel and the stepped form differ
+    by more than rounding.
 
     Args:
         width: size of a token.
-        heads: number of heads, each with clusters of its own; must divide the width.
-        span: tokens kept of each cluster, the current one included.
+        heads: number of heads, each with its clusters; must divide the width.
+        span: cached tokens of each cluster, the current one included.
     """
 
     capability = Capability(
@@ -52,31 +54,32 @@ class Routing(LatestOfGroup):
 
     def __init__(self, width: int, heads: int, span: int = 8) -> None:
         super().__init__(width, heads, span, CLUSTERS)
-        # On the sphere where the queries are.
+        # On the sphere of the queries.
         self.centroids = nn.Parameter(self._normed(torch.randn(heads, CLUSTERS, self.head_width)))
 
-    def project(self, x: Tensor, real: Tensor) -> Tokens:
-        """See `Kept.project`."""
+    def project(self, x: Tensor, real: Tensor) -> Projections:
+        """See `SlotCache.project`."""
         queries = self._normed(self._split_heads(self.query(x)))
         cluster = (queries @ self.centroids.mT).argmax(-1)
         values = with_k_means(self._split_heads(self.value(x)), self.centroids, queries, cluster, real)
-        return Tokens(queries, queries, values, cluster)
+        return Projections(queries, queries, values, cluster)
 
     def _normed(self, x: Tensor) -> Tensor:
+        """Layer norm of each head, (..., head width), without scale and shift."""
         return F.layer_norm(x, (self.head_width,))
 
 
 def with_k_means(values: Tensor, centroids: Tensor, points: Tensor, cluster: Tensor, real: Tensor) -> Tensor:
-    """The values, whose backward pass also hands the centroids the gradient of the k-means objective.
+    """Returns the values; their backward pass also gives the centroids the gradient of the k-means objective.
 
     Args:
-        values: any that the loss depends on.
+        values: any tensor that the loss depends on.
         centroids: (heads, clusters, size).
         points: (batch, heads, time, size).
-        cluster: of each point, (batch, heads, time) integers.
-        real: which tokens count, (batch, time) bool.
+        cluster: cluster of each point, (batch, heads, time) integers.
+        real: (batch, time) bool, False for padding.
     """
-    # Not in half precision, where large counts are not whole any more.
+    # Half precision cannot hold large counts.
     with torch.no_grad(), torch.autocast(values.device.type, enabled=False):
         member = cluster.unsqueeze(-1) == torch.arange(centroids.shape[-2], device=cluster.device)
         member = (member & real.unsqueeze(1).unsqueeze(-1)).to(centroids.dtype)
@@ -86,23 +89,23 @@ def with_k_means(values: Tensor, centroids: Tensor, points: Tensor, cluster: Ten
 
 
 class _WithGradient(torch.autograd.Function):
-    """Passes values through and gives a parameter a gradient of its own."""
+    """Passes values through and gives a parameter a fixed gradient."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(values: Tensor, parameter: Tensor, gradient: Tensor) -> Tensor:
-        """The values."""
+        """Returns the values."""
         return values.view_as(values)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        """Keeps the gradient."""
+        """Saves the gradient."""
         ctx.save_for_backward(inputs[2])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_values: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Hands it out."""
+        """Returns it for the parameter."""
         (gradient,) = ctx.saved_tensors
         return d_values, gradient, None

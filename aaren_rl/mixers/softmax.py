@@ -1,4 +1,4 @@
-"""Causal softmax attention with a key-value cache: the Decision Transformer's own mixer."""
+"""Causal softmax attention with a key-value cache: the mixer of the Decision Transformer."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from aaren_rl.mixers.base.registry import register
 
 
 class SoftmaxState(NamedTuple):
-    """The key-value cache, one entry per token seen.
+    """The key-value cache, one entry per token so far.
 
     Attributes:
         keys: (batch, heads, time, head width).
         values: (batch, heads, time, head width).
-        live: (batch, time) bool, False for padding and for tokens of an earlier episode.
+        live: (batch, time) bool, False for padding and for tokens of earlier episodes.
     """
 
     keys: Tensor
@@ -68,21 +68,23 @@ class Softmax(Mixer):
         reset = torch.zeros_like(valid) if reset is None else reset
         values = values.masked_fill(~valid[:, None, :, None], 0.0)
         keys = keys.masked_fill(~valid[:, None, :, None], 0.0)
-        segment = reset.cumsum(1)
+        episode = reset.cumsum(1)
         cached = state.live.shape[1]
         keys = torch.cat([state.keys.to(keys.dtype), keys], dim=2)
         values = torch.cat([state.values.to(values.dtype), values], dim=2)
         live = torch.cat([state.live, valid], dim=1)
-        key_segment = F.pad(segment, (cached, 0))
+        key_episode = F.pad(episode, (cached, 0))
+        # Rows are queries, columns keys. For 1 cached key and 2 tokens:   x x .
+        #                                                                  x x x
         causal = torch.ones(time, cached + time, dtype=torch.bool, device=x.device).tril(cached)
-        seen = causal & live.unsqueeze(1) & (segment.unsqueeze(2) == key_segment.unsqueeze(1))
-        # A padded query sees itself, so that no row is empty and no NaN arises; its output has no meaning.
+        seen = causal & live.unsqueeze(1) & (episode.unsqueeze(2) == key_episode.unsqueeze(1))
+        # A padded query sees itself: no row of the mask is empty, and no NaN arises. Its output has no meaning.
         own = torch.zeros_like(causal).diagonal_scatter(torch.ones_like(causal[:, 0]), cached)
         mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=(seen | own).unsqueeze(1))
-        return self.output(self._join_heads(mixed)), SoftmaxState(keys, values, live & (key_segment == segment[:, -1:]))
+        return self.output(self._join_heads(mixed)), SoftmaxState(keys, values, live & (key_episode == episode[:, -1:]))
 
     def reset_state(self, state: SoftmaxState, rows: Tensor) -> SoftmaxState:
-        """Marks the rows' tokens as dead, and drops the oldest entries that no row needs any more."""
+        """Marks the tokens of `rows` as dead and drops the oldest entries that are dead in every row."""
         live = state.live & ~rows.unsqueeze(1)
         needed = live.any(0)
         first = int(needed.float().argmax()) if bool(needed.any()) else live.shape[1]

@@ -1,4 +1,4 @@
-"""Attention whose weights are made without comparing tokens."""
+"""Attention whose weights do not compare tokens."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from torch.nn import functional as F
 
 from aaren_rl.mixers.base.contract import Capability
 from aaren_rl.mixers.base.registry import register
-from aaren_rl.mixers.base.sliding_window import Windowed
+from aaren_rl.mixers.base.sliding_window import SlidingWindow
 
 
-class Synthesizer(Windowed):
+class Synthesizer(SlidingWindow):
     """Synthetic attention (Tay et al. 2020, "Synthesizer: Rethinking Self-Attention for Transformer Models", arXiv
     2005.00743), causal.
 
-    ``o_t = sum_a softmax_a(B_t)_a W_v x_{t-a}`` over the ages a < span that the episode has, where no logit B compares
-    two tokens. In the source a logit belongs to a position of the sequence; here to an age, tokens ago, because what
-    an agent meets after the positions it was trained on would find them untrained. Memory: window, values of
-    `span - 1` tokens.
+    ``o_t = sum_a softmax_a(B_t)_a W_v x_{t-a}`` over the ages a < span that the episode has; no logit B compares two
+    tokens. The source has one logit per position; here there is one per distance into the past: an agent trained on 20
+    steps acts for 1,000, and most positions would never have been trained. Memory: window, values of `span - 1` tokens.
 
-    A subclass gives the logits.
+    A subclass implements `logits`.
 
     Args:
         width: size of a token.
@@ -36,19 +35,19 @@ class Synthesizer(Windowed):
         self.output = nn.Linear(width, width)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Of tokens (batch, time, width), one for each place of the window, the newest last.
+        """Logits of tokens (batch, time, width), one for each position of the window, the newest last.
 
         Returns:
-            (batch, heads, time, span), or what can be expanded to it.
+            (batch, heads, time, span), or a shape that broadcasts to it.
         """
         raise NotImplementedError
 
     def remember(self, x: Tensor) -> Tensor:
-        """See `Windowed.remember`: the value."""
+        """See `SlidingWindow.remember`; an entry is a value."""
         return self.value(x)  # type: ignore[no-any-return]
 
     def mix(self, x: Tensor, past: Tensor, seen: Tensor) -> Tensor:
-        """See `Windowed.mix`."""
+        """See `SlidingWindow.mix`."""
         logits = self.along_past(self.logits(x))
         weights = logits.masked_fill(~seen.unsqueeze(1), -torch.inf).softmax(-1)
         return self.output(self._join_heads(weights @ self._split_heads(past)))  # type: ignore[no-any-return]
@@ -56,10 +55,9 @@ class Synthesizer(Windowed):
 
 @register("synthesizer-dense")
 class DenseSynthesizer(Synthesizer):
-    """The dense synthesizer (Tay et al. 2020, arXiv 2005.00743, section 3): a token alone gives its logits.
+    """The dense synthesizer (Tay et al. 2020, arXiv 2005.00743, section 3): logits are a function of one token.
 
-    ``B_t = W_2 relu(W_1 x_t)`` (biases left out), a logit for each head and age; the heads share W_1. All else as
-    `Synthesizer`.
+    A `Synthesizer` with ``B_t = W_2 relu(W_1 x_t)`` (biases left out), a logit for each head and age. Heads share W_1.
 
     Args:
         width: size of a token.
@@ -69,7 +67,7 @@ class DenseSynthesizer(Synthesizer):
 
     capability = Capability(
         source="Tay et al. 2020, section 3, dense",
-        differs="a logit per age, not per position; the past only",
+        differs="a logit per age, not per position; past tokens only",
         parallel="T (n + 128) d",
         step="n d",
         sees="the last {n}",
@@ -88,9 +86,9 @@ class DenseSynthesizer(Synthesizer):
 
 @register("synthesizer-random")
 class RandomSynthesizer(Synthesizer):
-    """The random synthesizer (Tay et al. 2020, arXiv 2005.00743, section 3): logits are parameters, begun at random.
+    """The random synthesizer (Tay et al. 2020, arXiv 2005.00743, section 3): logits are parameters, random at first.
 
-    ``B = R``, the same for every token, a trained number for each head and age. All else as `Synthesizer`.
+    A `Synthesizer` with ``B = R``, a trained number for each head and age, the same for every token.
 
     Args:
         width: size of a token.
@@ -100,7 +98,7 @@ class RandomSynthesizer(Synthesizer):
 
     capability = Capability(
         source="Tay et al. 2020, section 3, random",
-        differs="a logit per age, not per pair of positions; the past only",
+        differs="a logit per age, not per pair of positions; past tokens only",
         parallel="T (n + 128) d",
         step="n d",
         sees="the last {n}",
@@ -117,12 +115,11 @@ class RandomSynthesizer(Synthesizer):
 
 @register("synthesizer-factorised")
 class FactorisedSynthesizer(Synthesizer):
-    """The factorised dense synthesizer (Tay et al. 2020, arXiv 2005.00743, section 3): logits are products of two.
+    """The factorised dense synthesizer (Tay et al. 2020, arXiv 2005.00743, section 3): logits are products of factors.
 
-    Of a hidden layer ``relu(W_1 x_t)`` one linear layer makes a factors A and another b factors B for each head; A with
-    every factor repeated b times, times B tiled a times, are the logits of the ages. The factors are as equal in number
-    as can be: a is the root of the span, rounded up, and b the least with ``a b >= span``; where that is more, as for
-    a span that is prime, the logits beyond the span are left out. All else as `Synthesizer`.
+    A `Synthesizer` whose hidden layer ``relu(W_1 x_t)`` gives each head a factors A and b factors B. The logit of age
+    ``i b + j`` is ``A_i B_j``: A with every factor repeated b times, times B tiled a times. Here a is the root of the
+    span, rounded up, and b the least number with ``a b >= span``. Logits beyond the span are dropped.
 
     Args:
         width: size of a token.
@@ -132,7 +129,7 @@ class FactorisedSynthesizer(Synthesizer):
 
     capability = Capability(
         source="Tay et al. 2020, section 3, factorised dense",
-        differs="a logit per age, not per position; the past only; any span",
+        differs="a logit per age, not per position; past tokens only; any span",
         parallel="T (n + 128) d",
         step="n d",
         sees="the last {n}",
@@ -151,5 +148,5 @@ class FactorisedSynthesizer(Synthesizer):
         a, b = torch.split(
             factors.view(*x.shape[:2], self.heads, sum(self.factors)).transpose(1, 2), list(self.factors), -1
         )
-        # From the newest on, so that it is the oldest that are left out.
+        # By age, so that the oldest are dropped; then reversed, the newest last.
         return (a.unsqueeze(-1) * b.unsqueeze(-2)).flatten(-2)[..., : self.span].flip(-1)

@@ -1,1 +1,1 @@
-"""What mixers share: the contract, the registry, and base classes of several mechanisms."""
+"""Code that several mixers share: the contract, the registry, and base classes."""

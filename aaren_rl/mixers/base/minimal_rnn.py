@@ -1,4 +1,4 @@
-"""Recurrent networks whose gates see the token alone, so that they train in parallel over time."""
+"""Base of recurrent networks whose gates see the token alone, so that they train in parallel over time."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from aaren_rl.mixers.base.contract import Mixer
 from aaren_rl.ops.linear_recurrence import linear_recurrence
 
 
-class MinimalRecurrent(Mixer):
+class MinimalRNN(Mixer):
     """A minimal recurrent network ("Were RNNs All We Needed?", Feng et al. 2024, arXiv 2410.01201) and a projection.
 
-    Gates and candidates depend on the token alone, so ``h = (1 - z) * h + z * g(W_h x)`` is linear in the state and all
-    tokens are computed at once, without a loop. g(x) is ``x + 0.5`` from 0 on and ``sigmoid(x)`` below, so that states
-    are positive: the paper's log-space form (version 1, appendix B.3). The paper finds its numbers by sums of
-    logarithms; here they are found without any (`linear_recurrence`).
+    Gates and candidates depend on the token alone. So ``h = (1 - z) * h + z * g(W_h x)`` is linear in the state, and
+    all tokens are computed at once, without a loop. With ``g(x) = x + 0.5`` from 0 on and ``sigmoid(x)`` below, states
+    are positive: the paper's log-space form (version 1, appendix B.3). The paper sums logarithms to compute it;
+    `linear_recurrence` needs none.
 
-    The state is h (batch, width), zero at the start of an episode. A subclass gives z.
+    The state is h (batch, width), zero at the start of an episode. A subclass implements `gate`, the logit of z.
 
     Args:
         width: size of a token and of the state.
-        heads: checked as everywhere, otherwise without effect: the network has no heads.
+        heads: checked, otherwise without effect: the network has no heads.
     """
 
     memory = "constant"
@@ -33,7 +33,7 @@ class MinimalRecurrent(Mixer):
         self.output = nn.Linear(width, width)
 
     def gate(self, x: Tensor) -> Tensor:
-        """The logit of z, the weight of the candidate, like the tokens (..., width)."""
+        """Logit of z, the weight of the candidate, for tokens (..., width): (..., width)."""
         raise NotImplementedError
 
     def initial_state(self, batch_size: int) -> Tensor:
@@ -46,13 +46,13 @@ class MinimalRecurrent(Mixer):
         """See `Mixer.forward`; the state is h, (batch, width)."""
         kept, added = self._terms(x)
         if valid is not None:
-            # The identity.
+            # Padding is the identity.
             kept = kept.masked_fill(~valid.unsqueeze(-1), 1.0)
             added = added.masked_fill(~valid.unsqueeze(-1), 0.0)
         if reset is not None:
             kept = kept.masked_fill(reset.unsqueeze(-1), 0.0)
         if state is not None:
-            # The state before is one token more, that only adds.
+            # The state enters as one more token, which keeps nothing.
             kept, added = F.pad(kept, (0, 0, 1, 0)), torch.cat([state.unsqueeze(1).to(added), added], 1)
         h = linear_recurrence(kept, added)[:, 0 if state is None else 1 :]
         return self.output(h.to(x.dtype)), h[:, -1]
@@ -64,7 +64,7 @@ class MinimalRecurrent(Mixer):
         return self.output(h.to(x_t.dtype)), h
 
     def _terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What of the state before is kept, and what is added, in float32 at least."""
-        kind = torch.promote_types(x.dtype, torch.float32)
-        z, candidate = self.gate(x).to(kind).sigmoid(), self.candidate(x).to(kind)
+        """Share of the state that each token keeps, and what it adds, in float32 at least; like the tokens."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        z, candidate = self.gate(x).to(dtype).sigmoid(), self.candidate(x).to(dtype)
         return 1 - z, z * torch.where(candidate >= 0, candidate + 0.5, candidate.sigmoid())

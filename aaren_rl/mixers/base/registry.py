@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from inspect import signature
 from typing import Any
 
-from aaren_rl.errors import InvalidInput, unknown_name
+from aaren_rl.errors import InvalidInput
 from aaren_rl.mixers.base.contract import Mixer
+from aaren_rl.mixers.base.spec import MixerSpec, Value, options_of, read_spec, split_specs
 
 _MIXERS: dict[str, type[Mixer]] = {}
 
 
 def register(name: str) -> Callable[[type[Mixer]], type[Mixer]]:
-    """Class decorator that offers a mixer under a name.
+    """Class decorator that registers a mixer under a name.
 
     Raises:
-        InvalidInput: the name is taken, or the class does not declare its memory and its capability.
+        InvalidInput: the name is taken; the class does not declare its memory and its capability; or an option has no
+            default or no annotation.
     """
 
     def add(mixer: type[Mixer]) -> type[Mixer]:
@@ -25,6 +26,7 @@ def register(name: str) -> Callable[[type[Mixer]], type[Mixer]]:
         for declared in ("memory", "capability"):
             if not hasattr(mixer, declared):
                 raise InvalidInput(f"{mixer.__name__} does not declare {declared!r}; see aaren_rl.mixers.Mixer")
+        options_of(mixer)
         _MIXERS[name] = mixer
         return mixer
 
@@ -32,48 +34,63 @@ def register(name: str) -> Callable[[type[Mixer]], type[Mixer]]:
 
 
 def names() -> list[str]:
-    """The registered names, sorted."""
+    """Registered names, sorted."""
     return sorted(_MIXERS)
 
 
-def get(written: str) -> type[Mixer]:
-    """The mixer class of a written form.
-
-    Args:
-        written: a name, or a name and the tokens of its window, as "local:60".
+def parse_spec(text: str) -> MixerSpec:
+    """Parses the written form of one mixer, as `local:60` or `aaren(recency=true)`.
 
     Raises:
-        InvalidInput: no mixer has this name (the message lists near matches), it has no window, or not one of so many
-            tokens.
+        InvalidInput: bad syntax, an unknown name or option, or a value of a wrong type.
     """
-    return _parse(written)[0]
+    return read_spec(text, _MIXERS)
 
 
-def build(written: str, width: int, heads: int, **options: Any) -> Mixer:
-    """A mixer from its written form.
+def parse_specs(text: str) -> tuple[MixerSpec, ...]:
+    """Parses the written forms of several mixers, one for every comma outside parentheses.
+
+    Raises:
+        InvalidInput: as `parse_spec`.
+    """
+    return tuple(parse_spec(part) for part in split_specs(text))
+
+
+def get(spec: MixerSpec | str) -> type[Mixer]:
+    """Class of a mixer.
 
     Args:
-        written: as for `get`.
+        spec: a `MixerSpec` or its written form.
+
+    Raises:
+        InvalidInput: as `parse_spec`.
+    """
+    return _MIXERS[parse_spec(str(spec)).name]
+
+
+def build(spec: MixerSpec | str, width: int, heads: int, **options: Any) -> Mixer:
+    """Builds a mixer.
+
+    Args:
+        spec: a `MixerSpec` or its written form.
         width: size of a token.
         heads: number of heads; must divide the width.
-        options: of this mixer alone.
+        options: further options, by name.
 
     Raises:
-        InvalidInput: as `get`, or the width does not fit the heads.
+        InvalidInput: as `parse_spec`, or the width does not fit the heads.
     """
-    kind, window = _parse(written)
-    return kind(width, heads, **window, **options)
+    parsed = parse_spec(str(spec))
+    return _MIXERS[parsed.name](width, heads, **parsed.options, **options)
 
 
-def _parse(written: str) -> tuple[type[Mixer], dict[str, int]]:
-    name, colon, span = written.partition(":")
-    if name not in _MIXERS:
-        raise unknown_name("mixer", name, _MIXERS)
-    kind = _MIXERS[name]
-    if not colon:
-        return kind, {}
-    if "span" not in signature(kind).parameters:
-        raise InvalidInput(f"mixer {written!r}: {name} has no window of tokens; pass {name!r}")
-    if not (span.isdecimal() and int(span)):
-        raise InvalidInput(f"mixer {written!r}: {span!r} is no number of tokens; expected 1 or more, as {name}:20")
-    return kind, {"span": int(span)}
+def option_defaults(spec: MixerSpec | str) -> dict[str, Value]:
+    """Options of a mixer with their defaults.
+
+    Args:
+        spec: a `MixerSpec` or its written form.
+
+    Raises:
+        InvalidInput: as `parse_spec`.
+    """
+    return {name: option.default for name, option in options_of(get(spec)).items()}

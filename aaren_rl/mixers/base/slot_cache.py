@@ -1,4 +1,4 @@
-"""Mixers that keep some of the past tokens in a fixed number of slots."""
+"""Base of mixers that keep some past tokens in a fixed number of slots."""
 
 from __future__ import annotations
 
@@ -8,17 +8,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aaren_rl.mixers.base.chunkwise import Bounded, checked_span
+from aaren_rl.mixers.base.chunkwise import Chunkwise, checked_span
+
+GLOBAL = 4
+"""First tokens of an episode that all later tokens see: its first step or two, which hold the target return."""
+
+NEVER = 2**61
+"""Rank that no token reaches."""
 
 
-class KeptState(NamedTuple):
-    """The tokens that are kept; `choices` is 1 where all heads keep the same ones, else the heads.
+class SlotState(NamedTuple):
+    """Cached tokens. `caches` is 1 if all heads cache the same tokens, else the number of heads.
 
     Attributes:
         keys: (batch, heads, slots, head width).
         values: (batch, heads, slots, head width).
-        rank: (batch, choices, slots) integers, how many tokens of its group came before it; -1 in an empty slot.
-        counts: (batch, choices, groups) integers, tokens of each group in the episode so far.
+        rank: (batch, caches, slots) integers, tokens of the same bucket and episode before each cached one; -1 in an
+            empty slot.
+        counts: (batch, caches, buckets) integers, tokens of each bucket in the episode so far.
     """
 
     keys: Tensor
@@ -27,186 +34,234 @@ class KeptState(NamedTuple):
     counts: Tensor
 
 
-class Tokens(NamedTuple):
-    """A block of tokens, as `Kept.project` gives them.
+class Projections(NamedTuple):
+    """Projections of a chunk of tokens.
 
     Attributes:
         queries: (batch, heads, time, head width).
-        keys: likewise.
-        values: likewise.
-        group: (batch, choices, time) integers, the group each belongs to.
+        keys: (batch, heads, time, head width).
+        values: (batch, heads, time, head width).
+        bucket: (batch, caches, time) integers, the bucket of each token.
     """
 
     queries: Tensor
     keys: Tensor
     values: Tensor
-    group: Tensor
+    bucket: Tensor
 
 
-class Kept(Bounded):
-    """Each token attends to those of its group that are kept.
+class Entries(NamedTuple):
+    """Slots of the state, then tokens of the chunk: slots + time entries.
 
-    A token's rank is how many of its group and episode came before it. A subclass says by ranks alone how long a token
-    is kept (`until`) and where (`slot`), so a block of tokens needs no loop over time.
+    Attributes:
+        keys: (batch, heads, entries, head width).
+        values: (batch, heads, entries, head width).
+        bucket: (batch, caches, entries) integers.
+        rank: (batch, caches, entries) integers, as in `SlotState`.
+        episode: (batch, 1, entries) integers, as in `Chunkwise.mix_chunk`.
+        evicted_at: (batch, caches, entries) integers, rank of the token that evicts each entry.
+    """
+
+    keys: Tensor
+    values: Tensor
+    bucket: Tensor
+    rank: Tensor
+    episode: Tensor
+    evicted_at: Tensor
+
+
+class SlotCache(Chunkwise):
+    """Each token attends to the cached tokens of its bucket.
+
+    The rank of a token is the number of tokens of its bucket and episode before it. A subclass decides from ranks alone
+    when a token is evicted (`evicted_at`) and which slot it takes (`slot`), so a chunk needs no loop over time.
+
+    A token of rank r sees the entries of its bucket with `rank <= r < evicted_at`. For 2 slots of one bucket, which
+    keep the latest 2 tokens, and a chunk of 3 tokens:
+
+                        slots   chunk
+        rank             4  5    6  7  8
+        evicted_at       6  7    8  9 10
+        token of rank 6  .  x    x  .  .
+        token of rank 7  .  .    x  x  .
+        token of rank 8  .  .    .  x  x
+        new slots        8  7                    slot = rank % 2
 
     Args:
         width: size of a token.
         heads: number of heads; must divide the width.
         span: tokens of a window; at least 1.
-        slots: how many tokens are kept, the same number for each group.
-        groups: kinds of tokens that do not see each other.
-        choices: 1 where all heads keep the same tokens, else the heads.
+        slots: number of cached tokens, the same for each bucket.
+        buckets: number of sets of tokens that do not see each other.
+        caches: 1 if all heads cache the same tokens, else the number of heads.
 
     Raises:
         InvalidInput: the width is not a multiple of the heads, or span is below 1.
     """
 
-    def __init__(self, width: int, heads: int, span: int, slots: int, groups: int, choices: int) -> None:
+    def __init__(self, width: int, heads: int, span: int, slots: int, buckets: int, caches: int) -> None:
         super().__init__(width, heads)
-        self.span, self.slots, self.groups, self.choices = checked_span(span), slots, groups, choices
+        self.span, self.slots, self.buckets, self.caches = checked_span(span), slots, buckets, caches
         self.value = nn.Linear(width, width)
         self.output = nn.Linear(width, width)
 
-    def project(self, x: Tensor, real: Tensor) -> Tokens:
-        """What is compared, kept and decided of tokens (batch, time, width), of which `real` (batch, time) count."""
+    def project(self, x: Tensor, real: Tensor) -> Projections:
+        """Projects tokens (batch, time, width) and assigns their buckets; `real` (batch, time) is False for padding."""
         raise NotImplementedError
 
-    def until(self, rank: Tensor, episode: Tensor) -> Tensor:
-        """The rank of the token of its group that drops each entry.
+    def evicted_at(self, rank: Tensor, episode: Tensor) -> Tensor:
+        """Rank at which each entry is evicted: that of a later token of its bucket.
 
         Args:
-            rank: of the entries, (batch, choices, entries).
-            episode: of the entries, (batch, 1, entries) integers.
+            rank: rank of each entry, (batch, caches, entries).
+            episode: episode of each entry, (batch, 1, entries) integers.
 
         Returns:
-            Like `rank`; all that counts is whether it is above the rank of a later token.
+            (batch, caches, entries) integers.
         """
         raise NotImplementedError
 
-    def slot(self, group: Tensor, rank: Tensor, last: Tensor) -> Tensor:
-        """Where entries are kept.
+    def slot(self, bucket: Tensor, rank: Tensor, last: Tensor) -> Tensor:
+        """Slot of each entry that is not evicted yet.
 
         Args:
-            group: of the entries, (batch, choices, entries).
-            rank: likewise.
-            last: rank of the latest token of their groups, likewise.
+            bucket: bucket of each entry, (batch, caches, entries).
+            rank: rank of each entry, (batch, caches, entries).
+            last: rank of the latest token in the bucket of each entry, (batch, caches, entries).
 
         Returns:
-            Integers below the slots, different for all that are kept then.
+            Integers below `slots`, (batch, caches, entries). Entries that are not evicted have different slots.
         """
         raise NotImplementedError
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> Tensor:
-        """Attention of queries to entries; of a block's tokens, the last entries, each sees itself at least.
+        """Attention of queries to entries. The tokens of the chunk are the last entries; each sees at least itself.
 
         Args:
             queries: (batch, heads, time, head width).
             keys: (batch, heads, entries, head width).
-            values: likewise.
-            seen: (batch, choices, time, entries) bool.
+            values: (batch, heads, entries, head width).
+            seen: (batch, caches, time, entries) bool.
 
         Returns:
             (batch, heads, time, head width).
         """
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen)
 
-    def initial_state(self, batch_size: int) -> KeptState:
+    def initial_state(self, batch_size: int) -> SlotState:
         """Empty slots."""
         empty = self.output.weight.new_zeros(batch_size, self.heads, self.slots, self.head_width)
-        count = torch.zeros(batch_size, self.choices, self.groups, dtype=torch.long, device=empty.device)
-        return KeptState(empty, empty.clone(), count.new_full((batch_size, self.choices, self.slots), -1), count)
+        counts = torch.zeros(batch_size, self.caches, self.buckets, dtype=torch.long, device=empty.device)
+        return SlotState(empty, empty.clone(), counts.new_full((batch_size, self.caches, self.slots), -1), counts)
 
-    def run(self, x: Tensor, state: KeptState, episode: Tensor, count: Tensor | None) -> tuple[Tensor, KeptState]:
-        """See `Bounded.run`."""
-        time, place = x.shape[1], torch.arange(self.slots + x.shape[1], device=x.device)
-        real = torch.ones_like(episode, dtype=torch.bool) if count is None else place[:time] < count.unsqueeze(1)
-        queries, new_keys, new_values, new_group = self.project(x, real)
-        # Entries are the slots of the state and then the tokens of the block.
-        keys, values = torch.cat([state.keys, new_keys], 2), torch.cat([state.values, new_values], 2)
-        slot_group = (place[: self.slots] // (self.slots // self.groups)).expand_as(state.rank)
-        group = torch.cat([slot_group, new_group], -1)
-        number = F.pad(episode, (self.slots, 0)).unsqueeze(1)
+    def mix_chunk(self, x: Tensor, state: SlotState, episode: Tensor, count: Tensor | None) -> tuple[Tensor, SlotState]:
+        """See `Chunkwise.mix_chunk`."""
+        real = torch.ones_like(episode, dtype=torch.bool)
+        if count is not None:
+            real = torch.arange(x.shape[1], device=x.device) < count.unsqueeze(1)
+        chunk = self.project(x, real)
+        entries, seen = self._entries(state, chunk, episode)
+        mixed = self.attend(chunk.queries, entries.keys, entries.values, seen)
+        return self.output(self._join_heads(mixed)), self._cache(state, entries, real)
+
+    def _entries(self, state: SlotState, chunk: Projections, episode: Tensor) -> tuple[Entries, Tensor]:
+        """The entries, and the mask of those that each token sees, (batch, caches, time, entries)."""
+        slot_bucket = torch.arange(self.slots, device=episode.device) // (self.slots // self.buckets)
+        bucket = torch.cat([slot_bucket.expand_as(state.rank), chunk.bucket], -1)
+        entry_episode = F.pad(episode, (self.slots, 0)).unsqueeze(1)
         episode = episode.unsqueeze(1)
-        alike = (new_group.unsqueeze(-1) == group.unsqueeze(-2)) & (episode.unsqueeze(-1) == number.unsqueeze(-2))
+        same_bucket = chunk.bucket.unsqueeze(-1) == bucket.unsqueeze(-2)
+        alike = same_bucket & (episode.unsqueeze(-1) == entry_episode.unsqueeze(-2))
+        earlier = state.counts.gather(-1, chunk.bucket).masked_fill(episode > 0, 0)
+        own_rank = earlier + alike[..., self.slots :].tril(-1).sum(-1)  # (batch, caches, time)
+        rank = torch.cat([state.rank, own_rank], -1)
+        evicted_at = self.evicted_at(rank, entry_episode)
+        now, cached = own_rank.unsqueeze(-1), rank.unsqueeze(-2)
+        seen = alike & (cached >= 0) & (cached <= now) & (now < evicted_at.unsqueeze(-2))
+        keys, values = torch.cat([state.keys, chunk.keys], 2), torch.cat([state.values, chunk.values], 2)
+        return Entries(keys, values, bucket, rank, entry_episode, evicted_at), seen
 
-        before = state.counts.gather(-1, new_group).masked_fill(episode > 0, 0)
-        new_rank = before + alike[..., self.slots :].tril(-1).sum(-1)
-        rank = torch.cat([state.rank, new_rank], -1)
-        live, until, now = rank >= 0, self.until(rank, number), new_rank.unsqueeze(-1)
-        seen = alike & live.unsqueeze(-2) & (rank.unsqueeze(-2) <= now) & (now < until.unsqueeze(-2))
-        y = self.output(self._join_heads(self.attend(queries, keys, values, seen)))
-
-        ends = episode[..., -1:]
-        current = real.unsqueeze(1) & (episode == ends)
-        added = (new_group.unsqueeze(-1) == place[: self.groups]) & current.unsqueeze(-1)
-        counts = state.counts.masked_fill(ends > 0, 0) + added.sum(-2)
-        last = counts.gather(-1, group) - 1
-        kept = live & (number == ends) & F.pad(real, (self.slots, 0), value=True).unsqueeze(1) & (last < until)
-        # What is not kept goes to one slot more, that is dropped.
-        goes = self.slot(group, rank, last).masked_fill(~kept, self.slots)
-        came = goes.new_full((*goes.shape[:-1], self.slots + 1), -1).scatter(-1, goes, place.expand_as(goes))
-        came = came[..., : self.slots]
-        index = came.clamp(min=0)
+    def _cache(self, state: SlotState, entries: Entries, real: Tensor) -> SlotState:
+        """Puts the entries that are not evicted after the chunk into their slots."""
+        _, _, bucket, rank, episode, evicted_at = entries
+        final_episode = episode[..., -1:]
+        current = F.pad(real, (self.slots, 0), value=True).unsqueeze(1) & (episode == final_episode)
+        own_bucket, own_current = bucket[..., self.slots :], current[..., self.slots :]
+        every_bucket = torch.arange(self.buckets, device=bucket.device)
+        added = (own_bucket.unsqueeze(-1) == every_bucket) & own_current.unsqueeze(-1)
+        counts = state.counts.masked_fill(final_episode > 0, 0) + added.sum(-2)
+        last = counts.gather(-1, bucket) - 1
+        kept = (rank >= 0) & current & (last < evicted_at)
+        # One slot more than there are collects all other entries, and is dropped.
+        target = self.slot(bucket, rank, last).masked_fill(~kept, self.slots)
+        position = torch.arange(target.shape[-1], device=target.device).expand_as(target)
+        source = target.new_full((*target.shape[:-1], self.slots + 1), -1).scatter(-1, target, position)
+        source = source[..., : self.slots]  # -1 for empty slots
+        index = source.clamp(min=0)
         row = index.unsqueeze(-1).expand(-1, self.heads, -1, self.head_width)
-        ranks = rank.gather(-1, index).masked_fill(came < 0, -1)
-        return y, KeptState(keys.gather(2, row), values.gather(2, row), ranks, counts)
+        slot_rank = rank.gather(-1, index).masked_fill(source < 0, -1)
+        return SlotState(entries.keys.gather(2, row), entries.values.gather(2, row), slot_rank, counts)
 
 
-GLOBAL = 4
-"""Tokens of an episode that all later ones see: its first step or two, which hold the target return."""
-FOREVER = 2**61
-"""A rank that no token reaches."""
+class FirstAndLast(SlotCache):
+    """Each token attends to the first `GLOBAL` tokens of the episode and to the last `span`, itself included.
 
+    Ranks in the slots after 9 tokens, for span 3; the window is a ring:
 
-class FirstAndLast(Kept):
-    """Each token attends to the first `GLOBAL` of the episode and to the last `span`, itself included.
+        global      window
+        0 1 2 3     7 8 6
 
     Args:
         width: size of a token.
         heads: number of heads; must divide the width.
         span: tokens of the window.
-        more: slots besides those of the first and the last tokens.
-        choices: see `Kept`.
+        more: slots beyond those of the first and the last tokens.
+        caches: see `SlotCache`.
     """
 
-    def __init__(self, width: int, heads: int, span: int, more: int = 0, choices: int = 1) -> None:
-        super().__init__(width, heads, span, GLOBAL + span + more, 1, choices)
+    def __init__(self, width: int, heads: int, span: int, more: int = 0, caches: int = 1) -> None:
+        super().__init__(width, heads, span, GLOBAL + span + more, 1, caches)
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
 
-    def project(self, x: Tensor, real: Tensor) -> Tokens:
-        """See `Kept.project`."""
+    def project(self, x: Tensor, real: Tensor) -> Projections:
+        """See `SlotCache.project`; all tokens share one bucket."""
         queries, keys, values = (self._split_heads(part(x)) for part in (self.query, self.key, self.value))
-        group = torch.zeros_like(real, dtype=torch.long).unsqueeze(1).expand(-1, self.choices, -1)
-        return Tokens(queries, keys, values, group)
+        bucket = torch.zeros_like(real, dtype=torch.long).unsqueeze(1).expand(-1, self.caches, -1)
+        return Projections(queries, keys, values, bucket)
 
-    def until(self, rank: Tensor, episode: Tensor) -> Tensor:
-        """See `Kept.until`."""
-        return torch.where(rank < GLOBAL, FOREVER, rank + self.span)
+    def evicted_at(self, rank: Tensor, episode: Tensor) -> Tensor:
+        """See `SlotCache.evicted_at`."""
+        return torch.where(rank < GLOBAL, NEVER, rank + self.span)
 
-    def slot(self, group: Tensor, rank: Tensor, last: Tensor) -> Tensor:
-        """See `Kept.slot`."""
+    def slot(self, bucket: Tensor, rank: Tensor, last: Tensor) -> Tensor:
+        """See `SlotCache.slot`."""
         return torch.where(rank < GLOBAL, rank, GLOBAL + (rank - GLOBAL) % self.span)
 
 
-class LatestOfGroup(Kept):
-    """Each token attends to the latest `span` of its group, itself included, by queries that are its keys too.
+class LatestOfBucket(SlotCache):
+    """Each token attends to the latest `span` tokens of its bucket, itself included. Queries are the keys, too.
+
+    Ranks in the slots for 2 buckets of span 3, with 5 and 2 tokens so far (-1 is empty); each bucket is a ring:
+
+        bucket 0    bucket 1
+        3 4 2       0 1 -1
 
     Args:
         width: size of a token.
-        heads: number of heads, each with groups of its own; must divide the width.
-        span: tokens kept of each group.
-        groups: of each head.
+        heads: number of heads, each with buckets of its own; must divide the width.
+        span: cached tokens of each bucket.
+        buckets: buckets of each head.
     """
 
-    def __init__(self, width: int, heads: int, span: int, groups: int) -> None:
-        super().__init__(width, heads, span, groups * span, groups, heads)
+    def __init__(self, width: int, heads: int, span: int, buckets: int) -> None:
+        super().__init__(width, heads, span, buckets * span, buckets, heads)
         self.query = nn.Linear(width, width)
 
-    def until(self, rank: Tensor, episode: Tensor) -> Tensor:
-        """See `Kept.until`."""
+    def evicted_at(self, rank: Tensor, episode: Tensor) -> Tensor:
+        """See `SlotCache.evicted_at`."""
         return rank + self.span
 
-    def slot(self, group: Tensor, rank: Tensor, last: Tensor) -> Tensor:
-        """See `Kept.slot`."""
-        return group * self.span + rank % self.span
+    def slot(self, bucket: Tensor, rank: Tensor, last: Tensor) -> Tensor:
+        """See `SlotCache.slot`."""
+        return bucket * self.span + rank % self.span

@@ -1,4 +1,4 @@
-"""Torch's recurrent networks over rows that hold padding and more than one episode."""
+"""Base of torch's recurrent networks, over rows with padding and several episodes."""
 
 from __future__ import annotations
 
@@ -13,37 +13,45 @@ from aaren_rl.mixers.base.contract import Mixer
 Rows = TypeVar("Rows", Tensor, PackedSequence)
 
 
-class Recurrent(Mixer):
-    """A recurrent network and a projection of its outputs.
+class TorchRNN(Mixer):
+    """A recurrent network and an output projection.
 
-    Torch's kernels run along whole rows. So where a row has padding or a reset after its first token, its episodes are
-    cut out and become rows of their own, packed without padding for a single call.
+    Torch's kernels run along whole rows. If a row has padding, or a reset after its first token, each of its episodes
+    becomes a row of its own, packed without padding, for a single call. Here `.` is padding and `|` a reset:
 
-    The projection is there because all else in the residual stream is written by a linear layer: a state between -1 and
-    1 would set the size of what is added, and a block would not start near the identity as it does with attention.
+        a b . c |d e        ->        a b c
+        f g h  i j k                  d e
+                                      f g h i j k
 
-    Subclasses implement `run`, and `step` by torch's cell; their state is a tensor, zero at the start of an episode.
+    Everything else in the residual stream is written by a linear layer; hence the projection. Without it, a state
+    between -1 and 1 would set the size of what a block adds, and no block would start near the identity.
+
+    A subclass implements `run_rows`, and `step` by torch's cell. The state is a tensor, zero at the start of an
+    episode.
 
     Args:
         width: size of a token and of the hidden state.
-        heads: checked as everywhere, otherwise without effect: a recurrent network has no heads.
+        heads: checked, otherwise without effect: a recurrent network has no heads.
     """
 
     memory = "constant"
-    recordable = False
+    cuda_graph = False
     state_parts: ClassVar[int]
-    """Vectors of the width in a state."""
+    """Number of vectors in a state, each of the width."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__(width, heads)
         self.output = nn.Linear(width, width)
 
-    def run(self, rows: Rows, state: Tensor) -> tuple[Rows, Tensor]:
-        """The network along rows without padding or resets, from a state of each; hidden states, and the states after.
+    def run_rows(self, rows: Rows, state: Tensor) -> tuple[Rows, Tensor]:
+        """Runs the network along rows without padding or resets.
 
         Args:
-            rows: (rows, time, width), or packed ones.
-            state: (rows, state parts * width).
+            rows: (rows, time, width), or packed rows.
+            state: state before each row, (rows, state parts * width).
+
+        Returns:
+            Hidden states like `rows`, and the state after each row, (rows, state parts * width).
         """
         raise NotImplementedError
 
@@ -56,30 +64,31 @@ class Recurrent(Mixer):
     ) -> tuple[Tensor, Tensor]:
         """See `Mixer.forward`; the state is a tensor (batch, state parts * width)."""
         before = self.initial_state(x.shape[0]) if state is None else state
-        # What is carried over thousands of tokens stays in full precision.
+        # A state that lives for thousands of tokens stays in full precision.
         with torch.autocast(x.device.type, enabled=False):
             hidden, after = self._mix(x.to(self.output.weight), before.to(self.output.weight), reset, valid)
         return self.output(hidden), after
 
     def _mix(self, x: Tensor, before: Tensor, reset: Tensor | None, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Hidden states, (batch, time, width), and the state after the last token."""
         if reset is None and valid is None:
-            return self.run(x, before)
+            return self.run_rows(x, before)
         real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if valid is None else valid
-        # Episodes of a row are numbered; number 0 goes on from the state before, all others start anew.
+        # Episode 0 of a row continues from the state; all others start from zeros.
         episode = torch.zeros_like(real, dtype=torch.long) if reset is None else reset.cumsum(1)
         if bool(real.all() & (episode == episode[:, :1]).all()):
-            return self.run(x, before.masked_fill(episode[:, :1] > 0, 0.0))
+            return self.run_rows(x, before.masked_fill(episode[:, :1] > 0, 0.0))
         after = before.masked_fill(episode[:, -1:] > 0, 0.0)
         outputs = torch.zeros_like(x)
         owner, number, lengths = _pieces(real, episode)
         if not len(lengths):
             return outputs, after
         filled = torch.arange(int(lengths.max()), device=x.device) < lengths.unsqueeze(1)
-        rows = x.new_zeros(*filled.shape, self.width)
-        # Both masks are gone through in the same order.
+        rows = x.new_zeros(*filled.shape, self.width)  # (pieces, longest, width)
+        # Both masks list the real tokens in the same order.
         rows[filled] = x[real]
         packed = pack_padded_sequence(rows, lengths.cpu(), batch_first=True, enforce_sorted=False)
-        hidden, ends = self.run(packed, before[owner].masked_fill((number > 0).unsqueeze(1), 0.0))
+        hidden, ends = self.run_rows(packed, before[owner].masked_fill((number > 0).unsqueeze(1), 0.0))
         outputs[real] = pad_packed_sequence(hidden, batch_first=True)[0][filled]
         last = number == episode[owner, -1]
         after[owner[last]] = ends[last]
@@ -87,7 +96,7 @@ class Recurrent(Mixer):
 
 
 def _pieces(real: Tensor, episode: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of every piece of an episode that has tokens: the row it lies in, its number there, and its length, (pieces,)."""
+    """Row, episode number and length of every episode that has tokens, each (pieces,)."""
     keys = torch.stack([real.nonzero()[:, 0], episode[real]], 1)
     pieces, lengths = torch.unique_consecutive(keys, dim=0, return_counts=True)
     return pieces[:, 0], pieces[:, 1], lengths

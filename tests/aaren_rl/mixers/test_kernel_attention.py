@@ -228,7 +228,7 @@ def test_directions_are_the_same_for_every_seed_and_saved(name):
 
 
 def test_a_performer_without_features_is_refused():
-    with pytest.raises(InvalidInput, match="0 blocks of random features; expected at least 1"):
+    with pytest.raises(InvalidInput, match="expansion is 0; expected at least 1"):
         Performer(WIDTH, HEADS, 0)
 
 

@@ -110,14 +110,14 @@ def balanced(rows, rounds, scores, number=None):
 
     Balancing.rounds = rounds
     mixer = Balancing(WIDTH, 1, SIZE * (number or rows)).double()
-    age = torch.arange(1, mixer.blocks + 1)
+    age = torch.arange(1, mixer.windows + 1)
     row = torch.arange(1, rows + 1).unsqueeze(1)
     chosen = (row >= age).view(1, rows, 1, -1)
     by_age = scores[row - 1, (row - age).clamp(0)].view(1, rows, 1, -1)
     weights, columns = mixer.balance(by_age, chosen, mixer.initial_state(1).columns)
     square = torch.zeros(rows, rows, dtype=torch.float64)
     for i in range(1, rows + 1):
-        for a in range(1, min(i, mixer.blocks) + 1):
+        for a in range(1, min(i, mixer.windows) + 1):
             square[i - 1, i - a] = weights[0, i - 1, 0, a - 1]
     return square, columns
 
@@ -166,7 +166,7 @@ def test_scores_of_any_size_give_no_nan():
 
 
 def test_the_window_is_written_in_tokens_and_rounded_up_to_blocks():
-    assert [mixers.build(f"sinkhorn:{span}", WIDTH, HEADS).blocks for span in (1, 5, 6, 20, 21)] == [1, 1, 2, 4, 5]
+    assert [mixers.build(f"sinkhorn:{span}", WIDTH, HEADS).windows for span in (1, 5, 6, 20, 21)] == [1, 1, 2, 4, 5]
     for span in (0, -3):
         with pytest.raises(InvalidInput, match=f"a window of {span} tokens; expected at least 1"):
             Sinkhorn(WIDTH, HEADS, span)

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 from aaren_rl import mixers
 from aaren_rl.errors import InvalidInput
 from aaren_rl.mixers import FactorisedSynthesizer, Linformer, Local
-from aaren_rl.mixers.base.chunkwise import BLOCK
-from aaren_rl.mixers.base.sliding_window import Windowed
+from aaren_rl.mixers.base.chunkwise import CHUNK
+from aaren_rl.mixers.base.sliding_window import SlidingWindow
 
 WIDTH, HEADS = 12, 3
 SIZE = WIDTH // HEADS
@@ -166,10 +166,10 @@ def test_it_is_its_sources_formula_on_every_window(loud, name, span):
 
 @every_window
 def test_it_is_its_sources_formula_beyond_a_block(loud, name):
-    time = BLOCK + 21
+    time = CHUNK + 21
     reset, valid = torch.zeros(1, time, dtype=torch.bool), torch.ones(1, time, dtype=torch.bool)
     valid[0, 3:9] = False
-    assert_equals_loop(build(name, loud, 13), name, draw(1, time, WIDTH), reset, valid, first=BLOCK - 5)
+    assert_equals_loop(build(name, loud, 13), name, draw(1, time, WIDTH), reset, valid, first=CHUNK - 5)
 
 
 @every_window
@@ -205,17 +205,17 @@ def test_it_is_as_large_as_attention_save_those_that_learn_less(name):
 
 
 def test_what_lies_along_windows_and_along_the_past():
-    windowed = Windowed(4, 2, span=5, remembered=3)
+    sliding = SlidingWindow(4, 2, span=5, entry_size=3)
     weights, past = draw(2, 3, 6, 5), draw(2, 10, 3)
-    laid = windowed.along_past(weights)
+    laid = sliding.along_past(weights)
     expected = torch.zeros(2, 3, 6, 10, dtype=torch.float64)
     for t in range(6):
         expected[..., t, t : t + 5] = weights[..., t, :]
     assert torch.equal(laid, expected)
-    assert torch.equal(windowed.along_window(laid), weights)
-    assert torch.equal(windowed.ages(6)[laid[0, 0] != 0].view(6, 5), torch.arange(4, -1, -1).expand(6, 5))
-    seen = windowed.along_past((draw(2, 6, 5, seed=1) > 0).double()) > 0
-    windows, found = windowed.windows(past, seen)
+    assert torch.equal(sliding.along_window(laid), weights)
+    assert torch.equal(sliding.ages(6)[laid[0, 0] != 0].view(6, 5), torch.arange(4, -1, -1).expand(6, 5))
+    seen = sliding.along_past((draw(2, 6, 5, seed=1) > 0).double()) > 0
+    windows, found = sliding.windows(past, seen)
     for row in range(2):
         for t in range(6):
             for place in range(5):

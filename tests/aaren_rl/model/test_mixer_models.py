@@ -56,7 +56,7 @@ def test_conformance_a_model_of_it_computes_in_bf16(make_model, name):
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
-@pytest.mark.parametrize("name", [name for name in mixers.names() if mixers.get(name).recordable])
+@pytest.mark.parametrize("name", [name for name in mixers.names() if mixers.get(name).cuda_graph])
 def test_conformance_models_of_it_are_computed_as_one_batch(make_model, name):
     """As several seeds are on a GPU, where nothing may depend on values."""
     models = []

@@ -15,7 +15,7 @@ import torch
 from aaren_rl import __version__
 from aaren_rl.checkpoint import AgentCard, load_agent, save_agent
 from aaren_rl.errors import CheckpointError, InvalidInput
-from aaren_rl.mixers import aaren
+from aaren_rl.mixers.aaren import stepper
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
 from aaren_rl.stepping import onnx as export
 from aaren_rl.stepping.onnx import ExportFailed, to_onnx
@@ -53,7 +53,7 @@ def exported(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name in SHAPES:
             folders[name] = tmp_path_factory.mktemp("exported") / name
-            patch.setattr(aaren, "NARROW", 60.0 if name == "large" else -1.0)
+            patch.setattr(stepper, "NARROW", 60.0 if name == "large" else -1.0)
             assert to_onnx(build(name), CARD, folders[name]) == folders[name] / "agent.onnx"
     return folders
 
@@ -335,7 +335,7 @@ def test_exporting_leaves_the_weights_and_the_random_numbers_alone(quick, tmp_pa
 
 def test_an_embedding_of_fewer_timesteps_than_the_check_has_is_exported(exported, monkeypatch, tmp_path):
     """The check may not run past the longest episode."""
-    monkeypatch.setattr(aaren, "NARROW", -1.0)
+    monkeypatch.setattr(stepper, "NARROW", -1.0)
     monkeypatch.setattr(export, "STEPS", 400)
     graph = (exported["small"] / "agent.onnx").read_bytes()
     monkeypatch.setattr(export, "_graph", lambda step: graph)

@@ -7,9 +7,10 @@ from torch import nn
 
 from aaren_rl import mixers
 from aaren_rl.errors import InvalidInput
-from aaren_rl.mixers import Aaren, Mixer, aaren, state_tensors
-from aaren_rl.mixers.aaren import AarenStep
-from aaren_rl.mixers.base.contract import PlainStepper
+from aaren_rl.mixers import Aaren, Mixer, state_tensors
+from aaren_rl.mixers.aaren import stepper
+from aaren_rl.mixers.aaren.stepper import AarenStepper
+from aaren_rl.mixers.base.stepper import PlainStepper
 from aaren_rl.model import DecisionModel, ModelConfig
 from aaren_rl.stepping.numpy_step import NumpyStep
 from aaren_rl.stepping.step import RETURN_TO_GO, TIMESTEP, Step
@@ -76,7 +77,7 @@ def take(monkeypatch):
 
     def change(form):
         if form == "running":
-            monkeypatch.setattr(aaren, "NARROW", -1.0)
+            monkeypatch.setattr(stepper, "NARROW", -1.0)
 
     return change
 
@@ -336,7 +337,7 @@ def test_fifteen_thousand_tokens_of_one_score_are_counted_to_the_last(loud, take
         torch.nn.init.zeros_(part)
     x, live = norm(torch.randn(6, 8)), torch.tensor([[0.0, 1.0, 1.0], [0.0, 1.0, 1.0]])
     with torch.inference_mode():
-        step = AarenStep(mixer, norm, 3, 1)
+        step = AarenStepper(mixer, norm, 3, 1)
         assert step.bounded == (form == "bounded")
         state = step.start.repeat(2, 1)
         for _ in range(5_000):
@@ -368,7 +369,7 @@ def test_steppers_equal_the_definition_of_attention(loud, take, kind, tokens, ou
     mixer, norm = loud(Aaren(16, heads)).eval(), loud(torch.nn.LayerNorm(16), seed=1, std=1.0)
     generator, steps, batch = torch.Generator().manual_seed(2), 12, 3
     with torch.inference_mode():
-        step = PlainStepper(mixer, tokens, outputs) if kind == "plain" else AarenStep(mixer, norm, tokens, outputs)
+        step = PlainStepper(mixer, tokens, outputs) if kind == "plain" else AarenStepper(mixer, norm, tokens, outputs)
         x = norm(torch.randn(batch, steps, tokens, 16, generator=generator))
         onto = torch.randn(batch, steps, outputs, 16, generator=generator)
         live = torch.ones(batch, steps, tokens)
@@ -401,7 +402,7 @@ def test_a_token_of_the_highest_score_after_many_of_the_lowest_is_right(loud, ta
         for head in range(1, heads):
             # The other heads' scores stay in reach of the bounded form.
             mixer.key.weight[head * 8 : head * 8 + 8].mul_(0.1)
-        step = AarenStep(mixer, norm, 1, 1)
+        step = AarenStepper(mixer, norm, 1, 1)
         assert step.bounded == (form == "bounded")
         for signs in ([-1] * 8 + [1, -1, -1], [1] + [-1] * 10):
             tokens = x * torch.tensor(signs).unsqueeze(-1)
@@ -423,7 +424,7 @@ def test_a_shift_of_all_scores_changes_nothing(loud, take, form, shift, source):
         query = mixer.query(mixer.query_token) / 4
         direction = query @ mixer.key.weight if source == "norm" else query
         (norm if source == "norm" else mixer.key).bias.copy_(direction / direction.square().sum() * shift)
-        step = AarenStep(mixer, norm, 1, 1)
+        step = AarenStepper(mixer, norm, 1, 1)
         assert step.bounded == (form == "bounded")
         x = norm(torch.randn(30, 16, generator=torch.Generator().manual_seed(0)))
         expected, state = attention(mixer, x[None], torch.ones(1, 30, dtype=torch.bool))[0], step.start[None]
@@ -511,7 +512,7 @@ def test_states_before_an_episode_ask_for_a_return_each(make_model):
 @pytest.mark.parametrize("heads", [1, 2])
 def test_a_million_steps_into_an_episode_new_tokens_still_count(monkeypatch, narrow, heads):
     """The sums that a million tokens left are put in place, and the mean of 2,000 more is followed in float64."""
-    monkeypatch.setattr("aaren_rl.mixers.aaren.NARROW", narrow)
+    monkeypatch.setattr("aaren_rl.mixers.aaren.stepper.NARROW", narrow)
     torch.manual_seed(0)
     width, before = 8, 1_000_000
     mixer, norm = Aaren(width, heads), nn.LayerNorm(width)

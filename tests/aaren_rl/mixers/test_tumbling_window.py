@@ -1,19 +1,19 @@
-"""The groups of a block of tokens against a loop that counts along each row."""
+"""Tumbling windows of a chunk of tokens, against a loop that counts along each row."""
 
 import pytest
 import torch
 
-from aaren_rl.mixers.base.buckets import group, seen, still_live
+from aaren_rl.mixers.base.tumbling_window import live_windows, tumbling_windows, visible_windows
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 @pytest.mark.parametrize("time", [1, 4, 23])
 @pytest.mark.parametrize("padded", [False, True])
-def test_groups_are_counted_from_the_start_of_each_episode(size, time, padded):
+def test_windows_are_counted_from_the_start_of_each_episode(size, time, padded):
     rows, past = 40, 3
     generator = torch.Generator().manual_seed(100 * size + time)
     episode = (torch.rand(rows, time, generator=generator) < 0.12).long().cumsum(1)
-    begun = torch.randint(0, size, (rows,), generator=generator)
+    filled = torch.randint(0, size, (rows,), generator=generator)
     live = torch.arange(past) >= torch.randint(0, past + 1, (rows, 1), generator=generator)
     count = torch.full((rows,), time)
     if padded:
@@ -23,12 +23,12 @@ def test_groups_are_counted_from_the_start_of_each_episode(size, time, padded):
         episode = torch.minimum(episode, last.unsqueeze(1))
     tokens = torch.arange(rows * time).view(rows, time, 1)
     recent = -1 - torch.arange(rows * (size - 1)).view(rows, size - 1, 1)
-    groups = group(recent, begun, tokens, episode, count if padded else None, size)
-    looks, alive = seen(groups, live, episode), still_live(groups, live, episode)
+    windows = tumbling_windows(recent, filled, tokens, episode, count if padded else None, size)
+    looks, alive = visible_windows(windows, live, episode), live_windows(windows, live, episode)
     for row in range(rows):
-        # Groups are lists of numbers; those of before the block are only known by their place.
+        # Windows are lists of numbers; those before the chunk are only known by their position.
         known = [place if live[row, place] else None for place in range(past)]
-        own = recent[row, size - 1 - begun[row] :, 0].tolist()
+        own = recent[row, size - 1 - filled[row] :, 0].tolist()
         finished = []
         for t in range(count[row]):
             if episode[row, t] > (episode[row, t - 1] if t else 0):
@@ -36,17 +36,17 @@ def test_groups_are_counted_from_the_start_of_each_episode(size, time, padded):
             if len(own) == size:
                 own = []
             own.append(tokens[row, t, 0].item())
-            assert groups.place[row, t] == len(own) - 1
-            assert groups.tokens[row, groups.own[row, t], 0].tolist() == own
-            assert groups.before[row, t] == len(finished)
+            assert windows.position[row, t] == len(own) - 1
+            assert windows.entries[row, windows.own[row, t], 0].tolist() == own
+            assert windows.completed_before[row, t] == len(finished)
             assert looks[row, t].nonzero().flatten().tolist() == [place for place in known[-past:] if place is not None]
             if len(own) == size:
-                assert groups.members[row, len(finished), :, 0].tolist() == own
-                assert groups.episode[row, len(finished)] == episode[row, t]
+                assert windows.completed[row, len(finished), :, 0].tolist() == own
+                assert windows.episode[row, len(finished)] == episode[row, t]
                 known.append(past + len(finished))
                 finished.append(own)
-        assert groups.complete[row] == len(finished)
+        assert windows.completed_count[row] == len(finished)
         assert alive[row].tolist() == [place is not None for place in known[-past:]]
-        begun_now = len(own) % size
-        assert groups.begun[row] == begun_now
-        assert groups.recent[row, size - 1 - begun_now :, 0].tolist() == own[:begun_now]
+        filled_now = len(own) % size
+        assert windows.filled[row] == filled_now
+        assert windows.recent[row, size - 1 - filled_now :, 0].tolist() == own[:filled_now]

@@ -1,9 +1,11 @@
 # mypy: ignore-errors
-"""Triton kernels of `aaren_rl.ops.prefix_attention.fused`, which launches them; imported only where Triton can be used.
+"""Triton kernels of `aaren_rl.ops.prefix_attention.fused`; importing this module imports Triton.
 
-Indices: k and j count positions of a chunk, j <= k, and d columns of the values. A program belongs to one (batch, head)
-row, one block of columns and one group of chunks: grid (rows, blocks, groups). With s the scores and L_k the logsumexp
-of what position k sees, the weight of token j at position k is exp(s_j - L_k) <= 1.
+The grid is (rows, parts, groups): a program computes one (batch, head) row, one part of the features and one group of
+chunks. The indices k and j count tokens of a chunk, j <= k, and d counts features of the values. With s the scores and
+L_k the logsumexp of what token k sees, the weight of token j at token k is exp(s_j - L_k) <= 1.
+
+Arguments that end in _b, _h, _t and _d are the strides of a tensor over batch, heads, time and features.
 """
 
 import triton
@@ -15,11 +17,14 @@ INTERPRETED = not isinstance(tl.sum, triton.JITFunction)
 
 @triton.jit
 def _dot(weights, x, native: tl.constexpr):
-    """Matrix product of float32 weights and x of any type, as good as float32; native: half types stay as they are."""
+    """Matrix product of float32 weights and x of any dtype, nearly as exact as in float32.
+
+    With native, the product is taken in the dtype of x, also if it has 16 bits.
+    """
     if x.dtype == tl.float32 or not native:
         result = tl.dot(weights, x.to(tl.float32), input_precision="ieee")
     else:
-        # Two terms carry a float32 weight through the half-precision units; one would cost 8 to 13 of its bits.
+        # Two terms carry a float32 weight through the 16-bit units; one term would lose 13 to 16 of its 24 bits.
         high = weights.to(x.dtype)
         low = (weights - high.to(tl.float32)).to(x.dtype)
         result = tl.dot(high, x) + tl.dot(low, x)
@@ -28,7 +33,7 @@ def _dot(weights, x, native: tl.constexpr):
 
 @triton.jit
 def _finite(x):
-    """-inf, which stands for the empty prefix, becomes 0, so that no -inf is subtracted from another."""
+    """Replaces -inf, the maximum of the empty prefix, by 0: -inf - -inf is NaN."""
     return tl.where(x == float("-inf"), 0.0, x)
 
 
@@ -67,19 +72,19 @@ def forward_kernel(
     has_groups: tl.constexpr,
     native: tl.constexpr,
     chunk: tl.constexpr,
-    block: tl.constexpr,
+    features: tl.constexpr,
 ):
     """Outputs and logs of one group, from the state before it.
 
-    The carried state is (m, c, a) of the paper; within a chunk all prefixes are one small matrix product. group_log and
-    group_output (rows, groups - 1[, dim]) hold the states at the ends of the groups, and are read by all but the first.
+    The carried state is (m, c, a) of the paper. Within a chunk all prefixes are one small matrix product. group_log and
+    group_output (rows, groups - 1[, dim]) hold the states at the ends of the groups; all groups but the first read one.
     """
     row = tl.program_id(0).to(tl.int64)
     group = tl.program_id(2)
     b = row // heads
     h = row % heads
     k = tl.arange(0, chunk)
-    d = tl.program_id(1) * block + tl.arange(0, block)
+    d = tl.program_id(1) * features + tl.arange(0, features)
     in_dim = d < dim
     scores += b * scores_b + h * scores_h
     values += b * values_b + h * values_h
@@ -111,17 +116,17 @@ def forward_kernel(
             mask=present[:, None] & in_dim[None, :],
             other=0.0,
         )
-        seen = k[:, None] >= k[None, :]
+        visible = k[:, None] >= k[None, :]
         carried = k >= 0
         if has_segment:
             at = segment + b * segment_b
-            own = tl.load(at + t * segment_t, mask=inside, other=-1)
-            before = tl.load(at + (start - 1) * segment_t, mask=start > 0, other=0)
-            seen = seen & (own[:, None] == own[None, :])
-            carried = own == before
+            segments = tl.load(at + t * segment_t, mask=inside, other=-1)
+            segment_before = tl.load(at + (start - 1) * segment_t, mask=start > 0, other=0)
+            visible = visible & (segments[:, None] == segments[None, :])
+            carried = segments == segment_before
 
         m_carried = tl.where(carried, m_before, float("-inf"))
-        table = tl.where(seen, s[None, :], float("-inf"))
+        table = tl.where(visible, s[None, :], float("-inf"))
         m = tl.maximum(tl.max(table, axis=1), m_carried)
         finite_m = _finite(m)
         weights = tl.exp(table - finite_m[:, None])
@@ -168,15 +173,15 @@ def forward_summary_kernel(
     has_segment: tl.constexpr,
     has_valid: tl.constexpr,
     chunk: tl.constexpr,
-    block: tl.constexpr,
+    features: tl.constexpr,
 ):
-    """The log and output at the end of one whole group, of its own tokens alone; one program per group but the last."""
+    """Log and output at the end of one group, from the tokens of the group alone; for all groups but the last."""
     row = tl.program_id(0).to(tl.int64)
     group = tl.program_id(2)
     b = row // heads
     h = row % heads
     k = tl.arange(0, chunk)
-    d = tl.program_id(1) * block + tl.arange(0, block)
+    d = tl.program_id(1) * features + tl.arange(0, features)
     in_dim = d < dim
     scores += b * scores_b + h * scores_h
     values += b * values_b + h * values_h
@@ -184,7 +189,7 @@ def forward_summary_kernel(
     first = group * group_size
     m = tl.full((), float("-inf"), tl.float32)
     c = tl.full((), 0.0, tl.float32)
-    a = tl.full((block,), 0.0, tl.float32)
+    a = tl.full((features,), 0.0, tl.float32)
     for start in range(first, first + group_size, chunk):
         t = (start + k).to(tl.int64)
         present = k >= 0
@@ -192,8 +197,8 @@ def forward_summary_kernel(
             present = tl.load(valid + b * valid_b + t * valid_t) != 0
         if has_segment:
             at = segment + b * segment_b
-            own = tl.load(at + t * segment_t)
-            present = present & (own == tl.load(at + (first + group_size - 1) * segment_t))
+            segments = tl.load(at + t * segment_t)
+            present = present & (segments == tl.load(at + (first + group_size - 1) * segment_t))
         s = tl.load(scores + t * scores_t, mask=present, other=float("-inf")).to(tl.float32)
         v = tl.load(
             values + t[:, None] * values_t + d[None, :] * values_d,
@@ -271,15 +276,15 @@ def backward_kernel(
     has_groups: tl.constexpr,
     native: tl.constexpr,
     chunk: tl.constexpr,
-    block: tl.constexpr,
+    features: tl.constexpr,
 ):
     """All gradients of one group, from the last chunk to the first.
 
-    Carried are the sums over the positions k behind a chunk, in the segment of its last position e, of
-    exp(L_e - L_k) do_k (after) and exp(L_e - L_k) delta_k (after_delta), with delta_k = <do_k, o_k> - dL_k. Both, and
-    ds_j = <v_j, dv_j> - sum_k p_kj delta_k, are linear in the columns: each block of columns yields a part of d_scores
-    (blocks, rows, time) and d_log_before (blocks, rows), and the caller sums the parts. group_after and group_delta
-    (rows, groups - 1[, dim]) hold the carried sums at the ends of all groups but the last.
+    Two sums are carried back over the tokens k after a chunk, in the segment of its last token e: `after`, of
+    exp(L_e - L_k) do_k, and `after_delta`, of exp(L_e - L_k) delta_k with delta_k = <do_k, o_k> - dL_k. Both, and
+    ds_j = <v_j, dv_j> - sum_k p_kj delta_k, are linear in the features. Each part of the features therefore gives a
+    summand of d_scores (parts, rows, time) and of d_log_before (parts, rows); the caller adds them up. group_after and
+    group_delta (rows, groups - 1[, dim]) hold the carried sums at the ends of all groups but the last.
     """
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
@@ -287,7 +292,7 @@ def backward_kernel(
     b = row // heads
     h = row % heads
     k = tl.arange(0, chunk)
-    d = part * block + tl.arange(0, block)
+    d = part * features + tl.arange(0, features)
     in_dim = d < dim
     scores += b * scores_b + h * scores_h
     values += b * values_b + h * values_h
@@ -299,7 +304,7 @@ def backward_kernel(
     d_scores += part_row * time
     log_state = tl.load(log_before + row)
 
-    after = tl.full((block,), 0.0, tl.float32)
+    after = tl.full((features,), 0.0, tl.float32)
     after_delta = tl.full((), 0.0, tl.float32)
     if has_groups:
         behind = group < tl.num_programs(2) - 1
@@ -309,8 +314,8 @@ def backward_kernel(
 
     first = group * group_size
     last = tl.minimum(first + group_size, time)
-    # The logs belong to no column: the first block accounts for them.
-    own_until = tl.where(part == 0, last, 0)
+    # The logs belong to no feature: the first part accounts for them.
+    logs_until = tl.where(part == 0, last, 0)
     chunks = tl.cdiv(last - first, chunk)
     for i in range(0, chunks):
         start = first + (chunks - 1 - i) * chunk
@@ -334,29 +339,28 @@ def backward_kernel(
         delta = tl.sum(do.to(tl.float32) * o.to(tl.float32), axis=1)
         if has_d_logs:
             d_log_at = d_logs + b * d_logs_b + h * d_logs_h + t * d_logs_t
-            delta -= tl.load(d_log_at, mask=known & (t < own_until), other=0.0)
+            delta -= tl.load(d_log_at, mask=known & (t < logs_until), other=0.0)
 
         end = tl.minimum(start + chunk, last) - 1
         log_end = _finite(tl.load(logs + end * logs_t))
         log_start = tl.where(start > 0, tl.load(logs + (start - 1) * logs_t, mask=start > 0, other=0.0), log_state)
         # Row j, column k: the transposed weights.
-        seen = (k[:, None] <= k[None, :]) & known[None, :]
+        visible = (k[:, None] <= k[None, :]) & known[None, :]
         to_end = k >= 0
         to_start = known
         step = log_start - log_end
         if has_segment:
             at = segment + b * segment_b
-            own = tl.load(at + t * segment_t, mask=inside, other=-1)
-            own_end = tl.load(at + end * segment_t)
-            own_start = tl.load(at + (start - 1) * segment_t, mask=start > 0, other=0)
-            seen = seen & (own[:, None] == own[None, :])
-            to_end = own == own_end
-            to_start = known & (own == own_start)
-            step = tl.where(own_start == own_end, step, float("-inf"))
-        weights = tl.exp(tl.where(seen, s[:, None] - log[None, :], float("-inf")))
+            segments = tl.load(at + t * segment_t, mask=inside, other=-1)
+            segment_end = tl.load(at + end * segment_t)
+            segment_start = tl.load(at + (start - 1) * segment_t, mask=start > 0, other=0)
+            visible = visible & (segments[:, None] == segments[None, :])
+            to_end = segments == segment_end
+            to_start = known & (segments == segment_start)
+            step = tl.where(segment_start == segment_end, step, float("-inf"))
+        weights = tl.exp(tl.where(visible, s[:, None] - log[None, :], float("-inf")))
         weight_end = tl.exp(tl.where(to_end, s - log_end, float("-inf")))
         weight_start = tl.exp(tl.where(to_start, log_start - log, float("-inf")))
-
         keep = tl.exp(step)
 
         dv = _dot(weights, do, native) + weight_end[:, None] * after[None, :]
@@ -367,7 +371,7 @@ def backward_kernel(
         after_delta = after_delta * keep + tl.sum(weight_start * delta, axis=0)
 
     if group == 0:
-        # What is carried past the first position is the gradient of the state before.
+        # The sums carried back past the first token are the gradient of the state before.
         tl.store(d_output_before + row * dim + d, after, mask=in_dim)
         o_before = tl.load(output_before + row * dim + d, mask=in_dim, other=0.0)
         tl.store(d_log_before + part_row, tl.sum(after * o_before, axis=0) - after_delta)
@@ -405,16 +409,16 @@ def backward_summary_kernel(
     has_segment: tl.constexpr,
     has_d_logs: tl.constexpr,
     chunk: tl.constexpr,
-    block: tl.constexpr,
+    features: tl.constexpr,
 ):
-    """The sums that one group adds to what is carried past its start; one program per group but the first."""
+    """The sums that one group adds to those carried back past its start; for all groups but the first."""
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     group = tl.program_id(2) + 1
     b = row // heads
     h = row % heads
     k = tl.arange(0, chunk)
-    d = part * block + tl.arange(0, block)
+    d = part * features + tl.arange(0, features)
     in_dim = d < dim
     outputs += b * outputs_b + h * outputs_h
     logs += b * logs_b + h * logs_h
@@ -422,9 +426,9 @@ def backward_summary_kernel(
 
     first = group * group_size
     last = tl.minimum(first + group_size, time)
-    own_until = tl.where(part == 0, last, 0)
+    logs_until = tl.where(part == 0, last, 0)
     log_start = tl.load(logs + (first - 1) * logs_t)
-    after = tl.full((block,), 0.0, tl.float32)
+    after = tl.full((features,), 0.0, tl.float32)
     after_delta = tl.full((), 0.0, tl.float32)
     for start in range(first, last, chunk):
         t = (start + k).to(tl.int64)
@@ -435,8 +439,8 @@ def backward_summary_kernel(
         to_start = known
         if has_segment:
             at = segment + b * segment_b
-            own = tl.load(at + t * segment_t, mask=inside, other=-1)
-            to_start = known & (own == tl.load(at + (first - 1) * segment_t))
+            segments = tl.load(at + t * segment_t, mask=inside, other=-1)
+            to_start = known & (segments == tl.load(at + (first - 1) * segment_t))
         filled = inside[:, None] & in_dim[None, :]
         do = tl.load(d_outputs + t[:, None] * d_outputs_t + d[None, :] * d_outputs_d, mask=filled, other=0.0)
         o = tl.load(outputs + t[:, None] * outputs_t + d[None, :] * outputs_d, mask=filled, other=0.0)
@@ -444,7 +448,7 @@ def backward_summary_kernel(
         delta = tl.sum(do * o.to(tl.float32), axis=1)
         if has_d_logs:
             d_log_at = d_logs + b * d_logs_b + h * d_logs_h + t * d_logs_t
-            delta -= tl.load(d_log_at, mask=known & (t < own_until), other=0.0)
+            delta -= tl.load(d_log_at, mask=known & (t < logs_until), other=0.0)
         weight_start = tl.exp(tl.where(to_start, log_start - log, float("-inf")))
         after += tl.sum(weight_start[:, None] * do, axis=0)
         after_delta += tl.sum(weight_start * delta, axis=0)

@@ -3,6 +3,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from helpers import assert_close, assert_same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from aaren_rl.ops.prefix_attention import ScanState, choose_form, combine, initi
 FORMS = ("recurrent", "blockwise", "parallel", "chunked", "matrix", "auto")
 LENGTHS = (1, 2, 3, 63, 64, 65, 127, 129, 200)
 BATCH, HEADS, DIM = 2, 2, 3
+LEAVES = ("scores", "values", "c", "a")
 
 
 def draw(time, seed=0, scale=3.0, resets=0.0, padded=0.0, with_state=True, batch=BATCH):
@@ -56,7 +58,7 @@ def loop_reference(scores, values, state=None, reset=None, valid=None):
 
 
 @cache
-def drawn_with_reference(time, resets, padded, with_state):
+def draw_with_reference(time, resets, padded, with_state):
     given = draw(time, time, resets=resets, padded=padded, with_state=with_state)
     return given, loop_reference(*given)
 
@@ -95,18 +97,17 @@ def naive_reference(scores, values, state, reset, valid):
 
 
 def assert_state(state, expected, tolerance):
-    np.testing.assert_allclose(state.m, expected[0], rtol=tolerance, atol=tolerance)
-    np.testing.assert_allclose(state.c, expected[1], rtol=tolerance, atol=tolerance)
-    np.testing.assert_allclose(state.a, expected[2], rtol=tolerance, atol=tolerance)
+    for name, part, wanted in zip(state._fields, state, expected, strict=True):
+        np.testing.assert_allclose(part, wanted, rtol=tolerance, atol=tolerance, err_msg=name)
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("time", LENGTHS)
 def test_outputs_and_state_equal_the_loop(form, time):
     for resets, padded, with_state in ((0.0, 0.0, False), (0.0, 0.0, True), (0.05, 0.2, True), (0.3, 0.5, False)):
-        given, (expected, expected_state) = drawn_with_reference(time, resets, padded, with_state)
+        given, (expected, expected_state) = draw_with_reference(time, resets, padded, with_state)
         outputs, state = prefix_attention(*given, form=form)
-        np.testing.assert_allclose(outputs, expected, rtol=1e-11, atol=1e-11)
+        np.testing.assert_allclose(outputs, expected, rtol=1e-11, atol=1e-11, err_msg="outputs")
         assert_state(state, expected_state, 1e-11)
 
 
@@ -127,8 +128,8 @@ def test_gradients_equal_the_naive_formula(form, time):
     outputs, final = prefix_attention(scores, values, state, reset, valid, form=form)
     got = torch.autograd.grad(total(outputs, final.c, final.a), leaves)
     expected = torch.autograd.grad(total(*naive_reference(scores, values, state, reset, valid)), leaves)
-    for ours, theirs in zip(got, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    for name, ours, theirs in zip(LEAVES, got, expected, strict=True):
+        assert_close(f"d_{name}", ours, theirs, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -138,8 +139,8 @@ def test_nan_in_padding_reaches_neither_outputs_nor_gradients(form):
     scores = scores.masked_fill(~valid.unsqueeze(1), torch.nan).requires_grad_()
     values = values.masked_fill(~valid[:, None, :, None], torch.nan).requires_grad_()
     outputs, final = prefix_attention(scores, values, state, reset, valid, form=form)
-    assert torch.equal(outputs, clean)
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(final, clean_state, strict=True))
+    assert_same("outputs", outputs, clean)
+    assert_same("state", final, clean_state)
     outputs.square().sum().backward()
     assert scores.grad.isfinite().all()
     assert values.grad.isfinite().all()
@@ -154,9 +155,9 @@ def test_a_row_of_nothing_but_padding_keeps_its_state(form, time):
     valid[0] = False
     scores.requires_grad_()
     outputs, final = prefix_attention(scores, values, state, None, valid, form=form)
-    for after, before in zip(final, state, strict=True):
-        torch.testing.assert_close(after[0], before[0], rtol=1e-15, atol=0)
-    torch.testing.assert_close(outputs[0], (state.a / state.c.unsqueeze(-1))[0].unsqueeze(1).expand(-1, time, -1))
+    for name, after, before in zip(state._fields, final, state, strict=True):
+        assert_close(name, after[0], before[0], rtol=1e-15, atol=0)
+    assert_close("outputs", outputs[0], (state.a / state.c.unsqueeze(-1))[0].unsqueeze(1).expand(-1, time, -1))
     outputs, final = prefix_attention(scores, values, None, None, valid, form=form)
     assert (outputs[0] == 0).all()
     assert (final.m[0] == -torch.inf).all()
@@ -174,7 +175,7 @@ def test_scores_of_ten_thousand_neither_overflow_nor_vanish(form, dtype):
         expected, _ = loop_reference(scores, values, state, reset, valid)
         outputs, _ = prefix_attention(scores, values, state, reset, valid, form=form)
         tolerance = 1e-5 if dtype == torch.float32 else 1e-11
-        np.testing.assert_allclose(outputs.detach(), expected, rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(outputs.detach(), expected, rtol=tolerance, atol=tolerance, err_msg="outputs")
         outputs.square().sum().backward()
         assert scores.grad.isfinite().all()
     # Both signs at once: the small ones weigh nothing.
@@ -182,12 +183,12 @@ def test_scores_of_ten_thousand_neither_overflow_nor_vanish(form, dtype):
     scores = torch.where(scores > 0, 1e4, -1e4).to(dtype)
     expected, _ = loop_reference(scores, values)
     outputs, _ = prefix_attention(scores, values.to(dtype), form=form)
-    np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-5, err_msg="outputs")
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_lower_precision_gives_outputs_in_its_type_and_a_float32_state(form, dtype):
+def test_outputs_keep_their_dtype_and_the_state_is_float32(form, dtype):
     scores, values, _, reset, valid = draw(129, 7, resets=0.02, padded=0.1)
     scores, values = scores.to(dtype), values.to(dtype)
     expected, expected_state = loop_reference(scores, values, None, reset, valid)
@@ -195,7 +196,7 @@ def test_lower_precision_gives_outputs_in_its_type_and_a_float32_state(form, dty
     assert outputs.dtype == dtype
     assert {part.dtype for part in state} == {torch.float32}
     tolerance = 1e-5 if dtype == torch.float32 else 1e-2
-    np.testing.assert_allclose(outputs.double(), expected, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(outputs.double(), expected, rtol=tolerance, atol=tolerance, err_msg="outputs")
     assert_state(state, expected_state, 1e-4)
 
 
@@ -205,7 +206,7 @@ def test_autocast_does_not_lower_the_precision_of_the_scan(form):
     expected, _ = prefix_attention(scores.float(), values.float(), form=form)
     with torch.autocast("cpu", torch.bfloat16):
         outputs, _ = prefix_attention(scores.float(), values.float(), form=form)
-    assert torch.equal(outputs, expected)
+    assert_same("outputs", outputs, expected)
 
 
 @settings(max_examples=60, deadline=None)
@@ -228,21 +229,21 @@ def test_pieces_in_any_form_equal_the_loop_over_the_whole(time, split, resets, p
     second, final = prefix_attention(
         scores[..., split:], values[..., split:, :], middle, reset[:, split:], valid[:, split:], form=forms[1]
     )
-    np.testing.assert_allclose(torch.cat([first, second], 2), expected, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(torch.cat([first, second], 2), expected, rtol=1e-10, atol=1e-10, err_msg="outputs")
     assert_state(final, expected_state, 1e-10)
 
 
-def test_combine_is_associative_and_the_empty_state_is_its_identity():
+def test_combine_is_associative_with_the_empty_state_as_identity():
     pieces = [draw(1, seed)[2] for seed in (11, 12, 13)]
     left = combine(combine(pieces[0], pieces[1]), pieces[2])
     right = combine(pieces[0], combine(pieces[1], pieces[2]))
-    for ours, theirs in zip(left, right, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13)
+    for name, ours, theirs in zip(left._fields, left, right, strict=True):
+        assert_close(name, ours, theirs, rtol=1e-13, atol=1e-13)
     empty = ScanState(*(part.double() for part in initial_state(BATCH, HEADS, DIM)))
-    for joined in (combine(empty, pieces[0]), combine(pieces[0], empty)):
-        assert all(torch.equal(ours, theirs) for ours, theirs in zip(joined, pieces[0], strict=True))
+    assert_same("empty, piece", combine(empty, pieces[0]), pieces[0])
+    assert_same("piece, empty", combine(pieces[0], empty), pieces[0])
     nothing = combine(empty, empty)
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(nothing, empty, strict=True))
+    assert_same("empty, empty", nothing, empty)
     assert (read_out(nothing) == 0).all()
 
 
@@ -251,20 +252,23 @@ def test_an_empty_sequence_gives_no_outputs_and_the_state_back(form):
     scores, values, state, reset, valid = draw(0, 14)
     outputs, final = prefix_attention(scores, values, state, reset, valid, form=form)
     assert outputs.shape == (BATCH, HEADS, 0, DIM)
-    assert all(torch.equal(after, before) for after, before in zip(final, state, strict=True))
+    assert_same("state", final, state)
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_what_is_handed_in_is_not_changed(form):
+def test_arguments_are_not_changed(form):
     given = draw(100, 15, resets=0.05, padded=0.2)
-    before = [part.clone() for part in (given[0], given[1], *given[2], given[3], given[4])]
+    arguments = [given[0], given[1], *given[2], given[3], given[4]]
+    before = [part.clone() for part in arguments]
     prefix_attention(*given, form=form)
-    after = [given[0], given[1], *given[2], given[3], given[4]]
-    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+    for name, ours, theirs in zip(
+        ("scores", "values", "m", "c", "a", "reset", "valid"), arguments, before, strict=True
+    ):
+        assert_same(name, ours, theirs)
 
 
 @pytest.mark.parametrize("form", ["blockwise", "parallel", "chunked"])
-def test_a_float32_state_is_still_right_after_a_hundred_thousand_tokens(form):
+def test_a_float32_state_is_right_after_a_hundred_thousand_tokens(form):
     generator = torch.Generator().manual_seed(16)
     tokens = 100_000
     scores = torch.randn(1, 1, tokens, generator=generator)
@@ -274,11 +278,11 @@ def test_a_float32_state_is_still_right_after_a_hundred_thousand_tokens(form):
         piece = slice(start, start + 10_000)
         outputs, state = prefix_attention(scores[..., piece], values[..., piece, :], state, form=form)
     weights = torch.exp(scores.double() - scores.double().max())
-    torch.testing.assert_close(state.m.double(), scores.double().amax(-1))
-    torch.testing.assert_close(state.c.double(), weights.sum(-1), rtol=1e-5, atol=0)
+    assert_close("m", state.m.double(), scores.double().amax(-1))
+    assert_close("c", state.c.double(), weights.sum(-1), rtol=1e-5, atol=0)
     expected = (weights.unsqueeze(-1) * values.double()).sum(2)
-    torch.testing.assert_close(state.a.double(), expected, rtol=1e-5, atol=0)
-    torch.testing.assert_close(outputs[:, :, -1].double(), expected / weights.sum(-1, keepdim=True), rtol=1e-5, atol=0)
+    assert_close("a", state.a.double(), expected, rtol=1e-5, atol=0)
+    assert_close("output", outputs[:, :, -1].double(), expected / weights.sum(-1, keepdim=True), rtol=1e-5, atol=0)
 
 
 def test_auto_takes_a_form_that_exists_for_every_length():
@@ -309,7 +313,7 @@ def test_shapes_and_masks_that_do_not_fit_are_refused():
 
 
 @pytest.mark.parametrize("wrong", ["m", "m and c"])
-def test_a_state_whose_maximum_or_normaliser_does_not_fit_is_refused(wrong):
+def test_a_state_whose_m_or_c_does_not_fit_is_refused(wrong):
     scores, values, state, *_ = draw(5)
     m = state.m[:, :1] if "m" in wrong else state.m
     c = state.c[:, :1] if "c" in wrong else state.c

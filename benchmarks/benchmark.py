@@ -1,4 +1,4 @@
-"""Prints measurements of this machine: `python scripts/benchmark.py [train|scan|step|data|eval]`."""
+"""Prints measurements of this machine: `python benchmarks/benchmark.py [train|scan|step|data|eval]`."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
+import tyro
+
 import d3rlpy_peer
 import evaluating
 import loading
 import scanning
 import stepping
-import torch
 import training
-import tyro
-
 from aaren_rl.errors import InvalidInput
 from aaren_rl.experiments import measuring
 from aaren_rl.experiments.console import run, say

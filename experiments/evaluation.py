@@ -32,23 +32,23 @@ class Options:
     """How an agent or a baseline is evaluated."""
 
     env: str | None = None
-    """Catalogue name that a baseline is evaluated on, as hopper-medium."""
+    """Name of the catalogue, as hopper-medium; baselines only."""
     env_id: str | None = None
-    """Gymnasium id to act in instead of the one the agent was trained for."""
+    """Gymnasium id of the environment; by default the one that the agent was trained for."""
     episodes: int = 100
-    """How many whole episodes."""
+    """Number of whole episodes."""
     target: float | None = None
-    """Return to ask for; by default the agent's first target."""
+    """Target return; by default the agent's first."""
     acting: str | None = None
-    """stream, reset:STEPS or window:STEPS; by default as the agent was trained to."""
+    """Way of acting, stream, reset:STEPS or window:STEPS; by default the agent's."""
     horizon: int | None = None
-    """Steps after which an episode is truncated, instead of the environment's own number."""
+    """Steps after which an episode is truncated; by default the environment's time limit."""
     renew: int | None = None
-    """Ask for the target anew after so many steps of an episode, for a horizon beyond that of the data."""
+    """Resets the return-to-go to the target every this many steps, for episodes longer than the data's."""
     seed: int = 0
-    """Row i of the vector environment is seeded with seed + i."""
+    """Seed of the first environment; the others follow it."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
-    """Where to compute; for small models the CPU steps faster."""
+    """Device to compute on; the CPU steps small models faster."""
 
     def __post_init__(self) -> None:
         for name in ("horizon", "renew"):

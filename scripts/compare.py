@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import tyro
-
+from aaren_rl.experiments.command_line import Group, parse
 from aaren_rl.experiments.comparison.compare import Request, compare
 from aaren_rl.experiments.console import run, say
+
+GROUPS = (
+    Group("run", "Folder and processes of the runs.", ("out", "jobs", "table")),
+    Group("selection", "Part of the comparison to run and to show.", ("only", "datasets", "seeds")),
+    Group("table", "Parts of the table beside the scores.", ("against", "picture")),
+)
 
 
 def main() -> None:
     """Entry point of `aaren-compare`."""
-    run(lambda: compare(tyro.cli(Request, prog="compare", config=(tyro.conf.FlagCreatePairsOff,)), say))
+    run(lambda: compare(parse(Request, "compare", GROUPS, ["file"]), say))
 
 
 if __name__ == "__main__":

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from aaren_rl.envs.evaluation import write_result
 from aaren_rl.errors import InvalidInput
 from aaren_rl.experiments import evaluation, target_sweep
+from aaren_rl.experiments.command_line import Group, parse
 from aaren_rl.experiments.console import describe, run, say
 
 
@@ -17,12 +16,11 @@ from aaren_rl.experiments.console import describe, run, say
 class Arguments:
     """Evaluate an agent, or a baseline, by whole episodes."""
 
-    agent: Annotated[str, tyro.conf.Positional]
-    """Folder of an agent, as runs/<run>/last, or of an exported one; or "random" or "behaviour"."""
-    options: Annotated[evaluation.Options, tyro.conf.arg(name="")] = field(default_factory=evaluation.Options)
+    agent: str
+    """Folder of an agent or of an exported agent, as runs/<run>/last; or a baseline, "random" or "behaviour"."""
+    options: evaluation.Options = field(default_factory=evaluation.Options)
     targets: Literal["sweep"] | tuple[float, ...] | None = None
-    """Evaluate at several targets instead, these or, with "sweep", quantiles of the data's returns and the agent's own
-    targets; writes targets-AGENT-ACTING.json and .png."""
+    """Evaluate at several target returns and draw the outcome; "sweep" takes quantiles of the data's returns."""
     video: bool = False
     """Record one episode as video.mp4 in the run's folder."""
 
@@ -31,9 +29,16 @@ class Arguments:
             raise InvalidInput("--targets stands alone, without --target and --video")
 
 
+GROUPS = (
+    Group("environment", "Environment to act in.", ("env", "env_id", "horizon")),
+    Group("acting", "Way of acting and target return.", ("acting", "target", "targets", "renew", "device")),
+    Group("protocol", "Episodes to play and to record.", ("episodes", "seed", "video")),
+)
+
+
 def main() -> None:
     """Entry point of `aaren-evaluate`."""
-    run(lambda: evaluate(tyro.cli(Arguments, prog="evaluate", config=(tyro.conf.FlagCreatePairsOff,))))
+    run(lambda: evaluate(parse(Arguments, "evaluate", GROUPS, ["agent"])))
 
 
 def evaluate(arguments: Arguments) -> None:

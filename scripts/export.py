@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from aaren_rl.errors import InvalidInput
 from aaren_rl.experiments import exporting
+from aaren_rl.experiments.command_line import Group, parse
 from aaren_rl.experiments.console import describe, run, say
 from aaren_rl.stepping.onnx import CARD
 
@@ -18,27 +17,33 @@ from aaren_rl.stepping.onnx import CARD
 class Arguments:
     """Export an agent as one graph of a single step."""
 
-    agent: Annotated[Path, tyro.conf.Positional]
+    agent: Path
     """Folder of an agent, as runs/<run>/last."""
     to: Literal["onnx"] = "onnx"
-    """Form of the graph."""
+    """Format of the graph."""
     out: Path | None = None
-    """Folder to write agent.onnx and export.json into; by default beside the agent, with -onnx or -onnx-int8 added."""
+    """Folder to write; by default the agent's, with -onnx or -onnx-int8 added to its name."""
     acting: str | None = None
-    """How the exported agent acts, stream or reset:STEPS; by default as the agent was trained to."""
+    """Way of acting, stream or reset:STEPS; by default the agent's."""
     int8: bool = False
-    """Store the perceptrons' weights in 8 bits: a third of the size, not the same actions."""
+    """Store the perceptrons' weights in 8 bits, for a third of the size and slightly other actions."""
     episodes: int | None = None
-    """Episodes to evaluate the agent and its export by; by default 100 with --int8, else none."""
+    """Episodes that compare the export with the agent; by default 100 with --int8, else none."""
 
     def __post_init__(self) -> None:
         if self.episodes is not None and self.episodes < 0:
             raise InvalidInput(f"episodes is {self.episodes}; expected at least 0")
 
 
+GROUPS = (
+    Group("graph", "Form of the graph and its folder.", ("to", "out", "acting", "int8")),
+    Group("comparison", "Evaluation of the agent and of its export.", ("episodes",)),
+)
+
+
 def main() -> None:
     """Entry point of `aaren-export`."""
-    run(lambda: export(tyro.cli(Arguments, prog="export", config=(tyro.conf.FlagCreatePairsOff,))))
+    run(lambda: export(parse(Arguments, "export", GROUPS, ["agent"])))
 
 
 def export(arguments: Arguments) -> exporting.Export:

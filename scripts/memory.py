@@ -4,37 +4,42 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from aaren_rl.experiments import memory_tasks
+from aaren_rl.experiments.command_line import Group, parse
 from aaren_rl.experiments.console import device_named, run, say
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Measure agents of memory tasks at given lengths: how often they are right, and the time of a step."""
+    """Measure the success of agents in memory tasks, and the time of a step, by the length of the task."""
 
-    agents: Annotated[list[str], tyro.conf.Positional]
-    """Agent folders, as runs/<run>/last or LABEL=FOLDER."""
+    agents: list[str]
+    """Folders of agents, as runs/<run>/last or LABEL=FOLDER."""
     lengths: tuple[int, ...] = (20, 50, 100, 150, 300, 600, 1200, 2400, 4800, 9600)
-    """Steps from what is to be remembered to the question, each played at exactly."""
+    """Steps between the cue and the question, one measurement each."""
     episodes: int = 100
     """Whole episodes of each agent at each length."""
     seed: int = 0
-    """Row i of the vector environment is seeded with seed + i."""
+    """Seed of the first environment; the others follow it."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
-    """Where to compute; for small models the CPU steps faster."""
+    """Device to compute on; the CPU steps small models faster."""
     json: Path | None = None
     """Write all figures into this file."""
     plot: Path | None = None
     """Draw success and time by length into this file."""
 
 
+GROUPS = (
+    Group("task", "Lengths and episodes to play.", ("lengths", "episodes", "seed", "device")),
+    Group("output", "Files beside the printed table.", ("json", "plot")),
+)
+
+
 def main() -> None:
     """Entry point of `aaren-memory`."""
-    run(lambda: measure(tyro.cli(Arguments, prog="memory", config=(tyro.conf.FlagCreatePairsOff,))))
+    run(lambda: measure(parse(Arguments, "memory", GROUPS, ["agents"])))
 
 
 def measure(arguments: Arguments) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import tyro
-
 from aaren_rl.experiments import mixer_table
+from aaren_rl.experiments.command_line import parse
 from aaren_rl.experiments.console import run, say
 
 
@@ -17,7 +16,7 @@ class Arguments:
 
 def main() -> None:
     """Entry point of `aaren-mixers`."""
-    run(lambda: print_mixers(tyro.cli(Arguments, prog="mixers")))
+    run(lambda: print_mixers(parse(Arguments, "mixers", ())))
 
 
 def print_mixers(arguments: Arguments) -> None:

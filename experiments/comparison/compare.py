@@ -5,9 +5,6 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from aaren_rl.errors import InvalidInput, unknown_name
 from aaren_rl.experiments.comparison import costs, matrix, picture, running, table
@@ -22,12 +19,12 @@ class Request:
     Runs that are finished are kept, runs that were interrupted go on: the same command again does what is left.
     """
 
-    file: Annotated[Path, tyro.conf.Positional]
-    """TOML file: datasets, seeds, [settings] of every agent, and in [agents.NAME] what is different in one of them."""
+    file: Path
+    """TOML file with datasets, seeds, the [settings] of every agent, and the differences of each in [agents.NAME]."""
     out: Path | None = None
-    """Folder of the runs and the table; runs/<name of the file> by default."""
+    """Folder of the runs and the table; by default runs/<name of the file>."""
     jobs: int = 1
-    """Runs at a time, each in a process and with one thread of its own."""
+    """Number of runs at a time, each in a process with one thread."""
     only: tuple[str, ...] = ()
     """Agents to run and to show; all by default."""
     datasets: tuple[str, ...] = ()
@@ -35,11 +32,11 @@ class Request:
     seeds: tuple[int, ...] = ()
     """Seeds to run and to show; all by default."""
     table: bool = False
-    """Run nothing, only make the table of what is finished."""
+    """Run nothing; write the table of the finished runs."""
     against: str | None = None
-    """Agent that the table holds every other one against: the difference of their scores, and whether it shows."""
+    """Agent whose scores the table subtracts from those of the others, with intervals."""
     picture: bool = False
-    """Then measure, once, what training and acting cost the agents, and draw their scores over it."""
+    """Measure the costs of training and acting once, and draw the scores over them."""
 
 
 def compare(request: Request, say: Say) -> table.Comparison:

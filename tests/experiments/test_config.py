@@ -108,6 +108,7 @@ def test_a_run_to_resume_that_is_not_there(tmp_path):
         (["--context", "0"], "context is 0"),
         (["--warmup", "-1"], "warmup"),
         (["--clip", "0"], "clip is 0.0"),
+        (["--acting", "streaming"], "acting is 'streaming'; expected stream, reset:STEPS"),
     ],
 )
 def test_bad_values_are_named(arguments, message):
@@ -126,7 +127,6 @@ def test_a_context_that_is_not_understood_is_refused():
         (["--updats", "7"], "--updates"),
         (["--layout", "fusd"], "interleaved"),
         (["--source", "hub"], "minari"),
-        (["--acting", "streaming"], "reset:STEPS"),
         (["--updates", "many"], "--updates"),
     ],
 )

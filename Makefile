@@ -17,11 +17,12 @@ test: .venv/.installed-dev
 test-slow: .venv/.installed-dev
 	$(BIN)/pytest -m slow
 
-# mypy starts in a folder without sources, so that what it checks is what was installed.
+# mypy starts in a folder without sources, so that what it checks is what was installed. Benchmarks are not installed.
 check: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	cd .venv && bin/mypy --config-file ../pyproject.toml -p aaren_rl
+	cd benchmarks && ../.venv/bin/mypy --config-file ../pyproject.toml --cache-dir ../.venv/.mypy_cache .
 
 format: .venv/.installed-dev
 	$(BIN)/ruff check --fix .

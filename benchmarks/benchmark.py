@@ -1,47 +1,53 @@
-"""Prints measurements of this machine: `python scripts/benchmark.py [train|scan|step|data|eval]`."""
+"""Prints measurements of this machine: `python benchmarks/benchmark.py [train|scan|step|data|eval]`."""
 
 from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
+
+import torch
 
 import d3rlpy_peer
 import evaluating
 import loading
 import scanning
 import stepping
-import torch
 import training
-import tyro
-
 from aaren_rl.errors import InvalidInput
 from aaren_rl.experiments import measuring
+from aaren_rl.experiments.command_line import Group, parse
 from aaren_rl.experiments.console import run, say
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Measure on this machine, beside the peers, in rounds that alternate; ratios come with the lowest and highest."""
+    """Measure this machine beside the peers in alternating rounds; ratios come with the lowest and the highest."""
 
-    what: Annotated[Literal["all", "train", "scan", "step", "data", "eval"], tyro.conf.Positional] = "all"
-    """train: updates. scan: its forms by length. step: acting. data: loading. eval: where its time goes."""
+    what: Literal["all", "train", "scan", "step", "data", "eval"] = "all"
+    """Subject: updates (train), forms of the scan (scan), acting (step), loading (data), evaluation (eval), or all."""
     threads: int = 1
-    """Threads that torch and onnxruntime may use."""
+    """Threads of torch and onnxruntime."""
     json: Path | None = None
     """File to write all figures into."""
     plots: Path | None = None
     """Folder to draw plots into."""
     long: bool = False
-    """Act 1,000,000 steps before the late steps are timed, not 20,000."""
+    """Act for 1,000,000 steps before the late steps are timed, instead of 20,000."""
     d3rlpy: Path | None = None
-    """An interpreter that has d3rlpy, to compare with that too."""
+    """Interpreter with d3rlpy, to compare with it too."""
+
+
+GROUPS = (
+    Group("measurement", "Threads, peers and length.", ("threads", "d3rlpy", "long")),
+    Group("output", "Files beside the printed table.", ("json", "plots")),
+)
 
 
 def main() -> None:
     """Entry point."""
-    run(lambda: measure(tyro.cli(Arguments, prog="benchmark")))
+    run(lambda: measure(parse(Arguments, "benchmark", GROUPS, ["what"])))
 
 
 def measure(arguments: Arguments) -> None:

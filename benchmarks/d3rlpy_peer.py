@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
 
-import setting
 import torch
 
+import setting
 from aaren_rl.errors import InvalidInput
 from aaren_rl.experiments.measuring import Side
 

@@ -9,7 +9,6 @@ from functools import wraps
 from typing import ParamSpec, TypeVar
 
 import setting
-
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.envs.environments import EnvironmentSpec, make_vector
 from aaren_rl.envs.evaluation import SLOTS

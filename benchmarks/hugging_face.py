@@ -6,10 +6,10 @@ import importlib
 from typing import Any
 
 import numpy as np
-import setting
 import torch
 from torch import Tensor
 
+import setting
 from aaren_rl.data.sampler import Batch
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from aaren_rl.experiments import measuring
 from aaren_rl.experiments.measuring import Report, Side, compare, timed
+from aaren_rl.ops import prefix_attention as scan
 from aaren_rl.ops.prefix_attention import fused as fused_scan
-from aaren_rl.ops.prefix_attention import scan
 
 FORMS: tuple[scan.Form, ...] = ("matrix", "chunked", "blockwise", "parallel")
 SIZES = (

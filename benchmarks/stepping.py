@@ -8,17 +8,16 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import d3rlpy_peer
 import numpy as np
 import numpy.typing as npt
-import setting
 import torch
 
+import d3rlpy_peer
+import hugging_face
+import setting
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.experiments import measuring
 from aaren_rl.experiments.measuring import Chart, Report, Row, Side, compare, timed
-from aaren_rl.scripts.benchmarks.d3rlpy_peer import D3rlpy
-from aaren_rl.scripts.benchmarks.hugging_face import HuggingFace
 from aaren_rl.stepping import onnx as export
 
 NEEDS = ("transformers", "onnx", "onnxscript", "onnxruntime")
@@ -40,7 +39,7 @@ EARLY, LATE, LONG = 100, 20_000, 1_000_000
 """Steps into an episode at which the time of the next ones is compared; the last with `--long`."""
 
 
-def measure(report: Report, peer: D3rlpy | None, long: bool = False) -> None:
+def measure(report: Report, peer: d3rlpy_peer.D3rlpy | None, long: bool = False) -> None:
     """All rows on acting."""
     _against_peers(report, peer)
     _late_in_an_episode(report, LONG if long else LATE)
@@ -69,8 +68,8 @@ class Acting:
         self.steps += 1
 
 
-def _against_peers(report: Report, peer: D3rlpy | None) -> None:
-    ours, fused, theirs = Acting(), Acting(layout="fused"), HuggingFace()
+def _against_peers(report: Report, peer: d3rlpy_peer.D3rlpy | None) -> None:
+    ours, fused, theirs = Acting(), Acting(layout="fused"), hugging_face.HuggingFace()
     theirs.model.eval()
     observations = np.random.default_rng(0).standard_normal((CALLS, setting.OBSERVATION_SIZE), dtype=np.float32)
 

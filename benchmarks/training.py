@@ -8,18 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import d3rlpy_peer
 import numpy as np
-import setting
 import torch
 from torch import Tensor, nn
 
+import d3rlpy_peer
+import hugging_face
+import setting
 from aaren_rl.data.sampler import Batch, Sampler
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.experiments import measuring
 from aaren_rl.experiments.measuring import SCALES, Chart, Report, Row, Side, compare, timed
-from aaren_rl.scripts.benchmarks.d3rlpy_peer import D3rlpy
-from aaren_rl.scripts.benchmarks.hugging_face import HuggingFace
 from aaren_rl.training.run import Trainer
 
 NEEDS = ("transformers",)
@@ -38,7 +37,7 @@ CUDA_UPDATES = 500, 3_500
 """Updates of a short and of a long run, whose difference gives the time of one."""
 
 
-def measure(report: Report, peer: D3rlpy | None) -> None:
+def measure(report: Report, peer: d3rlpy_peer.D3rlpy | None) -> None:
     """All rows on training."""
     _against_peers(report, peer)
     _whole_episodes(report)
@@ -46,10 +45,10 @@ def measure(report: Report, peer: D3rlpy | None) -> None:
     _on_cuda(report)
 
 
-def _against_peers(report: Report, peer: D3rlpy | None) -> None:
+def _against_peers(report: Report, peer: d3rlpy_peer.D3rlpy | None) -> None:
     data = setting.make_trajectories(STEPS)
     sampler = Sampler(data, np.arange(data.episodes), setting.TRAINING.batch_size, setting.CONTEXT)
-    theirs = HuggingFace()
+    theirs = hugging_face.HuggingFace()
     theirs.model.train()
     sides: dict[str, Side] = {
         layout: timed(_our_update(sampler, layout=layout), CALLS) for layout in ("interleaved", "fused")

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-import typing
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import tomli_w
-import tyro
-from typeguard import TypeCheckError, check_type
 
 from aaren_rl.agents.acting import Acting
 from aaren_rl.checkpoint import replace_file
 from aaren_rl.envs.sources import Source
 from aaren_rl.errors import CheckpointError, InvalidInput, unknown_name
+from aaren_rl.experiments import command_line, settings
+from aaren_rl.experiments.command_line import Group
 from aaren_rl.model import ModelConfig
 from aaren_rl.training.run import TrainingConfig
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 CONFIG = "config.toml"
 
@@ -34,34 +27,34 @@ class RunConfig:
     """Train a decision agent on an offline dataset, evaluate it, and save it."""
 
     env: str = "hopper-medium"
-    """A name of the catalogue, a Minari id, or the path of a D4RL HDF5 file or of a Minari dataset's folder."""
+    """Dataset: a name of the catalogue, a Minari id, a D4RL HDF5 file, or the folder of a Minari dataset."""
     source: Source = "auto"
-    """Where to take a name of the catalogue from."""
+    """Source of a dataset that the catalogue names."""
     env_id: str | None = None
-    """Gymnasium id to act in, where the data do not say or say it wrong."""
+    """Gymnasium id of the environment to act in; by default the one that the data name."""
     preset: str | None = None
-    """Start from the settings of a preset ("quick") instead of the paper's; what is given beside it counts."""
+    """Start from a preset ("quick"); other options override it."""
     run: Path | None = None
-    """Folder of the run; runs/<env>-<time> by default."""
+    """Folder of the run; by default runs/<env>-<time>."""
     resume: Path | None = None
-    """Folder of an interrupted run to go on with, with its own settings."""
+    """Go on with the interrupted run in this folder, with its settings."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train; auto takes a GPU where there is one."""
+    """Device to train on; auto takes a GPU if torch sees one."""
     target: float | None = None
-    """Return to ask for in evaluations; by default the dataset's first target."""
+    """Target return of evaluations; by default the dataset's first target."""
     return_scale: float | None = None
-    """Returns-to-go are divided by this; by default the catalogue's scale, or the data's largest return."""
+    """Divisor of returns-to-go; by default the catalogue's, or the largest return in the data."""
     acting: str = "stream"
-    """How the agent acts: "stream" carries its state through the episode; "reset:20" empties the mixers' state every 20
-    steps; "window:20" runs the last 20 steps through the model again at every step."""
+    """"stream" carries the state through an episode, "reset:20" empties it every 20 steps, "window:20" runs the last 20
+    steps through the model at every step."""
     check_episodes: int = 10
     """Episodes of each evaluation during training; 0 for none."""
     episodes: int = 100
     """Episodes of the final evaluation."""
     seeds: int = 1
-    """Train this many agents, with the seed given and those after it: as one batch on a GPU, one by one on a CPU."""
-    model: Annotated[ModelConfig, tyro.conf.arg(name="")] = field(default_factory=ModelConfig)
-    training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = field(default_factory=TrainingConfig)
+    """Number of agents to train, with consecutive seeds; a GPU trains them as one batch."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
         if self.episodes < 1 or self.check_episodes < 0:
@@ -73,8 +66,49 @@ class RunConfig:
             raise InvalidInput(f"seeds is {self.seeds}; expected at least 1")
 
 
+GROUPS = (
+    Group(
+        "run",
+        "Folder, device and seeds of the run, and the settings that it starts from.",
+        ("preset", "run", "resume", "device", "seed", "seeds"),
+    ),
+    Group("data", "Episodes to learn from.", ("env", "source", "return_scale", "held_out")),
+    Group(
+        "model",
+        "Shape of the decision model.",
+        ("mixer", "blocks", "width", "heads", "dropout", "layout", "norm", "recency"),
+    ),
+    Group(
+        "input",
+        "Parts of a step that the model sees beside the observation.",
+        ("previous_action", "reward", "return_to_go", "timesteps", "max_steps"),
+    ),
+    Group(
+        "batch",
+        "Segments of an update, and how they are cut from episodes.",
+        ("context", "weighting", "batch_size", "accumulate"),
+    ),
+    Group(
+        "optimiser",
+        "AdamW, its learning rate, and the average of its weights.",
+        ("updates", "learning_rate", "warmup", "weight_decay", "clip", "average"),
+    ),
+    Group("speed", "Precision, compilation and CUDA graphs.", ("precision", "compile", "graphs")),
+    Group(
+        "evaluation",
+        "Roll-outs during training and after it.",
+        ("env_id", "acting", "target", "episodes", "check_episodes", "evaluate_every"),
+    ),
+    Group("log", "Points of the curves, and checkpoints.", ("log_every", "checkpoint_every")),
+)
+"""Options of the command line by their groups; a TOML file has the fields of `RunConfig` instead."""
+
+
 def parse(arguments: list[str] | None = None) -> RunConfig:
-    """The configuration that a command line asks for.
+    """The configuration that a command line describes.
+
+    Args:
+        arguments: words of the command line; None for those of the process.
 
     Raises:
         InvalidInput: a preset or a value is not known.
@@ -91,7 +125,7 @@ def parse(arguments: list[str] | None = None) -> RunConfig:
         default = load(Path(resume) / CONFIG)
     elif preset is not None:
         default = load(_preset(preset))
-    return tyro.cli(RunConfig, args=arguments, default=default, prog="train", config=(tyro.conf.FlagConversionOff,))
+    return command_line.parse(RunConfig, "train", GROUPS, arguments=arguments, default=default, switches=False)
 
 
 def load(path: Path) -> RunConfig:
@@ -102,49 +136,33 @@ def load(path: Path) -> RunConfig:
         InvalidInput: it holds unknown settings or values.
     """
     try:
-        table = tomllib.loads(path.read_text("utf-8"))
+        table = settings.read(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing; expected the folder of a run that was started before") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    config: RunConfig = _from_table(RunConfig, table, path)
-    return config
+    return settings.from_table(RunConfig, table, str(path))
 
 
 def from_table(table: dict[str, Any], where: str) -> RunConfig:
-    """The configuration that a table of settings asks for, on top of the preset that it may name.
+    """The configuration that a table of settings describes, on top of the preset that it may name.
 
     Args:
-        table: settings, those of the model and of the training in tables of their own.
-        where: what errors say it is from.
+        table: settings, with those of the model and of the training in tables of their names.
+        where: origin that errors name.
 
     Raises:
         InvalidInput: it holds unknown settings or values.
     """
     preset = table.get("preset")
     if preset is not None:
-        table = merge(tomllib.loads(_preset(str(preset)).read_text("utf-8")), table, where)
-    config: RunConfig = _from_table(RunConfig, table, where)
-    return config
-
-
-def merge(below: dict[str, Any], above: dict[str, Any], where: str) -> dict[str, Any]:
-    """One table over another, and so for the tables in them.
-
-    Raises:
-        InvalidInput: a table would replace a value, or a value a table.
-    """
-    merged = dict(below)
-    for name, value in above.items():
-        if name in below and isinstance(below[name], dict) != isinstance(value, dict):
-            raise InvalidInput(f"{where}: {name} is {below[name]!r} and {value!r}; expected two tables or two values")
-        merged[name] = merge(below[name], value, where) if name in below and isinstance(value, dict) else value
-    return merged
+        table = settings.merge(settings.read(_preset(str(preset))), table, where)
+    return settings.from_table(RunConfig, table, where)
 
 
 def save(config: RunConfig, path: Path) -> None:
     """Writes a configuration as TOML."""
-    replace_file(path, tomli_w.dumps(_to_table(config)))
+    replace_file(path, tomli_w.dumps(settings.to_table(config)))
 
 
 def presets() -> dict[str, Path]:
@@ -166,35 +184,3 @@ def _peek(arguments: list[str], option: str) -> str | None:
         if argument == option and position + 1 < len(arguments):
             return arguments[position + 1]
     return None
-
-
-def _to_table(config: Any) -> dict[str, Any]:
-    table: dict[str, Any] = {}
-    for setting in dataclasses.fields(config):
-        value = getattr(config, setting.name)
-        if dataclasses.is_dataclass(value):
-            table[setting.name] = _to_table(value)
-        elif value is not None:
-            table[setting.name] = str(value) if isinstance(value, Path) else value
-    return table
-
-
-def _from_table(kind: type[Any], table: dict[str, Any], path: Path | str) -> Any:
-    known = {setting.name for setting in dataclasses.fields(kind)}
-    hints = typing.get_type_hints(kind)
-    values = {}
-    for name, value in table.items():
-        if name not in known:
-            raise InvalidInput(f"{path}: {unknown_name('setting', name, known)}")
-        if dataclasses.is_dataclass(hints[name]) and isinstance(value, dict):
-            values[name] = _from_table(hints[name], value, path)
-        else:
-            values[name] = Path(value) if hints[name] == Path | None and isinstance(value, str) else value
-            try:
-                check_type(values[name], hints[name])
-            except TypeCheckError as error:
-                raise InvalidInput(f"{path}: {name} is {value!r}; {error}") from error
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise InvalidInput(f"{path}: {error}") from error

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
 
 import torch
+from tqdm import tqdm
 
 from aaren_rl.errors import AarenError, InvalidInput
 from aaren_rl.training.run import Interrupted
+
+Say: TypeAlias = Callable[[str], object]
+"""Takes a line on what was done, as `say` does."""
 
 
 def run(command: Callable[[], object]) -> None:
@@ -30,6 +35,13 @@ def run(command: Callable[[], object]) -> None:
 def say(line: str) -> None:
     """Prints a line at once, also into a pipe."""
     print(line, flush=True)
+
+
+@contextmanager
+def progress(total: int, unit: str, name: str | None = None) -> Iterator[Callable[[int], object]]:
+    """A progress bar; yields a function that takes how many more are done."""
+    with tqdm(total=total, unit=unit, desc=name, mininterval=1.0) as bar:
+        yield bar.update
 
 
 def device_named(name: str) -> torch.device:

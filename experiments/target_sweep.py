@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,21 @@ from aaren_rl.checkpoint import AgentCard, replace_file
 from aaren_rl.envs.evaluation import Protocol, evaluate, result
 from aaren_rl.errors import InvalidInput
 from aaren_rl.figures import drawn
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One agent at several targets.
+
+    Attributes:
+        results: of the evaluations (see `aaren_rl.envs.evaluation.result`), lowest target first.
+        figures: file of the results.
+        plot: their picture.
+    """
+
+    results: list[dict[str, Any]]
+    figures: Path
+    plot: Path
 
 
 def targets_of(card: AgentCard) -> list[float]:
@@ -56,10 +72,10 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def write(file: Path, results: Sequence[dict[str, Any]], data_returns: Sequence[float]) -> tuple[Path, Path]:
-    """Writes the figures into a file and their plot beside it, and returns both."""
-    replace_file(file, json.dumps({"results": list(results)}, indent=2) + "\n")
-    return file, draw(file.with_suffix(".png"), results, data_returns)
+def write(file: Path, results: list[dict[str, Any]], data_returns: Sequence[float]) -> Sweep:
+    """Writes the results into a file and their plot beside it."""
+    replace_file(file, json.dumps({"results": results}, indent=2) + "\n")
+    return Sweep(results, file, draw(file.with_suffix(".png"), results, data_returns))
 
 
 def draw(path: Path, results: Sequence[dict[str, Any]], data_returns: Sequence[float]) -> Path:

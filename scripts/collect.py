@@ -4,36 +4,37 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Annotated
-
-import tyro
 
 from aaren_rl.envs import catalogue
 from aaren_rl.envs.collect import STEPS, collect
+from aaren_rl.experiments.command_line import Group, parse
 from aaren_rl.experiments.console import run, say
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Roll the bundled behaviours of catalogue entries out into local Minari datasets."""
+    """Roll out bundled behaviours of the catalogue, and save the steps as local Minari datasets."""
 
-    names: Annotated[list[str], tyro.conf.Positional]
-    """Catalogue names, as hopper-medium halfcheetah-medium-replay."""
+    names: list[str]
+    """Names of the catalogue, as hopper-medium."""
     steps: int = STEPS
-    """At least so many steps for each, in whole episodes."""
+    """Least number of steps in each dataset; its last episode is whole."""
     seed: int = 0
-    """The same seed gives the same data."""
+    """Seed of the environments and of the behaviours' noise."""
     overwrite: bool = False
     """Replace a dataset that exists."""
 
 
+GROUPS = (Group("dataset", "Size and noise of each dataset.", ("steps", "seed", "overwrite")),)
+
+
 def main() -> None:
     """Entry point of `aaren-collect`."""
-    run(lambda: collect_named(tyro.cli(Arguments, prog="collect", config=(tyro.conf.FlagCreatePairsOff,))))
+    run(lambda: collect_named(parse(Arguments, "collect", GROUPS, ["names"])))
 
 
 def collect_named(arguments: Arguments) -> None:
-    """Collects as the arguments say."""
+    """Collects, and prints where each dataset lies."""
     entries = [catalogue.find(name) for name in arguments.names]
     for entry in entries:
         began = time.perf_counter()

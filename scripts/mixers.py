@@ -1,60 +1,27 @@
-"""Lists the mixers and what each of them is: `python scripts/mixers.py`."""
+"""Prints the table of mixers: `python scripts/mixers.py`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from inspect import signature
 
-import torch
-import tyro
-
-from aaren_rl import mixers
+from aaren_rl.experiments import mixer_table
+from aaren_rl.experiments.command_line import parse
 from aaren_rl.experiments.console import run, say
-
-WIDTH, STEPS = 128, 1_000
-"""Tokens of this size, and so many of them, for the bytes of a state."""
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Print the table of mixers: memory, source, what differs from it, and what they cost."""
+    """Print the table of mixers: memory, source, differences from it, and costs."""
 
 
 def main() -> None:
     """Entry point of `aaren-mixers`."""
-    run(lambda: list_mixers(tyro.cli(Arguments, prog="mixers")))
+    run(lambda: print_mixers(parse(Arguments, "mixers", ())))
 
 
-def list_mixers(arguments: Arguments) -> None:
+def print_mixers(arguments: Arguments) -> None:
     """Prints the table and what its letters stand for."""
-    say(
-        f"{table()}\n\nThe number behind a name is that of the tokens seen, and any other may be given. Sequences "
-        "may be of any length for all of them. T: tokens of a sequence, t: tokens so far, d: width of a token, "
-        "h: width of one head, n: the number behind the name. Costs leave out the projections of single tokens. "
-        f"State: bytes that one block of width {WIDTH} with one head carries after {STEPS:,} tokens."
-    )
-
-
-def table() -> str:
-    """All mixers as a Markdown table, made from what their classes declare."""
-    lines = [
-        "| mixer | memory | tokens seen | source | against it | cost of a sequence | cost of a step | state |",
-        "|---|---|---|---|---|---|---|---:|",
-    ]
-    for name in mixers.names():
-        kind = mixers.get(name)
-        about = kind.capability
-        window = signature(kind).parameters.get("span")
-        written, span = (f"`{name}`", 0) if window is None else (f"`{name}:{window.default}`", window.default)
-        cells = [written, kind.memory, about.sees.format(n=span), about.source, about.differs or "exact"]
-        lines.append(f"| {' | '.join([*cells, about.parallel, about.step, f'{_state_bytes(name):,}'])} |")
-    return "\n".join(lines)
-
-
-def _state_bytes(name: str) -> int:
-    mixer = mixers.build(name, WIDTH, 1).eval()
-    with torch.inference_mode():
-        return mixers.state_bytes(mixer(torch.zeros(1, STEPS, WIDTH))[1])
+    say(f"{mixer_table.table()}\n\n{mixer_table.legend()}")
 
 
 if __name__ == "__main__":

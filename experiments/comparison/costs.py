@@ -23,7 +23,7 @@ from aaren_rl.experiments import config as run_config
 from aaren_rl.experiments.comparison.matrix import Run
 from aaren_rl.experiments.comparison.table import Comparison, grid, mean_in_words
 from aaren_rl.experiments.config import CONFIG, RunConfig
-from aaren_rl.experiments.console import device_named, say
+from aaren_rl.experiments.console import Say, device_named
 from aaren_rl.experiments.measuring import SCALES, Side, alternate, machine, timed
 from aaren_rl.mixers import Memory, Mixer
 from aaren_rl.training.log import read_metrics
@@ -119,13 +119,14 @@ class Costs:
             raise DataError(f"{file} holds no costs as this version writes them: {error!r}; delete it") from error
 
 
-def measured(comparison: Comparison, runs: Iterable[Run], out: Path) -> Costs:
+def measured(comparison: Comparison, runs: Iterable[Run], out: Path, say: Say) -> Costs:
     """What the agents of a comparison cost, as costs.json says it, or measured now and written there.
 
     Args:
         comparison: whose agents are meant.
         runs: all of it.
         out: folder of costs.json.
+        say: takes lines on what is measured.
 
     Raises:
         DataError: the agents have no finished run on the same dataset and seed, the data cannot be had, or costs.json
@@ -152,7 +153,7 @@ def measured(comparison: Comparison, runs: Iterable[Run], out: Path) -> Costs:
         say(f"costs: {file} has none of {', '.join(missing)} as they are now; measuring all agents anew")
     say(f"costs: measuring {len(configs)} agents in turns, which takes minutes; leave the machine alone meanwhile")
     try:
-        costs = _measure(configs, {agent: run.folder / "last" for agent, run in chosen.items()})
+        costs = _measure(configs, {agent: run.folder / "last" for agent, run in chosen.items()}, say)
     except Interrupted as error:
         raise Interrupted("stopped measuring costs, of which nothing is kept; all runs and the table stand") from error
     costs.save(file)
@@ -192,7 +193,7 @@ def to_markdown(comparison: Comparison, costs: Costs, command: str) -> str:
     return f"{grid(head, lines)}\n\n{words}\n\nCosts and their picture by `{command}`\n"
 
 
-def _measure(configs: Mapping[str, RunConfig], agents: Mapping[str, Path]) -> Costs:
+def _measure(configs: Mapping[str, RunConfig], agents: Mapping[str, Path], say: Say) -> Costs:
     """Measures agents by their folders, in training and then in acting."""
     one = next(iter(configs.values()))
     data = sources.load(one.env, one.source, one.env_id, say)

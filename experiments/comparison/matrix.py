@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,8 @@ from typing import Any
 
 from aaren_rl.envs.catalogue import catalogue
 from aaren_rl.errors import InvalidInput, unknown_name
-from aaren_rl.experiments.config import RunConfig, from_table, merge
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from aaren_rl.experiments.config import RunConfig, from_table
+from aaren_rl.experiments.settings import merge, read
 
 KEYS = ("datasets", "seeds", "settings", "agents")
 
@@ -102,7 +97,7 @@ def load(file: Path) -> Matrix:
         InvalidInput: it is missing, not TOML, or holds unknown names or values.
     """
     try:
-        table = tomllib.loads(file.read_text("utf-8"))
+        table = read(file)
     except (OSError, ValueError) as error:
         raise InvalidInput(f"{file} cannot be read: {error}; expected a TOML file with {', '.join(KEYS)}") from error
     for key in table:

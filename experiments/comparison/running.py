@@ -26,8 +26,8 @@ from aaren_rl.experiments import config as run_config
 from aaren_rl.experiments import console
 from aaren_rl.experiments.comparison.matrix import Run
 from aaren_rl.experiments.config import CONFIG, RunConfig
-from aaren_rl.experiments.console import say
-from aaren_rl.scripts.train import train
+from aaren_rl.experiments.console import Say
+from aaren_rl.experiments.train import train
 from aaren_rl.training.run import Interrupted, checkpoints, stop_signal
 
 RESULT, LOG = "result.json", "log.txt"
@@ -94,12 +94,13 @@ def check_sources(found: Iterable[tuple[Run, str]]) -> None:
         )
 
 
-def prepare(runs: list[Run], whole: Iterable[Run]) -> list[Run]:
+def prepare(runs: list[Run], whole: Iterable[Run], say: Say) -> list[Run]:
     """Fetches or rolls out the data of runs, once each, before processes would do so side by side.
 
     Args:
         runs: that were asked for.
         whole: all runs of the comparison. What was begun of them settles where "auto" takes data from.
+        say: takes lines on the data.
 
     Returns:
         The runs that are not finished, with the source of their data settled.
@@ -137,7 +138,7 @@ def prepare(runs: list[Run], whole: Iterable[Run]) -> list[Run]:
     return left
 
 
-def do(runs: list[Run], jobs: int, total: int) -> list[str]:
+def do(runs: list[Run], jobs: int, total: int, say: Say) -> list[str]:
     """Does runs that are not finished, some at a time, in a process and with a thread of computation each.
 
     One thread, however many run at a time, so that results do not depend on it. What a run prints goes into log.txt in
@@ -147,6 +148,7 @@ def do(runs: list[Run], jobs: int, total: int) -> list[str]:
         runs: to be done.
         jobs: how many at a time.
         total: runs of the comparison, those finished before included.
+        say: takes a line on every run that ends.
 
     Returns:
         A line on each that failed.

@@ -16,7 +16,6 @@ import scanning
 import setting
 import stepping
 import training
-
 from aaren_rl.experiments import measuring
 from aaren_rl.experiments.measuring import Row, alternate, compare, table
 
@@ -177,7 +176,7 @@ def test_train(measured, tmp_path):
 
 @needs_peers
 def test_hugging_face_acts_from_the_window_of_its_last_steps(monkeypatch):
-    from aaren_rl.scripts.benchmarks.hugging_face import HuggingFace
+    from hugging_face import HuggingFace
 
     monkeypatch.setattr(setting, "MODEL", replace(setting.MODEL, width=16, blocks=1))
     peer = HuggingFace()

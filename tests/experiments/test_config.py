@@ -7,9 +7,12 @@ from hypothesis import strategies as st
 
 from aaren_rl.errors import AarenError, CheckpointError, InvalidInput
 from aaren_rl.experiments import config as run_config
+from aaren_rl.experiments.comparison import matrix
 from aaren_rl.experiments.config import RunConfig, load, parse, presets, save
 from aaren_rl.model import ModelConfig
 from aaren_rl.training.run import TrainingConfig
+
+RESULTS = Path(__file__).parents[2] / "results"
 
 
 def test_defaults_are_the_decision_transformers_but_for_what_streams_better():
@@ -45,6 +48,16 @@ def test_what_is_given_beside_a_preset_counts(preset):
         config = parse(arguments)
         assert config.training.updates == 7
         assert config.training.warmup == load(presets()["quick"]).training.warmup
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("*/*.toml")), ids=lambda path: path.stem)
+def test_files_behind_the_docs_are_read_and_train_in_float32(file):
+    """With "auto" their figures would depend on the machine."""
+    assert {config.training.precision for config in matrix.load(file).agents.values()} == {"float32"}
+
+
+def test_quick_preset_trains_in_float32():
+    assert parse(["--preset", "quick"]).training.precision == "float32"
 
 
 CONFIGS = st.builds(
@@ -108,6 +121,7 @@ def test_a_run_to_resume_that_is_not_there(tmp_path):
         (["--context", "0"], "context is 0"),
         (["--warmup", "-1"], "warmup"),
         (["--clip", "0"], "clip is 0.0"),
+        (["--acting", "streaming"], "acting is 'streaming'; expected stream, reset:STEPS"),
     ],
 )
 def test_bad_values_are_named(arguments, message):
@@ -126,7 +140,6 @@ def test_a_context_that_is_not_understood_is_refused():
         (["--updats", "7"], "--updates"),
         (["--layout", "fusd"], "interleaved"),
         (["--source", "hub"], "minari"),
-        (["--acting", "streaming"], "reset:STEPS"),
         (["--updates", "many"], "--updates"),
     ],
 )

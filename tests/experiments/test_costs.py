@@ -10,8 +10,8 @@ from aaren_rl.envs import sources
 from aaren_rl.errors import DataError, InvalidInput
 from aaren_rl.experiments import config as run_config
 from aaren_rl.experiments.comparison import costs, matrix
+from aaren_rl.experiments.train import train
 from aaren_rl.scripts.compare import main
-from aaren_rl.scripts.train import train
 
 TABLE = {
     "datasets": ["hopper-medium"],

@@ -66,7 +66,7 @@ def test_the_export_lies_beside_the_agent_and_is_described(exported):
     assert names(run) == {"last", "last-onnx"}
     assert names(run / "last-onnx") == FILES
     card = json.loads((run / "last-onnx" / "export.json").read_text())
-    assert returned == card
+    assert returned.described == card
     assert "evaluation" not in card
     assert (card["env_id"], card["target_returns"], card["updates"], card["int8"]) == (
         "Hopper-v5",
@@ -114,9 +114,7 @@ def test_int8_is_compared_with_the_agent_in_the_environment(command, agent):
 
 def test_int8_is_evaluated_by_a_hundred_episodes_unless_told_otherwise(agent, monkeypatch):
     asked = []
-    monkeypatch.setattr(
-        "aaren_rl.scripts.export._compare", lambda before, after, episodes: asked.append(episodes) or {}
-    )
+    monkeypatch.setattr("aaren_rl.scripts.export._compare", lambda exported, episodes: asked.append(episodes))
     for int8, episodes in ((True, None), (True, 0), (False, None), (False, 3)):
         export(Arguments(agent, int8=int8, episodes=episodes))
     assert asked == [100, 3]

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from aaren_rl.envs.behaviours import ActorBehaviour
-from aaren_rl.scripts.train_behaviour import main, to_behaviour
+from aaren_rl.experiments.behaviour_training import to_behaviour
+from aaren_rl.scripts.train_behaviour import main
 
 sb3 = pytest.importorskip("stable_baselines3")
 

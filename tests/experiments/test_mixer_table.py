@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from aaren_rl import mixers
+from aaren_rl.experiments.mixer_table import table
 from aaren_rl.mixers import state_bytes
-from aaren_rl.scripts.mixers import Arguments, list_mixers, table
+from aaren_rl.scripts.mixers import Arguments, print_mixers
 
 DOCS = Path(__file__).parents[2] / "docs" / "mixers.md"
 
@@ -41,6 +42,6 @@ def test_bytes_are_those_of_a_state_after_a_thousand_tokens(rows):
 
 
 def test_the_docs_show_this_table(capsys):
-    list_mixers(Arguments())
+    print_mixers(Arguments())
     assert table() in capsys.readouterr().out
     assert table() in DOCS.read_text("utf-8"), "docs/mixers.md is not what scripts/mixers.py prints now"

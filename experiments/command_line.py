@@ -1,0 +1,142 @@
+"""Command lines made of dataclasses: options in headed groups, with the sentence below each field as help."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import textwrap
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar, cast
+
+import tyro
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Group:
+    """A headed group of options in --help.
+
+    Attributes:
+        title: heading, before the word "options".
+        about: one sentence below it.
+        options: fields of the dataclass, or of the dataclasses in it, in the order of --help.
+    """
+
+    title: str
+    about: str
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Option:
+    path: tuple[str, ...]
+    hint: Any
+    default: Any
+    help: str
+
+    @property
+    def name(self) -> str:
+        return self.path[-1]
+
+
+def parse(
+    form: type[T],
+    prog: str,
+    groups: Sequence[Group],
+    positional: Sequence[str] = (),
+    arguments: Sequence[str] | None = None,
+    default: T | None = None,
+    switches: bool = True,
+) -> T:
+    """Parses a command line into a dataclass. Options of dataclasses in it carry no prefix.
+
+    Args:
+        form: the dataclass; its docstring heads --help.
+        prog: name of the command.
+        groups: every field that is not positional, once.
+        positional: fields that are given by their place.
+        arguments: words of the command line; None for those of the process.
+        default: values of the options that are not given; None for the defaults of the dataclass.
+        switches: booleans that are off are options without a value; otherwise all booleans take True or False.
+
+    Raises:
+        ValueError: the groups do not hold every field once.
+    """
+    options = list(_options(form, default))
+    listed = sorted([*positional, *(name for group in groups for name in group.options)])
+    if listed != sorted(option.name for option in options):
+        differing = set(listed) ^ {option.name for option in options}
+        raise ValueError(f"{form.__name__} and its groups differ in {sorted(differing) or 'a name that stands twice'}")
+    by_name = {option.name: option for option in options}
+    # tyro heads a group for every dataclass within a dataclass.
+    fields: list[Any] = [_field(by_name[name], tyro.conf.Positional) for name in positional]
+    for number, group in enumerate(groups):
+        section: Any = dataclasses.make_dataclass("Section", [_field(by_name[name]) for name in group.options])
+        section.__doc__ = group.about
+        hint = Annotated[section, tyro.conf.arg(name=group.title)]
+        needed = any(by_name[name].default is dataclasses.MISSING for name in group.options)
+        fields.append((f"group_{number}", hint, *([] if needed else [dataclasses.field(default_factory=section)])))
+    view: Any = dataclasses.make_dataclass("View", fields)
+    view.__doc__ = form.__doc__
+    flags = tyro.conf.FlagCreatePairsOff if switches else tyro.conf.FlagConversionOff
+    parsed: Any = tyro.cli(
+        view,
+        prog=prog,
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.PositionalMetavarFromFieldName, flags),
+    )
+    given = {name: getattr(parsed, name) for name in positional}
+    for number, group in enumerate(groups):
+        given |= {name: getattr(getattr(parsed, f"group_{number}"), name) for name in group.options}
+    return _fold(form, {option.path: given[option.name] for option in options})
+
+
+def _options(form: type[Any], default: Any, path: tuple[str, ...] = ()) -> Iterator[_Option]:
+    """The fields of a dataclass and of the dataclasses in it."""
+    hints, sentences = typing.get_type_hints(form), _sentences(form)
+    for setting in dataclasses.fields(form):
+        own = (*path, setting.name)
+        hint = hints[setting.name]
+        value = setting.default if default is None else getattr(default, setting.name)
+        if dataclasses.is_dataclass(hint):
+            yield from _options(cast("type[Any]", hint), None if value is dataclasses.MISSING else value, own)
+        else:
+            yield _Option(own, hint, value, sentences.get(setting.name, ""))
+
+
+def _sentences(form: type[Any]) -> dict[str, str]:
+    """The string below each field of a dataclass, on one line."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(form))).body
+    found = {}
+    for one, below in itertools.pairwise(cast(ast.ClassDef, tree).body):
+        if isinstance(one, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+            found[ast.unparse(one.target)] = " ".join(str(below.value.value).split())
+    return found
+
+
+def _field(option: _Option, *markers: Any) -> tuple[Any, ...]:
+    """An option as `dataclasses.make_dataclass` takes it."""
+    # Of a default that is no value the sentence says what happens.
+    hidden = option.default in (None, ()) or typing.get_origin(option.hint) is list
+    about = tyro.conf.arg(help=option.help, help_behavior_hint="" if hidden else None)
+    hint: Any = cast(Any, Annotated)[option.hint, about]
+    for marker in (*markers, *([tyro.conf.DisallowNone] if option.default is None else [])):
+        hint = marker[hint]
+    if option.default is dataclasses.MISSING:
+        return option.name, hint
+    return option.name, hint, dataclasses.field(default_factory=lambda: option.default)
+
+
+def _fold(form: type[T], values: dict[tuple[str, ...], Any], path: tuple[str, ...] = ()) -> T:
+    """The dataclass of values by their paths."""
+    hints = typing.get_type_hints(form)
+    folded = {}
+    for setting in dataclasses.fields(cast(Any, form)):
+        own = (*path, setting.name)
+        folded[setting.name] = values[own] if own in values else _fold(hints[setting.name], values, own)
+    return form(**folded)

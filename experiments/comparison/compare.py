@@ -1,0 +1,104 @@
+"""A comparison from its file to its table: runs what is left, collects scores, and measures costs."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from aaren_rl.errors import InvalidInput, unknown_name
+from aaren_rl.experiments.comparison import costs, matrix, picture, running, table
+from aaren_rl.experiments.console import Say
+from aaren_rl.training.run import Interrupted
+
+
+@dataclass(frozen=True)
+class Request:
+    """Train agents on datasets with several seeds, and compare them by the interquartile mean of their scores.
+
+    Runs that are finished are kept, runs that were interrupted go on: the same command again does what is left.
+    """
+
+    file: Path
+    """TOML file with datasets, seeds, the [settings] of every agent, and the differences of each in [agents.NAME]."""
+    out: Path | None = None
+    """Folder of the runs and the table; by default runs/<name of the file>."""
+    jobs: int = 1
+    """Number of runs at a time, each in a process with one thread."""
+    only: tuple[str, ...] = ()
+    """Agents to run and to show; all by default."""
+    datasets: tuple[str, ...] = ()
+    """Datasets to run and to show; all by default."""
+    seeds: tuple[int, ...] = ()
+    """Seeds to run and to show; all by default."""
+    table: bool = False
+    """Run nothing; write the table of the finished runs."""
+    against: str | None = None
+    """Agent whose scores the table subtracts from those of the others, with intervals."""
+    picture: bool = False
+    """Measure the costs of training and acting once, and draw the scores over them."""
+
+
+def compare(request: Request, say: Say) -> table.Comparison:
+    """Does the runs that are not finished, and writes the table; where asked, the costs and their picture.
+
+    Args:
+        request: which runs, and what to write.
+        say: takes lines on what was done and where it lies.
+
+    Raises:
+        InvalidInput: the file or an argument does not fit, or a folder holds a run of another configuration.
+        DataError: data cannot be had, or results cannot stand in one table.
+        RunsFailed: some runs failed; the others were done.
+        Interrupted: Ctrl-C or SIGTERM, after saving.
+    """
+    if request.jobs < 1:
+        raise InvalidInput(f"--jobs {request.jobs}; expected at least 1")
+    whole = matrix.load(request.file)
+    out = request.out or Path("runs") / request.file.stem
+    chosen = whole.select(request.only, request.datasets, request.seeds)
+    if request.against is not None and request.against not in chosen.agents:
+        raise InvalidInput(f"--against: {unknown_name('agent', request.against, chosen.agents)}")
+    runs = chosen.runs(out)
+    running.check_folders(runs, request.file)
+    failures = [] if request.table else _run(request, runs, whole.runs(out), say)
+    commands = {one.agent: _command(request, (one.agent,)) for one in runs}
+    comparison = table.collect(runs, commands, request.against)
+    files = [*table.write(comparison, out), picture.draw(comparison, out)]
+    say(f"\n{table.to_markdown(comparison)}\ntable:      {', '.join(map(str, files))}")
+    if request.picture:
+        found = costs.measured(comparison, runs, out, say)
+        markdown = costs.to_markdown(comparison, found, _command(request, request.only, "--picture"))
+        table.write(comparison, out, markdown)
+        say(f"\n{markdown}\ncosts:      {out / costs.FILE}, {picture.draw_costs(comparison, found, out)}")
+    if failures:
+        raise running.RunsFailed("\n".join([f"{len(failures)} of {len(runs)} runs failed:", *failures]))
+    return comparison
+
+
+def _run(request: Request, runs: list[matrix.Run], whole: list[matrix.Run], say: Say) -> list[str]:
+    left = running.prepare(runs, whole, say)
+    if len(left) < len(runs):
+        say(f"{len(runs) - len(left)} of {len(runs)} runs are finished and stand")
+    try:
+        failures = running.do(left, request.jobs, len(runs), say)
+    except Interrupted as error:
+        flags = ["--against", request.against] if request.against is not None else []
+        flags += ["--picture"] if request.picture else []
+        raise Interrupted(f"{error}; go on with {_command(request, request.only, *flags)}") from error
+    if len(failures) == len(runs):
+        raise running.RunsFailed("\n".join(["all runs failed:", *failures]))
+    return failures
+
+
+def _command(request: Request, only: tuple[str, ...], *flags: str) -> str:
+    """The command line with these agents and flags."""
+    words: list[object] = ["python", "scripts/compare.py", request.file]
+    for name, values in (
+        ("--out", () if request.out is None else (request.out,)),
+        ("--only", only),
+        ("--datasets", request.datasets),
+        ("--seeds", request.seeds),
+    ):
+        words += [name, *values] if values else []
+    return shlex.join(map(str, [*words, *flags]))

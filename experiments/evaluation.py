@@ -1,0 +1,206 @@
+"""The evaluation of an agent folder, of an exported agent or of a baseline, by whole episodes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+from aaren_rl.agents import DecisionAgent, OnnxAgent
+from aaren_rl.agents.acting import SteppedAgent
+from aaren_rl.envs import baselines, catalogue
+from aaren_rl.envs.environments import EnvironmentSpec, make, make_for_video
+from aaren_rl.envs.evaluation import Protocol, evaluate, result
+from aaren_rl.envs.rollout import Actor
+from aaren_rl.errors import CheckpointError, InvalidInput, unknown_name
+from aaren_rl.experiments import target_sweep
+from aaren_rl.experiments.console import device_named, progress
+from aaren_rl.model import count_parameters
+from aaren_rl.stepping import onnx as export
+
+BASELINES = ("random", "behaviour")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an agent or a baseline is evaluated."""
+
+    env: str | None = None
+    """Name of the catalogue, as hopper-medium; baselines only."""
+    env_id: str | None = None
+    """Gymnasium id of the environment; by default the one that the agent was trained for."""
+    episodes: int = 100
+    """Number of whole episodes."""
+    target: float | None = None
+    """Target return; by default the agent's first."""
+    acting: str | None = None
+    """Way of acting, stream, reset:STEPS or window:STEPS; by default the agent's."""
+    horizon: int | None = None
+    """Steps after which an episode is truncated; by default the environment's time limit."""
+    renew: int | None = None
+    """Resets the return-to-go to the target every this many steps, for episodes longer than the data's."""
+    seed: int = 0
+    """Seed of the first environment; the others follow it."""
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    """Device to compute on; the CPU steps small models faster."""
+
+    def __post_init__(self) -> None:
+        for name in ("horizon", "renew"):
+            steps = getattr(self, name)
+            if steps is not None and steps < 1:
+                raise InvalidInput(f"--{name} {steps}; expected at least 1 step")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An agent or a baseline that is ready to be evaluated.
+
+    Attributes:
+        actor: the agent or the behaviour.
+        protocol: environment, episodes, seed and target.
+        about: entries of a result that describe the actor.
+        folder: folder of the results.
+    """
+
+    actor: Actor
+    protocol: Protocol
+    about: dict[str, Any]
+    folder: Path
+
+
+def prepare(name: str, options: Options) -> Candidate:
+    """Loads an agent, or makes a baseline.
+
+    Args:
+        name: folder of an agent or of an exported agent, or one of `BASELINES`.
+        options: how it is evaluated.
+
+    Raises:
+        InvalidInput: an option does not go with the agent or the baseline.
+        CheckpointError: the agent cannot be read.
+    """
+    return _baseline(name, options) if name in BASELINES else _agent(name, options)
+
+
+def measure(candidate: Candidate) -> dict[str, Any]:
+    """The result of an evaluation (see `aaren_rl.envs.evaluation.result`)."""
+    protocol = candidate.protocol
+    with progress(protocol.episodes, "episode") as advance:
+        return result(evaluate(candidate.actor, protocol, advance), protocol, **candidate.about)
+
+
+def sweep(candidate: Candidate, targets: Literal["sweep"] | tuple[float, ...]) -> target_sweep.Sweep:
+    """Evaluates an agent at several targets, and writes the figures and their plot.
+
+    Args:
+        candidate: an agent.
+        targets: returns to ask for, or "sweep" for quantiles of the data's returns and the agent's targets.
+
+    Raises:
+        InvalidInput: a baseline, or no target.
+    """
+    actor, about = candidate.actor, candidate.about
+    if not isinstance(actor, SteppedAgent):
+        raise InvalidInput("a baseline has no --targets; leave them out")
+    if targets == "sweep":
+        targets = tuple(target_sweep.targets_of(actor.card))
+    if not targets:
+        raise InvalidInput("--targets names no return; pass sweep, or returns as 1000 2000")
+    with progress(candidate.protocol.episodes * len(targets), "episode") as advance:
+        results = target_sweep.sweep(actor, candidate.protocol, [float(target) for target in targets], about, advance)
+    name = f"targets-{about['checkpoint']}-{about['acting'].replace(':', '-')}"
+    return target_sweep.write(candidate.folder / f"{name}.json", results, actor.card.data_returns)
+
+
+def record(candidate: Candidate) -> Path:
+    """Records one episode as mp4 and returns the file.
+
+    Raises:
+        RenderingUnavailable: nothing can render here.
+        InvalidInput: the package that writes videos is missing.
+    """
+    actor, protocol, folder = candidate.actor, candidate.protocol, candidate.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder) as frames:
+        try:
+            env = gym.wrappers.RecordVideo(
+                make_for_video(protocol.environment), frames, episode_trigger=lambda _: True, disable_logger=True
+            )
+        except gym.error.DependencyNotInstalled as error:
+            raise InvalidInput(f"{error}; in a clone: .venv/bin/pip install '.[video]'") from error
+        try:
+            observation, _ = env.reset(seed=protocol.seed)
+            actor.reset(protocol.target_return, 1, AutoresetMode.SAME_STEP)
+            going_on = np.zeros(1, dtype=np.bool_)
+            action, done = actor.act(observation[None], None, going_on, going_on), False
+            while not done:
+                observation, reward, terminated, truncated, _ = env.step(action[0])
+                done = terminated or truncated
+                if not done:
+                    action = actor.act(observation[None], np.array([reward]), going_on, going_on)
+        finally:
+            env.close()  # type: ignore[no-untyped-call]
+        return next(Path(frames).glob("*.mp4")).replace(folder / "video.mp4")
+
+
+def _agent(name: str, options: Options) -> Candidate:
+    folder = Path(name).resolve()
+    if options.env is not None:
+        raise InvalidInput(
+            f"--env {options.env} is for baselines; to act elsewhere pass --env-id, as --env-id Hopper-v4"
+        )
+    if not folder.exists() and "/" not in name:
+        raise CheckpointError(f"{folder} is no agent folder here, and {unknown_name('baseline', name, BASELINES)}")
+    agent, how = _loaded(folder, options)
+    card = agent.card
+    spec = EnvironmentSpec(options.env_id) if options.env_id else EnvironmentSpec(card.env_id, card.env_kwargs)
+    if options.horizon is not None:
+        spec = EnvironmentSpec(spec.id, {**spec.kwargs, "max_episode_steps": options.horizon})
+    env = make(spec)
+    agent.check_environment(env)
+    env.close()
+    target = card.target_returns[0] if options.target is None else options.target
+    # The references are returns of episodes of the environment's own length.
+    reference = catalogue.reference_of(spec.id) if options.horizon is None else None
+    protocol = Protocol(spec, options.episodes, options.seed, target, reference)
+    about = {"checkpoint": folder.name, "source": card.source, "dataset": card.dataset_id, "updates": card.updates}
+    about |= how | {"acting": str(agent.acting), "renew": options.renew}
+    return Candidate(agent, protocol, about, folder.parent)
+
+
+def _loaded(folder: Path, options: Options) -> tuple[SteppedAgent, dict[str, Any]]:
+    """The agent, or the exported agent, of a folder, and the entries of a result that describe it."""
+    if (folder / export.CARD).exists():
+        if options.device != "cpu":
+            raise InvalidInput(f"an exported agent runs on the CPU; leave out --device {options.device}")
+        exported = OnnxAgent(folder, acting=options.acting, renew=options.renew or 0)
+        return exported, {"runtime": "onnxruntime", "int8": exported.int8, "device": "cpu"}
+    agent = DecisionAgent.load(folder, device_named(options.device), options.acting, options.renew or 0)
+    config = agent.model.config
+    return agent, {"mixer": config.mixer, "parameters": count_parameters(agent.model), "device": agent.device.type}
+
+
+def _baseline(name: str, options: Options) -> Candidate:
+    if options.env is None:
+        raise InvalidInput(f"which environment? pass --env, as {name} --env hopper-medium")
+    for option in ("target", "acting", "horizon", "renew"):
+        if getattr(options, option) is not None:
+            raise InvalidInput(f"a baseline has no --{option} {getattr(options, option)}; leave it out")
+    entry = catalogue.find(options.env)
+    if name == "behaviour" and options.env_id is not None:
+        raise InvalidInput(f"a behaviour acts in its own environment; leave out --env-id {options.env_id}")
+    spec = EnvironmentSpec(options.env_id) if options.env_id else entry.environments["bundled"]
+    actor = (
+        baselines.random_actor(spec, options.seed)
+        if name == "random"
+        else baselines.BehaviourActor(baselines.behaviour_policies(entry), options.seed)
+    )
+    protocol = Protocol(spec, options.episodes, options.seed, None, catalogue.reference_of(spec.id))
+    about = {"checkpoint": name, "source": "bundled", "dataset": entry.bundled_id, "acting": name}
+    return Candidate(actor, protocol, about, Path("runs") / f"{options.env}-{name}-{time.strftime('%Y%m%d-%H%M%S')}")

@@ -71,13 +71,13 @@ def _kernel(report: Report, kind: torch.dtype, batch: int, heads: int, time: int
     scores = torch.randn(batch, heads, time, device="cuda").to(kind)
     values = torch.randn(batch, heads, time, dim, device="cuda").to(kind)
     nothing = torch.full((batch, heads), -torch.inf, device="cuda"), torch.zeros(batch, heads, dim, device="cuda")
-    given = scores, values, None, None, *nothing
-    outputs, logs = fused_scan.forward(*given)
+    given = fused_scan.Inputs(scores, values, None, None, *nothing)
+    outputs, logs = fused_scan.forward(given)
     gradient = torch.randn_like(outputs)
     calls: dict[str, tuple[Callable[[], object], tuple[Tensor, ...]]] = {
-        "forward": (partial(fused_scan.forward, *given), (scores, values, outputs, logs)),
+        "forward": (partial(fused_scan.forward, given), (scores, values, outputs, logs)),
         "backward": (
-            partial(fused_scan.backward, *given, outputs, logs, gradient, None),
+            partial(fused_scan.backward, given, fused_scan.Results(outputs, logs, gradient, None)),
             # The gradients that come out are as large as the scores and values.
             (scores, values, outputs, logs, gradient, scores, values),
         ),

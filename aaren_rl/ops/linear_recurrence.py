@@ -1,4 +1,4 @@
-"""The recurrence h_t = a_t h_{t-1} + b_t of every component by itself, in parallel over time."""
+"""The recurrence h_t = a_t h_{t-1} + b_t, elementwise, in parallel over time."""
 
 from __future__ import annotations
 
@@ -11,12 +11,25 @@ from torch.nn import functional as F
 
 
 def linear_recurrence(a: Tensor, b: Tensor) -> Tensor:
-    """All h_t = a_t h_{t-1} + b_t from h = 0 on, (batch, time, width), like both arguments.
+    """All h_t of the recurrence, from h = 0 on.
 
-    The prefixes of an associative operator, (a, b) then (a', b') being (a a', a' b + b'), found as a tree with work in
-    proportion to the time and depth to its logarithm (Blelloch 1990, "Prefix sums and their applications"). With
-    factors from 0 to 1 no product can overflow, and one that vanishes does so rightly; sums of logarithms would lose
-    digits as they grow, and have none for a factor of 0, which is a reset.
+    Up to rounding it equals the loop::
+
+        h = 0
+        for t in range(time):
+            h = a[:, t] * h + b[:, t]
+
+    The pairs (a, b) combine associatively: (a, b) then (a', b') is (a a', a' b + b'). A tree over them needs work in
+    proportion to the time, and depth to its logarithm (Blelloch 1990, "Prefix sums and their applications"). With
+    factors from 0 to 1 no product overflows, and a product that underflows is rightly 0. Sums of logarithms would lose
+    digits as they grow, and a factor of 0, which is a reset, has no logarithm.
+
+    Args:
+        a: factors from 0 to 1, (batch, time, width), time 1 or more.
+        b: summands, (batch, time, width).
+
+    Returns:
+        h of every token, (batch, time, width).
     """
     return _LinearRecurrence.apply(a, b)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -47,16 +60,23 @@ class _LinearRecurrence(torch.autograd.Function):
 
 
 def _prefixes(a: Tensor, b: Tensor) -> Tensor:
+    """All h_t: joins tokens in pairs, calls itself on the pairs, and reaches the other tokens in one step.
+
+    Five tokens::
+
+        pairs of tokens      (0 1) (2 3) 4       half as many, each an (a, b)
+        h after the pairs       h1    h3         the same recurrence over the pairs
+        one step from them   h0    h2    h4      h_t = a_t h_{t-1} + b_t
+    """
     time = a.shape[1]
     if time == 1:
-        # What is returned may not be the argument itself.
+        # An autograd function may not return its argument.
         return b.clone()
-    # Tokens joined in pairs give the result at every second position, from which the others are one step away.
     paired = time - time % 2
-    first_a, second_a = a[:, 0:paired:2], a[:, 1::2]
+    first_a, second_a = a[:, 0:paired:2], a[:, 1::2]  # (batch, time // 2, width)
     first_b, second_b = b[:, 0:paired:2], b[:, 1::2]
     at_second = _prefixes(first_a * second_a, second_a * first_b + second_b)
     before = F.pad(at_second, (0, 0, 1, 0))[:, : time - paired // 2]
     at_first = torch.addcmul(b[:, ::2], a[:, ::2], before)
-    both = torch.stack([at_first[:, : paired // 2], at_second], 2).flatten(1, 2)
+    both = torch.stack([at_first[:, : paired // 2], at_second], 2).flatten(1, 2)  # (batch, paired, width)
     return both if paired == time else torch.cat([both, at_first[:, -1:]], 1)

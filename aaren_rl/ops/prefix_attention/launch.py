@@ -95,7 +95,7 @@ class Results(NamedTuple):
         )
 
     def flags(self) -> dict[str, bool]:
-        """Whether there is a gradient by the logs."""
+        """Whether the logs have a gradient."""
         return {"has_d_logs": self.d_logs is not None}
 
 
@@ -251,7 +251,7 @@ def _prepare(inputs: Inputs) -> tuple[Inputs, Plan]:
     """Checks device and dtypes, and chooses the plan."""
     kernels, device = load_kernels(), inputs.values.device
     if device.type != "cuda" and not kernels.INTERPRETED:
-        raise InvalidInput(f"the fused scan takes CUDA tensors, these are on {device}; take another form there")
+        raise InvalidInput(f"the fused scan takes CUDA tensors, these are on {device}; choose another form")
     for name in ("scores", "values"):
         dtype = getattr(inputs, name).dtype
         if dtype not in (torch.float32, torch.bfloat16, torch.float16):

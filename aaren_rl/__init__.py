@@ -1,3 +1,40 @@
-"""Offline reinforcement learning with decision agents that train in parallel and act from a state of constant size."""
+"""Offline reinforcement learning with agents that train in parallel and act by stepping a state of constant size.
+
+import aaren_rl
+
+agent = aaren_rl.fit("hopper-medium", preset="quick")
+agent = aaren_rl.load("runs/hopper-medium/last")
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aaren_rl.data.trajectories import Episode as Episode
+    from aaren_rl.data.trajectories import Trajectories as Trajectories
+    from aaren_rl.experiments.fit import fit as fit
+    from aaren_rl.experiments.fit import load as load
 
 __version__ = "0.1.0"
+
+_PLACES = {
+    "Episode": "aaren_rl.data.trajectories",
+    "Trajectories": "aaren_rl.data.trajectories",
+    "fit": "aaren_rl.experiments.fit",
+    "load": "aaren_rl.experiments.fit",
+}
+
+__all__ = ["Episode", "Trajectories", "__version__", "fit", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a name of the front door when it is first used, so that `import aaren_rl` stays light."""
+    if name not in _PLACES:
+        raise AttributeError(f"module 'aaren_rl' has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PLACES})

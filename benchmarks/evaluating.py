@@ -10,7 +10,7 @@ from typing import ParamSpec, TypeVar
 
 import setting
 from aaren_rl.agents import DecisionAgent
-from aaren_rl.envs.environments import EnvironmentSpec, make_vector
+from aaren_rl.envs.environments import environment_of, make_vector
 from aaren_rl.envs.evaluation import SLOTS
 from aaren_rl.envs.rollout import roll_out
 from aaren_rl.experiments import measuring
@@ -27,7 +27,7 @@ def measure(report: Report) -> None:
     """Shares of wall time in 25 hopper environments, resets included, and in the agent."""
     card = setting.make_card()
     agent = DecisionAgent(setting.make_model(), card)
-    envs = make_vector(EnvironmentSpec(card.env_id), SLOTS)
+    envs = make_vector(environment_of(card), SLOTS)
     in_environment, in_agent = Clock(), Clock()
     envs.step = in_environment.around(envs.step)  # type: ignore[method-assign]
     agent.act = in_agent.around(agent.act)  # type: ignore[method-assign]

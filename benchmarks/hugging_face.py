@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import setting
-from aaren_rl.data.sampler import Batch
+from aaren_rl.data.segment import Segment
 
 
 class HuggingFace:
@@ -40,15 +40,18 @@ class HuggingFace:
             eos_token_id=None,
         )
         self.model: Any = transformers.DecisionTransformerModel(config)
-        self._scaling = setting.make_model()
+        self._inputs = setting.make_model().inputs
         self.reset(3_600.0)
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: Segment) -> Tensor:
         """Mean squared error of the actions of a batch, padding left out."""
+        assert batch.actions is not None
+        assert batch.returns_to_go is not None
+        assert batch.valid is not None
         predicted: Tensor = self.model(
-            states=self._standardised(batch.states),
+            states=self._inputs.observation(batch.observations),
             actions=batch.actions,
-            returns_to_go=(batch.returns_to_go / self._scaling.return_scale).unsqueeze(-1),
+            returns_to_go=(batch.returns_to_go / self._inputs.return_scale).unsqueeze(-1),
             timesteps=batch.timesteps,
             attention_mask=batch.valid.long(),
         ).action_preds
@@ -72,17 +75,14 @@ class HuggingFace:
             # Its embedding ends with the longest episode.
             self._timesteps = _pushed(self._timesteps, (self._timesteps[0, -1] + 1).clamp(max=setting.EPISODE - 1))
             predicted = self.model(
-                states=self._standardised(self._states),
+                states=self._inputs.observation(self._states),
                 actions=self._actions,
-                returns_to_go=self._returns_to_go / self._scaling.return_scale,
+                returns_to_go=self._returns_to_go / self._inputs.return_scale,
                 timesteps=self._timesteps,
                 attention_mask=self._mask,
             ).action_preds[0, -1]
             self._actions[0, -1] = predicted
             return predicted.numpy()  # type: ignore[no-any-return]
-
-    def _standardised(self, states: Tensor) -> Tensor:
-        return (states - self._scaling.observation_mean) / self._scaling.observation_std
 
 
 def _pushed(window: Tensor, newest: Tensor) -> Tensor:

@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 
 from aaren_rl.checkpoint import AgentCard
+from aaren_rl.data.spaces import Box
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
-from aaren_rl.training.run import TrainingConfig
+from aaren_rl.training.config import TrainingConfig
 
 OBSERVATION_SIZE, ACTION_SIZE = 11, 3
 """Hopper's."""
@@ -29,9 +30,10 @@ EPISODE = 1_000
 
 def make_model(**changes: str) -> DecisionModel:
     """An untrained model of the common size, with another layout or mixer where one is named."""
-    zeros, ones = np.zeros(OBSERVATION_SIZE, np.float32), np.ones(OBSERVATION_SIZE, np.float32)
-    bound = np.ones(ACTION_SIZE, np.float32)
-    return DecisionModel(replace(MODEL, **changes), Scaling(zeros, ones, -bound, bound))  # type: ignore[arg-type]
+    scaling = Scaling(np.zeros(OBSERVATION_SIZE, np.float32), np.ones(OBSERVATION_SIZE, np.float32))
+    bound = np.ones(ACTION_SIZE)
+    spaces = Box.unbounded((OBSERVATION_SIZE,)), Box.bounded(-bound, bound)
+    return DecisionModel(replace(MODEL, **changes), *spaces, scaling)  # type: ignore[arg-type]
 
 
 def make_card() -> AgentCard:

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 import d3rlpy_peer
 import hugging_face
 import setting
-from aaren_rl.data.sampler import Batch, Sampler
+from aaren_rl.data.sampler import Sampler
+from aaren_rl.data.segment import Segment
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.experiments import measuring
 from aaren_rl.experiments.measuring import SCALES, Chart, Report, Row, Side, compare, timed
-from aaren_rl.training.run import Trainer
+from aaren_rl.training.learner import SingleLearner
+from aaren_rl.training.run import Run
 
 NEEDS = ("transformers",)
 STEPS = 1_000_000
@@ -106,11 +108,12 @@ def _on_cuda(report: Report) -> None:
 
 
 def _train_on_cuda(data: Trajectories, updates: int) -> float:
-    """Seconds that `Trainer` spends in so many updates."""
+    """Seconds that a `Run` spends in so many updates."""
     with TemporaryDirectory() as folder:
         config = replace(setting.TRAINING, updates=updates, evaluate_every=updates, checkpoint_every=updates)
-        trainer = Trainer(setting.make_model(), data, config, setting.make_card(), Path(folder) / "run", "cuda")
-        return trainer.run(progress=False).seconds
+        learner = SingleLearner(setting.make_model(), data, config, "cuda")
+        run = Run(learner, setting.make_card(), Path(folder) / "run")
+        return run.run(progress=False)[0].seconds
 
 
 def _episode_side(steps: int, batch_size: int, mixer: str) -> Side:
@@ -121,13 +124,13 @@ def _episode_side(steps: int, batch_size: int, mixer: str) -> Side:
 
 def _our_update(sampler: Sampler, **changes: str) -> Callable[[], None]:
     model = setting.make_model(**changes).train()
-    return _update(lambda batch: model.loss(*batch), model.parameters(), sampler)
+    return _update(lambda segment: model.loss(segment)[0], model.parameters(), sampler)
 
 
 def _update(
-    loss: Callable[[Batch], Tensor], parameters: Iterable[nn.Parameter], sampler: Sampler
+    loss: Callable[[Segment], Tensor], parameters: Iterable[nn.Parameter], sampler: Sampler
 ) -> Callable[[], None]:
-    """A whole update as `Trainer` does it, the same on both sides: sample, forward, backward, clip, AdamW."""
+    """A whole update as `SingleLearner` does it, the same on both sides: sample, forward, backward, clip, AdamW."""
     weights, schedule = list(parameters), setting.TRAINING
     optimiser = torch.optim.AdamW(weights, lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True)
 

@@ -13,6 +13,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
+from aaren_rl.checkpoint import AgentCard
 from aaren_rl.data.spaces import Box, space_of
 from aaren_rl.envs.flattening import flatten_observations
 from aaren_rl.envs.memory import MEMORY_CHAIN, T_MAZE
@@ -59,6 +60,20 @@ class Description:
     observation_space: Box
     action_space: Box
     recorded: EnvSpec | None
+
+
+def environment_of(card: AgentCard) -> EnvironmentSpec:
+    """The environment that an agent was trained for.
+
+    Raises:
+        InvalidInput: it was trained without one.
+    """
+    if card.env_id is None:
+        raise InvalidInput(
+            f"this agent was trained on {card.dataset_id} without an environment; name one with --env-id, as "
+            "--env-id Hopper-v5"
+        )
+    return EnvironmentSpec(card.env_id, card.env_kwargs)
 
 
 def make(spec: EnvironmentSpec, **more: Any) -> gym.Env[np.ndarray, np.ndarray]:

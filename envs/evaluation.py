@@ -94,10 +94,15 @@ def result(episodes: Episodes, protocol: Protocol, **about: Any) -> dict[str, An
         "environment_kwargs": protocol.environment.kwargs,
         "reference": reference.name if reference else None,
         **about,
-        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
+        "versions": versions(),
         "returns": episodes.returns.round(3).tolist(),
         "lengths": episodes.lengths.tolist(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that bear on a result."""
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
 
 
 def write_result(folder: Path, figures: dict[str, Any]) -> Path:

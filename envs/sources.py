@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from aaren_rl.data.spaces import Box
-from aaren_rl.data.trajectories import Trajectories
+from aaren_rl.data.trajectories import Floats, Trajectories
 from aaren_rl.envs import catalogue, collect, d4rl_reader, download, minari_reader
 from aaren_rl.envs.catalogue import Entry, Reference
 from aaren_rl.envs.download import Unreachable
@@ -18,7 +18,7 @@ from aaren_rl.envs.environments import EnvironmentSpec, describe
 from aaren_rl.errors import DataError, InvalidInput, unknown_name
 
 Source: TypeAlias = Literal["auto", "minari", "d4rl", "bundled"]
-FoundSource: TypeAlias = Literal["minari", "d4rl", "bundled"]
+FoundSource: TypeAlias = Literal["minari", "d4rl", "bundled", "arrays"]
 Say: TypeAlias = Callable[[str], object]
 
 
@@ -28,10 +28,10 @@ class Dataset:
 
     Attributes:
         name: the name that the user gave.
-        source: where the data come from: "minari", "d4rl" or "bundled".
-        id: Minari id, or name of the file.
+        source: where the data come from: "minari", "d4rl", "bundled" or "arrays".
+        id: Minari id, name of the file, or "arrays".
         trajectories: the data.
-        environment: the environment to act in.
+        environment: the environment to act in; None for arrays without one.
         observation_space: space of the environment's observations.
         action_space: space of its actions; where it sets no bound, the data's least or greatest action is the bound.
         reference: returns for normalised scores; None where the catalogue has none.
@@ -44,7 +44,7 @@ class Dataset:
     source: FoundSource
     id: str
     trajectories: Trajectories
-    environment: EnvironmentSpec
+    environment: EnvironmentSpec | None
     observation_space: Box
     action_space: Box
     reference: Reference | None
@@ -86,16 +86,47 @@ def load(name: str, source: Source = "auto", env_id: str | None = None, say: Say
     if environment is None:
         raise InvalidInput(f"{name} does not say which environment it is from; pass --env-id, as --env-id Hopper-v4")
     say(f"data: {dataset_id} (source {source_taken}), {trajectories.episodes} episodes, {trajectories.steps} steps")
-    observation_space, action_space = _spaces(environment, trajectories, dataset_id)
-    entry = catalogue.by_environment(environment.id)
+    return _dataset(name, source_taken, dataset_id, trajectories, environment)
+
+
+def of_trajectories(
+    trajectories: Trajectories, environment: EnvironmentSpec | None = None, name: str = "arrays"
+) -> Dataset:
+    """A dataset of a person's own trajectories.
+
+    Args:
+        trajectories: the data.
+        environment: the environment to act in; None for none. Without one the data's least and greatest actions are the
+            bounds of the action space.
+        name: of the dataset.
+
+    Raises:
+        InvalidInput: the environment is unknown or cannot be made.
+        DataError: the data do not fit the environment.
+    """
+    return _dataset(name, "arrays", name, trajectories, environment)
+
+
+def _dataset(
+    name: str,
+    source: FoundSource,
+    dataset_id: str,
+    trajectories: Trajectories,
+    environment: EnvironmentSpec | None,
+) -> Dataset:
+    if environment is None:
+        spaces, entry = _spaces_of_data(trajectories), None
+    else:
+        spaces = _spaces(environment, trajectories, dataset_id)
+        entry = catalogue.by_environment(environment.id)
     return Dataset(
         name=name,
-        source=source_taken,
+        source=source,
         id=dataset_id,
         trajectories=trajectories,
         environment=environment,
-        observation_space=observation_space,
-        action_space=action_space,
+        observation_space=spaces[0],
+        action_space=spaces[1],
         reference=entry.reference if entry else None,
         target_returns=entry.target_returns if entry else _targets(trajectories),
         return_scale=entry.return_scale if entry else float(np.abs(trajectories.returns).max()) or 1.0,
@@ -209,6 +240,16 @@ def _spaces(environment: EnvironmentSpec, trajectories: Trajectories, dataset_id
             f"{dataset_id} has actions from {least} to {greatest}, outside the action space of {environment.id}, from "
             f"{low} to {high}"
         )
+    return observation_space, _bounded(low, high, action_space.dtype)
+
+
+def _spaces_of_data(trajectories: Trajectories) -> tuple[Box, Box]:
+    """Observation space and action space of data without an environment."""
+    least, greatest = trajectories.actions.min(0), trajectories.actions.max(0)
+    return Box.unbounded(trajectories.observations.shape[1:]), _bounded(least, greatest, "float32")
+
+
+def _bounded(low: Floats, high: Floats, dtype: str) -> Box:
     # A component that never varies still needs a range to be scaled by.
     bounds = low.astype(np.float32), np.maximum(high, low + 1e-6).astype(np.float32)
-    return observation_space, Box.bounded(*bounds, action_space.dtype)
+    return Box.bounded(*bounds, dtype)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from aaren_rl.envs.behaviours import ActorBehaviour
-from aaren_rl.envs.environments import EnvironmentSpec, box, make
+from aaren_rl.envs.environments import EnvironmentSpec, describe, make
 from aaren_rl.errors import InvalidInput
 from aaren_rl.experiments.console import Say
 
@@ -47,10 +47,10 @@ def train(
     if (out / "log.json").exists():
         raise InvalidInput(f"{out} holds a training already; pass another --out")
     spec = EnvironmentSpec(env_id)
-    env, judge = make(spec), make(spec)
-    space = box(env.action_space)
+    space = describe(spec).action_space
     if not (np.allclose(space.low, -1) and np.allclose(space.high, 1)):
         raise InvalidInput(f"{env_id} has actions {space}; snapshots are of actors that act within [-1, 1]")
+    env, judge = make(spec), make(spec)
     out.mkdir(parents=True, exist_ok=True)
     model = SAC("MlpPolicy", env, seed=seed)
     log: list[dict[str, float]] = []

@@ -11,13 +11,13 @@ from typing import Any, Literal
 import tomli_w
 
 from aaren_rl.agents.acting import Acting
-from aaren_rl.checkpoint import replace_file
 from aaren_rl.envs.sources import Source
 from aaren_rl.errors import CheckpointError, InvalidInput, unknown_name
 from aaren_rl.experiments import command_line, settings
 from aaren_rl.experiments.command_line import Group
+from aaren_rl.folders import replace_file
 from aaren_rl.model import ModelConfig
-from aaren_rl.training.run import TrainingConfig
+from aaren_rl.training.config import TrainingConfig
 
 CONFIG = "config.toml"
 
@@ -76,7 +76,7 @@ GROUPS = (
     Group(
         "model",
         "Shape of the decision model.",
-        ("mixer", "blocks", "width", "heads", "dropout", "layout", "norm", "recency"),
+        ("mixer", "blocks", "width", "heads", "dropout", "layout", "norm"),
     ),
     Group(
         "input",
@@ -85,15 +85,15 @@ GROUPS = (
     ),
     Group(
         "batch",
-        "Segments of an update, and how they are cut from episodes.",
-        ("context", "weighting", "batch_size", "accumulate"),
+        "Objective and segments of an update, and how these are cut from episodes.",
+        ("objective", "context", "weighting", "batch_size", "accumulate"),
     ),
     Group(
         "optimiser",
         "AdamW, its learning rate, and the average of its weights.",
         ("updates", "learning_rate", "warmup", "weight_decay", "clip", "average"),
     ),
-    Group("speed", "Precision, compilation and CUDA graphs.", ("precision", "compile", "graphs")),
+    Group("speed", "Precision, compilation and CUDA graphs.", ("precision", "compile", "cuda_graph")),
     Group(
         "evaluation",
         "Roll-outs during training and after it.",

@@ -9,15 +9,15 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import gymnasium as gym
-import numpy as np
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from aaren_rl.actor import Actor
 from aaren_rl.agents import DecisionAgent, OnnxAgent
-from aaren_rl.agents.acting import SteppedAgent
+from aaren_rl.agents.agent import Agent
 from aaren_rl.envs import baselines, catalogue
-from aaren_rl.envs.environments import EnvironmentSpec, make, make_for_video
+from aaren_rl.envs.environments import EnvironmentSpec, environment_of, make, make_for_video
 from aaren_rl.envs.evaluation import Protocol, evaluate, result
-from aaren_rl.envs.rollout import Actor
+from aaren_rl.envs.rollout import roll_out
 from aaren_rl.errors import CheckpointError, InvalidInput, unknown_name
 from aaren_rl.experiments import target_sweep
 from aaren_rl.experiments.console import device_named, progress
@@ -106,7 +106,7 @@ def sweep(candidate: Candidate, targets: Literal["sweep"] | tuple[float, ...]) -
         InvalidInput: a baseline, or no target.
     """
     actor, about = candidate.actor, candidate.about
-    if not isinstance(actor, SteppedAgent):
+    if not isinstance(actor, Agent):
         raise InvalidInput("a baseline has no --targets; leave them out")
     if targets == "sweep":
         targets = tuple(target_sweep.targets_of(actor.card))
@@ -134,18 +134,12 @@ def record(candidate: Candidate) -> Path:
             )
         except gym.error.DependencyNotInstalled as error:
             raise InvalidInput(f"{error}; in a clone: .venv/bin/pip install '.[video]'") from error
+        # In this mode the recorder is closed before another episode starts.
+        envs = SyncVectorEnv([lambda: env], autoreset_mode=AutoresetMode.NEXT_STEP)
         try:
-            observation, _ = env.reset(seed=protocol.seed)
-            actor.reset(protocol.target_return, 1, AutoresetMode.SAME_STEP)
-            going_on = np.zeros(1, dtype=np.bool_)
-            action, done = actor.act(observation[None], None, going_on, going_on), False
-            while not done:
-                observation, reward, terminated, truncated, _ = env.step(action[0])
-                done = terminated or truncated
-                if not done:
-                    action = actor.act(observation[None], np.array([reward]), going_on, going_on)
+            roll_out(actor, envs, 1, protocol.target_return, protocol.seed)
         finally:
-            env.close()  # type: ignore[no-untyped-call]
+            envs.close()
         return next(Path(frames).glob("*.mp4")).replace(folder / "video.mp4")
 
 
@@ -159,7 +153,7 @@ def _agent(name: str, options: Options) -> Candidate:
         raise CheckpointError(f"{folder} is no agent folder here, and {unknown_name('baseline', name, BASELINES)}")
     agent, how = _loaded(folder, options)
     card = agent.card
-    spec = EnvironmentSpec(options.env_id) if options.env_id else EnvironmentSpec(card.env_id, card.env_kwargs)
+    spec = EnvironmentSpec(options.env_id) if options.env_id else environment_of(card)
     if options.horizon is not None:
         spec = EnvironmentSpec(spec.id, {**spec.kwargs, "max_episode_steps": options.horizon})
     env = make(spec)
@@ -174,7 +168,7 @@ def _agent(name: str, options: Options) -> Candidate:
     return Candidate(agent, protocol, about, folder.parent)
 
 
-def _loaded(folder: Path, options: Options) -> tuple[SteppedAgent, dict[str, Any]]:
+def _loaded(folder: Path, options: Options) -> tuple[Agent, dict[str, Any]]:
     """The agent, or the exported agent, of a folder, and the entries of a result that describe it."""
     if (folder / export.CARD).exists():
         if options.device != "cpu":

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from aaren_rl import checkpoint
+from aaren_rl.actor import Actor
 from aaren_rl.agents import DecisionAgent, OnnxAgent
 from aaren_rl.envs import catalogue
-from aaren_rl.envs.environments import EnvironmentSpec
+from aaren_rl.envs.environments import environment_of
 from aaren_rl.envs.evaluation import Protocol, evaluate, result
-from aaren_rl.envs.rollout import Actor
 from aaren_rl.errors import CheckpointError, InvalidInput
 from aaren_rl.experiments.console import progress
+from aaren_rl.folders import replace_file
 from aaren_rl.stepping.onnx import CARD, to_onnx
 
 
@@ -71,7 +72,7 @@ def compare(exported: Export, episodes: int) -> dict[str, Any]:
         CheckpointError: export.json cannot be written.
     """
     card = exported.agent.card
-    spec = EnvironmentSpec(card.env_id, card.env_kwargs)
+    spec = environment_of(card)
     protocol = Protocol(spec, episodes, 0, card.target_returns[0], catalogue.reference_of(spec.id))
 
     def measured(name: str, actor: Actor) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def compare(exported: Export, episodes: int) -> dict[str, Any]:
     }
     file = exported.folder / CARD
     try:
-        checkpoint.replace_file(file, json.dumps({**exported.described, "evaluation": results}, indent=2) + "\n")
+        replace_file(file, json.dumps({**exported.described, "evaluation": results}, indent=2) + "\n")
     except OSError as error:
         raise CheckpointError(f"{file} could not be written: {error}") from error
     return results

@@ -16,10 +16,10 @@ from typing import Any, TypeAlias
 
 import torch
 
-from aaren_rl.checkpoint import replace_file
 from aaren_rl.errors import InvalidInput
 from aaren_rl.experiments.console import say
 from aaren_rl.figures import drawn
+from aaren_rl.folders import replace_file
 
 ROUNDS = 7
 """Rounds of a comparison; each takes every side once and gives one ratio."""

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 
 from aaren_rl.agents import DecisionAgent
-from aaren_rl.checkpoint import replace_file
 from aaren_rl.envs import catalogue
-from aaren_rl.envs.environments import EnvironmentSpec, make
+from aaren_rl.envs.environments import EnvironmentSpec, environment_of, make
 from aaren_rl.envs.evaluation import Protocol, evaluate, success_interval
 from aaren_rl.envs.memory import MEMORY_CHAIN, T_MAZE
 from aaren_rl.errors import InvalidInput
 from aaren_rl.experiments.console import progress
 from aaren_rl.figures import drawn
+from aaren_rl.folders import replace_file
 
 TIMED_STEPS = 200
 """Steps whose time is taken, at least; short episodes are played several times."""
@@ -206,7 +206,8 @@ def _check(label: str, agent: DecisionAgent, longest: int) -> None:
 
 
 def _protocol(agent: DecisionAgent, length: int, episodes: int, seed: int) -> Protocol:
-    spec = EnvironmentSpec(agent.card.env_id, agent.card.env_kwargs | {"shortest": length, "longest": length})
+    own = environment_of(agent.card)
+    spec = EnvironmentSpec(own.id, own.kwargs | {"shortest": length, "longest": length})
     reference = catalogue.reference_of(spec.id)
     return Protocol(spec, episodes, seed, agent.card.target_returns[0], reference)
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from aaren_rl.actor import Actor
-from aaren_rl.checkpoint import AgentCard, replace_file
+from aaren_rl.checkpoint import AgentCard
 from aaren_rl.envs.evaluation import Protocol, evaluate, result
 from aaren_rl.errors import InvalidInput
 from aaren_rl.figures import drawn
+from aaren_rl.folders import replace_file
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ class Callback(Protocol):
     end.
     """
 
-    def __call__(self, update: int, metrics: Mapping[str, float]) -> bool | None:
+    def __call__(self, update: int, metrics: Mapping[str, float], /) -> bool | None:
         """Looks at an update.
 
         Args:

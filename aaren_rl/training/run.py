@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -30,6 +31,9 @@ from aaren_rl.training.log import RunLog
 from aaren_rl.training.signals import stop_signal
 
 EVALUATIONS = "evaluations.json"
+
+Evaluate: TypeAlias = Callable[[DecisionModel], Mapping[str, float]]
+"""Rolls a model out; returns metrics by name, of which "return" decides which agent is the best."""
 
 
 class Interrupted(AarenError):
@@ -68,8 +72,7 @@ class Run:
         learner: what an update is.
         card: goes into every agent folder.
         folder: of the run.
-        evaluate: called with every model at every evaluation; returns metrics by name, of which "return" decides which
-            agent is the best.
+        evaluate: called with every model at every evaluation; None for no roll-outs.
         callbacks: called after every update (see `Callback`).
     """
 
@@ -78,7 +81,7 @@ class Run:
         learner: Learner,
         card: AgentCard,
         folder: Path,
-        evaluate: Callable[[DecisionModel], Mapping[str, float]] | None = None,
+        evaluate: Evaluate | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
         self.learner, self.card, self.folder, self.evaluate = learner, card, folder, evaluate

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from aaren_rl.agents import DecisionAgent
-from aaren_rl.checkpoint import load_agent, read_json, replace_file
+from aaren_rl.checkpoint import load_agent, read_json
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.envs import sources
 from aaren_rl.errors import DataError
@@ -25,9 +25,12 @@ from aaren_rl.experiments.comparison.table import Comparison, grid, mean_in_word
 from aaren_rl.experiments.config import CONFIG, RunConfig
 from aaren_rl.experiments.console import Say, device_named
 from aaren_rl.experiments.measuring import SCALES, Side, alternate, machine, timed
+from aaren_rl.folders import replace_file
 from aaren_rl.mixers import Memory, Mixer
+from aaren_rl.training.learner import SingleLearner
 from aaren_rl.training.log import read_metrics
-from aaren_rl.training.run import Interrupted, Trainer
+from aaren_rl.training.run import Interrupted
+from aaren_rl.training.run import Run as TrainingRun
 
 FILE = "costs.json"
 
@@ -235,19 +238,20 @@ def _measure(configs: Mapping[str, RunConfig], agents: Mapping[str, Path], say: 
 
 
 def _updates(config: RunConfig, agent: Path, data: Trajectories, folder: Path) -> Side:
-    """A side that plays updates of a run's own schedule, and returns the seconds of one by the trainer's own clock."""
+    """A side that plays updates of a run's schedule, and returns the seconds of one by the run's clock."""
     turn = 2 * UPDATES
     schedule = dataclasses.replace(
         config.training, log_every=UPDATES, evaluate_every=turn, checkpoint_every=turn, held_out=0.0
     )
     model, card = load_agent(agent)
-    trainer = Trainer(model, data, schedule, card, folder, device_named(config.device))
+    run = TrainingRun(SingleLearner(model, data, schedule, device_named(config.device)), card, folder)
 
     def play() -> float:
         # As a run that is resumed with more updates; what it logs last leaves out the first half of them.
-        trainer.config = dataclasses.replace(schedule, updates=trainer.update + turn)
-        trainer.run(progress=False)
-        rates = [point["updates_per_second"] for point in read_metrics(folder) if "updates_per_second" in point]
+        run.config = dataclasses.replace(schedule, updates=run.learner.updates + turn)
+        run.run(progress=False)
+        name = "throughput/updates_per_second"
+        rates = [point[name] for point in read_metrics(folder) if name in point]
         return float(1 / rates[-1])
 
     return play

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tqdm import tqdm
@@ -28,7 +28,9 @@ from aaren_rl.experiments.comparison.matrix import Run
 from aaren_rl.experiments.config import CONFIG, RunConfig
 from aaren_rl.experiments.console import Say
 from aaren_rl.experiments.train import train
-from aaren_rl.training.run import Interrupted, checkpoints, stop_signal
+from aaren_rl.training.checkpoints import checkpoints
+from aaren_rl.training.run import Interrupted
+from aaren_rl.training.signals import stop_signal
 
 RESULT, LOG = "result.json", "log.txt"
 
@@ -125,11 +127,12 @@ def prepare(runs: list[Run], whole: Iterable[Run], say: Say) -> list[Run]:
         if key not in loaded:
             dataset = sources.load(*key, say)
             if dataset.reference is None:
+                assert dataset.environment is not None, "data that are found by name have one"
                 raise InvalidInput(
                     f"{run.dataset} has no reference returns for {dataset.environment.id}, so its scores cannot be "
                     "normalised and compared; leave it out"
                 )
-            loaded[key] = dataset.source
+            loaded[key] = cast(sources.Source, dataset.source)
         found.append((run, loaded[key]))
         # Only names of the catalogue are looked for at a source.
         source = loaded[key] if run.dataset in catalogue() else "auto"

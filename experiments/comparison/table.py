@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aaren_rl.checkpoint import replace_file
 from aaren_rl.envs import statistics
 from aaren_rl.errors import DataError
 from aaren_rl.experiments.comparison import running
 from aaren_rl.experiments.comparison.matrix import Run
+from aaren_rl.folders import replace_file
 
 Row = dict[str, Any]
 

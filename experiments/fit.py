@@ -1,0 +1,119 @@
+"""The front door in Python: train an agent in one call, load one in another."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from aaren_rl import checkpoint
+from aaren_rl.agents import DecisionAgent, OnnxAgent
+from aaren_rl.agents.agent import Agent
+from aaren_rl.data.trajectories import Trajectories
+from aaren_rl.envs import sources
+from aaren_rl.envs.environments import EnvironmentSpec
+from aaren_rl.errors import InvalidInput, unknown_name
+from aaren_rl.experiments import config as run_config
+from aaren_rl.experiments.config import RunConfig
+from aaren_rl.experiments.console import say
+from aaren_rl.experiments.train import train
+from aaren_rl.model import ModelConfig
+from aaren_rl.training.callbacks import Callback
+from aaren_rl.training.config import TrainingConfig
+
+SET_BY_ARGUMENTS = {"env": "data", "env_id": "environment", "run": "folder", "resume": "folder"}
+"""Settings of a run that `fit` takes by arguments of other names."""
+
+
+def fit(
+    data: str | Path | Trajectories,
+    *,
+    environment: str | EnvironmentSpec | None = None,
+    folder: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    progress: bool = True,
+    **settings: Any,
+) -> DecisionAgent:
+    """Trains an agent on offline data, evaluates it, and returns it.
+
+    Everything goes into a run folder, as with `scripts/train.py`: checkpoints, metrics, the learning curve,
+    `result.json`, and the agent under `last`.
+
+    Args:
+        data: a dataset by name or path, as `--env` takes it, or trajectories of your own.
+        environment: Gymnasium id, or id and arguments, of the environment to act in; None for the one that the data
+            name. Trajectories of your own name none: without an environment the agent is trained and not rolled out.
+        folder: of the run; by default runs/<data>-<time>.
+        callbacks: called with the number of updates and their metrics after every update (see
+            `aaren_rl.training.callbacks.Callback`); one that returns True ends the run.
+        progress: prints what is done, and shows progress bars.
+        **settings: any option of `scripts/train.py --help` but --env, --env-id, --run, --resume and --seeds, with
+            underscores: `preset="quick"`, `updates=2_500`, `mixer="softmax"`, `episodes=20`.
+
+    Returns:
+        The agent after the last update.
+
+    Raises:
+        InvalidInput: a name or a value is unknown or out of range.
+        DataError: the data cannot be had, are damaged, or do not fit their environment.
+        Interrupted: Ctrl-C; a checkpoint was saved, and `scripts/train.py --resume` goes on.
+    """
+    config = _config(settings)
+    config = dataclasses.replace(config, run=None if folder is None else Path(folder))
+    lines = say if progress else _nothing
+    if isinstance(data, Trajectories):
+        dataset = sources.of_trajectories(data, _spec(environment))
+        config = dataclasses.replace(config, env=dataset.name)
+    else:
+        spec = _spec(environment)
+        if spec is not None and spec.kwargs:
+            raise InvalidInput(f"{data} brings the arguments of its environment; give the id alone, {spec.id!r}")
+        config = dataclasses.replace(config, env=str(data), env_id=None if spec is None else spec.id)
+        dataset = sources.load(config.env, config.source, config.env_id, lines)
+    outcome = train(config, dataset, callbacks, lines, progress)
+    return DecisionAgent.load(outcome["agents"][0])
+
+
+def load(folder: str | Path, **options: Any) -> Agent:
+    """Loads an agent from its folder, or an exported agent from its own.
+
+    Args:
+        folder: as training or `scripts/export.py` wrote it.
+        **options: of `aaren_rl.agents.DecisionAgent` (device, acting, renew) or `aaren_rl.agents.OnnxAgent` (threads,
+            acting, renew).
+
+    Raises:
+        CheckpointError: the folder is missing, incomplete, altered or of another version.
+        InvalidInput: an option does not fit.
+    """
+    if (Path(folder) / checkpoint.EXPORTED_CARD).exists():
+        return OnnxAgent(folder, **options)
+    return DecisionAgent.load(folder, **options)
+
+
+def _config(settings: dict[str, Any]) -> RunConfig:
+    """The configuration that flat settings describe, on top of the preset that they may name."""
+    model, training, top = (
+        {field.name for field in dataclasses.fields(group)} for group in (ModelConfig, TrainingConfig, RunConfig)
+    )
+    names = (model | training | top) - {"model", "training"}
+    tables: dict[str, Any] = {"model": {}, "training": {}}
+    for name, value in settings.items():
+        if name in SET_BY_ARGUMENTS:
+            raise InvalidInput(f"{name} is no setting of fit; use its argument {SET_BY_ARGUMENTS[name]}")
+        if name == "seeds":
+            raise InvalidInput("fit trains one agent; give seed, or use scripts/train.py --seeds")
+        if name not in names:
+            raise unknown_name("setting", name, names - set(SET_BY_ARGUMENTS) - {"seeds"})
+        table = tables["model"] if name in model else tables["training"] if name in training else tables
+        table[name] = value
+    return run_config.from_table(tables, "fit")
+
+
+def _spec(environment: str | EnvironmentSpec | None) -> EnvironmentSpec | None:
+    return EnvironmentSpec(environment) if isinstance(environment, str) else environment
+
+
+def _nothing(line: str) -> None:
+    """Takes a line and says nothing."""

@@ -1,9 +1,8 @@
-"""Lists the mixers and what each of them is: `python scripts/mixers.py`."""
+"""Lists the mixers with memory, source and costs: `python scripts/mixers.py`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from inspect import signature
 
 import torch
 import tyro
@@ -12,12 +11,12 @@ from aaren_rl import mixers
 from aaren_rl.experiments.console import run, say
 
 WIDTH, STEPS = 128, 1_000
-"""Tokens of this size, and so many of them, for the bytes of a state."""
+"""Width and number of the tokens after which a state is measured."""
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Print the table of mixers: memory, source, what differs from it, and what they cost."""
+    """Print the table of mixers: options, memory, source, what differs from it, and costs."""
 
 
 def main() -> None:
@@ -26,28 +25,37 @@ def main() -> None:
 
 
 def list_mixers(arguments: Arguments) -> None:
-    """Prints the table and what its letters stand for."""
+    """Prints the table and a legend."""
     say(
-        f"{table()}\n\nThe number behind a name is that of the tokens seen, and any other may be given. Sequences "
-        "may be of any length for all of them. T: tokens of a sequence, t: tokens so far, d: width of a token, "
-        "h: width of one head, n: the number behind the name. Costs leave out the projections of single tokens. "
+        f"{table()}\n\nA number behind a name is the span of the window; `local:60` is short for `local(span=60)`. "
+        "Options are written in parentheses, as `aaren(recency=true)`; the table shows their defaults. Sequences may "
+        "have any length. T: tokens of a sequence, t: tokens so far, d: width of a token, h: width of a head, n: span. "
+        "Costs leave out projections of single tokens. "
         f"State: bytes that one block of width {WIDTH} with one head carries after {STEPS:,} tokens."
     )
 
 
 def table() -> str:
-    """All mixers as a Markdown table, made from what their classes declare."""
+    """All mixers as a Markdown table, from what their classes declare."""
     lines = [
-        "| mixer | memory | tokens seen | source | against it | cost of a sequence | cost of a step | state |",
-        "|---|---|---|---|---|---|---|---:|",
+        "| mixer | options | memory | tokens seen | source | what differs | cost of a sequence | cost of a step | state |",
+        "|---|---|---|---|---|---|---|---|---:|",
     ]
     for name in mixers.names():
-        kind = mixers.get(name)
-        about = kind.capability
-        window = signature(kind).parameters.get("span")
-        written, span = (f"`{name}`", 0) if window is None else (f"`{name}:{window.default}`", window.default)
-        cells = [written, kind.memory, about.sees.format(n=span), about.source, about.differs or "exact"]
-        lines.append(f"| {' | '.join([*cells, about.parallel, about.step, f'{_state_bytes(name):,}'])} |")
+        mixer, options = mixers.get(name), mixers.option_defaults(name)
+        about, span = mixer.capability, options.get("span")
+        cells = [
+            f"`{name if span is None else mixers.MixerSpec(name, {'span': span})}`",
+            ", ".join(f"`{mixers.write_option(*option)}`" for option in options.items()) or "-",
+            mixer.memory,
+            about.sees.format(n=span),
+            about.source,
+            about.differs or "exact",
+            about.parallel,
+            about.step,
+            f"{_state_bytes(name):,}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

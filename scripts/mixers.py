@@ -11,7 +11,7 @@ from aaren_rl.experiments.console import run, say
 
 @dataclass(frozen=True)
 class Arguments:
-    """Print the table of mixers: memory, source, differences from it, and costs."""
+    """Print the table of mixers: options, memory, source, what differs from it, and costs."""
 
 
 def main() -> None:

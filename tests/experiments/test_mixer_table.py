@@ -25,9 +25,11 @@ def test_every_mixer_has_a_row_with_every_cell_filled(rows):
 
 def test_what_is_said_is_what_the_classes_declare(rows):
     assert rows["softmax"]["memory"] == mixers.Softmax.memory == "growing"
-    assert rows["aaren"]["against it"] == "exact"
-    assert rows["local"]["against it"] == mixers.Local.capability.differs
+    assert rows["aaren"]["what differs"] == "exact"
+    assert rows["local"]["what differs"] == mixers.Local.capability.differs
     assert (rows["local"]["mixer"], rows["local"]["tokens seen"]) == ("`local:20`", "the last 20")
+    assert rows["aaren"]["options"] == "`recency=false`"
+    assert rows["local"]["options"] == "`span=20`"
     assert (rows["aaren"]["mixer"], rows["aaren"]["tokens seen"]) == ("`aaren`", "the episode")
 
 

@@ -66,7 +66,7 @@ def test_is_the_formula_with_resets_and_padding(loud, assert_is_formula, span, t
     assert_is_formula(mixer, lambda x: reference(mixer, x, reset, valid, triples), x, reset, valid)
 
 
-def test_after_whole_triples_it_is_the_sources_strided_convolution_and_the_token_itself(loud):
+def test_after_whole_triples_it_is_a_strided_convolution(loud):
     mixer = loud(Compressed(WIDTH, HEADS, span=15)).double()
     x = draw(16)[0]
     kernels = mixer.compress.weight.chunk(2), mixer.compress.bias.chunk(2)
@@ -81,7 +81,7 @@ def test_after_whole_triples_it_is_the_sources_strided_convolution_and_the_token
     torch.testing.assert_close(mixer(x)[0][:, 15:], mixer.output(mixed))
 
 
-def test_a_token_reaches_its_span_and_what_is_before_it_not(loud):
+def test_a_token_sees_its_span_and_nothing_before(loud):
     mixer = loud(Compressed(WIDTH, HEADS, span=7)).double()  # Three triples.
     x = draw(40)[0].requires_grad_()
     for t, first in ((38, 27), (37, 27), (36, 27), (35, 24)):
@@ -90,13 +90,13 @@ def test_a_token_reaches_its_span_and_what_is_before_it_not(loud):
         assert reached == list(range(first, t + 1))
 
 
-def test_the_window_is_written_in_tokens_and_rounded_up_to_triples():
+def test_the_span_is_rounded_up_to_triples():
     assert [mixers.build(f"compressed:{span}", WIDTH, HEADS).triples for span in (1, 3, 4, 60, 61)] == [1, 1, 2, 20, 21]
     for span in (0, -3):
         with pytest.raises(InvalidInput, match=f"a window of {span} tokens; expected at least 1"):
             Compressed(WIDTH, HEADS, span)
 
 
-def test_the_state_is_a_third_of_the_window_it_stands_for():
+def test_the_state_is_a_third_of_its_window():
     # Keys and values in float32, a flag for each triple, two tokens, and how many of them count.
     assert state_bytes(Compressed(WIDTH, HEADS, span=60).initial_state(1)) == (20 + 2) * 2 * WIDTH * 4 + 20 + 8

@@ -116,7 +116,7 @@ def test_outputs_and_gradients_are_the_formulas(loud, name):
             torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-9)
 
 
-def test_the_last_token_of_linear_attention_is_the_formula_over_all(loud):
+def test_the_last_token_of_linear_is_the_formula_over_all(loud):
     mixer, x = build("linear", loud), draw(200)
     q, k, v = (part(x).unflatten(-1, (HEADS, HEAD_WIDTH)) for part in (mixer.query, mixer.key, mixer.value))
     q, k = torch.nn.functional.elu(q) + 1, torch.nn.functional.elu(k) + 1
@@ -125,12 +125,12 @@ def test_the_last_token_of_linear_attention_is_the_formula_over_all(loud):
     torch.testing.assert_close(mixer(x)[0][:, -1], mixer.output(everywhere.flatten(2))[:, -1])
 
 
-def test_the_performer_comes_to_softmax_attention_with_more_features(loud):
+def test_more_features_bring_performer_to_softmax(loud):
     softmax, x = loud(Softmax(WIDTH, HEADS), std=0.1).double(), draw(50)
     wanted, _ = softmax(x)
     errors = []
-    for blocks in (2, 64, 1024):
-        performer = Performer(WIDTH, HEADS, blocks).double()
+    for sets in (2, 64, 1024):
+        performer = Performer(WIDTH, HEADS, sets).double()
         performer.load_state_dict(softmax.state_dict(), strict=False)
         errors.append(((performer(x)[0] - wanted).square().mean().sqrt() / wanted.std()).item())
     # The error falls with the root of the number of features, or about: 32 and 16 times as many.
@@ -138,10 +138,10 @@ def test_the_performer_comes_to_softmax_attention_with_more_features(loud):
     assert errors[2] < 0.01
 
 
-def test_the_performers_directions_are_orthogonal_in_blocks_and_as_long_as_normal_vectors():
-    size, blocks = 16, 50
-    directions = Performer(2 * size, 2, blocks).directions
-    assert directions.shape == (2, blocks * size, size)
+def test_directions_of_performer_are_orthogonal_in_sets():
+    size, sets = 16, 50
+    directions = Performer(2 * size, 2, sets).directions
+    assert directions.shape == (2, sets * size, size)
     vectors = directions.reshape(-1, size, size)
     products = vectors @ vectors.mT
     across = products - torch.diag_embed(products.diagonal(dim1=1, dim2=2))
@@ -153,7 +153,7 @@ def test_the_performers_directions_are_orthogonal_in_blocks_and_as_long_as_norma
     assert directions.mean((0, 1)).abs().max() < 5 / 1600**0.5
 
 
-def test_the_performer_holds_where_all_features_would_underflow(loud):
+def test_performer_survives_features_that_underflow(loud):
     mixer, x = build("performer", loud), draw(20)
     mixer.key.bias.data += 20
     q, k, v = (part(x).unflatten(-1, (HEADS, HEAD_WIDTH)) for part in (mixer.query, mixer.key, mixer.value))
@@ -170,7 +170,7 @@ def test_the_performer_holds_where_all_features_would_underflow(loud):
     torch.testing.assert_close(mixer.float()(x.float())[0], expected.float(), rtol=1e-2, atol=1e-2)
 
 
-def test_rfa_without_a_gate_is_the_mean_with_the_kernels_weights(loud):
+def test_rfa_without_a_gate_is_a_mean_weighted_by_the_kernel(loud):
     mixer, x = build("rfa", loud), draw(90)
     with torch.no_grad():
         mixer.gate.weight.zero_()
@@ -194,7 +194,7 @@ def test_rfa_with_a_closed_gate_forgets_all_before(loud):
     torch.testing.assert_close(mixer(x)[0], alone)
 
 
-def test_rfas_features_have_the_gaussian_kernel_as_their_product():
+def test_the_product_of_rfa_features_is_the_gaussian_kernel():
     size = 400
     mixer = mixers.get("rfa")(size, 1).double()
     generator = torch.Generator().manual_seed(1)

@@ -45,7 +45,7 @@ def attend(query, keys, values):
 
 
 def mixed_episode(mixer, x, number):
-    """The tokens (time, WIDTH) of one episode, each block choosing among `number` before it."""
+    """The tokens (time, WIDTH) of one episode, each window choosing among `number` before it."""
     keys, values, queries = mixer.key(x), mixer.value(x), mixer.query(x)
     scores = [{} for _ in range(HEADS)]
     for i in range(1, -(-x.shape[0] // SIZE)):
@@ -63,8 +63,8 @@ def mixed_episode(mixer, x, number):
             seen = []
             for entries in (keys[:, own], values[:, own]):
                 chosen = [(j, weight) for (row, j), weight in balanced[head].items() if row == i]
-                block = [sum(weight * entries[j * SIZE + p] for j, weight in chosen) for p in range(SIZE if i else 0)]
-                seen.append(block + list(entries[i * SIZE : t + 1]))
+                window = [sum(weight * entries[j * SIZE + p] for j, weight in chosen) for p in range(SIZE if i else 0)]
+                seen.append(window + list(entries[i * SIZE : t + 1]))
             heads.append(attend(queries[t, own], *seen))
         outputs.append(mixer.output(torch.cat(heads)))
     return outputs
@@ -97,13 +97,13 @@ def test_is_the_formula_with_resets_and_padding(loud, assert_is_formula, span, n
         valid,
         # Softmax ignores a shift of all scores.
         without=mixer.key.bias,
-        # With one block to choose there is nothing to score.
+        # With one window to choose there is nothing to score.
         may_be_silent=number == 1,
     )
 
 
 def balanced(rows, rounds, scores, number=None):
-    """Of the mixer: the square matrix of scores by block, each row choosing among those before it."""
+    """Of the mixer: the square matrix of scores by window, each row choosing among those before it."""
 
     class Balancing(Sinkhorn):
         pass
@@ -122,7 +122,7 @@ def balanced(rows, rounds, scores, number=None):
     return square, columns
 
 
-def test_after_one_round_the_last_row_is_that_of_the_sources_sinkhorn_without_causality():
+def test_the_last_row_after_one_round_is_that_of_plain_sinkhorn():
     """The columns of the last row are whole ones."""
     scores = torch.randn(6, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     plain = scores.exp().tril()
@@ -144,14 +144,14 @@ def test_with_many_rounds_rows_and_columns_sum_to_one(number):
     assert errors[-1] < 0.01
 
 
-def test_scores_move_weight_to_a_block_in_their_row_and_the_next():
+def test_scores_move_weight_in_their_row_and_the_next():
     scores = torch.zeros(5, 5, dtype=torch.float64)
     even, _ = balanced(5, Sinkhorn.rounds, scores, 4)
     scores[3, 0] = 5.0
     one, _ = balanced(5, Sinkhorn.rounds, scores, 4)
     torch.testing.assert_close(one[:3], even[:3])
     assert one[3, 0] > 2.5 * even[3, 0]
-    # Its column has been used up for row 4, which no longer can choose block 0 itself.
+    # Its column has been used up for row 4, which no longer can choose window 0 itself.
     assert (one[4] - even[4]).abs().max() > 1e-3
 
 
@@ -165,7 +165,7 @@ def test_scores_of_any_size_give_no_nan():
     assert scores.grad.isfinite().all()
 
 
-def test_the_window_is_written_in_tokens_and_rounded_up_to_blocks():
+def test_the_span_is_rounded_up_to_windows():
     assert [mixers.build(f"sinkhorn:{span}", WIDTH, HEADS).windows for span in (1, 5, 6, 20, 21)] == [1, 1, 2, 4, 5]
     for span in (0, -3):
         with pytest.raises(InvalidInput, match=f"a window of {span} tokens; expected at least 1"):

@@ -165,7 +165,7 @@ def test_it_is_its_sources_formula_on_every_window(loud, name, span):
 
 
 @every_window
-def test_it_is_its_sources_formula_beyond_a_block(loud, name):
+def test_it_is_its_sources_formula_beyond_a_chunk(loud, name):
     time = CHUNK + 21
     reset, valid = torch.zeros(1, time, dtype=torch.bool), torch.ones(1, time, dtype=torch.bool)
     valid[0, 3:9] = False
@@ -198,7 +198,7 @@ def test_a_window_without_a_token_is_refused(name):
 
 
 @every_window
-def test_it_is_as_large_as_attention_save_those_that_learn_less(name):
+def test_it_is_as_large_as_attention_with_known_exceptions(name):
     squares = sum(parameter.numel() for parameter in mixers.get(name)(64, 1).parameters()) / 64**2
     learning_less = {"fnet": 1, "mlp-mixer": 0, "synthesizer-dense": 3.3, "synthesizer-factorised": 3.1}
     assert squares == pytest.approx({"synthesizer-random": 2, **learning_less}.get(name, 4), rel=0.06, abs=0.25)

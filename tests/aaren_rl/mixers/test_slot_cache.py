@@ -150,7 +150,7 @@ def in_pieces(mixer, x, reset, valid, ends):
 @pytest.mark.parametrize("span", [1, 5, 200])
 @pytest.mark.parametrize("name", NAMES)
 def test_each_is_attention_to_the_list_of_tokens_it_sees(loud, name, span):
-    """Over more than a block, in one pass and in pieces, with resets and padding, in outputs and gradients."""
+    """Over more than a chunk, in one pass and in pieces, with resets and padding, in outputs and gradients."""
     mixer = loud(mixers.get(name)(WIDTH, HEADS, span)).double()
     x, reset, valid = draw(2, 150)
     weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -246,7 +246,7 @@ def test_heads_of_bigbird_see_samples_of_their_own(loud):
     assert len({tuple(sorted(ranks)) for ranks in held.tolist()}) == HEADS
 
 
-def test_one_step_of_descent_moves_a_centroid_to_the_mean_of_its_points():
+def test_one_descent_step_moves_a_centroid_to_its_mean():
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(5, 2, 30, SIZE, generator=generator, dtype=torch.float64)
     values = torch.randn(5, 2, 30, SIZE, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -267,7 +267,7 @@ def test_one_step_of_descent_moves_a_centroid_to_the_mean_of_its_points():
     assert torch.equal(centroids.grad[:, 2], torch.zeros(2, SIZE, dtype=torch.float64))
 
 
-def test_under_autocast_centroids_have_the_gradient_of_whole_counts():
+def test_under_autocast_counts_of_centroids_stay_whole():
     """Half precision knows no odd number above 256."""
     points, cluster = torch.ones(1, 1, 1001, 2), torch.zeros(1, 1, 1001, dtype=torch.long)
     centroids = torch.zeros(1, 1, 2, requires_grad=True)
@@ -283,7 +283,7 @@ def test_centroids_begin_on_the_sphere_of_the_queries():
     torch.testing.assert_close(centroids.square().mean(-1), torch.ones(HEADS, 8), rtol=0, atol=1e-2)
 
 
-def test_reformer_hashes_alike_in_every_run_and_keeps_its_rotations_with_the_weights():
+def test_rotations_of_reformer_are_fixed_and_saved():
     first, second = mixers.get("reformer")(WIDTH, HEADS), mixers.get("reformer")(WIDTH, HEADS)
     assert torch.equal(first.rotations, second.rotations)
     assert "rotations" in first.state_dict()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aaren_rl.errors import InvalidInput, unknown_name
-from aaren_rl.experiments.comparison import costs, matrix, picture, running, table
+from aaren_rl.experiments.comparison import costs, matrix, picture, running, scores, table
 from aaren_rl.experiments.console import Say
 from aaren_rl.training.run import Interrupted
 
@@ -39,7 +39,7 @@ class Request:
     """Measure the costs of training and acting once, and draw the scores over them."""
 
 
-def compare(request: Request, say: Say) -> table.Comparison:
+def compare(request: Request, say: Say) -> scores.Comparison:
     """Does the runs that are not finished, and writes the table; where asked, the costs and their picture.
 
     Args:
@@ -63,7 +63,7 @@ def compare(request: Request, say: Say) -> table.Comparison:
     running.check_folders(runs, request.file)
     failures = [] if request.table else _run(request, runs, whole.runs(out), say)
     commands = {one.agent: _command(request, (one.agent,)) for one in runs}
-    comparison = table.collect(runs, commands, request.against)
+    comparison = scores.collect(runs, commands, request.against)
     files = [*table.write(comparison, out), picture.draw(comparison, out)]
     say(f"\n{table.to_markdown(comparison)}\ntable:      {', '.join(map(str, files))}")
     if request.picture:

@@ -21,7 +21,8 @@ from aaren_rl.envs import sources
 from aaren_rl.errors import DataError
 from aaren_rl.experiments import config as run_config
 from aaren_rl.experiments.comparison.matrix import Run
-from aaren_rl.experiments.comparison.table import Comparison, grid, mean_in_words
+from aaren_rl.experiments.comparison.scores import Comparison
+from aaren_rl.experiments.comparison.table import grid, mean_in_words
 from aaren_rl.experiments.config import CONFIG, RunConfig
 from aaren_rl.experiments.console import Say, device_named
 from aaren_rl.experiments.measuring import SCALES, Side, alternate, machine, timed

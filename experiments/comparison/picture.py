@@ -9,7 +9,7 @@ import numpy as np
 
 from aaren_rl.experiments.comparison import labels
 from aaren_rl.experiments.comparison.costs import Cost, Costs
-from aaren_rl.experiments.comparison.table import Aggregates, Comparison
+from aaren_rl.experiments.comparison.scores import Aggregates, Comparison
 from aaren_rl.figures import drawn
 
 if TYPE_CHECKING:

@@ -1,0 +1,232 @@
+"""The scores of a comparison: results of finished runs, their interquartile means, and how they were measured."""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+from aaren_rl.envs import statistics
+from aaren_rl.errors import DataError
+from aaren_rl.experiments.comparison import running
+from aaren_rl.experiments.comparison.matrix import Run
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far one agent's interquartile mean lies above another's.
+
+    Attributes:
+        value: the one minus the other.
+        interval: 95% of a stratified bootstrap of both; None where a dataset has a single seed, which shows no spread.
+    """
+
+    value: float
+    interval: tuple[float, float] | None
+
+    @property
+    def verdict(self) -> str | None:
+        """Where the interval says that the one lies; None without an interval."""
+        if self.interval is None:
+            return None
+        low, high = self.interval
+        return "above" if low > 0 else "below" if high < 0 else "no difference shown"
+
+
+@dataclass(frozen=True)
+class Aggregates:
+    """Interquartile means of agents over the runs that all of them have.
+
+    Attributes:
+        common: (dataset, seed) of these runs.
+        iqm: of each agent; empty where they have no run in common.
+        intervals: 95% of a stratified bootstrap; None where a dataset has a single seed, which shows no spread.
+        above: probability that the first agent's interquartile mean is above the second's, under the same bootstrap.
+        differences: of one agent from each other one.
+    """
+
+    common: list[tuple[str, int]]
+    iqm: dict[str, float]
+    intervals: dict[str, tuple[float, float] | None]
+    above: dict[str, dict[str, float]]
+    differences: dict[str, Difference]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Finished runs of the agents, datasets and seeds asked for.
+
+    Attributes:
+        agents: that have a finished run.
+        datasets: all asked for.
+        seeds: all asked for.
+        rows: one of each run.
+        unfinished: agents without a finished run.
+        last: of the agents after the last update.
+        best: of the agents that were best in training; None unless all runs have one.
+        protocol: how all was measured.
+        commands: what reproduces an agent's row.
+        against: the agent that every other one is held against; None for none.
+    """
+
+    agents: list[str]
+    datasets: list[str]
+    seeds: list[int]
+    rows: list[Row]
+    unfinished: list[str]
+    last: Aggregates
+    best: Aggregates | None
+    protocol: dict[str, Any]
+    commands: dict[str, str]
+    against: str | None = None
+
+    def scores(self, agent: str, dataset: str, figure: str = "normalized_score") -> dict[int, float]:
+        """Scores of an agent on a dataset by seed."""
+        return {row["seed"]: row[figure] for row in self.rows if (row["agent"], row["dataset"]) == (agent, dataset)}
+
+
+def collect(runs: list[Run], commands: dict[str, str], against: str | None = None) -> Comparison:
+    """Reads the results of finished runs.
+
+    Args:
+        runs: all that were asked for.
+        commands: what reproduces each agent's row.
+        against: the agent that every other one is held against; None for none.
+
+    Raises:
+        DataError: none is finished, or none of `against`, a result lacks something, or the results cannot stand in one
+            table.
+        CheckpointError: a result cannot be read.
+    """
+    finished = [(run, figures) for run in runs if (figures := running.outcome(run)) is not None]
+    if not finished:
+        raise DataError(f"no run under {runs[0].folder.parents[2]} is finished; run without --table first")
+    rows = [_row(run, figures, commands[run.agent]) for run, figures in finished]
+    running.check_sources((run, row["source"]) for (run, _), row in zip(finished, rows, strict=True))
+    _check_columns(finished)
+    agents = list(dict.fromkeys(run.agent for run in runs))
+    shown = [agent for agent in agents if any(row["agent"] == agent for row in rows)]
+    if against is not None and against not in shown:
+        raise DataError(f"no run of {against} is finished, so nothing can be held against it; leave --against out")
+    last = aggregate(rows, shown, against=against)
+    return Comparison(
+        agents=shown,
+        datasets=list(dict.fromkeys(run.dataset for run in runs)),
+        seeds=list(dict.fromkeys(run.seed for run in runs)),
+        rows=rows,
+        unfinished=[agent for agent in agents if agent not in shown],
+        last=last,
+        best=None if any(row["best"] is None for row in rows) else aggregate(rows, shown, "best"),
+        protocol=_protocol(runs, finished, last),
+        commands=commands,
+        against=against,
+    )
+
+
+def aggregate(
+    rows: list[Row], agents: list[str], figure: str = "normalized_score", against: str | None = None
+) -> Aggregates:
+    """Interquartile means of a figure over the (dataset, seed) that all agents have.
+
+    Args:
+        rows: of all runs.
+        agents: each with a row at least.
+        figure: "normalized_score" or "best".
+        against: the agent that every other one is held against; None for none.
+    """
+    scores = {
+        agent: {(row["dataset"], row["seed"]): row[figure] for row in rows if row["agent"] == agent} for agent in agents
+    }
+    common = [key for key in scores[agents[0]] if all(key in own for own in scores.values())]
+    iqm: dict[str, float] = {}
+    intervals: dict[str, tuple[float, float] | None] = {}
+    resampled = {}
+    for agent in agents if common else []:
+        strata = [[scores[agent][key] for key in common if key[0] == dataset] for dataset in dict(common)]
+        iqm[agent] = statistics.interquartile_mean(strata)
+        intervals[agent] = None
+        if all(len(runs) > 1 for runs in strata):
+            # Agents are independent of each other, and an agent's draws do not depend on who stands beside it.
+            resampled[agent] = statistics.resampled_interquartile_means(strata, zlib.crc32(agent.encode()))
+            intervals[agent] = statistics.interval(resampled[agent])
+    above: dict[str, dict[str, float]] = {agent: {} for agent in resampled}
+    for one, other in itertools.permutations(resampled, 2):
+        above[one][other] = statistics.probability_above(resampled[one], resampled[other])
+    differences = {}
+    if against is not None:
+        for other in (agent for agent in iqm if agent != against):
+            # Draws of two agents are independent, so their differences are draws of the difference.
+            drawn = resampled[against] - resampled[other] if resampled else None
+            between = None if drawn is None else statistics.interval(drawn)
+            differences[other] = Difference(iqm[against] - iqm[other], between)
+    return Aggregates(common, iqm, intervals, above, differences)
+
+
+def _row(run: Run, figures: dict[str, Any], command: str) -> Row:
+    file = run.folder / running.RESULT
+    needed = ("ci95", "source", "environment", "updates", "parameters", "acting", "train_seconds")
+    for name in ("normalized_score", *needed):
+        if name not in figures:
+            raise DataError(
+                f"{file} does not say {name!r}; another version wrote it. Delete that file and run again: the agent is "
+                "kept, and evaluated anew"
+            )
+    if figures["normalized_score"] is None:
+        raise DataError(f"{file} has no normalised score, for want of reference returns; leave {run.dataset} out")
+    # Without figures of its own the best agent is the last, if any was looked for.
+    best = figures.get("best", figures if run.config.check_episodes else {"normalized_score": None})
+    return {
+        "agent": run.agent,
+        "dataset": run.dataset,
+        "seed": run.seed,
+        "normalized_score": figures["normalized_score"],
+        "best": best["normalized_score"],
+        **{name: figures[name] for name in needed},
+        "command": command,
+    }
+
+
+def _check_columns(finished: list[tuple[Run, dict[str, Any]]]) -> None:
+    """Sees to it that the runs of a dataset had the same data, and one environment and reference to be evaluated."""
+    columns: dict[str, dict[str, list[str]]] = {}
+    for run, figures in finished:
+        measured = f"{figures['environment']} {figures.get('environment_kwargs') or ''}".strip()
+        measured += f" against {figures.get('reference')}, data {str(figures.get('data_sha256'))[:12]}"
+        columns.setdefault(run.dataset, {}).setdefault(measured, []).append(run.name)
+    for dataset, ways in columns.items():
+        if len(ways) > 1:
+            listed = "; ".join(f"in {measured}: {', '.join(names)}" for measured, names in ways.items())
+            raise DataError(
+                f"the runs on {dataset} are not compared, they differ in data or evaluation ({listed}); set one env_id "
+                "under [settings] and pass another --out, or choose agents with --only"
+            )
+
+
+def _protocol(runs: list[Run], finished: list[tuple[Run, dict[str, Any]]], last: Aggregates) -> dict[str, Any]:
+    def each(name: str, dataset: str | None = None) -> list[Any]:
+        found = [figures.get(name) for run, figures in finished if dataset in (None, run.dataset)]
+        return list(dict.fromkeys(found))
+
+    packages = {name for _, figures in finished for name in figures.get("versions", {})}
+    datasets = list(dict.fromkeys(run.dataset for run, _ in finished))
+    cells = list(dict.fromkeys((run.dataset, run.seed) for run in runs))
+    return {
+        "source": each("source")[0],
+        "reference": each("reference"),
+        "environments": {dataset: each("environment", dataset)[0] for dataset in datasets},
+        "versions": {
+            name: sorted({str(figures.get("versions", {}).get(name)) for _, figures in finished})
+            for name in sorted(packages)
+        },
+        "episodes": each("episodes"),
+        "updates": each("updates"),
+        "seeds": list(dict.fromkeys(run.seed for run in runs)),
+        "targets": {dataset: each("target", dataset) for dataset in datasets},
+        "acting": each("acting"),
+        "resamples": statistics.RESAMPLES,
+        "compared": [list(key) for key in last.common],
+        "left_out": [list(key) for key in cells if key not in last.common],
+    }

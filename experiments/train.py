@@ -32,14 +32,14 @@ from aaren_rl.training.log import draw_curve, log_hyperparameters
 from aaren_rl.training.run import Evaluation, Interrupted, Trained, Trainer, checkpoints
 
 QUANTILES = 11
-"""Of the data's returns that an agent's card holds."""
+"""Number of quantiles of the data's returns in an agent's card."""
 
 CHECK_SEED = 10_000
-"""Seeds of evaluations during training, apart from those of the final one."""
+"""First seed of evaluations during training, apart from the seeds of the final one."""
 
 
 def train(config: RunConfig) -> dict[str, Any]:
-    """Trains as configured and returns the final result, which it also writes into the run's folder."""
+    """Trains, evaluates, writes result.json into the run's folder, and returns its content."""
     device = device_named(config.device)
     folder = _run_folder(config)
     together = _one_batch(config, device)
@@ -67,7 +67,7 @@ def train(config: RunConfig) -> dict[str, Any]:
 
 
 def _one_batch(config: RunConfig, device: torch.device) -> bool:
-    """Whether several seeds can be trained as one batch, which is no faster on a CPU."""
+    """True if several seeds train as one batch, which is no faster on a CPU."""
     carries = Context.parse(config.training.context).kind == "carry"
     return device.type == "cuda" and config.model.recordable and not carries
 
@@ -94,7 +94,7 @@ def _run_all(configs: list[RunConfig], dataset: Dataset, device: torch.device, t
 
 
 def _outcome_of(config: RunConfig) -> dict[str, Any] | None:
-    """The result of a seed that finished before the others were interrupted."""
+    """Result of a seed that finished before the others were interrupted."""
     file = _folder(config) / "result.json"
     if config.resume is None or not file.exists():
         return None
@@ -206,7 +206,7 @@ def _report(run: _Run, trained: Trained) -> dict[str, Any]:
 
 
 def _summary(config: RunConfig, folder: Path, outcomes: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and spread over the seeds, of the last agents; written into the folder of them all."""
+    """Writes and returns the mean and the spread over the seeds of the last agents."""
     scores = [outcome["normalized_score"] for outcome in outcomes]
     means = [outcome["mean"] for outcome in outcomes]
     protocol = ("target", "environment", "reference", "source", "dataset", "updates", "acting")
@@ -238,7 +238,7 @@ def _new_model(config: RunConfig, dataset: Dataset) -> DecisionModel:
 
 
 def _folder(config: RunConfig) -> Path:
-    """The folder of one of several seeds."""
+    """Folder of one of several seeds."""
     assert config.run is not None
     return config.run
 

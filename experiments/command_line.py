@@ -74,22 +74,18 @@ def parse(
         raise ValueError(f"{form.__name__} and its groups differ in {sorted(differing) or 'a name that stands twice'}")
     by_name = {option.name: option for option in options}
     # tyro makes a headed group of every nested dataclass.
-    fields: list[Any] = [_field(by_name[name], tyro.conf.Positional) for name in positional]
+    fields: list[Any] = [_field(by_name[name], positional=True) for name in positional]
     for number, group in enumerate(groups):
-        section: Any = dataclasses.make_dataclass("Section", [_field(by_name[name]) for name in group.options])
+        members = [_field(by_name[name]) for name in group.options]
+        section: Any = dataclasses.make_dataclass("Section", members, kw_only=True)
         section.__doc__ = group.about
         hint = Annotated[section, tyro.conf.arg(name=group.title)]
         needed = any(by_name[name].default is dataclasses.MISSING for name in group.options)
         fields.append((f"group_{number}", hint, *([] if needed else [dataclasses.field(default_factory=section)])))
-    view: Any = dataclasses.make_dataclass("View", fields)
+    view: Any = dataclasses.make_dataclass("View", fields, kw_only=True)
     view.__doc__ = form.__doc__
     flags = tyro.conf.FlagCreatePairsOff if switches else tyro.conf.FlagConversionOff
-    parsed: Any = tyro.cli(
-        view,
-        prog=prog,
-        args=arguments,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.PositionalMetavarFromFieldName, flags),
-    )
+    parsed: Any = tyro.cli(view, prog=prog, args=arguments, config=(tyro.conf.OmitArgPrefixes, flags))
     given = {name: getattr(parsed, name) for name in positional}
     for number, group in enumerate(groups):
         given |= {name: getattr(getattr(parsed, f"group_{number}"), name) for name in group.options}
@@ -119,14 +115,19 @@ def _sentences(form: type[Any]) -> dict[str, str]:
     return found
 
 
-def _field(option: _Option, *markers: Any) -> tuple[Any, ...]:
+def _field(option: _Option, positional: bool = False) -> tuple[Any, ...]:
     """An option as `dataclasses.make_dataclass` takes it."""
     # The sentence describes a default that is no value.
     hidden = option.default in (None, ()) or typing.get_origin(option.hint) is list
-    about = tyro.conf.arg(help=option.help, help_behavior_hint="" if hidden else None)
+    about = tyro.conf.arg(
+        help=option.help,
+        help_behavior_hint="" if hidden else None,
+        metavar=option.name.upper() if positional else None,
+    )
     hint: Any = cast(Any, Annotated)[option.hint, about]
-    for marker in (*markers, *([tyro.conf.DisallowNone] if option.default is None else [])):
-        hint = marker[hint]
+    hint = cast(Any, tyro.conf.Positional)[hint] if positional else hint
+    # Without a value to remove, None needs no place in the help.
+    hint = cast(Any, tyro.conf.DisallowNone)[hint] if option.default is None else hint
     if option.default is dataclasses.MISSING:
         return option.name, hint
     return option.name, hint, dataclasses.field(default_factory=lambda: option.default)

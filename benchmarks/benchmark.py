@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -46,19 +47,19 @@ GROUPS = (
 
 
 def main() -> None:
-    """Entry point."""
+    """Entry point of the command."""
     run(lambda: measure(parse(Arguments, "benchmark", GROUPS, ["what"])))
 
 
 def measure(arguments: Arguments) -> None:
-    """Measures as the arguments say.
+    """Measures the subject, prints rows as they come, and writes the files.
 
     Raises:
-        InvalidInput: a peer to compare with is not installed, or a number of threads below 1.
+        InvalidInput: a peer is not installed, or the number of threads is below 1.
     """
     if arguments.threads < 1:
         raise InvalidInput(f"--threads {arguments.threads}; expected at least 1")
-    # Loading comes first: it is measured by the peak memory of the process, which the others raise.
+    # Loading comes first: the others raise the peak memory of the process, which it measures.
     chosen = ("data", "scan", "step", "train", "eval") if arguments.what == "all" else (arguments.what,)
     needs = {"step": stepping.NEEDS, "train": training.NEEDS}
     measuring.require(dict.fromkeys(module for what in chosen for module in needs.get(what, ())))
@@ -77,17 +78,15 @@ def measure(arguments: Arguments) -> None:
                 peer = stack.enter_context(d3rlpy_peer.start(arguments.d3rlpy))
                 about["d3rlpy_packages"] = peer.versions
         say(measuring.table_head())
+        measures: dict[str, Callable[[], None]] = {
+            "data": lambda: loading.measure(report),
+            "scan": lambda: scanning.measure(report),
+            "step": lambda: stepping.measure(report, peer, arguments.long),
+            "train": lambda: training.measure(report, peer),
+            "eval": lambda: evaluating.measure(report),
+        }
         for what in chosen:
-            if what == "data":
-                loading.measure(report)
-            elif what == "scan":
-                scanning.measure(report)
-            elif what == "step":
-                stepping.measure(report, peer, arguments.long)
-            elif what == "train":
-                training.measure(report, peer)
-            else:
-                evaluating.measure(report)
+            measures[what]()
     if arguments.json is not None:
         report.write_json(arguments.json, about)
     if arguments.plots is not None:

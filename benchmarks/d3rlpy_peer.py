@@ -1,4 +1,4 @@
-"""The peer in a process of its own: d3rlpy's Decision Transformer, which pins another gymnasium."""
+"""A peer in another process: d3rlpy's Decision Transformer, which pins another gymnasium."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aaren_rl.errors import InvalidInput
 from aaren_rl.experiments.measuring import Side
 
 STEPS = 100_000
-"""Of its made-up data, which it keeps as Python objects."""
+"""Steps of its made-up data, which it keeps as Python objects."""
 
 HOW = "make an environment with: python -m venv d3 && d3/bin/pip install d3rlpy; then pass --d3rlpy d3/bin/python"
 LEFT_OUT = "no --d3rlpy was given"
@@ -27,11 +27,11 @@ class D3rlpy:
     """The worker under another interpreter, for rounds that alternate with ours.
 
     Args:
-        process: the worker.
-        errors: its standard error.
+        process: process of the worker.
+        errors: file that receives its standard error.
 
     Raises:
-        InvalidInput: the worker ended, for want of d3rlpy for instance.
+        InvalidInput: the worker ended, for instance because d3rlpy is missing.
     """
 
     def __init__(self, process: subprocess.Popen[str], errors: IO[str]) -> None:
@@ -39,7 +39,7 @@ class D3rlpy:
         self.versions: dict[str, str] = self._answer()["versions"]
 
     def side(self, do: Literal["step", "update"], calls: int) -> Side:
-        """A side of a comparison, timed by the worker itself."""
+        """A side of a comparison, timed by the worker."""
 
         def play() -> float:
             assert self._process.stdin is not None
@@ -66,10 +66,10 @@ def start(python: Path) -> Iterator[D3rlpy]:
     """Runs the worker while the context lasts.
 
     Args:
-        python: an interpreter that has d3rlpy.
+        python: interpreter with d3rlpy.
 
     Raises:
-        InvalidInput: there is no such interpreter, or it cannot run d3rlpy.
+        InvalidInput: the interpreter does not exist, or cannot run d3rlpy.
     """
     shape, schedule = setting.MODEL, setting.TRAINING
     sizes = {
@@ -88,7 +88,7 @@ def start(python: Path) -> Iterator[D3rlpy]:
         "weight_decay": schedule.weight_decay,
         "clip": schedule.clip,
     }
-    # -I keeps the folder of the worker, full of our module names, off its path.
+    # -I keeps this folder off the path, where module names could hide those of d3rlpy.
     command = [str(python), "-I", str(Path(__file__).with_name("d3rlpy_worker.py")), json.dumps(sizes)]
     with tempfile.TemporaryFile("w+") as errors:
         try:

@@ -1,4 +1,4 @@
-"""Times d3rlpy's Decision Transformer; run by an interpreter that has d3rlpy, so it imports nothing of ours.
+"""Times d3rlpy's Decision Transformer in an interpreter with d3rlpy, so it imports nothing of aaren_rl.
 
 The sizes come as JSON in the first argument. After a first line {"versions": ...} it reads lines
 {"do": "step" | "update", "calls": n} and answers each with {"seconds": of one call}.
@@ -23,7 +23,7 @@ def main() -> None:
     os.dup2(2, 1)
     sizes = json.loads(sys.argv[1])
     d3rlpy: Any = importlib.import_module("d3rlpy")
-    # After d3rlpy, so that an interpreter without it is told so at once.
+    # After d3rlpy, so that an interpreter without it fails at once.
     import torch
 
     torch.set_num_threads(sizes["threads"])

@@ -1,4 +1,4 @@
-"""Where the time of an evaluation goes."""
+"""Shares of an evaluation's time: environment and agent."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from aaren_rl.experiments import measuring
 from aaren_rl.experiments.measuring import Report, Row
 
 EPISODES = 100
-"""In a round; those of an untrained agent are short."""
+"""Episodes in a round; those of an untrained agent are short."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 def measure(report: Report) -> None:
-    """Shares of wall time in 25 hopper environments, resets included, and in the agent."""
+    """Measures the shares of 25 hopper environments, resets included, and of the agent in wall time."""
     card = setting.make_card()
     agent = DecisionAgent(setting.make_model(), card)
     envs = make_vector(environment_of(card), SLOTS)
@@ -40,10 +40,17 @@ def measure(report: Report) -> None:
         shares["environment"].append(in_environment.seconds / seconds)
         shares["agent"].append(in_agent.seconds / seconds)
     envs.close()
-    for name, own in shares.items():
-        share = statistics.median(own)
+    for name, rounds in shares.items():
+        share = statistics.median(rounds)
         report.add(
-            Row(f"{name} share of evaluation", 100 * share, "%", share, (min(own), max(own)), f"{name} / wall time")
+            Row(
+                f"{name} share of evaluation",
+                100 * share,
+                "%",
+                share,
+                (min(rounds), max(rounds)),
+                f"{name} / wall time",
+            )
         )
 
 
@@ -54,7 +61,7 @@ class Clock:
         self.seconds = 0.0
 
     def around(self, function: Callable[P, T]) -> Callable[P, T]:
-        """The function, timed."""
+        """Wraps a function, whose time is added up."""
 
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> T:

@@ -1,4 +1,4 @@
-"""The peer in this process: the Decision Transformer of Hugging Face's transformers."""
+"""A peer in this process: the Decision Transformer of Hugging Face's transformers."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from aaren_rl.data.segment import Segment
 class HuggingFace:
     """Hugging Face's DecisionTransformerModel at our size, fed as its published example feeds it.
 
-    Its observations are standardised and its returns scaled as ours; no cache is kept, which its window cannot use.
+    Observations are standardised and returns scaled as in our model. Its moving window cannot use a cache.
     """
 
     def __init__(self) -> None:
-        # By name: mypy would otherwise check all of transformers.
+        # Imported by name, since mypy would otherwise check all of transformers.
         transformers: Any = importlib.import_module("transformers")
         shape, rate = setting.MODEL, setting.MODEL.dropout
         config = transformers.DecisionTransformerConfig(
@@ -35,7 +35,7 @@ class HuggingFace:
             attn_pdrop=rate,
             max_ep_len=setting.EPISODE,
             use_cache=False,
-            # Tokens of text, whose defaults it warns about.
+            # Without these it warns about its defaults for text.
             bos_token_id=None,
             eos_token_id=None,
         )
@@ -58,7 +58,7 @@ class HuggingFace:
         return (predicted - batch.actions)[batch.valid].square().mean()
 
     def reset(self, target_return: float) -> None:
-        """Starts with a window of zeros, as the example pads one."""
+        """Starts with a window of zeros, the padding of the example."""
         one = (1, setting.CONTEXT)
         self._states = torch.zeros(*one, setting.OBSERVATION_SIZE)
         self._actions = torch.zeros(*one, setting.ACTION_SIZE)
@@ -72,7 +72,7 @@ class HuggingFace:
             self._states = _pushed(self._states, torch.as_tensor(observation))
             self._actions = _pushed(self._actions, torch.zeros(setting.ACTION_SIZE))
             self._returns_to_go = _pushed(self._returns_to_go, self._returns_to_go[0, -1] - reward)
-            # Its embedding ends with the longest episode.
+            # Its embedding has no later timestep.
             self._timesteps = _pushed(self._timesteps, (self._timesteps[0, -1] + 1).clamp(max=setting.EPISODE - 1))
             predicted = self.model(
                 states=self._inputs.observation(self._states),

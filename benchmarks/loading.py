@@ -1,4 +1,4 @@
-"""Loading a dataset: time and memory."""
+"""Time and memory of loading a dataset."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STEPS = 1_000_000
 
 
 def measure(report: Report) -> None:
-    """Seconds and peak memory to load a D4RL file of hopper-sized float64 steps."""
+    """Measures seconds and peak memory of loading a D4RL file of hopper-sized float64 steps."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "made-up.hdf5"
         _write_file(path, STEPS)
@@ -33,8 +33,8 @@ def measure(report: Report) -> None:
 
 
 def _peak() -> int:
-    """Bytes of the most memory that this process has had."""
-    # Not on Windows, where the other measurements work all the same.
+    """Peak memory of this process, in bytes."""
+    # Imported here, since Windows lacks it and can run the other measurements.
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -45,7 +45,7 @@ def _write_file(path: Path, steps: int) -> None:
     rng = np.random.default_rng(0)
     with h5py.File(path, "w") as file:
         for name, shape in (("observations", (steps, 11)), ("actions", (steps, 3)), ("rewards", (steps,))):
-            # Written in pieces, so that making the file does not set the peak that reading is measured by.
+            # In pieces: writing the file must not raise the peak memory that reading is measured by.
             made = file.create_dataset(name, shape, dtype=np.float64)
             for start in range(0, steps, 50_000):
                 made[start : start + 50_000] = rng.standard_normal((len(made[start : start + 50_000]), *shape[1:]))

@@ -1,4 +1,4 @@
-"""The scan: every form by length, and the fused kernel against the memory's bandwidth."""
+"""Time of the scan: every form by length, and the fused kernel against the bandwidth of memory."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ SIZES = (
 
 KERNEL_SIZES = ((64, 1, 60, 128), (1_024, 1, 60, 128), (64, 4, 3_000, 32))
 REPLAYED = 20
-"""Calls in a CUDA graph."""
+"""Calls in one CUDA graph."""
 
 
 def measure(report: Report) -> None:
-    """All rows on the scan."""
+    """Measures all rows on the scan."""
     for size in SIZES:
         _forms(report, *size)
     if not torch.cuda.is_available() or not fused_scan.available():
         reason = "the GPU is too old, or Triton missing" if torch.cuda.is_available() else "no CUDA device"
         report.leave_out("scan kernel vs copy bandwidth", reason)
         return
-    for kind in (torch.bfloat16, torch.float32):
+    for dtype in (torch.bfloat16, torch.float32):
         for size in KERNEL_SIZES:
-            _kernel(report, kind, *size)
+            _kernel(report, dtype, *size)
 
 
 def _forms(report: Report, batch: int, heads: int, time: int, dim: int) -> None:
-    """Forward and backward of every form; it shows where the matrix form stops being the fastest."""
+    """Measures forward and backward of every form, to show the length at which the matrix form loses."""
     scores = torch.randn(batch, heads, time, requires_grad=True)
     values = torch.randn(batch, heads, time, dim, requires_grad=True)
 
@@ -61,15 +61,15 @@ def _forms(report: Report, batch: int, heads: int, time: int, dim: int) -> None:
     # The matrix form takes memory with the square of the length.
     taken = measuring.alternate({form: side(form) for form in FORMS if form != "matrix" or time <= 1_000})
     fastest = min(taken.values(), key=statistics.median)
-    for form, own in taken.items():
+    for form, seconds in taken.items():
         name = f"scan {form}, {_size(batch, heads, time, dim)}"
-        report.add(compare(name, own, own, fastest, "form / fastest", "ms"))
+        report.add(compare(name, seconds, seconds, fastest, "form / fastest", "ms"))
 
 
-def _kernel(report: Report, kind: torch.dtype, batch: int, heads: int, time: int, dim: int) -> None:
-    """The fused kernel beside a copy of as many bytes as must move: all that goes in and comes out, each once."""
-    scores = torch.randn(batch, heads, time, device="cuda").to(kind)
-    values = torch.randn(batch, heads, time, dim, device="cuda").to(kind)
+def _kernel(report: Report, dtype: torch.dtype, batch: int, heads: int, time: int, dim: int) -> None:
+    """Measures the fused kernel beside a copy of as many bytes as its inputs and outputs have together."""
+    scores = torch.randn(batch, heads, time, device="cuda").to(dtype)
+    values = torch.randn(batch, heads, time, dim, device="cuda").to(dtype)
     nothing = torch.full((batch, heads), -torch.inf, device="cuda"), torch.zeros(batch, heads, dim, device="cuda")
     given = fused_scan.Inputs(scores, values, None, None, *nothing)
     outputs, logs = fused_scan.forward(given)
@@ -87,7 +87,7 @@ def _kernel(report: Report, kind: torch.dtype, batch: int, heads: int, time: int
         source = torch.empty(sum(part.nbytes for part in moved) // 2, dtype=torch.uint8, device="cuda")
         copy = partial(torch.empty_like(source).copy_, source)
         taken = measuring.alternate({"kernel": _replayed(call), "copy": _replayed(copy)})
-        size = f"{str(kind).removeprefix('torch.')}, {_size(batch, heads, time, dim)}"
+        size = f"{str(dtype).removeprefix('torch.')}, {_size(batch, heads, time, dim)}"
         report.add(
             compare(
                 f"scan kernel vs copy bandwidth, {way}, {size}",
@@ -101,8 +101,8 @@ def _kernel(report: Report, kind: torch.dtype, batch: int, heads: int, time: int
 
 
 def _replayed(call: Callable[[], object]) -> Side:
-    """A side that replays a CUDA graph of calls, so that no time of the host counts."""
-    # Triton compiles at the first call, which cannot be captured.
+    """A side that replays a CUDA graph of calls, without time of the host."""
+    # Triton compiles at the first call, which a CUDA graph cannot hold.
     call()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()

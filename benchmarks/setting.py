@@ -1,4 +1,4 @@
-"""What is compared: one size of model, and data made up for it."""
+"""The setting of all comparisons: one size of model, and made-up data."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from aaren_rl.model import DecisionModel, ModelConfig, Scaling
 from aaren_rl.training.config import TrainingConfig
 
 OBSERVATION_SIZE, ACTION_SIZE = 11, 3
-"""Hopper's."""
+"""Sizes of hopper."""
 
 MODEL = ModelConfig(blocks=3, width=128, heads=1, dropout=0.1, layout="interleaved")
 """The Decision Transformer's size and tokens (Chen et al. 2021, appendix A)."""
 
 TRAINING = TrainingConfig(average=0.0, batch_size=64, context=20, learning_rate=1e-4, weight_decay=1e-4, clip=0.25)
-"""Its schedule."""
+"""Its training settings."""
 
 CONTEXT = 20
-"""Steps in a sample, and in the window that the peers act from."""
+"""Steps in a segment, and in the window that the peers act from."""
 
 EPISODE = 1_000
-"""Steps of a made-up episode, and the longest that the peers can embed."""
+"""Steps of a made-up episode, and of the longest that the peers can embed."""
 
 
 def make_model(**changes: str) -> DecisionModel:
@@ -37,12 +37,12 @@ def make_model(**changes: str) -> DecisionModel:
 
 
 def make_card() -> AgentCard:
-    """The card of an agent that acts in hopper."""
+    """Card of an agent that acts in hopper."""
     return AgentCard("Hopper-v5", "made-up", "bundled", (3_600.0,))
 
 
 def make_trajectories(steps: int, episode: int | None = None) -> Trajectories:
-    """Whole episodes of noise, of `EPISODE` steps each or of another number."""
+    """Whole episodes of noise, of `EPISODE` or another number of steps each."""
     rng = np.random.default_rng(0)
     ends = np.arange(0, steps + 1, episode or EPISODE)
     steps = int(ends[-1])

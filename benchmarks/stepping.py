@@ -1,4 +1,4 @@
-"""Acting: the time of a step beside the peers', by batch, and late in an episode."""
+"""Time of a step in acting: beside the peers, by batch, and late in an episode."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ EXPORTED = {
     "exported fused step": ("fused", False),
     "exported int8 step": ("interleaved", True),
 }
-"""Layout of the tokens, and whether in int8, by the name of the row."""
+"""Layout of the tokens, and True for int8, by the name of the row."""
 
 BATCHES = (1, 16, 64, 256)
 BATCH_CALLS = 300
-"""Steps whose median and percentile are taken."""
+"""Steps behind a median and a percentile."""
 
 EARLY, LATE, LONG = 100, 20_000, 1_000_000
-"""Steps into an episode at which the time of the next ones is compared; the last with `--long`."""
+"""Steps of an episode after which the next ones are timed; the last with `--long`."""
 
 
 def measure(report: Report, peer: d3rlpy_peer.D3rlpy | None, long: bool = False) -> None:
-    """All rows on acting."""
+    """Measures all rows on acting."""
     _against_peers(report, peer)
     _late_in_an_episode(report, LONG if long else LATE)
     _by_batch(report)
@@ -58,12 +58,12 @@ class Acting:
         self.reset()
 
     def reset(self) -> None:
-        """Starts the episode anew."""
+        """Starts a new episode."""
         self.steps = 0
         self.agent.reset(3_600.0, self._rows)
 
     def step(self) -> None:
-        """One call of `act`."""
+        """Calls `act` once."""
         self.agent.act(self._observations[self.steps % 1_000], self._reward if self.steps else None)
         self.steps += 1
 
@@ -104,7 +104,7 @@ def _against_peers(report: Report, peer: d3rlpy_peer.D3rlpy | None) -> None:
 
 
 def _exported(folder: Path) -> dict[str, Side]:
-    """The exported step alone, each with a pass over as many bytes as its weights."""
+    """Sides of the exported steps, and of one pass over as many bytes as the weights of each."""
     sides: dict[str, Side] = {}
     for name, (layout, int8) in EXPORTED.items():
         graph = export.to_onnx(setting.make_model(layout=layout), setting.make_card(), folder / name, int8)
@@ -129,7 +129,7 @@ def _session_side(graph: Path) -> Side:
 
 
 def _streaming_side(size: int) -> Side:
-    """Reads so many bytes once."""
+    """A side that reads this many bytes once."""
     return timed(torch.rand(size // 4).sum, CALLS)
 
 
@@ -161,7 +161,7 @@ def _by_batch(report: Report) -> None:
             began = time.perf_counter()
             acting.step()
             taken.append(1e3 * (time.perf_counter() - began))
-        # The first ones warm up.
+        # The first steps warm up.
         figures = statistics.median(taken[CALLS:]), float(np.percentile(taken[CALLS:], 95))
         for (name, points), value in zip(lines.items(), figures, strict=True):
             points.append((batch, value))

@@ -1,4 +1,4 @@
-"""Training: a whole update beside the peers', over long episodes, and its sampling."""
+"""Time of an update in training: beside the peers, over long episodes, and of its sampling."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from aaren_rl.training.run import Run
 
 NEEDS = ("transformers",)
 STEPS = 1_000_000
-"""Of the made-up data that batches are drawn from."""
+"""Steps of the made-up data that batches are drawn from."""
 
 CALLS = 2
 """Updates in a round."""
@@ -33,14 +33,14 @@ CALLS = 2
 EPISODES_IN_BATCH = 4
 TOKENS = (3_000, 10_000, 30_000)
 SOFTMAX_TOKENS = (300, 1_000, 3_000)
-"""Those of the chart; beyond them softmax attention would take most of the benchmark's time."""
+"""Tokens of softmax attention in the chart; longer episodes would take most of the benchmark's time."""
 
 CUDA_UPDATES = 500, 3_500
-"""Updates of a short and of a long run, whose difference gives the time of one."""
+"""Updates of a short and of a long run; their difference gives the time of an update."""
 
 
 def measure(report: Report, peer: d3rlpy_peer.D3rlpy | None) -> None:
-    """All rows on training."""
+    """Measures all rows on training."""
     _against_peers(report, peer)
     _whole_episodes(report)
     _by_tokens(report)
@@ -55,7 +55,7 @@ def _against_peers(report: Report, peer: d3rlpy_peer.D3rlpy | None) -> None:
     sides: dict[str, Side] = {
         layout: timed(_our_update(sampler, layout=layout), CALLS) for layout in ("interleaved", "fused")
     }
-    # It draws from our sampler, which costs it less than its own collator would.
+    # It draws from our sampler, which costs less than the collator of its example.
     sides["hugging-face"] = timed(_update(theirs.loss, theirs.model.parameters(), sampler), CALLS)
     sides["sampling"] = timed(sampler.sample, 20 * CALLS)
     if peer is not None:
@@ -80,19 +80,19 @@ def _whole_episodes(report: Report) -> None:
 
 
 def _by_tokens(report: Report) -> None:
-    """One episode an update, so that only its length differs."""
+    """Measures updates on one episode each, which differ in length only."""
     taken = measuring.alternate({str(tokens): _episode_side(tokens // 3, 1, "aaren") for tokens in TOKENS})
     lines: dict[str, list[tuple[float, float]]] = {"aaren": [], "softmax": []}
     shortest = [seconds / TOKENS[0] for seconds in taken[str(TOKENS[0])]]
     for tokens in TOKENS:
-        own = taken[str(tokens)]
-        per_token = [seconds / tokens for seconds in own]
+        updates = taken[str(tokens)]
+        per_token = [seconds / tokens for seconds in updates]
         of = f"time per token / at {TOKENS[0]}"
-        report.add(compare(f"update at {tokens} tokens", own, per_token, shortest, of, "ms"))
-        lines["aaren"].append((tokens, statistics.median(own) * SCALES["ms"]))
+        report.add(compare(f"update at {tokens} tokens", updates, per_token, shortest, of, "ms"))
+        lines["aaren"].append((tokens, statistics.median(updates) * SCALES["ms"]))
     for tokens in SOFTMAX_TOKENS:
-        own = measuring.alternate({"softmax": _episode_side(tokens // 3, 1, "softmax")})["softmax"]
-        lines["softmax"].append((tokens, statistics.median(own) * SCALES["ms"]))
+        updates = measuring.alternate({"softmax": _episode_side(tokens // 3, 1, "softmax")})["softmax"]
+        lines["softmax"].append((tokens, statistics.median(updates) * SCALES["ms"]))
     report.charts.append(Chart("update-by-tokens", "tokens in an episode", "milliseconds per update", lines))
 
 
@@ -108,7 +108,11 @@ def _on_cuda(report: Report) -> None:
 
 
 def _train_on_cuda(data: Trajectories, updates: int) -> float:
+<<<<<<< HEAD
     """Seconds that a `Run` spends in so many updates."""
+=======
+    """Seconds that `Trainer` spends in this many updates."""
+>>>>>>> experiments
     with TemporaryDirectory() as folder:
         config = replace(setting.TRAINING, updates=updates, evaluate_every=updates, checkpoint_every=updates)
         learner = SingleLearner(setting.make_model(), data, config, "cuda")
@@ -117,7 +121,7 @@ def _train_on_cuda(data: Trajectories, updates: int) -> float:
 
 
 def _episode_side(steps: int, batch_size: int, mixer: str) -> Side:
-    """A side of updates on batches of whole episodes of so many steps."""
+    """A side of updates on batches of whole episodes of this many steps."""
     data = setting.make_trajectories(8 * steps, steps)
     return timed(_our_update(Sampler(data, np.arange(data.episodes), batch_size, "episode"), mixer=mixer))
 
@@ -130,7 +134,11 @@ def _our_update(sampler: Sampler, **changes: str) -> Callable[[], None]:
 def _update(
     loss: Callable[[Segment], Tensor], parameters: Iterable[nn.Parameter], sampler: Sampler
 ) -> Callable[[], None]:
+<<<<<<< HEAD
     """A whole update as `SingleLearner` does it, the same on both sides: sample, forward, backward, clip, AdamW."""
+=======
+    """A whole update, the same on both sides: sample, forward, backward, clip, AdamW."""
+>>>>>>> experiments
     weights, schedule = list(parameters), setting.TRAINING
     optimiser = torch.optim.AdamW(weights, lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True)
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 
 from aaren_rl.envs.behaviours import ActorBehaviour
@@ -25,9 +26,9 @@ def train(
         out: folder of <steps>.npz and log.json.
         steps: environment steps.
         snapshot_every: steps between two snapshots.
-        episodes: episodes, with the mean action, behind each row of the log.
-        seed: of the weights, the environment and the exploration.
-        say: takes a line on every snapshot.
+        episodes: episodes behind each row of the log, with the mean action.
+        seed: seed of the weights, the environment and the exploration.
+        say: receives a line on every snapshot.
 
     Returns:
         Rows of log.json, one a snapshot: steps, mean and standard deviation of the return, mean length, seconds.
@@ -37,7 +38,6 @@ def train(
     """
     try:
         from stable_baselines3 import SAC
-        from stable_baselines3.common.evaluation import evaluate_policy
     except ImportError as error:
         raise InvalidInput(
             "training a behaviour needs Stable-Baselines3; in a clone: .venv/bin/pip install '.[behaviours]'"
@@ -59,19 +59,18 @@ def train(
         model.learn(snapshot_every, reset_num_timesteps=False)
         snapshot = out / f"{done:08d}.npz"
         to_behaviour(model).save(snapshot)
-        returns, lengths = evaluate_policy(
-            model, judge, n_eval_episodes=episodes, return_episode_rewards=True, warn=False
-        )
-        row = {
-            "t": done,
-            "ret": float(np.mean(returns)),
-            "std": float(np.std(returns)),
-            "len": float(np.mean(lengths)),
-        }
+        row = {"t": done, **_score(model, judge, episodes)}
         log.append({**row, "sec": time.perf_counter() - began})
         (out / "log.json").write_text(json.dumps(log, indent=0) + "\n", "utf-8")
         say(f"{done} steps: return {row['ret']:.0f} +- {row['std']:.0f}, {snapshot}")
     return log
+
+
+def _score(model: Any, env: gym.Env[Any, Any], episodes: int) -> dict[str, float]:
+    from stable_baselines3.common.evaluation import evaluate_policy
+
+    returns, lengths = evaluate_policy(model, env, n_eval_episodes=episodes, return_episode_rewards=True, warn=False)
+    return {"ret": float(np.mean(returns)), "std": float(np.std(returns)), "len": float(np.mean(lengths))}
 
 
 def to_behaviour(model: Any) -> ActorBehaviour:

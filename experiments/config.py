@@ -1,4 +1,4 @@
-"""The configuration of a training run: defaults, presets, the command line, and its saved form."""
+"""Configuration of a training run: defaults, presets, command line, and saved form."""
 
 from __future__ import annotations
 
@@ -105,17 +105,17 @@ GROUPS = (
 
 
 def parse(arguments: list[str] | None = None) -> RunConfig:
-    """The configuration that a command line describes.
+    """Configuration of a command line.
 
     Args:
         arguments: words of the command line; None for those of the process.
 
     Raises:
-        InvalidInput: a preset or a value is not known.
+        InvalidInput: a preset or a value is unknown.
         CheckpointError: the run to resume has no configuration.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    # The preset, or the run to resume, gives the defaults that the rest of the line changes.
+    # A preset or a run to resume gives the defaults, which the other options override.
     preset, resume = _peek(arguments, "--preset"), _peek(arguments, "--resume")
     default = RunConfig()
     if resume is not None:
@@ -145,7 +145,7 @@ def load(path: Path) -> RunConfig:
 
 
 def from_table(table: dict[str, Any], where: str) -> RunConfig:
-    """The configuration that a table of settings describes, on top of the preset that it may name.
+    """Configuration of a table of settings, on top of the preset that it may name.
 
     Args:
         table: settings, with those of the model and of the training in tables of their names.
@@ -166,7 +166,7 @@ def save(config: RunConfig, path: Path) -> None:
 
 
 def presets() -> dict[str, Path]:
-    """The presets by name."""
+    """Files of the presets by name."""
     folder = Path(str(resources.files("aaren_rl.experiments") / "presets"))
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 

@@ -1,4 +1,4 @@
-"""What all command lines share: errors without tracebacks, results in words, the device."""
+"""Shared by all command lines: errors without tracebacks, results in words, progress bars, devices."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from aaren_rl.errors import AarenError, InvalidInput
 from aaren_rl.training.run import Interrupted
 
 Say: TypeAlias = Callable[[str], object]
-"""Takes a line on what was done, as `say` does."""
+"""Receives lines for the user, as `say` does."""
 
 
 def run(command: Callable[[], object]) -> None:
-    """Runs a command; an error that the user can mend is printed without a traceback, exit status 2 (Ctrl-C: 130)."""
+    """Runs a command. Errors that a user can mend are printed without a traceback; exit status 2, after Ctrl-C 130."""
     try:
         command()
     except Interrupted as error:
@@ -33,22 +33,22 @@ def run(command: Callable[[], object]) -> None:
 
 
 def say(line: str) -> None:
-    """Prints a line at once, also into a pipe."""
+    """Prints a line without buffering, also into a pipe."""
     print(line, flush=True)
 
 
 @contextmanager
 def progress(total: int, unit: str, name: str | None = None) -> Iterator[Callable[[int], object]]:
-    """A progress bar; yields a function that takes how many more are done."""
+    """Shows a progress bar. The function that it yields takes the number of units done since the last call."""
     with tqdm(total=total, unit=unit, desc=name, mininterval=1.0) as bar:
         yield bar.update
 
 
 def device_named(name: str) -> torch.device:
-    """The device of `--device`.
+    """Device of the option `--device`.
 
     Raises:
-        InvalidInput: a GPU was asked for and torch sees none.
+        InvalidInput: the name is "cuda" and torch sees no GPU.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise InvalidInput("--device cuda was asked for, but torch sees no GPU; pass --device cpu or auto")
@@ -56,7 +56,7 @@ def device_named(name: str) -> torch.device:
 
 
 def rounded(value: float) -> str:
-    """A return in words: to the whole number from 100 on, below that to three digits."""
+    """A return in words: rounded to a whole number from 100 on, to three digits below."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
@@ -68,5 +68,5 @@ def describe(name: str, figures: dict[str, Any]) -> str:
         line += f", normalised score {figures['normalized_score']:.1f}"
         line += "" if figures["ci95"] is None else " [{:.1f}, {:.1f}]".format(*figures["ci95"])
         line += f" ({figures['reference']})"
-    asked = "" if figures["target"] is None else f", target {rounded(figures['target'])}"
-    return f"{line}{asked}, {figures['environment']}, source {figures['source']}"
+    target = "" if figures["target"] is None else f", target {rounded(figures['target'])}"
+    return f"{line}{target}, {figures['environment']}, source {figures['source']}"

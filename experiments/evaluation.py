@@ -29,7 +29,7 @@ BASELINES = ("random", "behaviour")
 
 @dataclass(frozen=True)
 class Options:
-    """How an agent or a baseline is evaluated."""
+    """Environment, episodes and way of acting of an evaluation."""
 
     env: str | None = None
     """Name of the catalogue, as hopper-medium; baselines only."""
@@ -64,7 +64,7 @@ class Candidate:
     Attributes:
         actor: the agent or the behaviour.
         protocol: environment, episodes, seed and target.
-        about: entries of a result that describe the actor.
+        about: entries of the result that describe the actor.
         folder: folder of the results.
     """
 
@@ -79,7 +79,7 @@ def prepare(name: str, options: Options) -> Candidate:
 
     Args:
         name: folder of an agent or of an exported agent, or one of `BASELINES`.
-        options: how it is evaluated.
+        options: environment, episodes and way of acting.
 
     Raises:
         InvalidInput: an option does not go with the agent or the baseline.
@@ -100,7 +100,7 @@ def sweep(candidate: Candidate, targets: Literal["sweep"] | tuple[float, ...]) -
 
     Args:
         candidate: an agent.
-        targets: returns to ask for, or "sweep" for quantiles of the data's returns and the agent's targets.
+        targets: target returns, or "sweep" for quantiles of the data's returns and the agent's targets.
 
     Raises:
         InvalidInput: a baseline, or no target.
@@ -160,7 +160,7 @@ def _agent(name: str, options: Options) -> Candidate:
     agent.check_environment(env)
     env.close()
     target = card.target_returns[0] if options.target is None else options.target
-    # The references are returns of episodes of the environment's own length.
+    # References are returns of episodes with the environment's time limit.
     reference = catalogue.reference_of(spec.id) if options.horizon is None else None
     protocol = Protocol(spec, options.episodes, options.seed, target, reference)
     about = {"checkpoint": folder.name, "source": card.source, "dataset": card.dataset_id, "updates": card.updates}

@@ -1,4 +1,4 @@
-"""How things are measured and reported: rounds that alternate, rows of a table, JSON, plots."""
+"""Measurements of time: alternating rounds, rows of a table, JSON, plots."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from aaren_rl.figures import drawn
 from aaren_rl.folders import replace_file
 
 ROUNDS = 7
-"""Rounds of a comparison; each takes every side once and gives one ratio."""
+"""Rounds of a comparison; every round plays each side once and gives one ratio."""
 
 Side: TypeAlias = Callable[[], float]
-"""Plays one round of one side of a comparison and returns the seconds that one call took."""
+"""Plays one round of one side of a comparison, and returns seconds per call."""
 
 SCALES = {"s": 1.0, "ms": 1e3, "us": 1e6}
 PACKAGES = ("aaren-rl", "torch", "numpy", "gymnasium", "mujoco", "transformers", "onnxruntime")
@@ -36,12 +36,12 @@ class Row:
     """One measurement.
 
     Attributes:
-        name: what was measured.
-        value: the median, ours where two sides are compared.
-        unit: of the value.
-        ratio: the median of the ratios of all rounds, None where nothing is compared.
-        spread: the least and the greatest of them.
-        ratio_of: what is divided by what.
+        name: subject of the measurement.
+        value: median over the rounds; of our side if sides are compared.
+        unit: unit of the value.
+        ratio: median of the ratios of all rounds; None without a comparison.
+        spread: lowest and highest of these ratios.
+        ratio_of: numerator and denominator in words.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines to plot on logarithmic axes: points (x, y) by the line's name."""
+    """Lines on logarithmic axes: points (x, y) by the name of the line."""
 
     name: str
     x_label: str
@@ -64,7 +64,7 @@ class Chart:
 
 @dataclass
 class Report:
-    """All that was measured; a row is printed as soon as it is known, since the whole takes minutes."""
+    """Rows of a measurement. Each is printed at once, since the whole takes minutes."""
 
     rows: list[Row] = field(default_factory=list)
     not_measured: dict[str, str] = field(default_factory=dict)
@@ -76,12 +76,12 @@ class Report:
         say(table_line(row))
 
     def leave_out(self, name: str, reason: str) -> None:
-        """Notes what is not measured here, and why."""
+        """Adds a row that cannot be measured here, with the reason, and prints it."""
         self.not_measured[name] = reason
         say(_line(name, "not measured", "", reason))
 
     def write_json(self, path: Path, about: Mapping[str, Any]) -> None:
-        """Writes the machine, the rows and what is missing."""
+        """Writes the machine, the rows, and the rows that are left out."""
         content = {
             "machine": dict(about),
             "rows": [
@@ -96,7 +96,7 @@ class Report:
 
 
 def timed(work: Callable[[], object], calls: int = 1) -> Side:
-    """A side whose round calls `work` so many times, by the wall clock."""
+    """A side whose round calls `work` a number of times, by the wall clock."""
 
     def play() -> float:
         began = time.perf_counter()
@@ -108,11 +108,11 @@ def timed(work: Callable[[], object], calls: int = 1) -> Side:
 
 
 def alternate(sides: Mapping[str, Side], rounds: int | None = None) -> dict[str, list[float]]:
-    """Plays the sides in turn, A B A B, so that whatever else the machine does falls on all of them.
+    """Plays the sides in turn, A B A B. Other load on the machine then falls on all of them.
 
     Args:
-        sides: by name; each is played once beforehand, to warm up.
-        rounds: how many; None for `ROUNDS`.
+        sides: sides by name; each is played once beforehand, to warm up.
+        rounds: number of rounds; None for `ROUNDS`.
 
     Returns:
         Seconds per call of every round, by side.
@@ -127,15 +127,15 @@ def alternate(sides: Mapping[str, Side], rounds: int | None = None) -> dict[str,
 
 
 def compare(name: str, ours: Sequence[float], over: Sequence[float], under: Sequence[float], of: str, unit: str) -> Row:
-    """A row on sides that were played in alternation.
+    """Row of a comparison of sides that were played in turn.
 
     Args:
-        name: of the row.
-        ours: seconds per round whose median is the row's value.
-        over: seconds per round, divided round by round by
-        under: these.
-        of: what the ratio is, in words.
-        unit: of the value, one of `SCALES`.
+        name: name of the row.
+        ours: seconds per round; their median is the value.
+        over: numerators of the ratios, in seconds per round.
+        under: denominators of the ratios, in seconds per round.
+        of: numerator and denominator in words.
+        unit: unit of the value, one of `SCALES`.
     """
     ratios = [above / below for above, below in zip(over, under, strict=True)]
     value = statistics.median(ours) * SCALES[unit]
@@ -143,7 +143,7 @@ def compare(name: str, ours: Sequence[float], over: Sequence[float], under: Sequ
 
 
 def require(modules: Iterable[str]) -> None:
-    """Makes sure that what a comparison needs is installed.
+    """Checks that the modules of a comparison are installed.
 
     Raises:
         InvalidInput: a module is missing.
@@ -157,7 +157,7 @@ def require(modules: Iterable[str]) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Description of this machine."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),

@@ -24,7 +24,7 @@ from aaren_rl.figures import drawn
 from aaren_rl.folders import replace_file
 
 TIMED_STEPS = 200
-"""Steps whose time is taken, at least; short episodes are played several times."""
+"""Least number of steps whose time is measured; short episodes are played several times."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,16 @@ class Point:
     """One agent at one length.
 
     Attributes:
-        agent: its label.
-        acting: how it acts, as "stream" or "window:20".
+        agent: label of the agent.
+        acting: way of acting, as "stream" or "window:20".
         environment: Gymnasium id.
-        length: of the corridor or chain.
-        episodes: how many were played.
-        successes: how many of them were right.
-        success: their share.
-        ci95: 95% Wilson interval of it.
+        length: length of the corridor or chain.
+        episodes: number of episodes.
+        successes: number of episodes with the right answer.
+        success: share of these episodes.
+        ci95: 95% Wilson interval of this share.
         ms_per_step: median milliseconds of `act` in a single environment, over the later half of an episode.
-        state_bytes: of the state at the end of such an episode.
+        state_bytes: bytes of the state at the end of such an episode.
     """
 
     agent: str
@@ -60,8 +60,8 @@ def load(folders: Sequence[str], device: torch.device) -> dict[str, DecisionAgen
     """Agents by their labels.
 
     Args:
-        folders: of agents, each as FOLDER or LABEL=FOLDER.
-        device: where they compute.
+        folders: folders of agents, each as FOLDER or LABEL=FOLDER.
+        device: device to compute on.
 
     Raises:
         InvalidInput: two labels are the same.
@@ -80,10 +80,10 @@ def measure(agents: Mapping[str, DecisionAgent], lengths: Iterable[int], episode
     """Plays every agent at every length.
 
     Args:
-        agents: by label.
-        lengths: of the corridor or chain, in any order.
-        episodes: of each agent at each length.
-        seed: row i of the vector environment is seeded with seed + i.
+        agents: agents by label.
+        lengths: lengths of the corridor or chain, in any order.
+        episodes: number of episodes of each agent at each length.
+        seed: seed of the first row of the vector environment; row i has seed + i.
 
     Raises:
         InvalidInput: a length below 1, or an agent of another task or of shorter episodes.
@@ -120,7 +120,7 @@ def _play(label: str, agent: DecisionAgent, length: int, protocol: Protocol, adv
 
 
 def write(path: Path, agents: Mapping[str, DecisionAgent], points: Iterable[Point], seed: int, device: str) -> None:
-    """Writes all figures, and what the agents are, as JSON."""
+    """Writes all points, and a description of the agents, as JSON."""
     figures = {
         "seed": seed,
         "device": device,
@@ -132,17 +132,17 @@ def write(path: Path, agents: Mapping[str, DecisionAgent], points: Iterable[Poin
 
 
 def time_steps(agent: DecisionAgent, protocol: Protocol) -> tuple[float, int]:
-    """The time that a step takes late in an episode, in one environment.
+    """Time of a step late in an episode, in one environment.
 
     Returns:
-        Median milliseconds of `act` over the later halves of as many episodes as give `TIMED_STEPS`, and the bytes of
-        the state at the end of the last.
+        Median milliseconds of `act` over the later halves of episodes with `TIMED_STEPS` steps in all, and the bytes
+        of the state at the end of the last episode.
     """
     taken: list[float] = []
     env = make(protocol.environment)
     try:
         while len(taken) < TIMED_STEPS:
-            own: list[float] = []
+            times: list[float] = []
             observation, _ = env.reset(seed=protocol.seed + len(taken))
             agent.reset(protocol.target_return)
             reward: float | None = None
@@ -150,17 +150,17 @@ def time_steps(agent: DecisionAgent, protocol: Protocol) -> tuple[float, int]:
             while not ended:
                 began = time.perf_counter()
                 action = agent.act(observation, reward)
-                own.append(1e3 * (time.perf_counter() - began))
+                times.append(1e3 * (time.perf_counter() - began))
                 observation, earned, terminated, truncated, _ = env.step(action)
                 reward, ended = float(earned), terminated or truncated
-            taken += own[len(own) // 2 :]
+            taken += times[len(times) // 2 :]
     finally:
         env.close()
     return statistics.median(taken), agent.state_bytes
 
 
 def table(points: list[Point]) -> str:
-    """The points as a Markdown table."""
+    """Points as a Markdown table."""
     rows = [
         "| agent | acting | length | success | 95% interval | ms per step | state, bytes |",
         "|---|---|---:|---:|---|---:|---:|",
@@ -174,16 +174,16 @@ def table(points: list[Point]) -> str:
 
 
 def draw(points: list[Point], path: Path) -> None:
-    """Draws success by length, with chance as a line, and milliseconds per step by length."""
+    """Draws success and milliseconds per step by length; a line shows the success of chance."""
     with drawn(path, 9, 3.4) as figure:
         success, step = figure.subplots(1, 2)
         for label in dict.fromkeys(point.agent for point in points):
-            own = [point for point in points if point.agent == label]
-            lengths = [point.length for point in own]
-            rates = np.array([point.success for point in own])
-            low, high = np.array([point.ci95 for point in own]).T
+            line = [point for point in points if point.agent == label]
+            lengths = [point.length for point in line]
+            rates = np.array([point.success for point in line])
+            low, high = np.array([point.ci95 for point in line]).T
             success.errorbar(lengths, rates, [rates - low, high - rates], marker="o", capsize=3, label=label)
-            step.plot(lengths, [point.ms_per_step for point in own], marker="o", label=label)
+            step.plot(lengths, [point.ms_per_step for point in line], marker="o", label=label)
         for chance in {_chance(point.environment) for point in points}:
             success.axhline(chance, color="grey", linestyle="--", label="chance")
         success.set(xlabel="length", ylabel="success", xscale="log", ylim=(-0.05, 1.05))
@@ -193,7 +193,7 @@ def draw(points: list[Point], path: Path) -> None:
 
 
 def _check(label: str, agent: DecisionAgent, longest: int) -> None:
-    """Makes sure, before anything is played, that an agent can be measured at these lengths."""
+    """Checks that an agent can be measured at these lengths, before anything is played."""
     if agent.card.env_id not in (T_MAZE, MEMORY_CHAIN):
         raise InvalidInput(
             f"{label} was trained for {agent.card.env_id}, which has no length to set; expected {T_MAZE} or "

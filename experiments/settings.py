@@ -1,4 +1,4 @@
-"""TOML files of settings: how they are read, laid over each other, and turned into dataclasses."""
+"""Settings in TOML: reading, laying tables over each other, and turning them into dataclasses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The table that a TOML file holds.
+    """Table of a TOML file.
 
     Raises:
         OSError: the file cannot be read.
@@ -50,7 +50,7 @@ def merge(below: dict[str, Any], above: dict[str, Any], where: str) -> dict[str,
 
 
 def to_table(settings: Any) -> dict[str, Any]:
-    """The TOML table of a dataclass; dataclasses in it are tables, and settings that are None are left out."""
+    """TOML table of a dataclass. Nested dataclasses are tables; settings that are None are left out."""
     table: dict[str, Any] = {}
     for setting in dataclasses.fields(settings):
         value = getattr(settings, setting.name)
@@ -62,7 +62,7 @@ def to_table(settings: Any) -> dict[str, Any]:
 
 
 def from_table(form: type[T], table: dict[str, Any], where: str) -> T:
-    """The dataclass that a TOML table describes.
+    """Dataclass of a TOML table.
 
     Args:
         form: the dataclass.
@@ -70,7 +70,7 @@ def from_table(form: type[T], table: dict[str, Any], where: str) -> T:
         where: origin that errors name.
 
     Raises:
-        InvalidInput: a setting is unknown, has another type, or is refused by the dataclass.
+        InvalidInput: a setting is unknown or has another type, or the dataclass refuses it.
     """
     hints = typing.get_type_hints(form)
     known = [setting.name for setting in dataclasses.fields(typing.cast(Any, form))]

@@ -1,4 +1,4 @@
-"""Achieved against asked return: one agent evaluated at several targets."""
+"""Achieved return over target return: one agent evaluated at several targets."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Sweep:
 
 
 def targets_of(card: AgentCard) -> list[float]:
-    """Every second decile of the returns in the agent's data, lowest and best episode included, and its own targets.
+    """Targets of a sweep: the card's, and every second decile of the data's returns with the lowest and the highest.
 
     Raises:
-        InvalidInput: the card does not know the data's returns.
+        InvalidInput: the card holds no returns of the data.
     """
     if not card.data_returns:
         raise InvalidInput(
@@ -52,17 +52,17 @@ def sweep(
     about: dict[str, Any],
     progress: Callable[[int], object] = lambda done: None,
 ) -> list[dict[str, Any]]:
-    """The result of an evaluation at each target (see `aaren_rl.envs.evaluation.result`), lowest target first."""
+    """Results of an evaluation at each target (see `aaren_rl.envs.evaluation.result`), lowest target first."""
     results = []
     for target in sorted(targets):
-        asked = dataclasses.replace(protocol, target_return=target)
-        results.append(result(evaluate(actor, asked, progress), asked, **about))
+        at_target = dataclasses.replace(protocol, target_return=target)
+        results.append(result(evaluate(actor, at_target, progress), at_target, **about))
     return results
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
     """The sweep as a Markdown table."""
-    lines = ["| asked | achieved | 95% interval | normalised score |", "|---|---|---|---|"]
+    lines = ["| target | achieved | 95% interval | normalised score |", "|---|---|---|---|"]
     for figures in results:
         interval, score = figures["ci95_return"], figures["normalized_score"]
         within = "" if interval is None else f"{interval[0]:.5g} to {interval[1]:.5g}"
@@ -80,19 +80,19 @@ def write(file: Path, results: list[dict[str, Any]], data_returns: Sequence[floa
 
 
 def draw(path: Path, results: Sequence[dict[str, Any]], data_returns: Sequence[float]) -> Path:
-    """Draws achieved against asked return, the diagonal, and the range of the data where it is known."""
-    asked = [figures["target"] for figures in results]
+    """Draws achieved over target return, the diagonal, and the range of returns in the data if the card holds it."""
+    targets = [figures["target"] for figures in results]
     with drawn(path, 4.6, 4.2) as figure:
         axes = figure.subplots()
         for figures in results:
             axes.plot([figures["target"]] * len(figures["returns"]), figures["returns"], ".", color="C0", alpha=0.15)
         low, high = zip(*(figures["ci95_return"] or [figures["mean"]] * 2 for figures in results), strict=True)
-        axes.fill_between(asked, low, high, alpha=0.3, color="C0")
-        axes.plot(asked, [figures["mean"] for figures in results], marker="o", color="C0", label="achieved, mean")
-        axes.plot(asked, asked, color="grey", linestyle="--", label="as asked")
+        axes.fill_between(targets, low, high, alpha=0.3, color="C0")
+        axes.plot(targets, [figures["mean"] for figures in results], marker="o", color="C0", label="achieved, mean")
+        axes.plot(targets, targets, color="grey", linestyle="--", label="target")
         if data_returns:
             axes.axvspan(data_returns[0], data_returns[-1], color="grey", alpha=0.1, label="returns in the data")
-        axes.set(xlabel="return asked for", ylabel="return of the episode")
+        axes.set(xlabel="target return", ylabel="achieved return")
         axes.legend(frameon=False)
         first = results[0]
         axes.set_title(f"{first['dataset']} ({first['source']}), {first['environment']}, {first['acting']}", fontsize=9)

@@ -16,7 +16,7 @@ from aaren_rl.training.run import Interrupted
 class Request:
     """Train agents on datasets with several seeds, and compare them by the interquartile mean of their scores.
 
-    Runs that are finished are kept, runs that were interrupted go on: the same command again does what is left.
+    Finished runs are kept and interrupted ones go on: the same command again does the rest.
     """
 
     file: Path
@@ -40,15 +40,15 @@ class Request:
 
 
 def compare(request: Request, say: Say) -> scores.Comparison:
-    """Does the runs that are not finished, and writes the table; where asked, the costs and their picture.
+    """Does the runs that are not finished, and writes the table; on request also the costs and their picture.
 
     Args:
-        request: which runs, and what to write.
-        say: takes lines on what was done and where it lies.
+        request: selection of runs, and files to write.
+        say: receives lines on runs and files.
 
     Raises:
-        InvalidInput: the file or an argument does not fit, or a folder holds a run of another configuration.
-        DataError: data cannot be had, or results cannot stand in one table.
+        InvalidInput: the file or an option is wrong, or a folder holds a run of another configuration.
+        DataError: data cannot be loaded, or results cannot stand in one table.
         RunsFailed: some runs failed; the others were done.
         Interrupted: Ctrl-C or SIGTERM, after saving.
     """
@@ -92,7 +92,7 @@ def _run(request: Request, runs: list[matrix.Run], whole: list[matrix.Run], say:
 
 
 def _command(request: Request, only: tuple[str, ...], *flags: str) -> str:
-    """The command line with these agents and flags."""
+    """Command line with these agents and flags."""
     words: list[object] = ["python", "scripts/compare.py", request.file]
     for name, values in (
         ("--out", () if request.out is None else (request.out,)),

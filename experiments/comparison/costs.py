@@ -1,4 +1,4 @@
-"""What the agents of a comparison cost in training and in acting, measured side by side."""
+"""Costs of the agents of a comparison in training and in acting, measured in turns."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ from aaren_rl.training.run import Run as TrainingRun
 FILE = "costs.json"
 
 ROUNDS = 5
-"""In each of which every agent has a turn, after one to warm up."""
+"""Rounds of a measurement, after one to warm up; every agent has a turn in each."""
 
 UPDATES = 6
-"""Updates that are timed in a turn, after as many that are not; a GPU records them by then."""
+"""Timed updates of a turn. As many come before them untimed, in which a GPU records its graphs."""
 
 STEP = 1_000
 """Step of an episode up to which an agent acts."""
 
 STEPS_PER_TURN = 20
-"""Of an episode of `STEP` steps, and in proportion of a shorter one."""
+"""Timed steps of a turn in an episode of `STEP` steps; fewer in proportion in a shorter one."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure's median over the rounds, and its lowest and highest round."""
+    """Median of a figure over the rounds, with the lowest and the highest round."""
 
     median: float
     lowest: float
@@ -59,15 +59,15 @@ class Spread:
 
 @dataclass(frozen=True)
 class Cost:
-    """What an agent costs.
+    """Costs of one agent.
 
     Attributes:
-        sequences_per_second: segments trained on.
-        milliseconds_per_step: of `DecisionAgent.act` in one environment, over the steps up to `step`.
+        sequences_per_second: segments trained on in a second.
+        milliseconds_per_step: time of `DecisionAgent.act` in one environment, over the steps up to `step`.
         step: `STEP`, or the longest episode that the agent can act in.
-        state_bytes: of what it carries after that step.
-        early_state_bytes: after a tenth of these steps.
-        memory: what that is: a summary of constant size, a bounded number of past steps, or all of them.
+        state_bytes: bytes of the state after that step.
+        early_state_bytes: bytes of the state after a tenth of these steps.
+        memory: content of the state: a summary of constant size, a window of past steps, or all of them.
     """
 
     sequences_per_second: Spread
@@ -80,13 +80,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class Costs:
-    """What was measured, and how.
+    """Costs of all agents, and how they were measured.
 
     Attributes:
-        agents: the cost of each by name.
-        configurations: of their runs, as far as they bear on it.
-        machine: as `machine` of the benchmarks says it.
-        measured: how.
+        agents: costs by the agent's name.
+        configurations: settings of the runs that influence costs, by the agent's name.
+        machine: description by `aaren_rl.experiments.measuring.machine`.
+        measured: data, devices, rounds and steps.
     """
 
     agents: dict[str, Cost]
@@ -95,7 +95,7 @@ class Costs:
     measured: dict[str, Any]
 
     def save(self, file: Path) -> None:
-        """Writes all of it as JSON."""
+        """Writes a JSON file."""
         agents = {
             name: {**dataclasses.asdict(cost), "configuration": self.configurations[name]}
             for name, cost in self.agents.items()
@@ -124,17 +124,17 @@ class Costs:
 
 
 def measured(comparison: Comparison, runs: Iterable[Run], out: Path, say: Say) -> Costs:
-    """What the agents of a comparison cost, as costs.json says it, or measured now and written there.
+    """Costs of the agents of a comparison: read from costs.json, or measured now and written there.
 
     Args:
-        comparison: whose agents are meant.
-        runs: all of it.
+        comparison: scores of the agents.
+        runs: all runs of the comparison.
         out: folder of costs.json.
-        say: takes lines on what is measured.
+        say: receives lines on the measurement.
 
     Raises:
-        DataError: the agents have no finished run on the same dataset and seed, the data cannot be had, or costs.json
-            holds something else.
+        DataError: the agents have no finished run on the same dataset and seed, the data cannot be loaded, or
+            costs.json holds something else.
         CheckpointError: an agent or costs.json cannot be read.
         Interrupted: Ctrl-C or SIGTERM.
     """
@@ -143,17 +143,17 @@ def measured(comparison: Comparison, runs: Iterable[Run], out: Path, say: Say) -
             "no costs: the agents shown have no finished run on the same dataset and seed; finish more runs, or choose "
             "agents with --only"
         )
-    # Everything on one dataset, so that sequences are of the same data.
+    # All agents train on one dataset, since sequences of others cost more or less.
     place = comparison.last.common[0]
     chosen = {run.agent: run for run in runs if (run.dataset, run.seed) == place and run.agent in comparison.agents}
     configs = {agent: run_config.load(run.folder / CONFIG) for agent, run in chosen.items()}
     file = out / FILE
     if file.exists():
-        there = Costs.load(file)
-        missing = [agent for agent in configs if there.configurations.get(agent) != _configuration(configs[agent])]
+        saved = Costs.load(file)
+        missing = [agent for agent in configs if saved.configurations.get(agent) != _configuration(configs[agent])]
         if not missing:
             say(f"costs: those in {file} stand; delete it to measure anew")
-            return dataclasses.replace(there, agents={agent: there.agents[agent] for agent in configs})
+            return dataclasses.replace(saved, agents={agent: saved.agents[agent] for agent in configs})
         say(f"costs: {file} has none of {', '.join(missing)} as they are now; measuring all agents anew")
     say(f"costs: measuring {len(configs)} agents in turns, which takes minutes; leave the machine alone meanwhile")
     try:
@@ -165,12 +165,12 @@ def measured(comparison: Comparison, runs: Iterable[Run], out: Path, say: Say) -
 
 
 def to_markdown(comparison: Comparison, costs: Costs, command: str) -> str:
-    """The table of costs and how they were measured.
+    """The table of costs, and how they were measured.
 
     Args:
-        comparison: the agents' scores.
-        costs: of the same agents.
-        command: that measured them.
+        comparison: scores of the agents.
+        costs: costs of the same agents.
+        command: command that measured them.
     """
     lines = []
     for agent, cost in costs.agents.items():
@@ -198,7 +198,7 @@ def to_markdown(comparison: Comparison, costs: Costs, command: str) -> str:
 
 
 def _measure(configs: Mapping[str, RunConfig], agents: Mapping[str, Path], say: Say) -> Costs:
-    """Measures agents by their folders, in training and then in acting."""
+    """Measures training and then acting of the agents in these folders."""
     one = next(iter(configs.values()))
     data = sources.load(one.env, one.source, one.env_id, say)
     with _one_thread(), TemporaryDirectory() as folder:
@@ -239,7 +239,11 @@ def _measure(configs: Mapping[str, RunConfig], agents: Mapping[str, Path], say: 
 
 
 def _updates(config: RunConfig, agent: Path, data: Trajectories, folder: Path) -> Side:
+<<<<<<< HEAD
     """A side that plays updates of a run's schedule, and returns the seconds of one by the run's clock."""
+=======
+    """A side that plays updates with a run's settings, and returns seconds per update by the trainer's clock."""
+>>>>>>> experiments
     turn = 2 * UPDATES
     schedule = dataclasses.replace(
         config.training, log_every=UPDATES, evaluate_every=turn, checkpoint_every=turn, held_out=0.0
@@ -248,11 +252,18 @@ def _updates(config: RunConfig, agent: Path, data: Trajectories, folder: Path) -
     run = TrainingRun(SingleLearner(model, data, schedule, device_named(config.device)), card, folder)
 
     def play() -> float:
+<<<<<<< HEAD
         # As a run that is resumed with more updates; what it logs last leaves out the first half of them.
         run.config = dataclasses.replace(schedule, updates=run.learner.updates + turn)
         run.run(progress=False)
         name = "throughput/updates_per_second"
         rates = [point[name] for point in read_metrics(folder) if name in point]
+=======
+        # Like a run resumed with more updates. The last logged rate leaves out the first half of them.
+        trainer.config = dataclasses.replace(schedule, updates=trainer.update + turn)
+        trainer.run(progress=False)
+        rates = [point["updates_per_second"] for point in read_metrics(folder) if "updates_per_second" in point]
+>>>>>>> experiments
         return float(1 / rates[-1])
 
     return play
@@ -261,17 +272,17 @@ def _updates(config: RunConfig, agent: Path, data: Trajectories, folder: Path) -
 class Episode:
     """An episode of an agent in one environment, fed the data's observations and rewards in their order.
 
-    It stands before the turns that are left up to its last step.
+    The constructor acts up to the first of the measured turns, which end with the last step.
 
     Args:
-        agent: to act.
-        data: of the agent's environment.
+        agent: agent that acts.
+        data: trajectories of the agent's environment.
 
     Attributes:
         taken: steps so far.
         last: `STEP`, or the longest episode that the agent can act in.
         turn: steps of a turn; `ROUNDS` turns and one to warm up are left.
-        early_state_bytes: after a tenth of the steps.
+        early_state_bytes: bytes of the state after a tenth of the steps.
     """
 
     def __init__(self, agent: DecisionAgent, data: Trajectories) -> None:
@@ -279,12 +290,11 @@ class Episode:
         self.last = STEP if agent.longest is None else min(STEP, agent.longest)
         self.turn = max(1, self.last * STEPS_PER_TURN // STEP)
         agent.reset()
-        # What is left are the turns, of which the first one warms up.
         for _ in range(self.last - (ROUNDS + 1) * self.turn):
             self.step()
 
     def step(self) -> None:
-        """One call of `act`."""
+        """Calls `act` once."""
         t = self.taken % self.data.steps
         self.agent.act(self.data.observations[t], self.data.rewards[t - 1] if self.taken else None)
         self.taken += 1
@@ -293,18 +303,18 @@ class Episode:
 
 
 def _memory(agent: DecisionAgent) -> Memory:
-    """What an agent carries from step to step, by what its mixers do and how it acts."""
-    kinds = {module.memory for module in agent.model.modules() if isinstance(module, Mixer)}
-    if agent.acting.mode == "window" or (agent.acting.mode == "reset" and "growing" in kinds):
+    """Memory of an agent, by its mixers and its way of acting."""
+    memories = {module.memory for module in agent.model.modules() if isinstance(module, Mixer)}
+    if agent.acting.mode == "window" or (agent.acting.mode == "reset" and "growing" in memories):
         return "window"
-    return "growing" if "growing" in kinds else "window" if "window" in kinds else "constant"
+    return "growing" if "growing" in memories else "window" if "window" in memories else "constant"
 
 
 def _configuration(config: RunConfig) -> dict[str, Any]:
-    """What of a run's configuration bears on its costs."""
-    said = dataclasses.asdict(config)
-    del said["training"]["seed"]
-    return {name: said[name] for name in ("env", "source", "env_id", "device", "acting", "model", "training")}
+    """Settings of a run that influence its costs."""
+    settings = dataclasses.asdict(config)
+    del settings["training"]["seed"]
+    return {name: settings[name] for name in ("env", "source", "env_id", "device", "acting", "model", "training")}
 
 
 def _spread(values: Iterable[float]) -> Spread:
@@ -322,7 +332,7 @@ def _rounded(value: float) -> str:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """One thread of computation, as the runs had it."""
+    """Computes with one thread, as the runs did."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

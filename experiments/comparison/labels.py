@@ -1,4 +1,4 @@
-"""Where names go in a crowded picture."""
+"""Places for names in a crowded picture."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 DIRECTIONS, DISTANCES = 24, (0.0, 6.0, 14.0, 24.0, 36.0, 50.0, 66.0, 84.0, 104.0, 128.0)
-"""Where a name may lie: around its circle, and so many pixels from its edge."""
+"""Candidate places of a name: directions around its circle, and distances from its edge in pixels."""
 
 POINTS = 20
-"""Of the line from a name to its circle that are looked at."""
+"""Points of the line from a name to its circle at which covering is counted."""
 
 GAP = 2.0
 """Pixels around a name that stay free."""
 
 MARGIN = 5.0
-"""Pixels around a circle in which another circle's name would seem its own."""
+"""Pixels around a circle in which the name of another circle could be mistaken for its name."""
 
 
 def place(centres: Floats, radii: Floats, sizes: Floats, covered: Floats, area: Floats) -> Floats:
-    """Places names beside their circles, one after another, each where it covers least and lies nearest (ours).
+    """Places names beside their circles, one after another, at the place of least cost (ours).
 
-    A name keeps off the picture's edge, the names before it, the other circles, what else is drawn, and the lines from
-    names to circles; its own line keeps off the names before it and the other circles.
+    A name costs what it covers: the picture's edge, earlier names and their lines, other circles, other drawings. Its
+    line costs the earlier names and other circles that it crosses. Distance costs a little.
 
     Args:
-        centres: of the circles, (names, 2) pixels.
-        radii: (names,).
+        centres: centres of the circles in pixels, (names, 2).
+        radii: radii of the circles, (names,).
         sizes: width and height of the names, (names, 2).
-        covered: boxes of what else is drawn, (boxes, 4), as left, bottom, right, top.
-        area: box to stay in, (4,).
+        covered: boxes of other drawings as left, bottom, right, top, (boxes, 4).
+        area: box of the picture, (4,).
 
     Returns:
         Centres of the names, (names, 2).
@@ -39,13 +39,13 @@ def place(centres: Floats, radii: Floats, sizes: Floats, covered: Floats, area: 
     angles = np.arange(DIRECTIONS) * (2 * np.pi / DIRECTIONS)
     around = np.tile(np.stack([np.cos(angles), np.sin(angles)], 1), (len(DISTANCES), 1))
     distances = np.repeat(DISTANCES, DIRECTIONS)
-    # On the square around a circle, and which point of a name lies there: names lie wholly outside of it.
+    # A point on the square around a circle, and the point of the name that lies on it: names stay outside the square.
     outward, hold = around / np.abs(around).max(1, keepdims=True), (1.5 * around).clip(-1, 1)
     reach = radii[:, None] + MARGIN
     circles = np.concatenate([centres - reach, centres + reach], 1)
     placed, lines, found = np.empty((0, 4)), np.empty((0, 2)), np.empty_like(centres)
     near = np.linalg.norm(centres[:, None] - centres, axis=2) < 2 * sizes.mean()
-    # The most crowded first, while there is room.
+    # Names of the most crowded circles go first, while there is room.
     for name in np.argsort(-near.sum(1), kind="stable"):
         half = sizes[name] / 2 + GAP
         middles = centres[name] + outward * (radii[name] + distances)[:, None] + hold * half
@@ -69,7 +69,7 @@ def place(centres: Floats, radii: Floats, sizes: Floats, covered: Floats, area: 
 
 
 def _overlap(ones: Floats, others: Floats) -> Floats:
-    """Area that each of some boxes shares with each of others, (ones, others)."""
+    """Shared area of every pair of boxes, (ones, others)."""
     low = np.maximum(ones[:, None, :2], others[:, :2])
     high = np.minimum(ones[:, None, 2:], others[:, 2:])
     shared: Floats = (high - low).clip(min=0).prod(-1)
@@ -77,7 +77,7 @@ def _overlap(ones: Floats, others: Floats) -> Floats:
 
 
 def _inside(points: Floats, boxes: Floats) -> npt.NDArray[np.bool_]:
-    """Which points, (..., 2), lie in which boxes, (..., boxes)."""
+    """True for each point, (..., 2), that lies in a box, (..., boxes)."""
     past_low = points[..., None, :] > boxes[:, :2]
     before_high = points[..., None, :] < boxes[:, 2:]
     return np.asarray((past_low & before_high).all(-1))

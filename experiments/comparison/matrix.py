@@ -1,4 +1,4 @@
-"""The matrix of a comparison: its TOML file, and the configuration and folder of every run in it."""
+"""The matrix of a comparison: its TOML file, and the configuration and folder of every run."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Run:
     """One training of a comparison.
 
     Attributes:
-        dataset: as the file names it.
-        agent: its table in the file.
-        seed: of the training.
-        config: the whole of it; its `run` is the run's folder.
+        dataset: name in the file.
+        agent: name of its table in the file.
+        seed: seed of the training.
+        config: whole configuration; its `run` is the run's folder.
     """
 
     dataset: str
@@ -34,13 +34,13 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Where the run lies."""
+        """Folder of the run."""
         assert self.config.run is not None
         return self.config.run
 
     @property
     def name(self) -> str:
-        """Its folder below that of the comparison."""
+        """Path of its folder below the comparison's."""
         return "/".join(self.folder.parts[-3:])
 
 
@@ -49,10 +49,10 @@ class Matrix:
     """Datasets x agents x seeds.
 
     Attributes:
-        file: the TOML file it is from.
-        datasets: as `aaren_rl.envs.sources.load` takes them.
-        seeds: of the trainings.
-        agents: the configuration of each by name, with the environment, the seed and the folder still to be put in.
+        file: TOML file of the comparison.
+        datasets: names as `aaren_rl.envs.sources.load` takes them.
+        seeds: seeds of the trainings.
+        agents: configurations by name, still without environment, seed and folder.
     """
 
     file: Path
@@ -61,15 +61,15 @@ class Matrix:
     agents: dict[str, RunConfig]
 
     def select(self, agents: Sequence[str], datasets: Sequence[str], seeds: Sequence[int]) -> Matrix:
-        """The part of it with these agents, datasets and seeds; all where none are named.
+        """Part of the matrix with these agents, datasets and seeds; an empty list selects all.
 
         Raises:
-            InvalidInput: one of them is not in the file.
+            InvalidInput: a name or a seed is not in the file.
         """
-        for kind, given, known in (("agent", agents, self.agents), ("dataset", datasets, self.datasets)):
+        for noun, given, known in (("agent", agents, self.agents), ("dataset", datasets, self.datasets)):
             for name in given:
                 if name not in known:
-                    raise InvalidInput(f"{self.file}: {unknown_name(kind, name, known)}")
+                    raise InvalidInput(f"{self.file}: {unknown_name(noun, name, known)}")
         for seed in seeds:
             if seed not in self.seeds:
                 raise InvalidInput(f"{self.file}: seed {seed} is not among its seeds {list(self.seeds)}")
@@ -81,7 +81,7 @@ class Matrix:
         )
 
     def runs(self, out: Path) -> list[Run]:
-        """All runs, seed by seed: where they are cut short, every agent has about as many."""
+        """All runs, seed by seed, so that all agents have about as many runs after an interruption."""
         return [
             Run(dataset, agent, seed, _config(config, dataset, seed, out / folder_name(dataset) / agent))
             for seed in self.seeds
@@ -115,33 +115,36 @@ def load(file: Path) -> Matrix:
     settings, agents = table.get("settings", {}), table.get("agents", {})
     if not isinstance(settings, dict):
         raise InvalidInput(f"{file}: settings is {settings!r}; expected a table [settings]")
-    if not (isinstance(agents, dict) and agents and all(isinstance(own, dict) for own in agents.values())):
+    if not (isinstance(agents, dict) and agents and all(isinstance(one, dict) for one in agents.values())):
         raise InvalidInput(f"{file}: agents is {agents!r}; expected a table [agents.NAME] for each agent")
     return Matrix(
-        file, tuple(datasets), tuple(seeds), {name: _agent(file, settings, name, own) for name, own in agents.items()}
+        file,
+        tuple(datasets),
+        tuple(seeds),
+        {name: _agent(file, settings, name, changes) for name, changes in agents.items()},
     )
 
 
 def folder_name(dataset: str) -> str:
-    """The folder of a dataset's runs."""
+    """Name of the folder of a dataset's runs."""
     return dataset.strip("/").replace("/", "-")
 
 
-def _list(file: Path, table: dict[str, Any], key: str, kind: type, what: str) -> list[Any]:
+def _list(file: Path, table: dict[str, Any], key: str, item: type, what: str) -> list[Any]:
     values = table.get(key)
     # type() and not isinstance: true is no seed.
-    if not (isinstance(values, list) and values and all(type(value) is kind for value in values)):
+    if not (isinstance(values, list) and values and all(type(value) is item for value in values)):
         raise InvalidInput(f"{file}: {key} is {values!r}; expected a list of {what}, at least one")
     if len(set(values)) < len(values):
         raise InvalidInput(f"{file}: {key} is {values}; expected each once")
     return values
 
 
-def _agent(file: Path, settings: dict[str, Any], name: str, own: dict[str, Any]) -> RunConfig:
+def _agent(file: Path, settings: dict[str, Any], name: str, changes: dict[str, Any]) -> RunConfig:
     where = f"{file}, agent {name}"
     if Path(name).name != name or name.startswith((".", "-")) or "|" in name:
         raise InvalidInput(f"{where}: this cannot be the name of a folder and the cell of a table; name it otherwise")
-    table = merge(settings, own, where)
+    table = merge(settings, changes, where)
     set_here = {"env": "datasets", "seeds": "seeds", "run": "--out", "resume": "the command"}
     training = table.get("training", {})
     taken = [key for key in set_here if key in table]

@@ -1,4 +1,4 @@
-"""Draws a comparison."""
+"""Pictures of a comparison."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ MEMORIES = {
     "window": ("tab:orange", "carries some past steps"),
     "growing": ("tab:red", "carries all past steps (dashed)"),
 }
-"""Colour and words for what an agent carries from step to step."""
+"""Colour and words for the memory of an agent."""
 
 
 def draw(comparison: Comparison, out: Path) -> Path:
-    """Draws interquartile means with their intervals, and beside them every run, into table.png.
+    """Draws interquartile means with their intervals, and beside them the score of every run, into table.png.
 
     Returns:
         The picture's path.
@@ -38,7 +38,7 @@ def draw(comparison: Comparison, out: Path) -> Path:
 
     agents, datasets, last = comparison.agents, comparison.datasets, comparison.last
     colours = dict(zip(agents, matplotlib.colormaps["tab10"](np.arange(len(agents)) % 10), strict=True))
-    # Agents lie side by side in a dataset's row, the first on top.
+    # Agents share a dataset's row, the first on top.
     offsets = dict(zip(agents, np.linspace(-0.3, 0.3, len(agents)) if len(agents) > 1 else [0.0], strict=True))
     height = 1.4 + max(0.35 * len(agents), 0.22 * len(agents) * len(datasets), 0.35 * len(datasets))
     path = out / "table.png"
@@ -70,8 +70,8 @@ def draw_costs(comparison: Comparison, costs: Costs, out: Path) -> Path:
     Areas of circles are in proportion to the square root of the state's bytes, which span orders of magnitude.
 
     Args:
-        comparison: with an interquartile mean of each agent.
-        costs: of its agents.
+        comparison: scores with an interquartile mean of each agent.
+        costs: costs of its agents.
         out: folder of the picture.
 
     Returns:
@@ -94,7 +94,7 @@ def draw_costs(comparison: Comparison, costs: Costs, out: Path) -> Path:
         figure.suptitle(
             f"data: {', '.join(comparison.datasets)}, source: {protocol['source']}, seeds: {seeds}, updates: {updates}"
         )
-        # This settles the panels, around whose circles names are placed.
+        # Names are placed around the circles, once the panels have their sizes.
         figure.draw_without_rendering()
         for axes, across in panels:
             _write_names(axes, comparison.last, agents, across)
@@ -102,7 +102,7 @@ def draw_costs(comparison: Comparison, costs: Costs, out: Path) -> Path:
 
 
 def _draw_circles(axes: Axes, scores: Aggregates, agents: dict[str, Cost], across: list[float]) -> None:
-    """Scores with their intervals over a cost."""
+    """Draws scores with their intervals over a cost."""
     from matplotlib.colors import to_rgba
     from matplotlib.ticker import LogLocator, NullLocator
 
@@ -112,7 +112,7 @@ def _draw_circles(axes: Axes, scores: Aggregates, agents: dict[str, Cost], acros
             axes.plot([x, x], interval, color=colour, linewidth=1, alpha=0.6)
         style: dict[str, Any] = {"facecolors": to_rgba(colour, 0.35), "edgecolors": colour, "linestyle": dashes}
         axes.scatter(x, scores.iqm[agent], diameter**2, zorder=3, **style)
-    # Wide enough for names, and for one tick at least.
+    # Wide enough for names and for at least one tick.
     axes.set(xscale="log", xlim=(min(across) / 1.6, max(across) * 1.6))
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:,g}")
@@ -123,24 +123,24 @@ def _draw_circles(axes: Axes, scores: Aggregates, agents: dict[str, Cost], acros
 
 
 def _draw_legend(figure: Figure, agents: dict[str, Cost]) -> None:
-    """What colours and sizes mean, below the panels."""
+    """Draws the meaning of colours and sizes below the panels."""
     from matplotlib.lines import Line2D
 
     style: dict[str, Any] = {"marker": "o", "linestyle": "", "markeredgecolor": "0.3"}
-    kinds = {cost.memory for cost in agents.values()}
+    memories = {cost.memory for cost in agents.values()}
     entries = [
         Line2D([], [], label=words, markerfacecolor=colour, markersize=9, **style)
         for memory, (colour, words) in MEMORIES.items()
-        if memory in kinds
+        if memory in memories
     ]
     sizes = [cost.state_bytes for cost in agents.values()]
-    # One significant digit.
+    # Rounded to one significant digit.
     examples = {float(f"{size:.0e}") for size in np.geomspace(min(sizes), max(sizes), 3)}
     entries += [
         Line2D([], [], label=f"{size:,.0f} bytes", markerfacecolor="none", markersize=_diameter(size, agents), **style)
         for size in sorted(examples)
     ]
-    # The largest circle stands out above and below a line of words.
+    # The largest circle is taller than a line of text.
     figure.legend(handles=entries, loc="outside lower center", ncols=len(entries), frameon=False, borderpad=1.2)
 
 
@@ -188,5 +188,5 @@ def _diameters(agents: dict[str, Cost]) -> list[float]:
 
 
 def _diameter(state_bytes: float, agents: dict[str, Cost]) -> float:
-    """Of a state's circle, in points; its area is in proportion to the square root of the bytes."""
+    """Diameter of a state's circle, in points; its area grows with the square root of the bytes."""
     return float(LARGEST * (state_bytes / max(cost.state_bytes for cost in agents.values())) ** 0.25)

@@ -1,4 +1,4 @@
-"""Does the runs of a comparison, each in a process of its own, and knows which are done."""
+"""Trains the runs of a comparison, each in its process, and finds the finished ones."""
 
 from __future__ import annotations
 
@@ -36,39 +36,39 @@ RESULT, LOG = "result.json", "log.txt"
 
 
 class RunsFailed(AarenError):
-    """Some runs of a comparison failed; the others were done."""
+    """Some runs of a comparison failed; the others are finished."""
 
 
 def check_folders(runs: Iterable[Run], file: Path) -> None:
-    """Sees to it that no run's folder holds a run of another configuration.
+    """Checks that no run's folder holds a run of another configuration.
 
     Args:
-        runs: to be looked at.
-        file: that asks for them.
+        runs: runs whose folders are checked.
+        file: TOML file of the comparison.
 
     Raises:
-        InvalidInput: one does; the message says which settings differ.
-        CheckpointError: a folder holds something else than a run.
+        InvalidInput: a folder does; the message names the settings that differ.
+        CheckpointError: a folder holds something other than a run.
     """
     for run in runs:
-        there = _configuration_there(run)
-        differing = [] if there is None else _differences(there, run.config)
+        saved = _saved_configuration(run)
+        differing = [] if saved is None else _differences(saved, run.config)
         if differing:
             raise InvalidInput(
                 f"{run.folder} holds a run of another configuration: "
-                + ", ".join(f"{name} is {was!r} there and {asked!r} in {file}" for name, was, asked in differing)
+                + ", ".join(f"{name} is {was!r} there and {wanted!r} in {file}" for name, was, wanted in differing)
                 + "; pass another --out, delete that folder, or set the file back"
             )
 
 
 def outcome(run: Run) -> dict[str, Any] | None:
-    """The result of a finished run; None while it is not finished.
+    """Result of a finished run; None if it is not finished.
 
     Raises:
-        CheckpointError: the result cannot be read.
+        CheckpointError: a result cannot be read.
     """
     ended = {"checkpoint": "last", "updates": run.config.training.updates, "episodes": run.config.episodes}
-    # Evaluating an agent of the run by hand moves its result to another number; that evaluation itself ends no run.
+    # An evaluation by hand renames the run's result to the next free number; its result has no "train_seconds".
     for file in sorted(run.folder.glob("result*.json"), key=lambda file: file.stat().st_mtime, reverse=True):
         figures = read_json(file)
         if "train_seconds" in figures and ended.items() <= figures.items():
@@ -77,13 +77,13 @@ def outcome(run: Run) -> dict[str, Any] | None:
 
 
 def check_sources(found: Iterable[tuple[Run, str]]) -> None:
-    """Sees to it that all runs have their data from one source.
+    """Checks that the data of all runs come from one source.
 
     Args:
         found: runs and their sources.
 
     Raises:
-        DataError: they do not; the message names the runs.
+        DataError: the sources differ; the message names the runs.
     """
     by_source: dict[str, list[str]] = {}
     for run, source in found:
@@ -97,22 +97,22 @@ def check_sources(found: Iterable[tuple[Run, str]]) -> None:
 
 
 def prepare(runs: list[Run], whole: Iterable[Run], say: Say) -> list[Run]:
-    """Fetches or rolls out the data of runs, once each, before processes would do so side by side.
+    """Fetches or rolls out the data of runs once, before several processes need them.
 
     Args:
-        runs: that were asked for.
-        whole: all runs of the comparison. What was begun of them settles where "auto" takes data from.
-        say: takes lines on the data.
+        runs: selected runs.
+        whole: all runs of the comparison; the source of those that began replaces "auto".
+        say: receives lines on the data.
 
     Returns:
-        The runs that are not finished, with the source of their data settled.
+        Runs that are not finished, with the source of their data set.
 
     Raises:
-        InvalidInput: there are no reference returns to normalise scores with.
-        DataError: the data cannot be had, or come from different sources.
+        InvalidInput: a dataset has no reference returns, which normalised scores need.
+        DataError: data cannot be loaded, or come from different sources.
         CheckpointError: a result or a configuration cannot be read.
     """
-    begun = {run.dataset: config.source for run in whole if (config := _configuration_there(run)) is not None}
+    begun = {run.dataset: config.source for run in whole if (config := _saved_configuration(run)) is not None}
     loaded: dict[tuple[str, sources.Source, str | None], sources.Source] = {}
     found: list[tuple[Run, str]] = []
     left: list[Run] = []
@@ -122,8 +122,8 @@ def prepare(runs: list[Run], whole: Iterable[Run], say: Say) -> list[Run]:
         if figures is not None:
             found.append((run, str(figures.get("source"))))
             continue
-        asked = begun.get(run.dataset, "auto") if config.source == "auto" else config.source
-        key = (config.env, asked, config.env_id)
+        wanted = begun.get(run.dataset, "auto") if config.source == "auto" else config.source
+        key = (config.env, wanted, config.env_id)
         if key not in loaded:
             dataset = sources.load(*key, say)
             if dataset.reference is None:
@@ -134,7 +134,7 @@ def prepare(runs: list[Run], whole: Iterable[Run], say: Say) -> list[Run]:
                 )
             loaded[key] = cast(sources.Source, dataset.source)
         found.append((run, loaded[key]))
-        # Only names of the catalogue are looked for at a source.
+        # Only names of the catalogue have a source.
         source = loaded[key] if run.dataset in catalogue() else "auto"
         left.append(dataclasses.replace(run, config=dataclasses.replace(config, source=source)))
     check_sources(found)
@@ -142,22 +142,22 @@ def prepare(runs: list[Run], whole: Iterable[Run], say: Say) -> list[Run]:
 
 
 def do(runs: list[Run], jobs: int, total: int, say: Say) -> list[str]:
-    """Does runs that are not finished, some at a time, in a process and with a thread of computation each.
+    """Trains runs, some at a time, each in a process with one thread of computation.
 
-    One thread, however many run at a time, so that results do not depend on it. What a run prints goes into log.txt in
-    its folder. A run that was interrupted goes on from its checkpoint.
+    One thread for any number of jobs, since results depend on the number of threads. The output of a run goes into
+    log.txt in its folder. An interrupted run goes on from its checkpoint.
 
     Args:
-        runs: to be done.
-        jobs: how many at a time.
-        total: runs of the comparison, those finished before included.
-        say: takes a line on every run that ends.
+        runs: runs that are not finished.
+        jobs: number of runs at a time.
+        total: number of runs of the comparison, finished ones included.
+        say: receives a line on every run that ends.
 
     Returns:
-        A line on each that failed.
+        A line on every run that failed.
 
     Raises:
-        Interrupted: Ctrl-C or SIGTERM; what trained was told to save a checkpoint, and has ended.
+        Interrupted: Ctrl-C or SIGTERM; the runs in training have saved a checkpoint and ended.
     """
     waiting, failures = list(runs), []
     running: dict[int, tuple[SpawnProcess, Run]] = {}
@@ -169,7 +169,7 @@ def do(runs: list[Run], jobs: int, total: int, say: Say) -> list[str]:
                     run = waiting.pop(0)
                     process = _start(run)
                     running[process.sentinel] = process, run
-                # Comes back now and then, to look at the signal.
+                # The timeout lets the loop see the signal.
                 for sentinel in connection.wait(list(running), timeout=0.2):
                     assert isinstance(sentinel, int)
                     process, run = running.pop(sentinel)
@@ -199,7 +199,7 @@ def _start(run: Run) -> SpawnProcess:
     resume = run.folder if checkpoints(run.folder) else None
     config = dataclasses.replace(run.config, resume=resume)
     process = multiprocessing.get_context("spawn").Process(target=_work, args=(config, run.folder / LOG))
-    # Ctrl-C while it starts must not reach it; this is inherited.
+    # The process inherits this: Ctrl-C must not reach it while it starts.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         process.start()
@@ -209,9 +209,9 @@ def _start(run: Run) -> SpawnProcess:
 
 
 def _work(config: RunConfig, log: Path) -> None:
-    """Trains, as the one thing that a process does."""
+    """Trains one run; the target of a process."""
     if sys.platform != "win32":
-        # Out of the terminal's reach: Ctrl-C comes as the command's one signal. A second one would spoil the saving.
+        # A second signal would break the saving, so Ctrl-C reaches only the command, which sends SIGTERM.
         os.setpgrp()
     threading.Thread(target=_end_with_the_command, daemon=True).start()
     with log.open("a", encoding="utf-8") as file:
@@ -229,33 +229,33 @@ def _end_with_the_command() -> None:
 
 
 def _ended(process: SpawnProcess, run: Run) -> tuple[str, bool]:
-    """A line on a run whose process has ended, and whether it failed."""
+    """A line on a run whose process has ended, and True if it failed."""
     with contextlib.suppress(AarenError):
         figures = outcome(run)
         if process.exitcode == 0 and figures is not None:
             score, seconds = figures["normalized_score"], figures["train_seconds"]
             return f"{run.name}: normalised score {score:.1f}, trained in {seconds:.0f} s", False
-    # The tail is an error in one line, or the end of a traceback.
+    # The last line is an error, or the end of a traceback.
     log = run.folder / LOG
     tail = log.read_text("utf-8", errors="replace").splitlines()[-1:] if log.exists() else []
     said = tail[0] if tail else "it said nothing"
     return f"{run.name} failed with exit status {process.exitcode}: {said} (all it said is in {log})", True
 
 
-def _configuration_there(run: Run) -> RunConfig | None:
-    """The configuration saved in a run's folder; None where nothing was begun."""
+def _saved_configuration(run: Run) -> RunConfig | None:
+    """Configuration saved in a run's folder; None if the run has not begun."""
     begun = any((run.folder / name).exists() for name in (CONFIG, RESULT)) or checkpoints(run.folder)
     return run_config.load(run.folder / CONFIG) if begun else None
 
 
-def _differences(there: RunConfig, asked: RunConfig) -> list[tuple[str, Any, Any]]:
-    one, other = _flat(dataclasses.asdict(there)), _flat(dataclasses.asdict(asked))
-    # A preset is no more than the settings that came of it; "auto" was settled when the run began.
-    beside = {"run", "resume", "preset"} | ({"source"} if asked.source == "auto" else set())
+def _differences(saved: RunConfig, wanted: RunConfig) -> list[tuple[str, Any, Any]]:
+    one, other = _flat(dataclasses.asdict(saved)), _flat(dataclasses.asdict(wanted))
+    # Of a preset only its settings count; "auto" became a source when the run began.
+    ignored = {"run", "resume", "preset"} | ({"source"} if wanted.source == "auto" else set())
     return [
         (name, one.get(name), other.get(name))
         for name in one | other
-        if name not in beside and one.get(name) != other.get(name)
+        if name not in ignored and one.get(name) != other.get(name)
     ]
 
 

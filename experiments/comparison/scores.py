@@ -17,11 +17,11 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Difference:
-    """How far one agent's interquartile mean lies above another's.
+    """Difference of two agents' interquartile means.
 
     Attributes:
-        value: the one minus the other.
-        interval: 95% of a stratified bootstrap of both; None where a dataset has a single seed, which shows no spread.
+        value: first mean minus the second.
+        interval: 95% interval of a stratified bootstrap of both; None if a dataset has a single seed.
     """
 
     value: float
@@ -29,7 +29,7 @@ class Difference:
 
     @property
     def verdict(self) -> str | None:
-        """Where the interval says that the one lies; None without an interval."""
+        """Place of the first agent by the interval; None without an interval."""
         if self.interval is None:
             return None
         low, high = self.interval
@@ -38,14 +38,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class Aggregates:
-    """Interquartile means of agents over the runs that all of them have.
+    """Interquartile means of agents over the runs that all agents have.
 
     Attributes:
         common: (dataset, seed) of these runs.
-        iqm: of each agent; empty where they have no run in common.
-        intervals: 95% of a stratified bootstrap; None where a dataset has a single seed, which shows no spread.
+        iqm: interquartile mean of each agent; empty without a common run.
+        intervals: 95% interval of a stratified bootstrap; None if a dataset has a single seed.
         above: probability that the first agent's interquartile mean is above the second's, under the same bootstrap.
-        differences: of one agent from each other one.
+        differences: differences of the reference agent from each other agent.
     """
 
     common: list[tuple[str, int]]
@@ -57,19 +57,19 @@ class Aggregates:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Finished runs of the agents, datasets and seeds asked for.
+    """Finished runs of the selected agents, datasets and seeds.
 
     Attributes:
-        agents: that have a finished run.
-        datasets: all asked for.
-        seeds: all asked for.
-        rows: one of each run.
+        agents: agents with a finished run.
+        datasets: all selected datasets.
+        seeds: all selected seeds.
+        rows: one row a run.
         unfinished: agents without a finished run.
-        last: of the agents after the last update.
-        best: of the agents that were best in training; None unless all runs have one.
-        protocol: how all was measured.
-        commands: what reproduces an agent's row.
-        against: the agent that every other one is held against; None for none.
+        last: aggregates of the agents after the last update.
+        best: aggregates of the agents that were best in training; None unless all runs have one.
+        protocol: data, environments, versions and seeds of the measurement.
+        commands: command that reproduces each agent's row.
+        against: reference agent of the differences; None for no differences.
     """
 
     agents: list[str]
@@ -92,13 +92,13 @@ def collect(runs: list[Run], commands: dict[str, str], against: str | None = Non
     """Reads the results of finished runs.
 
     Args:
-        runs: all that were asked for.
-        commands: what reproduces each agent's row.
-        against: the agent that every other one is held against; None for none.
+        runs: selected runs.
+        commands: command that reproduces each agent's row.
+        against: reference agent of the differences; None for no differences.
 
     Raises:
-        DataError: none is finished, or none of `against`, a result lacks something, or the results cannot stand in one
-            table.
+        DataError: no run is finished, or no run of `against`; a result lacks an entry; or results differ in their
+            data, environment or reference.
         CheckpointError: a result cannot be read.
     """
     finished = [(run, figures) for run in runs if (figures := running.outcome(run)) is not None]
@@ -132,15 +132,15 @@ def aggregate(
     """Interquartile means of a figure over the (dataset, seed) that all agents have.
 
     Args:
-        rows: of all runs.
-        agents: each with a row at least.
+        rows: rows of all runs.
+        agents: agents with at least one row each.
         figure: "normalized_score" or "best".
-        against: the agent that every other one is held against; None for none.
+        against: reference agent of the differences; None for no differences.
     """
     scores = {
         agent: {(row["dataset"], row["seed"]): row[figure] for row in rows if row["agent"] == agent} for agent in agents
     }
-    common = [key for key in scores[agents[0]] if all(key in own for own in scores.values())]
+    common = [key for key in scores[agents[0]] if all(key in one for one in scores.values())]
     iqm: dict[str, float] = {}
     intervals: dict[str, tuple[float, float] | None] = {}
     resampled = {}
@@ -149,7 +149,7 @@ def aggregate(
         iqm[agent] = statistics.interquartile_mean(strata)
         intervals[agent] = None
         if all(len(runs) > 1 for runs in strata):
-            # Agents are independent of each other, and an agent's draws do not depend on who stands beside it.
+            # Agents are independent, and the draws of one do not depend on the others in the table.
             resampled[agent] = statistics.resampled_interquartile_means(strata, zlib.crc32(agent.encode()))
             intervals[agent] = statistics.interval(resampled[agent])
     above: dict[str, dict[str, float]] = {agent: {} for agent in resampled}
@@ -176,7 +176,7 @@ def _row(run: Run, figures: dict[str, Any], command: str) -> Row:
             )
     if figures["normalized_score"] is None:
         raise DataError(f"{file} has no normalised score, for want of reference returns; leave {run.dataset} out")
-    # Without figures of its own the best agent is the last, if any was looked for.
+    # A result without "best" says that the last agent was the best, if the run evaluated in training.
     best = figures.get("best", figures if run.config.check_episodes else {"normalized_score": None})
     return {
         "agent": run.agent,
@@ -190,7 +190,7 @@ def _row(run: Run, figures: dict[str, Any], command: str) -> Row:
 
 
 def _check_columns(finished: list[tuple[Run, dict[str, Any]]]) -> None:
-    """Sees to it that the runs of a dataset had the same data, and one environment and reference to be evaluated."""
+    """Checks that the runs of a dataset had the same data, environment and reference."""
     columns: dict[str, dict[str, list[str]]] = {}
     for run, figures in finished:
         measured = f"{figures['environment']} {figures.get('environment_kwargs') or ''}".strip()

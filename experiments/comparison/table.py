@@ -12,7 +12,7 @@ from aaren_rl.folders import replace_file
 
 
 def write(comparison: Comparison, out: Path, more: str = "") -> list[Path]:
-    """Writes table.md, with more Markdown at its end, and table.json."""
+    """Writes table.json, and table.md with more Markdown at its end."""
     markdown, figures = out / "table.md", out / "table.json"
     replace_file(markdown, "\n".join(part for part in (to_markdown(comparison), more) if part))
     replace_file(figures, json.dumps(_to_json(comparison), indent=2) + "\n")
@@ -27,7 +27,7 @@ def to_markdown(comparison: Comparison) -> str:
             "The agents that were best in training, by its evaluations:",
             _table(comparison, comparison.best, "best"),
         ]
-    # Of many agents the table below says it in fewer columns.
+    # The table of differences needs fewer columns.
     if len(comparison.last.above) > 1 and comparison.against is None:
         parts += ["Probability that the IQM of the agent on the left is above that of the agent in the head:"]
         parts += [_above(comparison.last.above)]
@@ -57,7 +57,7 @@ def _to_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def _table(comparison: Comparison, aggregates: Aggregates, figure: str) -> str:
-    asked = len(comparison.datasets) * len(comparison.seeds)
+    expected = len(comparison.datasets) * len(comparison.seeds)
     lines = []
     for agent in comparison.agents:
         rows = [row for row in comparison.rows if row["agent"] == agent]
@@ -67,7 +67,7 @@ def _table(comparison: Comparison, aggregates: Aggregates, figure: str) -> str:
                 agent,
                 _range(min(parameters), max(parameters)),
                 *(_spread(comparison.scores(agent, dataset, figure)) for dataset in comparison.datasets),
-                f"{len(rows)} of {asked}",
+                f"{len(rows)} of {expected}",
                 mean_in_words(aggregates, agent),
             ]
         )
@@ -75,7 +75,7 @@ def _table(comparison: Comparison, aggregates: Aggregates, figure: str) -> str:
 
 
 def mean_in_words(aggregates: Aggregates, agent: str) -> str:
-    """The interquartile mean of an agent with its interval, as far as there are any."""
+    """The interquartile mean of an agent, with its interval if it has one."""
     iqm, interval = aggregates.iqm.get(agent), aggregates.intervals.get(agent)
     return "-" if iqm is None else f"{iqm:.1f}" + (f" [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else "")
 

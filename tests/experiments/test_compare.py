@@ -82,7 +82,7 @@ def folder(finish, tmp_path):
     return tmp_path
 
 
-def test_comparison_is_interrupted_goes_on_and_outlives_a_failing_agent(surroundings, command, tmp_path):
+def test_comparison_resumes_and_outlives_a_failing_agent(surroundings, command, tmp_path):
     write(tmp_path, agents={"default": {}, "bad": {"training": {"learning_rate": 1e30, "warmup": 0}}})
     cut = subprocess.Popen(
         [sys.executable, str(COMPARE), "tiny.toml"],
@@ -213,7 +213,7 @@ def test_sources_are_not_mixed(command, folder):
     assert command(main, "tiny.toml", "--table", "--only", "wide")[0] == 0
 
 
-def test_source_that_is_asked_for_besides_another_is_refused_before_anything_runs(command, folder):
+def test_mixed_sources_are_refused_before_anything_runs(command, folder):
     write(folder, settings=changed(source="bundled"), agents={**TABLE["agents"], "new": {"source": "minari"}})
     assert command(main, "tiny.toml")[0] == 2
     assert not (folder / "runs/tiny/hopper-medium/new").exists()

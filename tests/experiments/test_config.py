@@ -15,7 +15,7 @@ from aaren_rl.training.run import TrainingConfig
 RESULTS = Path(__file__).parents[2] / "results"
 
 
-def test_defaults_are_the_decision_transformers_but_for_what_streams_better():
+def test_defaults_follow_the_decision_transformer():
     config = parse([])
     model, training = config.model, config.training
     # Chen et al. 2021, appendix A and released code, all Gym tasks.
@@ -143,7 +143,7 @@ def test_a_context_that_is_not_understood_is_refused():
         (["--updates", "many"], "--updates"),
     ],
 )
-def test_arguments_that_do_not_parse_end_with_status_two_and_a_hint(arguments, hint, capsys):
+def test_bad_arguments_end_with_status_two_and_a_hint(arguments, hint, capsys):
     with pytest.raises(SystemExit) as stop:
         parse(arguments)
     assert stop.value.code == 2

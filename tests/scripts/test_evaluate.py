@@ -45,7 +45,7 @@ def test_an_agent_acts_as_asked_and_the_result_says_so(command, run_folder, acti
     assert result_of(run_folder)["parameters"] == streamed["parameters"] > 0
 
 
-def test_a_sweep_asks_for_the_quantiles_of_the_data_and_draws_what_was_achieved(command, run_folder):
+def test_sweep_takes_quantiles_of_the_data_and_draws_returns(command, run_folder):
     status, out, _ = command(main, run_folder / "last", "--episodes", "2", "--targets", "sweep")
     assert status == 0
     card = json.loads((run_folder / "last" / "agent.json").read_text())

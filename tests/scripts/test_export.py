@@ -112,7 +112,7 @@ def test_int8_is_compared_with_the_agent_in_the_environment(command, agent):
     assert OnnxAgent(folder).int8
 
 
-def test_int8_is_evaluated_by_a_hundred_episodes_unless_told_otherwise(agent, monkeypatch):
+def test_int8_is_evaluated_by_a_hundred_episodes_by_default(agent, monkeypatch):
     asked = []
     monkeypatch.setattr("aaren_rl.scripts.export._compare", lambda exported, episodes: asked.append(episodes))
     for int8, episodes in ((True, None), (True, 0), (False, None), (False, 3)):
@@ -138,7 +138,7 @@ def test_out_names_the_folder_and_an_earlier_export_is_replaced(command, agent, 
     assert names(agent.parent) == {"last"}
 
 
-def test_the_default_name_is_the_agents_own_for_a_path_that_ends_in_dots(command, agent):
+def test_default_name_is_the_agents_for_a_path_with_dots(command, agent):
     status, _, _ = command(main, agent / ".." / "last")
     assert status == 0
     assert names(agent.parent) == {"last", "last-onnx"}
@@ -220,7 +220,7 @@ def test_fewer_than_no_episodes_are_refused():
         Arguments(Path("agent"), episodes=-1)
 
 
-def test_the_example_runs_the_export_and_scores_as_the_agent_does(exported):
+def test_example_scores_as_the_agent_does(exported):
     folder = exported[0] / "last-onnx"
     script = Path(__file__).parents[2] / "examples" / "run_exported.py"
     ran = subprocess.run([sys.executable, script, folder], capture_output=True, text=True, timeout=120)

@@ -86,7 +86,7 @@ def test_growing_state_grows(command, tmp_path):
     assert few < many
 
 
-def test_plot_and_environments_of_two_kinds(command, tmp_path):
+def test_plot_and_environments_of_two_tasks(command, tmp_path):
     tiny_agent(tmp_path / "maze")
     tiny_agent(tmp_path / "chain", MEMORY_CHAIN, bits=3)
     files = ("--plot", "made/plot.png", "--json", "f.json")

@@ -108,11 +108,7 @@ def _on_cuda(report: Report) -> None:
 
 
 def _train_on_cuda(data: Trajectories, updates: int) -> float:
-<<<<<<< HEAD
     """Seconds that a `Run` spends in so many updates."""
-=======
-    """Seconds that `Trainer` spends in this many updates."""
->>>>>>> experiments
     with TemporaryDirectory() as folder:
         config = replace(setting.TRAINING, updates=updates, evaluate_every=updates, checkpoint_every=updates)
         learner = SingleLearner(setting.make_model(), data, config, "cuda")
@@ -134,11 +130,7 @@ def _our_update(sampler: Sampler, **changes: str) -> Callable[[], None]:
 def _update(
     loss: Callable[[Segment], Tensor], parameters: Iterable[nn.Parameter], sampler: Sampler
 ) -> Callable[[], None]:
-<<<<<<< HEAD
     """A whole update as `SingleLearner` does it, the same on both sides: sample, forward, backward, clip, AdamW."""
-=======
-    """A whole update, the same on both sides: sample, forward, backward, clip, AdamW."""
->>>>>>> experiments
     weights, schedule = list(parameters), setting.TRAINING
     optimiser = torch.optim.AdamW(weights, lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True)
 

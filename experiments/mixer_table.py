@@ -7,43 +7,28 @@ import torch
 from aaren_rl import mixers
 
 WIDTH, STEPS = 128, 1_000
-<<<<<<< HEAD
 """Width and number of the tokens after which a state is measured."""
-=======
-"""Size and number of the tokens behind the bytes of a state."""
->>>>>>> experiments
 
 
 def legend() -> str:
     """Meaning of the letters and figures in the table."""
     return (
-<<<<<<< HEAD
         "A number behind a name is the span of the window; `local:60` is short for `local(span=60)`. "
         "Options are written in parentheses, as `aaren(recency=true)`; the table shows their defaults. Sequences may "
         "have any length. T: tokens of a sequence, t: tokens so far, d: width of a token, h: width of a head, n: span. "
         "Costs leave out projections of single tokens. "
-=======
-        "The number behind a name is the number of tokens seen; any other may be given. All mixers take sequences "
-        "of any length. T: tokens of a sequence, t: tokens so far, d: width of a token, "
-        "h: width of one head, n: the number behind the name. Costs leave out the projections of single tokens. "
->>>>>>> experiments
         f"State: bytes that one block of width {WIDTH} with one head carries after {STEPS:,} tokens."
     )
 
 
 def table() -> str:
-<<<<<<< HEAD
     """All mixers as a Markdown table, from what their classes declare."""
-=======
-    """Markdown table of all mixers, from the declarations of their classes."""
->>>>>>> experiments
     lines = [
         "| mixer | options | memory | tokens seen | source | what differs "
         "| cost of a sequence | cost of a step | state |",
         "|---|---|---|---|---|---|---|---|---:|",
     ]
     for name in mixers.names():
-<<<<<<< HEAD
         mixer, options = mixers.get(name), mixers.option_defaults(name)
         about, span = mixer.capability, options.get("span")
         cells = [
@@ -58,14 +43,6 @@ def table() -> str:
             f"{_state_bytes(name):,}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-=======
-        mixer = mixers.get(name)
-        about = mixer.capability
-        window = signature(mixer).parameters.get("span")
-        written, span = (f"`{name}`", 0) if window is None else (f"`{name}:{window.default}`", window.default)
-        cells = [written, mixer.memory, about.sees.format(n=span), about.source, about.differs or "exact"]
-        lines.append(f"| {' | '.join([*cells, about.parallel, about.step, f'{_state_bytes(name):,}'])} |")
->>>>>>> experiments
     return "\n".join(lines)
 
 

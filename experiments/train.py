@@ -34,7 +34,6 @@ from aaren_rl.training.learner import SingleLearner
 from aaren_rl.training.run import Evaluate, Interrupted, Run
 
 QUANTILES = 11
-<<<<<<< HEAD
 """Quantiles of the data's returns that an agent's card holds."""
 
 CHECK_SEED = 10_000
@@ -64,16 +63,6 @@ def train(
         AarenError: the configuration, the data or the run's folder do not fit; the message says how to go on.
         Interrupted: Ctrl-C or SIGTERM, after saving.
     """
-=======
-"""Number of quantiles of the data's returns in an agent's card."""
-
-CHECK_SEED = 10_000
-"""First seed of evaluations during training, apart from the seeds of the final one."""
-
-
-def train(config: RunConfig) -> dict[str, Any]:
-    """Trains, evaluates, writes result.json into the run's folder, and returns its content."""
->>>>>>> experiments
     device = device_named(config.device)
     folder = _run_folder(config)
     if dataset is None:
@@ -90,7 +79,6 @@ def train(config: RunConfig) -> dict[str, Any]:
     return summarise(job, outcomes)
 
 
-<<<<<<< HEAD
 def make_learner(job: Job) -> SingleLearner:
     """The learner of one seed, before its first update."""
     config, dataset = job.config, job.dataset
@@ -104,94 +92,6 @@ def make_learner(job: Job) -> SingleLearner:
 def save_config(job: Job) -> None:
     """Writes the configuration into the run's folder, such that resuming finds the same data."""
     config, folder = job.config, job.folder
-=======
-def _one_batch(config: RunConfig, device: torch.device) -> bool:
-    """True if several seeds train as one batch, which is no faster on a CPU."""
-    carries = Context.parse(config.training.context).kind == "carry"
-    return device.type == "cuda" and config.model.recordable and not carries
-
-
-def _run_all(configs: list[RunConfig], dataset: Dataset, device: torch.device, together: bool) -> list[dict[str, Any]]:
-    if together:
-        runs = [_start(one, dataset, _folder(one), device) for one in configs]
-        if len({run.trainer.update for run in runs}) == 1:
-            say(f"{len(configs)} seeds as one batch")
-            trained = train_together([run.trainer for run in runs])
-            return [_report(run, one) for run, one in zip(runs, trained, strict=True)]
-        say(f"{len(configs)} seeds, one after another, since they stopped at different updates")
-        return [_report(run, run.trainer.run()) for run in runs]
-    why = "on a CPU" if device.type == "cpu" else f"with {configs[0].model.mixer} on {configs[0].training.context}"
-    say(f"{len(configs)} seeds, one after another, {why}")
-    outcomes = []
-    for config in configs:
-        outcome = _outcome_of(config)
-        if outcome is None:
-            run = _start(config, dataset, _folder(config), device)
-            outcome = _report(run, run.trainer.run())
-        outcomes.append(outcome)
-    return outcomes
-
-
-def _outcome_of(config: RunConfig) -> dict[str, Any] | None:
-    """Result of a seed that finished before the others were interrupted."""
-    file = _folder(config) / "result.json"
-    if config.resume is None or not file.exists():
-        return None
-    outcome = checkpoint.read_json(file)
-    if outcome.get("updates") != config.training.updates or outcome.get("episodes") != config.episodes:
-        return None
-    say(f"{_folder(config)} is finished, its result stands")
-    return outcome
-
-
-@dataclass(frozen=True)
-class _Run:
-    """A run that is ready to train."""
-
-    config: RunConfig
-    dataset: Dataset
-    folder: Path
-    device: torch.device
-    trainer: Trainer
-    protocol: Protocol
-
-
-def _start(config: RunConfig, dataset: Dataset, folder: Path, device: torch.device) -> _Run:
-    model = _new_model(config, dataset)
-    target = dataset.target_returns[0] if config.target is None else config.target
-    card = AgentCard(
-        env_id=dataset.environment.id,
-        env_kwargs=dataset.environment.kwargs,
-        dataset_id=dataset.id,
-        source=dataset.source,
-        target_returns=(target, *(other for other in dataset.target_returns if other != target)),
-        acting=config.acting,
-        data_returns=tuple(np.quantile(dataset.trajectories.returns, np.linspace(0, 1, QUANTILES)).round(3).tolist()),
-    )
-    protocol = Protocol(dataset.environment, max(1, config.check_episodes), CHECK_SEED, target, dataset.reference)
-
-    def check(checked: DecisionModel) -> Evaluation:
-        mean = float(evaluate(DecisionAgent(checked, card, device), protocol).returns.mean())
-        return Evaluation(mean, dataset.reference.score(mean) if dataset.reference else None)
-
-    trainer = Trainer(
-        model, dataset.trajectories, config.training, card, folder, device, check if config.check_episodes else None
-    )
-    if config.resume is not None:
-        trainer.restore()
-        say(f"resuming {folder} after update {trainer.update}")
-    _save_config(config, dataset, folder)
-    means = [name for name, used in (("torch.compile", trainer.compiled), ("CUDA graphs", trainer.captured)) if used]
-    say(
-        f"model: {config.model.blocks} blocks of {config.model.mixer}, {count_parameters(model)} parameters, "
-        f"{config.model.layout} tokens{_scan_form(trainer)}; training on {_describe(device)}, "
-        f"{', '.join([trainer.precision, *means])}; run folder {folder}"
-    )
-    return _Run(config, dataset, folder, device, trainer, protocol)
-
-
-def _save_config(config: RunConfig, dataset: Dataset, folder: Path) -> None:
->>>>>>> experiments
     if config.resume is None:
         folder.mkdir(parents=True, exist_ok=config.run is not None)
     source = job.dataset.source if config.env in catalogue() and job.dataset.source != "arrays" else config.source
@@ -273,7 +173,6 @@ def _outcome_before(job: Job) -> dict[str, Any] | None:
     return outcome
 
 
-<<<<<<< HEAD
 def _card(job: Job) -> AgentCard:
     dataset, environment, target = job.dataset, job.dataset.environment, job.target
     quantiles = np.quantile(dataset.trajectories.returns, np.linspace(0, 1, QUANTILES))
@@ -286,29 +185,6 @@ def _card(job: Job) -> AgentCard:
         acting=job.config.acting,
         data_returns=tuple(quantiles.round(3).tolist()),
     )
-=======
-def _summary(config: RunConfig, folder: Path, outcomes: list[dict[str, Any]]) -> dict[str, Any]:
-    """Writes and returns the mean and the spread over the seeds of the last agents."""
-    scores = [outcome["normalized_score"] for outcome in outcomes]
-    means = [outcome["mean"] for outcome in outcomes]
-    protocol = ("target", "environment", "reference", "source", "dataset", "updates", "acting")
-    agent = ("mixer", "parameters", "device", "versions")
-    summary = {
-        "normalized_score": statistics.mean(scores) if None not in scores else None,
-        "normalized_scores": scores,
-        "mean": statistics.mean(means),
-        "means": means,
-        "seeds": list(range(config.training.seed, config.training.seed + config.seeds)),
-        "episodes": config.episodes,
-        **{name: outcomes[0][name] for name in (*protocol, *agent)},
-    }
-    say(f"result:     {write_result(folder, summary)}")
-    spread = f"return {rounded(summary['mean'])} ({rounded(min(means))} to {rounded(max(means))})"
-    if None not in scores:
-        spread += f", normalised score {summary['normalized_score']:.1f} ({min(scores):.1f} to {max(scores):.1f})"
-    say(f"{config.seeds} seeds:    {spread}")
-    return summary
->>>>>>> experiments
 
 
 def _check(job: Job) -> Evaluate | None:
@@ -323,14 +199,7 @@ def _check(job: Job) -> Evaluate | None:
         mean = float(evaluate(DecisionAgent(model, card, job.device), protocol).returns.mean())
         return {"return": mean} | ({} if reference is None else {"normalized_score": reference.score(mean)})
 
-<<<<<<< HEAD
     return check
-=======
-def _folder(config: RunConfig) -> Path:
-    """Folder of one of several seeds."""
-    assert config.run is not None
-    return config.run
->>>>>>> experiments
 
 
 def _run_folder(config: RunConfig) -> Path:

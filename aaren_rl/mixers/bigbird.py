@@ -10,7 +10,7 @@ from aaren_rl.mixers.base.registry import register
 from aaren_rl.mixers.base.slot_cache import GLOBAL, NEVER, FirstAndLast
 
 RANDOM = 4
-"""Tokens of the sample, as many as there are global ones."""
+"""Tokens of the sample, as many as global ones."""
 PRIME = 2**31 - 1
 """Size of the field of the hash; the product of two of its numbers is below 2^62."""
 ROUNDS = (1_414_213_562, 1_732_050_807, 1_618_033_988)

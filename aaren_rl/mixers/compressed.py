@@ -91,7 +91,7 @@ class Compressed(Chunkwise):
         compressed = self.compress(windows.completed.flatten(1, 2).transpose(1, 2)).transpose(1, 2)
         triples = torch.cat([state.triples, compressed], 1)
         # Columns: triples of the state, triples of the chunk, single tokens.
-        mask = torch.cat([visible_windows(windows, state.live, episode), windows.own], -1).unsqueeze(1)
+        mask = torch.cat([visible_windows(windows, state.live, episode), windows.in_window], -1).unsqueeze(1)
         keys, values = (
             self._split_heads(part) for part in torch.split(torch.cat([triples, windows.entries], 1), self.width, -1)
         )

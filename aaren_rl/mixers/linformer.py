@@ -17,8 +17,8 @@ class Linformer(SlidingWindow):
     """Linear attention by projection (Wang et al. 2020, "Linformer", arXiv 2006.04768, section 4), causal.
 
     ``o_t = softmax(q_t (E K)^T / sqrt(head width)) F V`` with the keys K and values V of the last `span` tokens of the
-    episode, (span, head width), and learned E and F, (rank, span), shared by the heads of a layer (the source's
-    headwise sharing). The source projects a whole sequence, so its keys contain the future. Here each token projects
+    episode, (span, head width). The heads of a layer share the learned E and F, (rank, span), the source's headwise
+    sharing. The source projects a whole sequence, so its keys contain the future. Here each token projects
     its window; for a full window this is the source's formula. Before that, missing tokens have keys and values of
     zero: projections sum fewer tokens, and the softmax still runs over all projections.
 

@@ -23,7 +23,7 @@ SIZE = 5
 """Tokens of a window; the usual span of 20 tokens is four windows."""
 
 LOW = -1e30
-"""Logarithm of what is no entry of the matrix: finite, so that no gradient is NaN."""
+"""Logarithm of a missing entry of the matrix: finite, so that no gradient is NaN."""
 
 
 class SinkhornState(NamedTuple):
@@ -69,8 +69,8 @@ class Sinkhorn(Chunkwise):
     Tokens lie in windows of 5 (the source's blocks), counted from the start of the episode. A token attends by softmax
     to its window up to itself and to one sorted window: position by position, the sum of keys and values of earlier
     windows j with weights ``S_ij`` for its window i. In the first window it attends to its window alone. A network
-    scores the windows, ``R_i = relu(W_2 relu(W_1 s_i + b_1) + b_2)``. ``S`` is ``exp(R)`` after two rounds, each of
-    which divides every row by its sum and every entry by the sum of its column up to its row: the causal balancing.
+    scores the windows, ``R_i = relu(W_2 relu(W_1 s_i + b_1) + b_2)``. Two rounds of causal balancing turn ``exp(R)``
+    into ``S``: each divides every row by its sum, then every entry by the sum of its column up to its row.
 
     The source sorts all earlier windows, and ``s_i`` is the sum of all tokens up to the first one of window i. Here a
     row chooses among the last few completed windows, scored by their age, and ``s_i`` sums the tokens of these and the
@@ -236,6 +236,6 @@ class Sinkhorn(Chunkwise):
             self._split_heads(self.query(x)),
             torch.cat([keys, self._split_heads(own_keys)], 2),
             torch.cat([values, self._split_heads(own_values)], 2),
-            attn_mask=torch.cat([in_row.repeat_interleave(SIZE, 2), found.own], 2).unsqueeze(1),
+            attn_mask=torch.cat([in_row.repeat_interleave(SIZE, 2), found.in_window], 2).unsqueeze(1),
         )
         return self.output(self._join_heads(mixed))  # type: ignore[no-any-return]

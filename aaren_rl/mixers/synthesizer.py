@@ -18,7 +18,7 @@ class Synthesizer(SlidingWindow):
     2005.00743), causal.
 
     ``o_t = sum_a softmax_a(B_t)_a W_v x_{t-a}`` over the ages a < span that the episode has; no logit B compares two
-    tokens. The source has one logit per position; here there is one per distance into the past: an agent trained on 20
+    tokens. The source has one logit per position; here it is one per distance into the past: an agent trained on 20
     steps acts for 1,000, and most positions would never have been trained. Memory: window, values of `span - 1` tokens.
 
     A subclass implements `logits`.

@@ -239,11 +239,7 @@ def _measure(configs: Mapping[str, RunConfig], agents: Mapping[str, Path], say: 
 
 
 def _updates(config: RunConfig, agent: Path, data: Trajectories, folder: Path) -> Side:
-<<<<<<< HEAD
     """A side that plays updates of a run's schedule, and returns the seconds of one by the run's clock."""
-=======
-    """A side that plays updates with a run's settings, and returns seconds per update by the trainer's clock."""
->>>>>>> experiments
     turn = 2 * UPDATES
     schedule = dataclasses.replace(
         config.training, log_every=UPDATES, evaluate_every=turn, checkpoint_every=turn, held_out=0.0
@@ -252,18 +248,11 @@ def _updates(config: RunConfig, agent: Path, data: Trajectories, folder: Path) -
     run = TrainingRun(SingleLearner(model, data, schedule, device_named(config.device)), card, folder)
 
     def play() -> float:
-<<<<<<< HEAD
         # As a run that is resumed with more updates; what it logs last leaves out the first half of them.
         run.config = dataclasses.replace(schedule, updates=run.learner.updates + turn)
         run.run(progress=False)
         name = "throughput/updates_per_second"
         rates = [point[name] for point in read_metrics(folder) if name in point]
-=======
-        # Like a run resumed with more updates. The last logged rate leaves out the first half of them.
-        trainer.config = dataclasses.replace(schedule, updates=trainer.update + turn)
-        trainer.run(progress=False)
-        rates = [point["updates_per_second"] for point in read_metrics(folder) if "updates_per_second" in point]
->>>>>>> experiments
         return float(1 / rates[-1])
 
     return play

@@ -26,9 +26,8 @@ Memory = Literal["constant", "window", "growing"]
 class Capability:
     """What a mixer computes and costs, for the table in docs/mixers.md.
 
-    A cost is an order of growth in multiplications; projections of single tokens are left out. The letters are T for
-    tokens of a sequence, t for tokens so far, d for the width of a token, h for the width of a head, and n for tokens
-    of a window.
+    A cost is an order of growth in multiplications; projections of single tokens are left out. T: tokens of a sequence,
+    t: tokens so far, d: width of a token, h: width of a head, n: tokens of a window.
 
     Attributes:
         source: paper and section, as "Vaswani et al. 2017, section 3.2".

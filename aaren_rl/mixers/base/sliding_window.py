@@ -29,7 +29,7 @@ class SlidingWindow(Chunkwise):
     A subclass implements `remember`, the entry that is kept of a token, and `mix`, which mixes a chunk. The state has
     the same size from the first step on.
 
-    Entries of the state and of the chunk lie side by side in `past`. A token sees `span` of them, the last one its own.
+    Entries of the state and of the chunk lie side by side in `past`. A token sees `span` of them, up to its entry.
     For span 3 and a chunk of 4 tokens, with `x` for seen entries:
 
                       state   chunk
@@ -70,8 +70,8 @@ class SlidingWindow(Chunkwise):
             x: tokens, (batch, time, width).
             past: entries of the state and of the chunk, (batch, span - 1 + time, entry size). The entry of token t is
                 at span - 1 + t; empty entries are 0.
-            seen: mask of the entries that each token sees, (batch, time, span - 1 + time) bool. A token always sees
-                its own.
+            seen: mask of the entries that each token sees, (batch, time, span - 1 + time) bool. Each token sees its
+                entry.
 
         Returns:
             Mixed tokens, (batch, time, width).
@@ -126,7 +126,7 @@ class SlidingWindow(Chunkwise):
             (..., time, span - 1 + time), 0 outside the window.
         """
         time = weights.shape[-2]
-        # Padding makes rows one longer than the result's: cut anew, each row starts one further to the right.
+        # Padded rows are one longer than those of the result: cut again, each row starts one further to the right.
         rows = F.pad(weights, (0, time)).flatten(-2)
         length = self.span - 1 + time
         return rows[..., : time * length].reshape(*weights.shape[:-1], length)

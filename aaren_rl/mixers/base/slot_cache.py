@@ -192,7 +192,7 @@ class SlotCache(Chunkwise):
         counts = state.counts.masked_fill(final_episode > 0, 0) + added.sum(-2)
         last = counts.gather(-1, bucket) - 1
         kept = (rank >= 0) & current & (last < evicted_at)
-        # One slot more than there are collects all other entries, and is dropped.
+        # An extra slot collects all other entries and is dropped.
         target = self.slot(bucket, rank, last).masked_fill(~kept, self.slots)
         position = torch.arange(target.shape[-1], device=target.device).expand_as(target)
         source = target.new_full((*target.shape[:-1], self.slots + 1), -1).scatter(-1, target, position)
@@ -249,7 +249,7 @@ class LatestOfBucket(SlotCache):
 
     Args:
         width: size of a token.
-        heads: number of heads, each with buckets of its own; must divide the width.
+        heads: number of heads, each with separate buckets; must divide the width.
         span: cached tokens of each bucket.
         buckets: buckets of each head.
     """

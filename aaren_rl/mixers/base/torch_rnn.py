@@ -16,8 +16,8 @@ Rows = TypeVar("Rows", Tensor, PackedSequence)
 class TorchRNN(Mixer):
     """A recurrent network and an output projection.
 
-    Torch's kernels run along whole rows. If a row has padding, or a reset after its first token, each of its episodes
-    becomes a row of its own, packed without padding, for a single call. Here `.` is padding and `|` a reset:
+    Torch's kernels run along whole rows. If a row has padding, or a reset after its first token, every episode becomes
+    a separate row, packed without padding. Here `.` is padding and `|` a reset:
 
         a b . c |d e        ->        a b c
         f g h  i j k                  d e

@@ -30,7 +30,7 @@ class TumblingWindows(NamedTuple):
         entries: entries of the last `size - 1` tokens before the chunk and of the chunk, (batch, size - 1 + time, ...).
             The entry of token t is at size - 1 + t.
         position: position of each token in its window, (batch, time), from 0.
-        own: mask of the entries in the window of each token, up to itself, (batch, time, size - 1 + time) bool.
+        in_window: mask of the entries in the window of each token, up to itself, (batch, time, size - 1 + time) bool.
         completed_before: windows that the chunk completes before each token, (batch, time).
         completed: entries of the windows that the chunk completes, in order, (batch, number, size, ...). Windows beyond
             `completed_count` have no meaning.
@@ -42,7 +42,7 @@ class TumblingWindows(NamedTuple):
 
     entries: Tensor
     position: Tensor
-    own: Tensor
+    in_window: Tensor
     completed_before: Tensor
     completed: Tensor
     episode: Tensor

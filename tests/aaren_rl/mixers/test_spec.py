@@ -68,11 +68,12 @@ def test_several_specs_are_read_back_from_one_line(several):
 
 
 @given(st.text(alphabet="aren localspn:=(),60.tru_-\n\t", max_size=30))
-def test_any_text_is_a_spec_or_a_clear_error(text):
+def test_any_text_is_a_spec_or_invalid_input(text):
     try:
-        assert parse_spec(str(parse_spec(text))) == parse_spec(text)
-    except InvalidInput as error:
-        assert "expected" in str(error) or ";" in str(error)
+        spec = parse_spec(text)
+    except InvalidInput:
+        return
+    assert parse_spec(str(spec)) == spec
 
 
 @pytest.mark.parametrize(

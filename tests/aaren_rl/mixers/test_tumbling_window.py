@@ -37,7 +37,7 @@ def test_windows_are_counted_from_the_start_of_each_episode(size, time, padded):
                 own = []
             own.append(tokens[row, t, 0].item())
             assert windows.position[row, t] == len(own) - 1
-            assert windows.entries[row, windows.own[row, t], 0].tolist() == own
+            assert windows.entries[row, windows.in_window[row, t], 0].tolist() == own
             assert windows.completed_before[row, t] == len(finished)
             assert looks[row, t].nonzero().flatten().tolist() == [place for place in known[-past:] if place is not None]
             if len(own) == size:

@@ -1,8 +1,12 @@
 """What several test files share."""
 
 import torch
+from torch.nn import functional as F
 
 from aaren_rl.data.segment import Segment
+
+BEFORE = ("previous_action", "previous_reward")
+"""Fields of a segment that have no time."""
 
 
 def assert_close(name, ours, theirs, **tolerances):
@@ -26,10 +30,32 @@ def draw_segment(time, batch=2, seed=0, first=0):
     )
 
 
+def over_time(segment, function):
+    """The segment with a function applied to every field that has a time; what was before it stays."""
+    before = {name: getattr(segment, name) for name in BEFORE}
+    return segment._replace(**dict.fromkeys(BEFORE)).map(function)._replace(**before)
+
+
 def cut(segment, where):
-    """The steps of a segment that a slice over time leaves, without what is known of the step before."""
-    names = ("previous_action", "previous_reward")
-    return segment._replace(**dict.fromkeys(names)).map(lambda part: part[:, where])
+    """The steps of a segment in a slice over time, without what was before them."""
+    return over_time(segment._replace(**dict.fromkeys(BEFORE)), lambda part: part[:, where])
+
+
+def pad(segment, left, right, filler=7.0):
+    """The segment with padding around its steps."""
+    valid = torch.ones_like(segment.timesteps, dtype=torch.bool) if segment.valid is None else segment.valid
+
+    def padded(part):
+        value = filler if part.is_floating_point() else 3
+        return F.pad(part, (0, 0) * (part.ndim - 2) + (left, right), value=value)
+
+    return over_time(segment, padded)._replace(valid=F.pad(valid, (left, right)))
+
+
+def concatenate(segments):
+    """One segment of all steps, without what was before them."""
+    parts = zip(*(segment._replace(**dict.fromkeys(BEFORE)) for segment in segments), strict=True)
+    return Segment(*(None if part[0] is None else torch.cat(part, 1) for part in parts))
 
 
 def double(segment):

@@ -100,12 +100,18 @@ def saved(**changes):
     return {**Box.bounded([0.0, -1.0], [1.0, 1.0]).to_json(), **changes}
 
 
-@pytest.mark.parametrize("kind", ["discrete", None, 3])
-def test_a_saved_space_of_another_type_is_refused(kind):
-    with pytest.raises(InvalidInput, match=f"a space of type {kind!r}; this version knows 'box'"):
-        space_from_json(saved(type=kind))
+@pytest.mark.parametrize("name", ["discrete", None, 3])
+def test_a_saved_space_of_another_type_is_refused(name):
+    with pytest.raises(InvalidInput, match=f"a space of type {name!r}; this version knows 'box'"):
+        space_from_json(saved(type=name))
     with pytest.raises(InvalidInput, match="a space of type None"):
         space_from_json({})
+
+
+@pytest.mark.parametrize("saved", [None, 3, "box", [1.0, 2.0]])
+def test_a_saved_space_that_is_no_object_is_refused(saved):
+    with pytest.raises(InvalidInput, match="expected an object"):
+        space_from_json(saved)
 
 
 @pytest.mark.parametrize("name", ["shape", "low", "high", "dtype"])

@@ -47,9 +47,9 @@ def scaling():
 def make_model(loud, observation_space, action_space, scaling):
     """A small loud model in evaluation mode."""
 
-    def make(seed=0, **changes):
+    def make(seed=0, actions=action_space, **changes):
         shape = {"blocks": 2, "width": 16, "heads": 2, "dropout": 0.0, "layout": "interleaved", **changes}
-        return loud(DecisionModel(ModelConfig(**shape), observation_space, action_space, scaling), seed).eval()
+        return loud(DecisionModel(ModelConfig(**shape), observation_space, actions, scaling), seed).eval()
 
     return make
 

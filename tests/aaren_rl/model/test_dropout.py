@@ -18,7 +18,7 @@ def seeded():
 
 
 @pytest.mark.parametrize("probability", PROBABILITIES)
-def test_the_share_dropped_is_the_probability(probability):
+def test_the_right_share_is_dropped_and_the_mean_is_kept(probability):
     n = 1_000_000
     kept = Dropout(probability)(torch.ones(n))
     dropped = int((kept == 0).sum())

@@ -14,7 +14,7 @@ from aaren_rl.checkpoint import load_agent, save_agent
 from aaren_rl.data.segment import Segment
 from aaren_rl.errors import InvalidInput
 from aaren_rl.mixers import state_bytes
-from aaren_rl.model import DecisionModel, ModelConfig
+from aaren_rl.model import ModelConfig
 from aaren_rl.stepping.onnx import CARD, session, to_onnx
 from aaren_rl.stepping.step import Step
 

@@ -1,6 +1,12 @@
 """What several test files share."""
 
 import torch
+from torch.nn import functional as F
+
+from aaren_rl.data.segment import Segment
+
+BEFORE = ("previous_action", "previous_reward")
+"""Fields of a segment that have no time."""
 
 
 def assert_close(name, ours, theirs, **tolerances):
@@ -11,3 +17,69 @@ def assert_close(name, ours, theirs, **tolerances):
 def assert_same(name, ours, theirs):
     """Equal values of equal dtypes and shapes, tensor by tensor."""
     assert_close(name, ours, theirs, rtol=0, atol=0)
+
+
+def draw_segment(time, batch=2, seed=0, first=0):
+    """Random steps for the `make_model` fixture, in raw units, with timesteps that count up from `first`."""
+    generator = torch.Generator().manual_seed(seed)
+    return Segment(
+        observations=torch.randn(batch, time, 4, generator=generator) * 3,
+        timesteps=torch.arange(first, first + time).expand(batch, -1),
+        actions=torch.rand(batch, time, 2, generator=generator),
+        returns_to_go=torch.rand(batch, time, generator=generator) * 100,
+    )
+
+
+def over_time(segment, function):
+    """The segment with a function applied to every field that has a time; what was before it stays."""
+    before = {name: getattr(segment, name) for name in BEFORE}
+    return segment._replace(**dict.fromkeys(BEFORE)).map(function)._replace(**before)
+
+
+def cut(segment, where):
+    """The steps of a segment in a slice over time, without what was before them."""
+    return over_time(segment._replace(**dict.fromkeys(BEFORE)), lambda part: part[:, where])
+
+
+def pad(segment, left, right, filler=7.0):
+    """The segment with padding around its steps."""
+    valid = torch.ones_like(segment.timesteps, dtype=torch.bool) if segment.valid is None else segment.valid
+
+    def padded(part):
+        value = filler if part.is_floating_point() else 3
+        return F.pad(part, (0, 0) * (part.ndim - 2) + (left, right), value=value)
+
+    return over_time(segment, padded)._replace(valid=F.pad(valid, (left, right)))
+
+
+def concatenate(segments):
+    """One segment of all steps, without what was before them."""
+    parts = zip(*(segment._replace(**dict.fromkeys(BEFORE)) for segment in segments), strict=True)
+    return Segment(*(None if part[0] is None else torch.cat(part, 1) for part in parts))
+
+
+def double(segment):
+    """The segment with its numbers in float64."""
+    return segment.map(lambda part: part.double() if part.is_floating_point() else part)
+
+
+def predict(model, segment, state=None):
+    """The actions that a model predicts for a segment."""
+    return model(segment, state)[0].mode
+
+
+def step_through(model, segment, state=None):
+    """The actions and the last state of a model stepped along a segment; unknown previous outcomes count as zeros."""
+    batch, time = segment.timesteps.shape
+    state = model.initial_state(batch) if state is None else state
+    action = torch.zeros_like(segment.actions[:, 0]) if segment.previous_action is None else segment.previous_action
+    rewards = torch.zeros(batch, time) if segment.rewards is None else segment.rewards
+    reward = torch.zeros(batch) if segment.previous_reward is None else segment.previous_reward
+    outputs = []
+    with torch.inference_mode():
+        for t in range(time):
+            now = (segment.observations[:, t], segment.timesteps[:, t], segment.returns_to_go[:, t])
+            output, state = model.step(Segment.of_one_step(*now, action, reward), state)
+            outputs.append(output)
+            action, reward = segment.actions[:, t], rewards[:, t]
+    return torch.stack(outputs, 1), state

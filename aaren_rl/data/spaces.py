@@ -102,6 +102,8 @@ def space_from_json(saved: Mapping[str, Any]) -> Space:
     Raises:
         InvalidInput: it is not a space that this version knows.
     """
+    if not isinstance(saved, Mapping):
+        raise InvalidInput(f"a space is saved as {saved!r}; expected an object with type, shape, dtype and bounds")
     if saved.get("type") != "box":
         raise InvalidInput(f"a space of type {saved.get('type')!r}; this version knows 'box'")
     try:

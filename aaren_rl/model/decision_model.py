@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from aaren_rl.data.segment import Segment
 from aaren_rl.data.spaces import Space
+from aaren_rl.errors import InvalidInput
 from aaren_rl.model.config import ModelConfig
 from aaren_rl.model.heads import Prediction, head_of
 from aaren_rl.model.inputs import Inputs
@@ -55,9 +56,14 @@ class DecisionModel(nn.Module):
         return self.head(hidden, segment), state
 
     def loss(self, segment: Segment, state: TrunkState | None = None) -> tuple[Tensor, TrunkState]:
-        """The head's mean loss over the counted steps, and the state after the last step."""
+        """The head's mean loss over the counted steps, and the state after the last step.
+
+        Raises:
+            InvalidInput: as `forward`, or the segment has no actions.
+        """
+        if segment.actions is None:
+            raise InvalidInput("the segment has no actions; a loss needs actions to compare the prediction with")
         prediction, state = self(segment, state)
-        assert segment.actions is not None, "a loss needs actions"
         return segment.mean_over_counted(prediction.loss(segment.actions)), state
 
     def step(self, now: Segment, state: TrunkState) -> tuple[Tensor, TrunkState]:

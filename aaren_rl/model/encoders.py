@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -108,7 +109,7 @@ class BoundedBox(_BoxEncoder):
         space: of the values.
 
     Raises:
-        InvalidInput: the space has no bounds, or leaves no room between them.
+        InvalidInput: the space has no bounds, or their range in float32 is 0 or infinite.
     """
 
     low: Tensor
@@ -118,9 +119,15 @@ class BoundedBox(_BoxEncoder):
         super().__init__(space)
         if not space.is_bounded:
             raise InvalidInput(f"the action space {space} has no bounds; give it the range of the data's actions")
-        if any(low == high for low, high in zip(space.low, space.high, strict=True)):
-            raise InvalidInput(f"the action space {space} has equal bounds; expected each low below its high")
-        for name, value in zip(("low", "high"), space.bounds(), strict=True):
+        with np.errstate(over="ignore"):
+            low, high = space.bounds()
+            ranges = high - low
+        if not (np.isfinite(ranges) & (ranges > 0)).all():
+            raise InvalidInput(
+                f"bounds of the action space {space} have no finite range in float32; give it the range of the data's "
+                "actions"
+            )
+        for name, value in (("low", low), ("high", high)):
             # The space is saved, so its bounds need not be.
             self.register_buffer(name, torch.from_numpy(value), persistent=False)
 

@@ -3,10 +3,9 @@ import pytest
 import torch
 
 from aaren_rl.checkpoint import AgentCard
+from aaren_rl.data.spaces import Box
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
-
-OBSERVATION_SIZE, ACTION_SIZE = 4, 2
 
 
 @pytest.fixture
@@ -24,24 +23,33 @@ def loud():
 
 
 @pytest.fixture
+def observation_space():
+    return Box.unbounded((4,))
+
+
+@pytest.fixture
+def action_space():
+    """Bounds of which one pair is not symmetric."""
+    return Box.bounded([-1.0, 0.0], [1.0, 5.0])
+
+
+@pytest.fixture
 def scaling():
     return Scaling(
         np.array([1.0, -2.0, 0.5, 30.0], dtype=np.float32),
         np.array([0.5, 2.0, 1.0, 10.0], dtype=np.float32),
-        np.array([-1.0, 0.0], dtype=np.float32),
-        np.array([1.0, 5.0], dtype=np.float32),
         return_scale=100.0,
         reward_scale=0.5,
     )
 
 
 @pytest.fixture
-def make_model(loud, scaling):
+def make_model(loud, observation_space, action_space, scaling):
     """A small loud model in evaluation mode."""
 
-    def make(seed=0, **changes):
+    def make(seed=0, actions=action_space, **changes):
         shape = {"blocks": 2, "width": 16, "heads": 2, "dropout": 0.0, "layout": "interleaved", **changes}
-        return loud(DecisionModel(ModelConfig(**shape), scaling), seed).eval()
+        return loud(DecisionModel(ModelConfig(**shape), observation_space, actions, scaling), seed).eval()
 
     return make
 
@@ -53,19 +61,24 @@ def card():
 
 @pytest.fixture
 def coded():
-    """Trajectories whose observation says which episode and step it is, and whose action and reward follow from it."""
+    """Trajectories whose observation says which episode and step it is, and whose action and reward follow from it.
+
+    Every other episode ends in a final state, and the others are cut off.
+    """
 
     def make(lengths):
         lengths = np.asarray(lengths)
-        episode = np.repeat(np.arange(len(lengths)), lengths)
+        numbers = np.arange(len(lengths))
+        episode = np.repeat(numbers, lengths)
         step = np.concatenate([np.arange(length) for length in lengths])
         return Trajectories(
             np.stack([episode, step], 1),
             (1000 * episode + step + 1)[:, None],
             np.ones(len(step)),
             np.concatenate([[0], np.cumsum(lengths)]),
-            np.zeros(len(lengths), dtype=bool),
-            np.ones(len(lengths), dtype=bool),
+            numbers % 2 == 1,
+            numbers % 2 == 0,
+            np.stack([numbers, lengths], 1),
         )
 
     return make

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import draw_segment, predict
 
 import aaren_rl
 from aaren_rl.checkpoint import AgentCard, load_agent, save_agent
-from aaren_rl.errors import CheckpointError
+from aaren_rl.data.spaces import Box
+from aaren_rl.errors import CheckpointError, InvalidInput
 
 
 @pytest.fixture
@@ -62,8 +64,8 @@ def test_what_is_loaded_is_what_was_saved_bit_for_bit(tmp_path, make_model, card
     assert loaded.config == model.config
     assert same_weights(loaded, model)
     assert not loaded.training
-    arguments = torch.randn(2, 9, 4), torch.rand(2, 9, 2), torch.rand(2, 9), torch.arange(9).expand(2, -1)
-    assert torch.equal(loaded(*arguments)[0], model(*arguments)[0])
+    assert (loaded.observation_space, loaded.action_space) == (model.observation_space, model.action_space)
+    assert torch.equal(predict(loaded, draw_segment(9)), predict(model, draw_segment(9)))
 
 
 def test_a_saved_agent_is_two_files_and_nothing_beside_them(saved):
@@ -110,11 +112,40 @@ def test_a_truncated_file_is_found(saved, name, kept):
         load_agent(saved)
 
 
-@pytest.mark.parametrize("version", [0, 1, None, "2"])
+@pytest.mark.parametrize("version", [0, 1, 2, 4, None, "3"])
 def test_another_format_version_is_refused(saved, version):
-    rewrite_card(saved, format=version)
-    with pytest.raises(CheckpointError, match=f"has format {version}; this version of aaren-rl .* reads 2"):
+    rewrite_card(saved, format=version, aaren_rl="0.1.7")
+    message = f"has format {version}, written by aaren-rl 0.1.7; this version .* reads format 3 only: train the agent"
+    with pytest.raises(CheckpointError, match=message):
         load_agent(saved)
+
+
+def test_an_agent_folder_of_format_2_is_refused_by_name(tmp_path):
+    """A card as version 0.1.0 wrote it, which knew sizes and bounds and no spaces."""
+    folder = tmp_path / "agent"
+    folder.mkdir()
+    card = {
+        "format": 2,
+        "aaren_rl": "0.1.0",
+        "model": {"mixer": "aaren", "blocks": 3, "width": 128, "recency": False},
+        "observation_size": 11,
+        "action_size": 3,
+        "env_id": "Hopper-v5",
+        "dataset_id": "mujoco/hopper/medium-v0",
+        "source": "minari",
+        "target_returns": [3600.0],
+        "env_kwargs": {},
+        "updates": 2500,
+        "acting": "stream",
+        "data_returns": [],
+        "sha256": {},
+    }
+    (folder / "agent.json").write_text(json.dumps(card))
+    with pytest.raises(CheckpointError) as caught:
+        load_agent(folder)
+    assert str(folder / "agent.json") in str(caught.value)
+    assert "has format 2, written by aaren-rl 0.1.0" in str(caught.value)
+    assert "train the agent again, or load it with the version that wrote it" in str(caught.value)
 
 
 @pytest.mark.parametrize("content", ["[]", '"agent"', "3", "null"])
@@ -142,8 +173,12 @@ def test_an_altered_card_is_found(saved, changes):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"observation_size": 5},
-        {"action_size": None},
+        {"observation_space": Box.unbounded((5,)).to_json()},
+        {"observation_space": Box.unbounded((2, 2)).to_json()},
+        {"observation_space": {"type": "later"}},
+        {"action_space": None},
+        {"action_space": Box.bounded([-1.0] * 3, [1.0] * 3).to_json()},
+        {"action_space": Box.unbounded((2,)).to_json()},
         {"model": {"width": 16}},
         {"model": {"depth": 3}},
         {"model": {"mixer": "later"}},
@@ -158,7 +193,7 @@ def test_a_card_that_does_not_fit_its_weights_is_refused(saved, changes):
         load_agent(saved)
 
 
-@pytest.mark.parametrize("name", ["model", "env_id", "target_returns", "observation_size", "sha256"])
+@pytest.mark.parametrize("name", ["model", "env_id", "target_returns", "observation_space", "action_space", "sha256"])
 def test_a_card_without_a_field_is_refused(saved, name):
     description = json.loads((saved / "agent.json").read_text())
     del description[name]
@@ -201,7 +236,7 @@ def test_an_empty_folder_is_taken(tmp_path, make_model, card):
 
 
 @pytest.mark.parametrize("size", [0, 1000])
-def test_a_failing_write_leaves_the_old_folder_and_no_partial_one(saved, make_model, card, size):
+def test_a_failing_write_leaves_the_old_folder_alone(saved, make_model, card, size):
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
     with files_no_larger_than(size), pytest.raises(CheckpointError, match="nothing was changed there"):
         save_agent(saved, make_model(seed=1), card)
@@ -229,6 +264,24 @@ def test_a_card_keeps_its_defaults(tmp_path, make_model):
     save_agent(tmp_path / "agent", make_model(), card)
     assert load_agent(tmp_path / "agent")[1] == card
     assert (card.env_kwargs, card.updates) == ({}, 0)
+
+
+def test_a_card_may_have_no_environment(tmp_path, make_model):
+    card = AgentCard(None, "mine", "arrays", (1.0,))
+    save_agent(tmp_path / "agent", make_model(), card)
+    assert load_agent(tmp_path / "agent")[1] == card
+
+
+def test_a_card_without_target_returns_is_refused():
+    with pytest.raises(InvalidInput, match="target_returns is empty"):
+        AgentCard("Ant-v5", "data", "minari", ())
+
+
+def test_the_card_describes_the_spaces(saved, make_model):
+    model, description = make_model(), json.loads((saved / "agent.json").read_text())
+    assert description["format"] == 3
+    for name in ("observation_space", "action_space"):
+        assert description[name] == getattr(model, name).to_json()
 
 
 def test_no_source_of_the_installed_package_loads_pickles():

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from helpers import assert_close, double, draw_segment, predict
 
 from aaren_rl.mixers import NoMixing, state_bytes
 from aaren_rl.model import count_parameters
@@ -27,20 +28,15 @@ def test_its_state_follows_the_module_to_a_device_and_a_type():
     assert mixer.initial_state(3).dtype == torch.float64
 
 
-def draw(time=20):
-    generator = torch.Generator().manual_seed(0)
-    return (
-        torch.randn(3, time, 4, generator=generator, dtype=torch.float64) * 3,
-        torch.rand(3, time, 2, generator=generator, dtype=torch.float64),
-        torch.rand(3, time, generator=generator, dtype=torch.float64) * 100,
-        torch.arange(time).expand(3, -1),
-    )
+@pytest.fixture
+def segment():
+    return double(draw_segment(20, batch=3))
 
 
 @pytest.mark.parametrize("layout", ["interleaved", "fused"])
-def test_a_model_of_it_is_a_perceptron_of_the_current_step(make_model, layout):
+def test_a_model_of_it_is_a_perceptron_of_the_current_step(make_model, segment, layout):
     model = copy.deepcopy(make_model(mixer="none", layout=layout)).double()
-    states, actions, returns_to_go, timesteps = draw()
+    inputs, trunk, head = model.inputs, model.trunk, model.head
 
     def linear(layer, x):
         return x @ layer.weight.T + layer.bias
@@ -49,24 +45,26 @@ def test_a_model_of_it_is_a_perceptron_of_the_current_step(make_model, layout):
         x = x - x.mean(-1, keepdim=True)
         return x / (x.square().mean(-1, keepdim=True) + layer.eps).sqrt() * layer.weight + layer.bias
 
-    x = linear(model.embed_observation, (states - model.observation_mean) / model.observation_std)
+    low, high = map(torch.from_numpy, model.action_space.bounds())
+    standardised = (segment.observations - inputs.observation.mean) / inputs.observation.std
+    x = linear(inputs.embed_observation, standardised)
     if layout == "fused":
-        middle, half = (model.action_high + model.action_low) / 2, (model.action_high - model.action_low) / 2
-        before = linear(model.embed_action, (actions - middle) / half)[:, :-1]
-        x = x + linear(model.embed_return, returns_to_go.unsqueeze(-1) / model.return_scale)
+        middle, half = (high + low) / 2, (high - low) / 2
+        before = linear(inputs.embed_action, (segment.actions - middle) / half)[:, :-1]
+        x = x + linear(inputs.embed_return, segment.returns_to_go.unsqueeze(-1) / inputs.return_scale)
         x[:, 1:] += before
-    x = norm(model.embed_norm, x)
-    for block in model.blocks:
+    x = norm(inputs.norm, x)
+    for block in trunk.blocks:
         x = x + linear(block.contract, linear(block.expand, norm(block.perceptron_norm, x)).clamp(min=0))
-    unit = torch.tanh(linear(model.head, norm(model.norm, x)))
-    expected = (unit + 1) / 2 * (model.action_high - model.action_low) + model.action_low
-    predicted, _ = model(states, actions, returns_to_go, timesteps)
-    torch.testing.assert_close(predicted, expected, rtol=0, atol=1e-10)
+    unit = torch.tanh(linear(head.linear, norm(trunk.norm, x)))
+    expected = (unit + 1) / 2 * (high - low) + low
+    predicted = predict(model, segment)
+    assert_close("actions", predicted, expected, rtol=0, atol=1e-10)
     assert predicted.std() > 0.05
 
 
 def test_its_norm_is_all_that_a_loss_does_not_reach(make_model):
     model = make_model(mixer="none", layout="fused")
-    model.loss(*(part.float() if part.is_floating_point() else part for part in draw())).backward()
+    model.loss(draw_segment(20, batch=3))[0].backward()
     untouched = {name for name, parameter in model.named_parameters() if parameter.grad is None}
-    assert untouched == {f"blocks.{block}.mixer_norm.{part}" for block in (0, 1) for part in ("weight", "bias")}
+    assert untouched == {f"trunk.blocks.{block}.mixer_norm.{part}" for block in (0, 1) for part in ("weight", "bias")}

@@ -1,4 +1,4 @@
-"""What NumPy's step has of its own; that it computes what torch's does is in test_step.py."""
+"""What only NumPy's step has; test_step.py compares what it computes with torch."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from aaren_rl.stepping.step import Step
 def run(model, steps=20, batch=2):
     step = Step(model)
     observations = np.random.default_rng(0).normal(size=(steps, batch, 4)).astype(np.float32)
-    state, function = np.tile(step.start.numpy(), (batch, 1)), NumpyStep(step)
+    state, function = np.tile(step.start.numpy(), (batch, 1)), NumpyStep.of(step)
     for observation in observations:
         action, state = function(observation, np.ones(batch, np.float32), state)
     return action, state
@@ -25,19 +25,19 @@ def test_actions_are_float32_and_states_float64(make_model, timesteps):
     assert action.shape == (2, 2)
 
 
-def test_it_fits_models_whose_mixers_are_all_aaren(make_model, monkeypatch):
+def test_it_is_for_models_whose_mixers_all_have_that_form(make_model, monkeypatch):
     model = make_model(blocks=2)
-    assert NumpyStep.fits(Step(model))
-    # One block of another kind is enough.
-    monkeypatch.setattr(
-        Aaren,
-        "stepper",
-        lambda mixer, *given: (aaren if mixer is model.blocks[0].mixer else Mixer.stepper)(mixer, *given),
-    )
-    assert not NumpyStep.fits(Step(model))
+    assert isinstance(NumpyStep.of(Step(model)), NumpyStep)
+    # One block without it is enough; a step folds its blocks in their order.
+    steppers = iter([Aaren.stepper, Mixer.stepper])
+    monkeypatch.setattr(Aaren, "stepper", lambda mixer, *given: next(steppers)(mixer, *given))
+    step = Step(model)
+    assert [block.mixer.to_numpy(block.mixer_norm) is None for block in step.trunk.blocks] == [False, True]
+    assert NumpyStep.of(step) is None
 
 
-aaren = Aaren.stepper
+def test_it_is_not_for_models_of_post_norm(make_model):
+    assert NumpyStep.of(Step(make_model(norm="post"))) is None
 
 
 @pytest.mark.parametrize("layout", ["interleaved", "fused"])
@@ -45,8 +45,8 @@ def test_a_large_mean_in_the_residual_stream_is_taken_away(make_model, layout):
     """Every reader of the stream is a layer norm, so a number added to all components changes nothing."""
     plain, shifted = make_model(layout=layout), make_model(layout=layout)
     with torch.no_grad():
-        shifted.embed_norm.bias.add_(40.0)
-        for block in shifted.blocks:
+        shifted.inputs.norm.bias.add_(40.0)
+        for block in shifted.trunk.blocks:
             block.contract.bias.add_(70.0)
             block.mixer.output.bias.sub_(25.0)
     np.testing.assert_allclose(run(shifted)[0], run(plain)[0], rtol=0, atol=1e-3)

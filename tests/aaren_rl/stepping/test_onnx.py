@@ -11,11 +11,14 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from helpers import double, predict
 
 from aaren_rl import __version__
 from aaren_rl.checkpoint import AgentCard, load_agent, save_agent
+from aaren_rl.data.segment import Segment
+from aaren_rl.data.spaces import Box
 from aaren_rl.errors import CheckpointError, InvalidInput
-from aaren_rl.mixers.aaren import stepper
+from aaren_rl.mixers.aaren import stepper as aaren_stepper
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
 from aaren_rl.stepping import onnx as export
 from aaren_rl.stepping.onnx import ExportFailed, to_onnx
@@ -33,13 +36,12 @@ def build(name):
     scaling = Scaling(
         np.array([1.0, -2.0, 0.5, 30.0], dtype=np.float32),
         np.array([0.5, 2.0, 1.0, 10.0], dtype=np.float32),
-        np.array([-1.0, 0.0], dtype=np.float32),
-        np.array([1.0, 5.0], dtype=np.float32),
         return_scale=100.0,
     )
+    spaces = Box.unbounded((4,)), Box.bounded([-1.0, 0.0], [1.0, 5.0])
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        model = DecisionModel(ModelConfig(width=16, **SHAPES[name]), scaling).eval()
+        model = DecisionModel(ModelConfig(width=16, **SHAPES[name]), *spaces, scaling).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn(parameter.shape) * 0.3)
@@ -53,7 +55,7 @@ def exported(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name in SHAPES:
             folders[name] = tmp_path_factory.mktemp("exported") / name
-            patch.setattr(stepper, "NARROW", 60.0 if name == "large" else -1.0)
+            patch.setattr(aaren_stepper, "NARROW", 60.0 if name == "large" else -1.0)
             assert to_onnx(build(name), CARD, folders[name]) == folders[name] / "agent.onnx"
     return folders
 
@@ -92,12 +94,13 @@ def run_graph(folder, batch, steps, seed=0):
     return observations, targets[:, None] - rewards.cumsum(1), np.stack(actions, 1)
 
 
-def predict(model, observations, returns_to_go, actions):
+def predict_all(model, observations, returns_to_go, actions):
     """What the model gives for the whole of it at once, in float64."""
     timesteps = torch.arange(actions.shape[1]).expand(len(actions), -1)
-    given = [torch.from_numpy(part.astype(np.float64)) for part in (observations, actions, returns_to_go)]
+    observed, acted, returns = map(torch.from_numpy, (observations, actions, returns_to_go))
+    segment = Segment(observed, timesteps, acted, returns_to_go=returns)
     with torch.inference_mode():
-        return copy.deepcopy(model).double()(*given, timesteps)[0].numpy()
+        return predict(copy.deepcopy(model).double(), double(segment)).numpy()
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -105,7 +108,7 @@ def predict(model, observations, returns_to_go, actions):
 def test_the_graph_gives_the_models_actions_for_any_batch(exported, name, batch):
     observations, returns_to_go, actions = run_graph(exported[name], batch, 100)
     assert actions.dtype == np.float32
-    expected = predict(build(name), observations, returns_to_go, actions)
+    expected = predict_all(build(name), observations, returns_to_go, actions)
     np.testing.assert_allclose(actions, expected, rtol=0, atol=2e-4)
     assert actions.std((0, 1)).min() > 0.02
 
@@ -130,7 +133,7 @@ def test_rows_of_the_graph_do_not_depend_on_each_other(exported, name):
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_the_graphs_inputs_and_outputs_have_their_names_and_a_free_batch(exported, name):
+def test_inputs_and_outputs_have_names_and_a_free_batch(exported, name):
     graph = onnx.load(exported[name] / "agent.onnx").graph
     size = len(card_of(exported[name])["state_start"])
 
@@ -141,9 +144,9 @@ def test_the_graphs_inputs_and_outputs_have_their_names_and_a_free_batch(exporte
     assert isinstance(batch, str)
     assert shapes(graph.input) == {"observation": [batch, 4], "reward": [batch], "state": [batch, size]}
     assert [part.name for part in graph.output] == ["action", "new_state"]
-    kinds = {part.name: part.type.tensor_type.elem_type for part in [*graph.input, *graph.output]}
+    dtypes = {part.name: part.type.tensor_type.elem_type for part in [*graph.input, *graph.output]}
     wide, narrow = onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT
-    assert kinds == {"observation": narrow, "reward": narrow, "state": wide, "action": narrow, "new_state": wide}
+    assert dtypes == {"observation": narrow, "reward": narrow, "state": wide, "action": narrow, "new_state": wide}
     onnx.checker.check_model(str(exported[name] / "agent.onnx"), full_check=True)
 
 
@@ -152,7 +155,7 @@ def test_the_card_says_all_that_running_the_graph_takes(exported, name):
     card = card_of(exported[name])
     assert {path.name for path in exported[name].iterdir()} == FILES
     expected = {
-        "format": 2,
+        "format": 3,
         "aaren_rl": __version__,
         "env_id": "Hopper-v5",
         "dataset_id": "made-up/tiny-v0",
@@ -161,12 +164,14 @@ def test_the_card_says_all_that_running_the_graph_takes(exported, name):
         "env_kwargs": {"exclude": True},
         "updates": 7,
         "int8": False,
-        "observation_size": 4,
-        "action_low": [-1.0, 0.0],
-        "action_high": [1.0, 5.0],
+        "acting": "stream",
+        "data_returns": [],
+        "observation_space": Box.unbounded((4,)).to_json(),
+        "action_space": Box.bounded([-1.0, 0.0], [1.0, 5.0]).to_json(),
         "longest_episode": 300 if name == "small" else None,
         "return_to_go_at": 0,
         "timestep_at": 1,
+        "mixers_at": 4,
     }
     assert {key: card[key] for key in expected} == expected
     # Return-to-go, timestep, 2 of the action; in each block the sums of 16 values and a count (and a maximum) per head.
@@ -178,13 +183,13 @@ def test_the_card_says_all_that_running_the_graph_takes(exported, name):
     assert not re.search("NaN|Infinity", (exported[name] / "export.json").read_text())
 
 
-def test_mixed_kinds_of_mixers_are_exported(make_model, tmp_path):
-    """Of three tokens a step, the first missing at the start; each kind alone is in test_mixer_models.py."""
+def test_blocks_of_different_mixers_are_exported(make_model, tmp_path):
+    """Of three tokens a step, the first missing at the start; each mixer alone is in test_mixer_models.py."""
     model = make_model(mixer="gru,none,local", blocks=3)
     to_onnx(model, CARD, tmp_path / "out")
     for batch in (1, 3):
         observations, returns_to_go, actions = run_graph(tmp_path / "out", batch, 60)
-        np.testing.assert_allclose(actions, predict(model, observations, returns_to_go, actions), rtol=0, atol=2e-4)
+        np.testing.assert_allclose(actions, predict_all(model, observations, returns_to_go, actions), rtol=0, atol=2e-4)
         assert actions.std((0, 1)).min() > 0.01
 
 
@@ -201,7 +206,7 @@ session = onnxruntime.InferenceSession(folder + "/agent.onnx", providers=["CPUEx
 state = np.array([card["state_start"]])
 state[:, card["return_to_go_at"]] = card["target_returns"][0]
 for t in range(5):
-    observation, reward = np.full((1, card["observation_size"]), t, np.float32), np.full(1, t, np.float32)
+    observation, reward = np.full((1, *card["observation_space"]["shape"]), t, np.float32), np.full(1, t, np.float32)
     action, state = session.run(None, {"observation": observation, "reward": reward, "state": state})
     print(json.dumps(action[0].tolist()))
 assert not {name for name in sys.modules if name.split(".")[0] == "torch" and sys.modules[name]}
@@ -217,7 +222,7 @@ def test_the_graph_runs_where_there_is_no_torch(exported):
     returns_to_go = 100.0 - np.arange(5).cumsum()[None]
     observations = np.tile(np.arange(5.0)[:, None], 4)[None]
     np.testing.assert_allclose(
-        actions, predict(build("large"), observations, returns_to_go, actions[None])[0], rtol=0, atol=2e-4
+        actions, predict_all(build("large"), observations, returns_to_go, actions[None])[0], rtol=0, atol=2e-4
     )
 
 
@@ -226,7 +231,15 @@ def test_int8_stores_the_perceptrons_in_8_bits_and_stays_near(exported, quick, t
     card, plain = card_of(tmp_path / "int8"), card_of(exported["large"])
     assert card["int8"]
     assert card["sha256"]["agent.onnx"] != plain["sha256"]["agent.onnx"]
-    for key in ("env_id", "target_returns", "observation_size", "action_high", "state_start", "longest_episode"):
+    for key in (
+        "env_id",
+        "target_returns",
+        "observation_space",
+        "action_space",
+        "state_start",
+        "longest_episode",
+        "mixers_at",
+    ):
         assert card[key] == plain[key], key
     graphs = [folder / "agent.onnx" for folder in (tmp_path / "int8", exported["large"])]
     quantised, float32 = ([node.op_type for node in onnx.load(graph).graph.node] for graph in graphs)
@@ -235,7 +248,7 @@ def test_int8_stores_the_perceptrons_in_8_bits_and_stays_near(exported, quick, t
     assert "MatMulInteger" not in float32
     assert graphs[0].stat().st_size < graphs[1].stat().st_size
     observations, returns_to_go, actions = run_graph(tmp_path / "int8", 3, 100)
-    expected = predict(quick, observations, returns_to_go, actions)
+    expected = predict_all(quick, observations, returns_to_go, actions)
     share = np.abs(actions - expected).max() / 2.5
     assert 1e-5 < share < 0.3
     assert 1e-5 < card["largest_difference"] < 0.3
@@ -248,10 +261,11 @@ def test_int8_of_actions_that_are_no_numbers_is_refused(quick, monkeypatch, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_levers_are_exported(make_model, tmp_path):
+def test_options_of_models_are_exported(make_model, tmp_path):
     """The export itself holds the graph to the model, over an episode with rewards."""
-    levers = {"recency": True, "reward": True, "norm": "post", "timesteps": "first", "previous_action": False}
-    to_onnx(make_model(blocks=1, **levers), CARD, tmp_path / "exported")
+    options = {"mixer": "aaren(recency=true)", "reward": True, "norm": "post"}
+    options |= {"timesteps": "first", "previous_action": False}
+    to_onnx(make_model(blocks=1, **options), CARD, tmp_path / "exported")
     assert card_of(tmp_path / "exported")["largest_difference"] < 1e-4
 
 
@@ -262,7 +276,7 @@ def test_an_agent_that_recomputes_a_window_is_refused(make_model, tmp_path):
 
 
 @pytest.mark.parametrize("int8", [False, True])
-def test_a_mixer_whose_state_grows_is_refused_before_anything_is_written(make_model, tmp_path, int8):
+def test_a_mixer_whose_state_grows_is_refused_unwritten(make_model, tmp_path, int8):
     with pytest.raises(InvalidInput, match="state of mixer 'softmax' grows"):
         to_onnx(make_model(mixer="softmax"), CARD, tmp_path / "out", int8)
     assert list(tmp_path.iterdir()) == []
@@ -280,13 +294,13 @@ def test_a_missing_package_is_named_with_the_way_to_install_it(quick, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_graph_that_does_something_else_is_refused_and_nothing_is_written(quick, monkeypatch, tmp_path):
+def test_a_graph_that_does_something_else_is_not_written(quick, monkeypatch, tmp_path):
     to_onnx(quick, CARD, tmp_path / "out")
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     other = copy.deepcopy(quick)
     with torch.no_grad():
         # As little as a thousandth of an action's range.
-        other.head.bias.add_(2e-3)
+        other.head.linear.bias.add_(2e-3)
     with pytest.raises(ExportFailed, match=r"over 20 steps the graph's actions differ from torch's by up to \d\.\de-"):
         to_onnx(other, CARD, tmp_path / "out")
     monkeypatch.setattr(export, "LARGEST_DIFFERENCE", 0.0)
@@ -325,7 +339,7 @@ def test_folders_above_are_made(quick, tmp_path):
     assert card_of(tmp_path / "a" / "b")["sha256"]
 
 
-def test_exporting_leaves_the_weights_and_the_random_numbers_alone(quick, tmp_path):
+def test_exporting_leaves_weights_and_random_state_alone(quick, tmp_path):
     weights, random = {name: part.clone() for name, part in quick.state_dict().items()}, torch.get_rng_state()
     to_onnx(quick, CARD, tmp_path / "out", int8=True)
     assert torch.equal(torch.get_rng_state(), random)
@@ -333,9 +347,9 @@ def test_exporting_leaves_the_weights_and_the_random_numbers_alone(quick, tmp_pa
     assert torch.is_grad_enabled()
 
 
-def test_an_embedding_of_fewer_timesteps_than_the_check_has_is_exported(exported, monkeypatch, tmp_path):
+def test_an_embedding_shorter_than_the_check_is_exported(exported, monkeypatch, tmp_path):
     """The check may not run past the longest episode."""
-    monkeypatch.setattr(stepper, "NARROW", -1.0)
+    monkeypatch.setattr(aaren_stepper, "NARROW", -1.0)
     monkeypatch.setattr(export, "STEPS", 400)
     graph = (exported["small"] / "agent.onnx").read_bytes()
     monkeypatch.setattr(export, "_graph", lambda step: graph)

@@ -3,19 +3,26 @@ import copy
 import numpy as np
 import pytest
 import torch
+from helpers import double, predict
 from torch import nn
 
 from aaren_rl import mixers
+from aaren_rl.data.segment import Segment
+from aaren_rl.data.spaces import Box
 from aaren_rl.errors import InvalidInput
 from aaren_rl.mixers import Aaren, Mixer, state_tensors
-from aaren_rl.mixers.aaren import stepper
+from aaren_rl.mixers.aaren import stepper as aaren_stepper
 from aaren_rl.mixers.aaren.stepper import AarenStepper
 from aaren_rl.mixers.base.stepper import PlainStepper
 from aaren_rl.model import DecisionModel, ModelConfig
+from aaren_rl.model.inputs_stepper import ACTION, RETURN_TO_GO, TIMESTEP
 from aaren_rl.stepping.numpy_step import NumpyStep
-from aaren_rl.stepping.step import RETURN_TO_GO, TIMESTEP, Step
+from aaren_rl.stepping.step import Step
 
 OBSERVATION_SIZE, ACTION_SIZE = 4, 2
+MIXERS = ACTION + ACTION_SIZE
+"""Column of a row of state at which the mixers' states start."""
+
 TARGETS = np.array([90.0, 150.0, -20.0], dtype=np.float32)
 
 both_layouts = pytest.mark.parametrize("layout", ["interleaved", "fused"])
@@ -35,9 +42,9 @@ SHAPES = [
         for timesteps in ("first", "learned", "sinusoidal")
     ),
     *(
-        ({"layout": layout, **lever}, "bounded")
+        ({"layout": layout, **variant}, "bounded")
         for layout in ("interleaved", "fused")
-        for lever in (
+        for variant in (
             {"previous_action": False},
             {"reward": True},
             {"reward": True, "previous_action": False, "timesteps": "first"},
@@ -47,7 +54,7 @@ SHAPES = [
         )
     ),
     *(
-        ({"layout": layout, "heads": heads, "recency": True}, form)
+        ({"layout": layout, "heads": heads, "mixer": "aaren(recency=true)"}, form)
         for layout in ("interleaved", "fused")
         for heads in (1, 4)
         for form in ("bounded", "running")
@@ -77,7 +84,7 @@ def take(monkeypatch):
 
     def change(form):
         if form == "running":
-            monkeypatch.setattr(stepper, "NARROW", -1.0)
+            monkeypatch.setattr(aaren_stepper, "NARROW", -1.0)
 
     return change
 
@@ -86,7 +93,7 @@ def make_step(model, library="torch"):
     """The step as a function of arrays, and the row of state it starts from."""
     step = Step(model)
     if library == "numpy":
-        return NumpyStep(step), step.start.numpy().copy()
+        return NumpyStep.of(step), step.start.numpy().copy()
 
     def function(*arrays):
         with torch.inference_mode():
@@ -96,7 +103,7 @@ def make_step(model, library="torch"):
 
 
 def forms_of(model):
-    return {block.mixer.bounded for block in Step(model).blocks}
+    return {block.mixer.bounded for block in Step(model).trunk.blocks}
 
 
 def draw(time, batch=3, starts=(), seed=0):
@@ -132,11 +139,10 @@ def forward(model, actions, observations, rewards, begins, targets=TARGETS):
         returns_to_go[:, t] = np.where(begins[:, t], targets[: len(rewards)], returns_to_go[:, last] - rewards[:, t])
         timesteps[:, t] = np.where(begins[:, t], 0, timesteps[:, last] + 1)
     # What stands at a step is the reward of the action before it.
-    arrays = observations, actions, returns_to_go, np.roll(rewards, -1, 1)
-    *given, earned = [torch.from_numpy(array.astype(np.float64)) for array in arrays]
+    arrays = observations, timesteps, actions, np.roll(rewards, -1, 1), returns_to_go
+    segment = Segment(*map(torch.from_numpy, arrays))
     with torch.inference_mode():
-        predicted, _ = copy.deepcopy(model).double()(*given, torch.from_numpy(timesteps), rewards=earned)
-    return predicted.numpy()
+        return predict(copy.deepcopy(model).double(), double(segment)).numpy()
 
 
 def assert_acts_like(model, library, given, tolerance=1e-4, targets=TARGETS):
@@ -148,11 +154,11 @@ def assert_acts_like(model, library, given, tolerance=1e-4, targets=TARGETS):
 
 @both_libraries
 @pytest.mark.parametrize(("shape", "form"), SHAPES)
-def test_three_hundred_steps_with_rows_reset_in_the_middle_equal_one_forward(make_model, take, shape, form, library):
+def test_three_hundred_steps_with_resets_equal_one_forward(make_model, take, shape, form, library):
     take(form)
     model = make_model(**shape)
     if library == "numpy" and model.config.norm == "post":
-        assert not NumpyStep.fits(Step(model))
+        assert NumpyStep.of(Step(model)) is None
         return
     assert forms_of(model) == {form == "bounded"}
     # A row without an end, one with an episode of a single step, and one alone in its reset.
@@ -161,10 +167,11 @@ def test_three_hundred_steps_with_rows_reset_in_the_middle_equal_one_forward(mak
 
 @both_libraries
 @both_layouts
-def test_weights_near_their_start_act_like_the_model(scaling, layout, library):
+def test_weights_near_their_start_act_like_the_model(observation_space, action_space, scaling, layout, library):
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        model = DecisionModel(ModelConfig(width=24, heads=3, layout=layout), scaling).eval()
+        config = ModelConfig(width=24, heads=3, layout=layout)
+        model = DecisionModel(config, observation_space, action_space, scaling).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn(parameter.shape) * 0.15)
@@ -174,7 +181,7 @@ def test_weights_near_their_start_act_like_the_model(scaling, layout, library):
 @both_libraries
 @both_layouts
 @both_forms
-def test_the_first_step_has_no_previous_action_and_the_second_has(make_model, take, layout, form, library):
+def test_only_the_first_step_has_no_previous_action(make_model, take, layout, form, library):
     take(form)
     model = make_model(layout=layout)
     (observations, *_), (step, start) = draw(2), make_step(model, library)
@@ -183,25 +190,20 @@ def test_the_first_step_has_no_previous_action_and_the_second_has(make_model, ta
     action, after = step(observations[:, 0], np.zeros(3, np.float32), state.copy())
     any_action = torch.full((3, ACTION_SIZE), 77.0)
     with torch.inference_mode():
-        expected, _ = model.step(
-            torch.from_numpy(observations[:, 0]),
-            any_action,
-            torch.from_numpy(TARGETS),
-            torch.zeros(3).long(),
-            model.initial_state(3),
-        )
+        now = torch.from_numpy(observations[:, 0]), torch.zeros(3).long(), torch.from_numpy(TARGETS), any_action
+        expected, _ = model.step(Segment.of_one_step(*now), model.initial_state(3))
     np.testing.assert_allclose(action, expected, rtol=0, atol=1e-5)
     assert np.isfinite(after).all()
     np.testing.assert_array_equal(after[:, TIMESTEP], 1)
-    np.testing.assert_array_equal(after[:, 2 : 2 + ACTION_SIZE], action)
+    np.testing.assert_array_equal(after[:, ACTION:MIXERS], action)
     other = after.copy()
-    other[:, 2 : 2 + ACTION_SIZE] += 0.5
+    other[:, ACTION:MIXERS] += 0.5
     second, changed = (step(observations[:, 1], np.zeros(3, np.float32), s)[0] for s in (after.copy(), other))
     assert np.abs(second - changed).max(1).min() > 1e-3
 
 
 @both_libraries
-def test_a_reward_counts_down_what_is_asked_for(make_model, library):
+def test_a_reward_lowers_the_return_to_go(make_model, library):
     step, start = make_step(make_model(), library)
     (observations, *_), fresh = draw(1), np.tile(start, (3, 1))
     fresh[:, RETURN_TO_GO] = TARGETS
@@ -239,26 +241,26 @@ def test_numpy_carries_the_mixers_sums_that_torch_does(make_model, take, layout,
 
 
 @both_libraries
-def test_saturated_actions_are_the_bounds_exactly(make_model, scaling, library):
-    for bias, bound in ((1000.0, scaling.action_high), (-1000.0, scaling.action_low)):
+def test_saturated_actions_are_the_bounds_exactly(make_model, action_space, library):
+    low, high = action_space.bounds()
+    for bias, bound in ((1000.0, high), (-1000.0, low)):
         model = make_model()
-        torch.nn.init.constant_(model.head.bias, bias)
+        torch.nn.init.constant_(model.head.linear.bias, bias)
         actions, _ = act(*make_step(model, library), *draw(5))
         np.testing.assert_array_equal(actions, np.broadcast_to(bound, actions.shape))
 
 
 @both_libraries
-def test_bounds_of_minus_one_and_one_are_kept_as_they_are(make_model, scaling, library):
-    model = make_model()
-    model.action_low.fill_(-1.0)
-    model.action_high.fill_(1.0)
+def test_bounds_of_minus_one_and_one_are_kept_as_they_are(make_model, library):
+    model = make_model(actions=Box.bounded([-1.0] * 2, [1.0] * 2))
+    assert Step(model).head.unit_range
     actions, _ = assert_acts_like(model, library, draw(30))
     assert np.abs(actions).max() <= 1
 
 
 def scale_scores(model, factor):
     with torch.no_grad():
-        for block in model.blocks:
+        for block in model.trunk.blocks:
             block.mixer.key.weight.mul_(factor)
 
 
@@ -299,15 +301,16 @@ def test_the_widest_range_of_the_bounded_form_loses_nothing(make_model, layout, 
 
 def log_weights(model, actions, given, targets):
     """Logarithm of the sum of exp(score) over the tokens of the first step, and over all, of a block of one head."""
-    double, seen = copy.deepcopy(model).double(), []
-    double.blocks[0].mixer_norm.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    forward(double, actions, *given, targets)
-    mixer = double.blocks[0].mixer
+    wide, seen = copy.deepcopy(model).double(), []
+    wide.trunk.blocks[0].mixer_norm.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    forward(wide, actions, *given, targets)
+    mixer = wide.trunk.blocks[0].mixer
     with torch.inference_mode():
         scores = mixer.key(seen[0][0]) @ mixer.query(mixer.query_token) / mixer.width**0.5
     # The first step has no token of a previous action.
-    first = 1 if model.tokens_per_step == 3 else 0
-    return [float(scores[first:end].logsumexp(0)) for end in (model.tokens_per_step, len(scores))]
+    tokens = model.config.tokens_per_step
+    first = 1 if tokens == 3 else 0
+    return [float(scores[first:end].logsumexp(0)) for end in (tokens, len(scores))]
 
 
 @pytest.mark.parametrize(("layout", "form"), [("fused", "bounded"), ("interleaved", "running")])
@@ -330,7 +333,7 @@ def test_twenty_thousand_steps_stay_finite_and_right(make_model, take, layout, f
 
 
 @both_forms
-def test_fifteen_thousand_tokens_of_one_score_are_counted_to_the_last(loud, take, form):
+def test_fifteen_thousand_tokens_are_counted_to_the_last(loud, take, form):
     take(form)
     mixer, norm = loud(Aaren(8, 2)), torch.nn.LayerNorm(8)
     for part in (mixer.query.weight, mixer.query.bias):
@@ -363,13 +366,13 @@ def attention(mixer, x, live):
 
 @pytest.mark.parametrize("heads", [1, 4])
 @pytest.mark.parametrize(("tokens", "outputs"), [(1, 1), (3, 1), (3, 3)])
-@pytest.mark.parametrize("kind", ["bounded", "running", "plain"])
-def test_steppers_equal_the_definition_of_attention(loud, take, kind, tokens, outputs, heads):
-    take(kind)
+@pytest.mark.parametrize("form", ["bounded", "running", "plain"])
+def test_steppers_equal_the_definition_of_attention(loud, take, form, tokens, outputs, heads):
+    take(form)
     mixer, norm = loud(Aaren(16, heads)).eval(), loud(torch.nn.LayerNorm(16), seed=1, std=1.0)
     generator, steps, batch = torch.Generator().manual_seed(2), 12, 3
     with torch.inference_mode():
-        step = PlainStepper(mixer, tokens, outputs) if kind == "plain" else AarenStepper(mixer, norm, tokens, outputs)
+        step = PlainStepper(mixer, tokens, outputs) if form == "plain" else AarenStepper(mixer, norm, tokens, outputs)
         x = norm(torch.randn(batch, steps, tokens, 16, generator=generator))
         onto = torch.randn(batch, steps, outputs, 16, generator=generator)
         live = torch.ones(batch, steps, tokens)
@@ -389,7 +392,7 @@ def test_steppers_equal_the_definition_of_attention(loud, take, kind, tokens, ou
 
 @both_forms
 @pytest.mark.parametrize("heads", [1, 2])
-def test_a_token_of_the_highest_score_after_many_of_the_lowest_is_right(loud, take, form, heads):
+def test_scores_at_both_ends_of_the_range_are_right(loud, take, form, heads):
     """Scores at both ends of what a layer norm can give, 50 apart, in either order."""
     take(form)
     mixer, norm = loud(Aaren(16, heads)), torch.nn.LayerNorm(16)
@@ -435,26 +438,27 @@ def test_a_shift_of_all_scores_changes_nothing(loud, take, form, shift, source):
 
 
 @both_layouts
-def test_a_mixer_without_a_stepper_of_its_own_is_stepped_token_by_token(make_model, monkeypatch, layout):
+def test_mixers_without_a_stepper_go_token_by_token(make_model, monkeypatch, layout):
     model, given = make_model(layout=layout), draw(80, starts=[(1, 20)])
-    own, _ = act(*make_step(model), *given)
+    folded, _ = act(*make_step(model), *given)
     monkeypatch.setattr(Aaren, "stepper", Mixer.stepper)
-    assert all(isinstance(block.mixer, PlainStepper) for block in Step(model).blocks)
-    assert not NumpyStep.fits(Step(model))
+    assert all(isinstance(block.mixer, PlainStepper) for block in Step(model).trunk.blocks)
+    assert NumpyStep.of(Step(model)) is None
     plain, _ = assert_acts_like(model, "torch", given)
-    np.testing.assert_allclose(plain, own, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(plain, folded, rtol=0, atol=1e-4)
 
 
 @both_layouts
 @pytest.mark.parametrize("mixer", [name for name in mixers.names() if mixers.get(name).memory != "growing"])
-def test_conformance_every_mixer_whose_state_does_not_grow_acts_like_the_model(make_model, mixer, layout):
+def test_conformance_a_step_of_it_acts_like_the_model(make_model, mixer, layout):
     model = make_model(mixer=mixer, layout=layout, heads=1)
     with torch.no_grad():
         # So that no action saturates.
-        model.head.bias.zero_()
+        model.head.linear.bias.zero_()
     carried = sum(part.numel() for part in state_tensors(model.initial_state(1)))
     size = carried if mixer != "aaren" else 2 * (16 + 1)
-    assert len(Step(model).start) == 2 + ACTION_SIZE + size
+    assert len(Step(model).start) == MIXERS + size
+    assert Step(model).mixed == MIXERS
     assert_acts_like(model, "torch", draw(200, starts=[(1, 100), (1, 101), (2, 37)]))
 
 
@@ -466,7 +470,7 @@ def test_a_mixer_whose_state_grows_is_refused(make_model):
 
 
 @both_libraries
-def test_making_a_step_leaves_the_model_and_the_random_numbers_alone(make_model, library):
+def test_making_a_step_leaves_model_and_random_state_alone(make_model, library):
     model = make_model(timesteps="learned", dropout=0.1).train()
     weights, random = {name: part.clone() for name, part in model.state_dict().items()}, torch.get_rng_state()
     act(*make_step(model, library), *draw(3))
@@ -479,7 +483,7 @@ def test_making_a_step_leaves_the_model_and_the_random_numbers_alone(make_model,
 @both_libraries
 @both_layouts
 @pytest.mark.parametrize("timesteps", ["none", "learned"])
-def test_later_changes_of_the_weights_do_not_count(make_model, loud, layout, timesteps, library):
+def test_later_changes_of_the_weights_have_no_effect(make_model, loud, layout, timesteps, library):
     model, given = make_model(layout=layout, timesteps=timesteps), draw(10)
     step = make_step(model, library)
     before, _ = act(*step, *given)
@@ -489,7 +493,7 @@ def test_later_changes_of_the_weights_do_not_count(make_model, loud, layout, tim
 
 
 @both_libraries
-def test_what_is_handed_in_is_not_changed(make_model, library):
+def test_arguments_are_not_changed(make_model, library):
     step, start = make_step(make_model(), library)
     observations, rewards, _ = draw(2)
     state = step(observations[:, 0], rewards[:, 0], np.tile(start, (3, 1)))[1]
@@ -500,12 +504,12 @@ def test_what_is_handed_in_is_not_changed(make_model, library):
         np.testing.assert_array_equal(part, kept)
 
 
-def test_states_before_an_episode_ask_for_a_return_each(make_model):
+def test_each_first_state_has_its_return_to_go(make_model):
     step = Step(make_model())
     state = step.initial_state(torch.tensor([5.0, 6.0]))
     assert state[:, RETURN_TO_GO].tolist() == [5.0, 6.0]
     assert (state[:, 1:] == step.start[1:]).all()
-    assert step.start[: 2 + ACTION_SIZE].tolist() == [0.0] * (2 + ACTION_SIZE)
+    assert step.start[:MIXERS].tolist() == [0.0] * MIXERS
 
 
 @pytest.mark.parametrize("narrow", [60.0, -1.0], ids=["bounded", "running"])

@@ -1,7 +1,6 @@
 """A small training for the tests, which is run as a script to be interrupted."""
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,11 +59,6 @@ def train(folder, **settings):
     """What a whole run of such a learner leaves."""
     (trained,) = make_run(folder, **settings).run(progress=False)
     return trained
-
-
-def set_updates(learner, updates):
-    """Changes how many updates a run of the learner has."""
-    learner.config = replace(learner.config, updates=updates)
 
 
 def weights(folder):

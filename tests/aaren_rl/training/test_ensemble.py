@@ -4,7 +4,7 @@ import time
 
 import pytest
 from helpers import assert_close, assert_same
-from tiny_training import CARD, checkpoints, logged, make_learner, set_updates, weights
+from tiny_training import CARD, checkpoints, logged, make_learner, weights
 
 from aaren_rl.checkpoint import load_agent
 from aaren_rl.errors import CheckpointError, InvalidInput

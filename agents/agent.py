@@ -88,7 +88,13 @@ class Agent(StableBaselines3Policy):
             else (env.observation_space, env.action_space)
         )
         trained = f"this agent was trained on {self.card.dataset_id} for {self.card.env_id}"
-        observations, actions = (space_of(space) for space in spaces)
+        try:
+            observations, actions = (space_of(space) for space in spaces)
+        except InvalidInput as error:
+            raise InvalidInput(
+                f"{error}; the agent expects observations of shape {self.observation_space.shape} and gives actions of "
+                f"shape {self.action_space.shape}; {trained}"
+            ) from error
         if observations.shape != self.observation_space.shape:
             raise InvalidInput(
                 f"the environment's observations have shape {observations.shape}; the agent expects "

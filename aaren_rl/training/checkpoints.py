@@ -32,15 +32,14 @@ def agent_folders(folder: Path, seeds: Sequence[int]) -> list[Path]:
     return [folder] if len(seeds) == 1 else [folder / f"seed-{seed}" for seed in seeds]
 
 
-def write_checkpoint(folder: Path, learner: Learner, card: AgentCard, seconds: float, keep: Collection[int]) -> Path:
-    """Writes a checkpoint of a learner as it stands, and drops those that nothing needs any more.
+def write_checkpoint(folder: Path, learner: Learner, card: AgentCard, seconds: float) -> Path:
+    """Writes a checkpoint of a learner as it stands.
 
     Args:
         folder: of the run.
         learner: to be saved.
         card: of its agents, with the updates made.
         seconds: spent in updates.
-        keep: updates whose checkpoints stay besides this one.
 
     Returns:
         The checkpoint's folder.
@@ -63,10 +62,14 @@ def write_checkpoint(folder: Path, learner: Learner, card: AgentCard, seconds: f
             "sha256": checkpoint.digest(content),
         }
         checkpoint.write_file(partial / checkpoint.TRAINING_STATE, (json.dumps(state, indent=2) + "\n").encode())
-    for other in checkpoints(folder):
-        if other != made and int(other.name) not in keep:
-            shutil.rmtree(other)
     return made
+
+
+def drop_checkpoints(folder: Path, keep: Collection[int]) -> None:
+    """Removes the checkpoints of a run, except for those of some updates."""
+    for path in checkpoints(folder):
+        if int(path.name) not in keep:
+            shutil.rmtree(path)
 
 
 def read_checkpoint(folder: Path, learner: Learner) -> float:
@@ -92,6 +95,9 @@ def read_checkpoint(folder: Path, learner: Learner) -> float:
         if state.get(name) != asked:
             raise CheckpointError(f"{newest} has the {name} {state.get(name)}; asked to resume {asked}")
     tensors = checkpoint.read_tensors(newest / checkpoint.TRAINING_TENSORS, state.get("sha256"))
+    # They may hold the best agent, which is read at the end of the run only; damage should show now.
+    for agent in agent_folders(newest, learner.seeds):
+        checkpoint.load_agent(agent)
     try:
         updates, seconds = int(state["updates"]), float(state["seconds"])
         learner.load_state_dict(tensors)

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from aaren_rl.data.context import Context
 from aaren_rl.data.sampler import Weighting
 from aaren_rl.errors import InvalidInput
+from aaren_rl.training.objectives import get_objective
 
 Precision = Literal["auto", "float32", "bf16"]
 Switch = Literal["auto", "yes", "no"]
@@ -78,6 +79,7 @@ class TrainingConfig:
         for name in ("learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; expected a positive number")
+        get_objective(self.objective)
         if Context.parse(self.context).mode in ("packed", "carry") and self.weighting == "uniform":
             raise InvalidInput(f"context {self.context} takes all steps alike; leave weighting at length")
         if not 0 <= self.average < 1:

@@ -37,7 +37,7 @@ class EnsembleLearner:
     def __init__(self, learners: Sequence[SingleLearner]) -> None:
         _check_alike(learners)
         first = learners[0]
-        self.learners, self.config, self.device, self.updates = learners, first.config, first.device, first.updates
+        self.learners, self.config, self.device = learners, first.config, first.device
         self.models = [learner.acting for learner in learners]
         self.seeds = [learner.config.seed for learner in learners]
         self.data = {f"seed-{seed}": learner.data for seed, learner in zip(self.seeds, learners, strict=True)}
@@ -53,6 +53,16 @@ class EnsembleLearner:
         for learner in learners:
             learner.sampler.pad_to = longest
         self._graph: CudaGraph[dict[str, Tensor]] | None = None
+
+    @property
+    def updates(self) -> int:
+        """See `Learner.updates`; those of every single learner."""
+        return self.learners[0].updates
+
+    @updates.setter
+    def updates(self, updates: int) -> None:
+        for learner in self.learners:
+            learner.updates = updates
 
     @property
     def steps_per_update(self) -> float:
@@ -72,8 +82,6 @@ class EnsembleLearner:
         else:
             metrics = self._do_update()
         self.updates += 1
-        for learner in self.learners:
-            learner.updates = self.updates
         return metrics
 
     def _do_update(self) -> dict[str, Tensor]:
@@ -105,8 +113,9 @@ class EnsembleLearner:
 
     def state_dict(self) -> dict[str, Tensor]:
         """See `Learner.state_dict`: those of the single learners, under their seeds."""
+        # Copies, since the optimisers share their counts of updates, and a file takes no tensor twice.
         return {
-            f"seed-{seed}.{name}": value
+            f"seed-{seed}.{name}": value.clone()
             for seed, learner in zip(self.seeds, self.learners, strict=True)
             for name, value in learner.state_dict().items()
         }

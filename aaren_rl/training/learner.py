@@ -206,7 +206,7 @@ class SingleLearner:
             state |= _prefixed("average", self.acting.state_dict())
         networks = self.objective.networks()
         for name, optimiser in self.optimisers.items():
-            for parameter_name, parameter in networks[name].named_parameters():
+            for parameter_name, parameter in _trainable(networks[name]):
                 parts = {part: value for part, value in optimiser.state[parameter].items() if value is not None}
                 state |= _prefixed(f"optimiser.{name}.{parameter_name}", parts)
         state |= {"random.cpu": torch.get_rng_state(), "random.sampler": self.sampler.generator.get_state()}
@@ -228,7 +228,7 @@ class SingleLearner:
                 saved = optimiser.state_dict()
                 saved["state"] = {
                     number: _unprefixed(f"optimiser.{name}.{parameter_name}", state)
-                    for number, (parameter_name, _) in enumerate(networks[name].named_parameters())
+                    for number, (parameter_name, _) in enumerate(_trainable(networks[name]))
                 }
                 optimiser.load_state_dict({**saved, "state": {k: v for k, v in saved["state"].items() if v}})
             torch.set_rng_state(state["random.cpu"])
@@ -315,6 +315,11 @@ def _check_lengths(model: DecisionModel, trajectories: Trajectories) -> None:
             f"the longest episode has {longest} steps, the learned timestep embedding holds "
             f"{model.config.max_steps}; pass --max-steps {longest}, or --timesteps none or sinusoidal"
         )
+
+
+def _trainable(network: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters of a network that its optimiser has, in the optimiser's order."""
+    return [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
 
 
 def _prefixed(prefix: str, state: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
@@ -23,6 +23,7 @@ from aaren_rl.training.checkpoints import (
     agent_folders,
     checkpoint_folder,
     checkpoints,
+    drop_checkpoints,
     read_checkpoint,
     write_checkpoint,
 )
@@ -150,8 +151,9 @@ class Run:
             CheckpointError: it cannot be written; earlier ones are still there.
         """
         card = replace(self.card, updates=self.learner.updates)
-        keep = {best[0] for best in self.best if best is not None}
-        return write_checkpoint(self.folder, self.learner, card, self.seconds, keep)
+        written = write_checkpoint(self.folder, self.learner, card, self.seconds)
+        drop_checkpoints(self.folder, {self.learner.updates, *self._best_updates()})
+        return written
 
     def _train(self, stop: Event) -> bool:
         """Updates, and what comes with them; returns whether the run came to its end."""
@@ -184,6 +186,9 @@ class Run:
             self.save()
         return ended or learner.updates >= config.updates
 
+    def _best_updates(self) -> set[int]:
+        return {best[0] for best in self.best if best is not None}
+
     def _owes_evaluation(self) -> bool:
         updates = self.learner.updates
         at_evaluation = updates % self.config.evaluate_every == 0 or updates == self.config.updates
@@ -207,7 +212,8 @@ class Run:
         for number, (model, held_out) in enumerate(zip(self.learner.models, self.learner.validate(), strict=True)):
             point = _tagged("validation", held_out)
             if self.evaluate is not None:
-                found = self.evaluate(model)
+                with _evaluation_mode(model):
+                    found = self.evaluate(model)
                 if "return" not in found:
                     raise InvalidInput(f"evaluate gave {sorted(found)}; expected 'return' among the metrics")
                 point |= _tagged("evaluation", found)
@@ -218,6 +224,7 @@ class Run:
         self.evaluated = self.learner.updates
         content = json.dumps({"updates": self.evaluated, "best": self.best}) + "\n"
         checkpoint.replace_file(self.folder / EVALUATIONS, content)
+        drop_checkpoints(self.folder, {self.learner.updates, *self._best_updates()})
         return self._write(points)
 
     def _write(self, points: list[dict[str, float]]) -> bool:
@@ -249,6 +256,17 @@ class Run:
             paths = folder / "last", None if best is None else folder / "best"
             trained.append(Trained(*paths, None if best is None else best[0], self.seconds))
         return trained
+
+
+@contextmanager
+def _evaluation_mode(model: DecisionModel) -> Iterator[None]:
+    """Without an average the model that acts is the one in training, which needs its dropout back afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 class _Meter:

@@ -12,6 +12,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.agents.acting import Acting
 from aaren_rl.checkpoint import AgentCard
+from aaren_rl.data.segment import Segment
+from aaren_rl.data.spaces import space_of
 from aaren_rl.envs.rollout import roll_out
 from aaren_rl.errors import CheckpointError, InvalidInput
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
@@ -27,19 +29,17 @@ def make_env(env_id="Hopper-v5", limit=LIMIT):
 def make_agent(env_id="Hopper-v5", seed=0, **shape):
     """An untrained agent with weights so large that what it has seen shows in its actions."""
     env = make_env(env_id)
-    (size,), low, high = env.observation_space.shape, env.action_space.low, env.action_space.high
-    scaling = Scaling(np.zeros(size, np.float32), np.ones(size, np.float32), low, high, return_scale=10.0)
+    spaces = space_of(env.observation_space), space_of(env.action_space)
+    config = ModelConfig(**{"blocks": 1, "width": 16, "dropout": 0.0, "layout": "interleaved", **shape})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = DecisionModel(
-            ModelConfig(**{"blocks": 1, "width": 16, "dropout": 0.0, "layout": "interleaved", **shape}), scaling
-        )
+        model = DecisionModel(config, *spaces, replace(Scaling.identity(spaces[0]), return_scale=10.0))
         for parameter in model.parameters():
             # Large biases would drown what the observations say.
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.4)
         # Without a bias the norm after the embedding leaves of a return, a single number, no more than its sign.
-        torch.nn.init.normal_(model.embed_return.bias)
+        torch.nn.init.normal_(model.inputs.embed_return.bias)
     env.close()
     return DecisionAgent(model, AgentCard(env_id, "untrained", "bundled", (30.0, 10.0)))
 
@@ -66,14 +66,21 @@ def run_episode(agent, env, seed, target_return=None):
 def forward(agent, observations, actions, rewards, target):
     """What the model predicts for a whole recorded episode at once, in parallel."""
     returns_to_go = target - np.concatenate([[0.0], np.cumsum(rewards)[:-1]])
-    arguments = [torch.from_numpy(np.asarray(array, np.float32)) for array in (observations, actions, returns_to_go)]
+    observed, acted, asked, earned = as_rows(observations, actions, returns_to_go, rewards)
+    steps = torch.arange(len(actions)).unsqueeze(0)
+    segment = Segment(observed, steps, actions=acted, rewards=earned, returns_to_go=asked)
     with torch.inference_mode():
-        predicted, _ = agent.model(*(a.unsqueeze(0) for a in arguments), torch.arange(len(actions)).unsqueeze(0))
-    return predicted[0].numpy()
+        prediction, _ = agent.model(segment)
+    return prediction.mode[0].numpy()
+
+
+def as_rows(*arrays):
+    """Each array as the only row of a batch, in float32."""
+    return [torch.from_numpy(np.asarray(array, np.float32)).unsqueeze(0) for array in arrays]
 
 
 @pytest.mark.parametrize("shape", [{}, {"layout": "fused", "timesteps": "sinusoidal"}])
-def test_a_thousand_environment_steps_equal_one_forward_over_them(shape):
+def test_a_thousand_steps_equal_one_forward_over_them(shape):
     agent = make_agent("HalfCheetah-v5", **shape)
     env = make_env("HalfCheetah-v5", limit=1000)
     observations, actions, rewards = run_episode(agent, env, seed=0, target_return=20.0)
@@ -101,25 +108,23 @@ def test_ways_of_acting_equal_a_forward_over_the_steps_they_see(shape, acting):
     steps, target = agent.acting.steps, 20.0
     observations, actions, rewards = run_episode(agent, make_env("HalfCheetah-v5", 40), seed=0, target_return=target)
     returns_to_go = target - np.concatenate([[0.0], np.cumsum(rewards)[:-1]])
-    observations, acted, returns_to_go, earned = (
-        torch.from_numpy(np.asarray(array, np.float32)).unsqueeze(0)
-        for array in (observations, actions, returns_to_go, rewards)
-    )
+    observations, acted, returns_to_go, earned = as_rows(observations, actions, returns_to_go, rewards)
     for t in range(40):
         first = t - t % steps if acting.startswith("reset") else max(0, t - steps + 1)
         seen = slice(first, t + 1)
         before = (acted[:, first - 1], earned[:, first - 1]) if first else (None, None)
+        segment = Segment(
+            observations[:, seen],
+            torch.arange(first, t + 1).unsqueeze(0),
+            actions=acted[:, seen],
+            rewards=earned[:, seen],
+            returns_to_go=returns_to_go[:, seen],
+            previous_action=before[0],
+            previous_reward=before[1],
+        )
         with torch.inference_mode():
-            predicted, _ = agent.model(
-                observations[:, seen],
-                acted[:, seen],
-                returns_to_go[:, seen],
-                torch.arange(first, t + 1).unsqueeze(0),
-                before[0],
-                rewards=earned[:, seen],
-                previous_reward=before[1],
-            )
-        np.testing.assert_allclose(actions[t], predicted[0, -1], rtol=0, atol=1e-4)
+            prediction, _ = agent.model(segment)
+        np.testing.assert_allclose(actions[t], prediction.mode[0, -1], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("acting", ["reset:100", "window:100"])
@@ -138,14 +143,19 @@ def test_ways_of_acting_that_are_not_understood_are_refused(agent, acting):
         Acting.parse(acting)
 
 
-def test_the_card_says_how_an_agent_acts_and_a_window_keeps_its_size(agent, tmp_path):
+def test_the_card_says_how_an_agent_acts(agent, tmp_path):
     agent = DecisionAgent(agent.model, replace(agent.card, acting="window:5"))
     agent.save(tmp_path / "agent")
     loaded = DecisionAgent.load(tmp_path / "agent")
     assert str(loaded.acting) == "window:5"
     assert str(DecisionAgent.load(tmp_path / "agent", acting="stream").acting) == "stream"
-    run_episode(loaded, make_env(limit=12), seed=0)
-    assert loaded.state_bytes == 6 * (11 + 3 + 4) * 4
+
+
+def test_a_window_keeps_its_size(agent):
+    agent = acting_as(agent, "window:5")
+    run_episode(agent, make_env(limit=12), seed=0)
+    # Of each step observation, action, reward and return-to-go in float32, a timestep of 8 bytes, and a flag.
+    assert agent.state_bytes == 6 * ((11 + 3 + 2) * 4 + 8 + 1)
 
 
 def test_actions_are_in_the_environments_space(agent):
@@ -251,13 +261,13 @@ def test_every_autoreset_mode_gives_the_same_returns(mixer):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_learned_embedding_serves_episodes_as_long_as_itself_in_every_mode(mode):
+def test_episodes_may_fill_the_learned_embedding(mode):
     agent = make_agent("HalfCheetah-v5", timesteps="learned", max_steps=LIMIT)
     envs = SyncVectorEnv([lambda: make_env("HalfCheetah-v5")] * 2, autoreset_mode=mode)
     assert roll_out(agent, envs, episodes=4).lengths.tolist() == [LIMIT] * 4
 
 
-def test_the_return_to_go_counts_down_by_the_rewards_of_each_row(agent):
+def test_the_return_to_go_counts_down_by_rewards(agent):
     observation = np.zeros((2, 11))
     agent.reset(np.array([30.0, 31.0]), 2)
     seen = []
@@ -268,7 +278,7 @@ def test_the_return_to_go_counts_down_by_the_rewards_of_each_row(agent):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_target_is_renewed_after_so_many_steps_of_each_rows_episode(agent, mode):
+def test_targets_are_renewed_by_the_steps_of_each_row(agent, mode):
     agent = DecisionAgent(agent.model, agent.card, renew=3)
     agent.reset(np.array([30.0, 50.0]), 2, mode)
     observation, none = np.zeros((2, 11)), np.zeros(2, dtype=bool)
@@ -281,8 +291,9 @@ def test_a_target_is_renewed_after_so_many_steps_of_each_rows_episode(agent, mod
         asked.append(agent.return_to_go.tolist())
     first, second = zip(*asked, strict=True)
     assert first == (29, 28, 30, 29, 28, 30, 29, 28)
+    # A row at rest has the target of the episode that comes next.
     rests = mode == AutoresetMode.NEXT_STEP
-    assert second == ((49, 48, 50, 49, 48, 50, 49, 48) if rests else (49, 50, 49, 48, 50, 49, 48, 50))
+    assert second == ((49, 50, 50, 49, 48, 50, 49, 48) if rests else (49, 50, 49, 48, 50, 49, 48, 50))
 
 
 def test_a_negative_number_of_steps_to_renew_after_is_refused(agent):
@@ -406,7 +417,7 @@ def test_targets_that_cannot_be_are_refused(agent, target):
         agent.reset(target, num_envs=2)
 
 
-def test_an_episode_longer_than_the_learned_embedding_is_refused():
+def test_episodes_beyond_the_learned_embedding_are_refused():
     agent = make_agent(timesteps="learned", max_steps=3)
     agent.reset()
     agent.act(np.zeros(11))
@@ -429,9 +440,24 @@ def test_environments_of_another_size_or_range_are_refused(agent):
     low, high = np.full(3, -0.5, np.float32), np.full(3, 0.5, np.float32)
     with pytest.raises(InvalidInput, match="outside the environment's"):
         agent.check_environment(gym.wrappers.RescaleAction(make_env(), low, high))
-    pendulum = make_agent("Pendulum-v1")
-    with pytest.raises(InvalidInput, match=r"the agent gives Box actions of shape \(1,\)"):
-        pendulum.check_environment(gym.wrappers.TransformAction(make_env("Pendulum-v1"), int, gym.spaces.Discrete(2)))
+    wide = gym.spaces.Box(-np.ones(4, np.float32), np.ones(4, np.float32))
+    with pytest.raises(InvalidInput, match=r"the agent gives actions of shape \(3,\); this agent was trained on"):
+        agent.check_environment(gym.wrappers.TransformAction(make_env(), lambda action: action[:3], wide))
+
+
+def test_environments_of_other_kinds_of_spaces_are_refused():
+    agent, env = make_agent("Pendulum-v1"), make_env("Pendulum-v1")
+    discrete = gym.wrappers.TransformAction(env, int, gym.spaces.Discrete(2))
+    message = (
+        r"the space is Discrete\(2\).*the agent expects observations of shape \(3,\) and gives actions of shape \(1,\)"
+    )
+    with pytest.raises(InvalidInput, match=message):
+        agent.check_environment(discrete)
+    with pytest.raises(InvalidInput, match=message):
+        agent.check_environment(SyncVectorEnv([lambda: discrete]))
+    named = gym.spaces.Dict({"angle": env.observation_space})
+    with pytest.raises(InvalidInput, match=r"the space is Dict.*trained on untrained for Pendulum-v1"):
+        agent.check_environment(gym.wrappers.TransformObservation(env, lambda angle: {"angle": angle}, named))
 
 
 @pytest.mark.parametrize("mixer", ["aaren", "gru", "none"])
@@ -450,7 +476,7 @@ def test_a_missing_folder_is_refused(tmp_path):
         DecisionAgent.load(tmp_path / "nowhere")
 
 
-def test_acting_leaves_no_gradients_and_the_global_random_state_alone(agent):
+def test_acting_leaves_gradients_and_random_state_alone(agent):
     before = torch.get_rng_state()
     agent.model.train()
     agent = DecisionAgent(agent.model, agent.card)
@@ -461,7 +487,7 @@ def test_acting_leaves_no_gradients_and_the_global_random_state_alone(agent):
 
 
 @pytest.mark.parametrize("rows", [1, 2])
-def test_stable_baselines_evaluation_gives_the_returns_of_a_roll_out(rows):
+def test_sb3_evaluation_gives_the_returns_of_a_roll_out(rows):
     def make():
         return make_env(limit=20)
 
@@ -481,7 +507,7 @@ def test_stable_baselines_evaluation_gives_the_returns_of_a_roll_out(rows):
     np.testing.assert_allclose(sorted(returns), sorted(ours.returns), rtol=1e-3)
 
 
-def test_predict_without_rewards_warns_and_without_a_batch_gives_one_action(agent):
+def test_predict_without_rewards_warns(agent):
     action, state = agent.predict(np.zeros(11))
     assert action.shape == (3,)
     with pytest.warns(RuntimeWarning, match="got no reward"):

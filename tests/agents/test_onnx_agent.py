@@ -2,6 +2,7 @@ import importlib.util
 import json
 import shutil
 import sys
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
@@ -11,6 +12,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from aaren_rl.agents import DecisionAgent, OnnxAgent
 from aaren_rl.checkpoint import AgentCard
+from aaren_rl.data.spaces import Box, space_of
 from aaren_rl.envs.rollout import roll_out
 from aaren_rl.errors import CheckpointError, InvalidInput
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
@@ -28,14 +30,14 @@ def make_env(limit=LONGEST):
 def source():
     """An untrained agent with weights so large that what it has seen shows in its actions."""
     env = make_env()
-    low, high = env.action_space.low, env.action_space.high
+    spaces = space_of(env.observation_space), space_of(env.action_space)
     env.close()
-    scaling = Scaling(np.zeros(11, np.float32), np.ones(11, np.float32), low, high, return_scale=10.0)
+    scaling = replace(Scaling.identity(spaces[0]), return_scale=10.0)
     shape = {"blocks": 2, "width": 16, "heads": 2, "dropout": 0.0, "timesteps": "learned", "max_steps": LONGEST}
     shape["layout"] = "interleaved"
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = DecisionModel(ModelConfig(**shape), scaling)
+        model = DecisionModel(ModelConfig(**shape), *spaces, scaling)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn(parameter.shape) * 0.2)
@@ -68,9 +70,10 @@ def change_card(folder, **changes):
 
 def test_it_knows_what_the_agent_knew(agent, source):
     assert agent.card == source.card
-    assert (agent.observation_size, agent.longest, agent.int8) == (11, LONGEST, False)
-    np.testing.assert_array_equal(agent.action_low, source.action_low)
-    np.testing.assert_array_equal(agent.action_high, source.action_high)
+    assert agent.observation_space == source.observation_space
+    assert agent.action_space == source.action_space
+    assert agent.observation_space.shape == (11,)
+    assert (agent.longest, agent.int8) == (LONGEST, False)
 
 
 def test_an_episode_of_the_real_environment_is_acted_in_alike(agent, source):
@@ -198,7 +201,7 @@ def test_the_default_target_is_the_first_of_the_card(agent):
     assert (actions[0] != actions[2]).any()
 
 
-def test_an_episode_longer_than_the_learned_embedding_is_refused(agent):
+def test_episodes_beyond_the_learned_embedding_are_refused(agent):
     agent.reset()
     agent.act(np.zeros(11))
     for _ in range(LONGEST - 1):
@@ -231,14 +234,14 @@ def test_an_altered_graph_is_refused(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 3}, "has format 3; this version reads 2"),
+        ({"format": 2}, "has format 2; this version reads 3"),
         ({"format": ...}, "has format None"),
         ({"sha256": "0" * 64}, "is not as it was exported"),
         ({"sha256": ...}, "is not as it was exported"),
         ({"env_id": ...}, "is not as it was exported"),
         ({"state_start": ...}, "is not as it was exported"),
-        ({"observation_size": "many"}, "is not as it was exported"),
-        ({"action_low": [[1], 2]}, "is not as it was exported"),
+        ({"observation_space": "many"}, "is not as it was exported"),
+        ({"action_space": {"type": "box", "low": [[1], 2]}}, "is not as it was exported"),
         ({"target_returns": []}, "is not as it was exported"),
         ({"target_returns": 5}, "is not as it was exported"),
     ],
@@ -252,7 +255,7 @@ def test_a_card_that_does_not_describe_the_graph_is_refused(folder, changes, mes
 @pytest.mark.parametrize(
     "changes",
     [
-        {"action_high": [2.0, 2.0, 2.0]},
+        {"action_space": Box.bounded([-1.0] * 3, [2.0] * 3).to_json()},
         {"state_start": [0.0]},
         {"target_returns": [5.0]},
         {"longest_episode": None},

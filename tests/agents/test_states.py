@@ -1,4 +1,6 @@
-"""Which library an agent steps its model with; how it acts is in test_decision_agent.py."""
+"""What an agent carries, and which library steps it; how the agent acts is in test_decision_agent.py."""
+
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
@@ -6,21 +8,21 @@ import pytest
 import torch
 
 from aaren_rl.agents import DecisionAgent, decision_agent
-from aaren_rl.agents.acting import Rows
+from aaren_rl.agents.states import DeviceRows, GrowingState, Rows, Window
 from aaren_rl.checkpoint import AgentCard
+from aaren_rl.data.spaces import space_of
+from aaren_rl.errors import InvalidInput
 from aaren_rl.mixers import Aaren, Mixer
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
-from aaren_rl.stepping.numpy_step import NumpyStep
+from aaren_rl.stepping import NumpyStep, Step
 
 
 def make_agent(seed=0, std=0.4, **shape):
     env = gym.make("Hopper-v5")
-    low, high = env.action_space.low, env.action_space.high
+    spaces = space_of(env.observation_space), space_of(env.action_space)
     env.close()
-    scaling = Scaling(np.zeros(11, np.float32), np.ones(11, np.float32), low, high, return_scale=10.0)
-    model = DecisionModel(
-        ModelConfig(**{"blocks": 1, "width": 16, "dropout": 0.0, "layout": "interleaved", **shape}), scaling
-    )
+    config = ModelConfig(**{"blocks": 1, "width": 16, "dropout": 0.0, "layout": "interleaved", **shape})
+    model = DecisionModel(config, *spaces, replace(Scaling.identity(spaces[0]), return_scale=10.0))
     shake(model, seed, std)
     return DecisionAgent(model, AgentCard("Hopper-v5", "untrained", "bundled", (30.0,)))
 
@@ -34,8 +36,8 @@ def shake(model, seed, std=0.4):
 
 
 def library(agent):
-    stepping = agent._stepping
-    return "numpy" if isinstance(stepping, Rows) and isinstance(stepping.function, NumpyStep) else "torch"
+    state = agent._state
+    return "numpy" if isinstance(state, Rows) and isinstance(state.function, NumpyStep) else "torch"
 
 
 def drive(agent, rows, steps=40, seed=0):
@@ -97,7 +99,7 @@ def test_both_libraries_give_the_same_actions(monkeypatch, layout, timesteps):
     assert ours.std(0).min() > 0.02
 
 
-def test_a_large_batch_in_torch_gives_the_actions_of_its_rows_in_numpy():
+def test_a_batch_in_torch_acts_as_its_rows_in_numpy():
     """Across the border between the two, as an evaluation of many episodes crosses it."""
     agent, single = make_agent(width=64, layout="fused"), make_agent(width=64, layout="fused")
     rows, rng = 20, np.random.default_rng(0)
@@ -136,3 +138,88 @@ def test_changes_of_the_weights_count_from_the_next_reset_on(monkeypatch, small,
         action = act(agent, t)
         np.testing.assert_allclose(action, act(changed, t), rtol=0, atol=1e-6)
         assert np.abs(action - act(unchanged, t)).max() > 0.1
+
+
+def make_states(model, rows):
+    """A state of each class over one model."""
+    step, cpu = Step(model), torch.device("cpu")
+    return {
+        "rows": Rows(NumpyStep.of(step), step.start.numpy(), step.mixed, rows),
+        "device rows": DeviceRows(step, rows, cpu),
+        "growing": GrowingState(model, rows, cpu),
+        "window": Window(model, rows, cpu, steps=50),
+    }
+
+
+def drive_states(states, change=lambda t, state: None, steps=20):
+    """Actions and returns-to-go of states over made-up observations, by name, (steps, rows, ...)."""
+    rng = np.random.default_rng(0)
+    observations = rng.normal(size=(steps, 3, 11)).astype(np.float32)
+    # In float32 these sums are exact, so that returns-to-go can be compared as they are.
+    rewards = rng.integers(-4, 5, size=(steps, 3)).astype(np.float32)
+    rewards[0] = 0
+    # Row 0 restarts once, and the reward of its step before belongs to no episode.
+    rewards[7, 0] = 0
+    everywhere, first = np.ones(3, dtype=bool), np.array([True, False, False])
+    actions, returns_to_go = {}, {}
+    for name, state in states.items():
+        state.restart(everywhere, np.array([10.0, 20.0, 30.0]))
+        acted, asked = [], []
+        for t in range(steps):
+            if t == 7:
+                state.restart(first, np.array([15.0, -1.0, -1.0]))
+            change(t, state)
+            acted.append(state.step(observations[t], rewards[t]).copy())
+            asked.append(state.return_to_go)
+        actions[name], returns_to_go[name] = np.array(acted), np.array(asked)
+    return actions, returns_to_go, rewards
+
+
+@pytest.mark.parametrize("timesteps", ["none", "learned"])
+@pytest.mark.parametrize("layout", ["interleaved", "fused"])
+def test_all_states_act_alike(layout, timesteps):
+    model = make_agent(layout=layout, timesteps=timesteps, reward=True).model
+    actions, *_ = drive_states(make_states(model, 3))
+    for name, acted in actions.items():
+        np.testing.assert_allclose(acted, actions["growing"], rtol=0, atol=1e-4, err_msg=name)
+    assert actions["growing"].std(0).mean() > 0.05
+
+
+def test_all_states_own_the_return_to_go():
+    second = np.array([False, True, False])
+
+    def ask(t, state):
+        if t == 12:
+            state.ask(second, np.array([-1.0, 40.0, -1.0]))
+        # What was given out may be changed without changing the state.
+        state.return_to_go[:] = 1e6
+
+    _, returns_to_go, rewards = drive_states(make_states(make_agent().model, 3), ask)
+    earned = rewards.cumsum(0)
+    expected = np.array([10.0, 20.0, 30.0]) - earned
+    expected[7:, 0] += 5.0 + earned[6, 0]
+    expected[12:, 1] += 20.0 + earned[11, 1]
+    for name, asked in returns_to_go.items():
+        np.testing.assert_array_equal(asked, expected, err_msg=name)
+        assert asked.dtype == np.float64, name
+
+
+def test_forgetting_empties_mixers_and_nothing_else():
+    model, last = make_agent(timesteps="learned").model, np.array([False, False, True])
+    states = make_states(model, 3)
+    with pytest.raises(InvalidInput, match="a window forgets by itself"):
+        states.pop("window").forget(last)
+    remembering, asked, _ = drive_states(states)
+
+    def forget(t, state):
+        if t == 12:
+            state.forget(last)
+
+    actions, still_asked, _ = drive_states(states, forget)
+    for name, acted in actions.items():
+        np.testing.assert_allclose(acted, actions["growing"], rtol=0, atol=1e-4, err_msg=name)
+        np.testing.assert_array_equal(still_asked[name], asked["growing"], err_msg=name)
+    differs = np.abs(actions["growing"] - remembering["growing"]).max(-1) > 1e-3
+    assert differs[12:, 2].any()
+    assert not differs[:12].any()
+    assert not differs[:, :2].any()

@@ -95,6 +95,9 @@ class Box:
 Space: TypeAlias = Box
 """Any kind of space."""
 
+_TYPES: dict[str, type[Space]] = {"box": Box}
+"""Kinds of spaces by their "type" in JSON."""
+
 
 def space_from_json(saved: Mapping[str, Any]) -> Space:
     """Reads what `to_json` of a space wrote.
@@ -104,10 +107,11 @@ def space_from_json(saved: Mapping[str, Any]) -> Space:
     """
     if not isinstance(saved, Mapping):
         raise InvalidInput(f"a space is saved as {saved!r}; expected an object with type, shape, dtype and bounds")
-    if saved.get("type") != "box":
-        raise InvalidInput(f"a space of type {saved.get('type')!r}; this version knows 'box'")
+    space = _TYPES.get(str(saved.get("type")))
+    if space is None:
+        raise InvalidInput(f"a space of type {saved.get('type')!r}; this version knows {', '.join(map(repr, _TYPES))}")
     try:
-        return Box._from_json(saved)
+        return space._from_json(saved)
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidInput(f"a space cannot be read from {dict(saved)}: {error!r}") from error
 

@@ -146,10 +146,22 @@ class BoundedBox(_BoxEncoder):
 
 
 def observation_encoder(space: Space, scaling: Scaling) -> Encoder:
-    """The encoder of an observation space."""
-    return StandardisedBox(space, scaling.observation_mean, scaling.observation_std)
+    """The encoder of an observation space: one line for each kind of space.
+
+    Raises:
+        InvalidInput: observations of that kind have no encoder.
+    """
+    if isinstance(space, Box):
+        return StandardisedBox(space, scaling.observation_mean, scaling.observation_std)
+    raise InvalidInput(f"observations of {space} have no encoder; this version encodes Box")
 
 
 def action_encoder(space: Space) -> Encoder:
-    """The encoder of an action space, for the previous action as input."""
-    return BoundedBox(space)
+    """The encoder of an action space, for the previous action as input: one line for each kind of space.
+
+    Raises:
+        InvalidInput: actions of that kind have no encoder.
+    """
+    if isinstance(space, Box):
+        return BoundedBox(space)
+    raise InvalidInput(f"actions of {space} have no encoder; this version encodes Box")

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from aaren_rl.data.segment import Segment
 from aaren_rl.data.spaces import Box, Space
+from aaren_rl.errors import InvalidInput
 from aaren_rl.model.encoders import BoundedBox
 from aaren_rl.ops.numpy_layers import Array, fold_norm, to_array
 
@@ -61,8 +62,14 @@ class NumpyHead(Protocol):
 
 
 def head_of(space: Space, width: int) -> Head:
-    """The head of an action space."""
-    return BoxHead(space, width)
+    """The head of an action space: one line for each kind of space.
+
+    Raises:
+        InvalidInput: actions of that kind have no head.
+    """
+    if isinstance(space, Box):
+        return BoxHead(space, width)
+    raise InvalidInput(f"actions of {space} have no head; this version predicts Box")
 
 
 class BoxHead(Head):

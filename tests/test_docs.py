@@ -1,0 +1,192 @@
+"""The code in README, docs/ and examples/ runs, and says what the text says."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import aaren_rl
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(page):
+    """The Python code of a page, block by block."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def run(surroundings, tmp_path):
+    """Runs code as a user's script does, in a process of its own and without a network."""
+
+    def run(code):
+        ran = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env={**os.environ, **surroundings},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout
+
+    return run
+
+
+def test_ten_lines_of_the_readme_train_and_act(run, tmp_path):
+    code = blocks("README.md")[0]
+    assert len(code.splitlines()) <= 14
+    assert 'preset="quick"' in code
+    small = 'updates=4, width=16, blocks=1, episodes=1, check_episodes=0, source="bundled", folder="run"'
+    printed = run(code.replace('preset="quick"', small))
+    assert re.search(r"return -?\d+, state \d+ bytes", printed)
+    assert (tmp_path / "run" / "last" / "agent.json").exists()
+
+
+def test_own_data_in_the_readme_trains_in_fifteen_lines(run, tmp_path):
+    code = blocks("README.md")[1]
+    assert len(code.splitlines()) <= 15
+    printed = run(code)
+    assert "no environment to evaluate in" in printed
+    (action,) = [float(word) for word in re.findall(r"^\[(-?[\d.e-]+)\]$", printed, re.MULTILINE)]
+    assert -1 <= action <= 1
+    assert (tmp_path / "runs" / "mine" / "last" / "agent.json").exists()
+
+
+def test_own_arrays_can_be_rolled_out_in_an_environment(run):
+    """Random actions of a pendulum that falls, and the environment that they are from."""
+    printed = run(
+        """
+import aaren_rl, gymnasium, numpy as np
+env = gymnasium.make("InvertedPendulum-v5")
+env.action_space.seed(0)
+episodes = []
+for seed in range(12):
+    observations, actions, rewards, ended = [env.reset(seed=seed)[0]], [], [], False
+    while not ended:
+        actions.append(env.action_space.sample())
+        observation, reward, terminated, truncated, _ = env.step(actions[-1])
+        observations.append(observation)
+        rewards.append(reward)
+        ended = terminated or truncated
+    episodes.append(aaren_rl.Episode(np.array(observations), np.array(actions), np.array(rewards), terminated))
+data = aaren_rl.Trajectories.from_episodes(episodes)
+agent = aaren_rl.fit(data, environment="InvertedPendulum-v5", updates=6, width=16, blocks=1, episodes=2,
+                     check_episodes=1, evaluate_every=3, folder="run")
+agent.check_environment(env)
+print(agent.card.env_id, agent.card.source)
+"""
+    )
+    assert "InvertedPendulum-v5 arrays" in printed
+    assert re.search(r"last: +return \d", printed)
+
+
+def test_code_of_the_python_page_runs_in_order(run, tmp_path):
+    printed = run("\n".join(blocks("docs/python.md")))
+    assert "4 155 (4,) (4, 4)" in printed
+    assert "(2,)" in printed
+    for folder in ("runs/example/last", "runs/by-hand/last"):
+        assert (tmp_path / folder / "model.safetensors").exists()
+
+
+def test_every_name_of_the_front_door_has_an_example():
+    code = "\n".join(blocks("docs/python.md"))
+    names = set(aaren_rl.__all__) - {"__version__"}
+    assert names == {"Episode", "Trajectories", "fit", "load"}
+    for name in names:
+        assert f"aaren_rl.{name}" in code
+        assert getattr(aaren_rl, name).__doc__
+
+
+def test_front_door_is_light_and_refuses_other_names(run):
+    code = "import sys, aaren_rl; print('torch' in sys.modules, 'gymnasium' in sys.modules, aaren_rl.__version__)"
+    assert run(code).split() == ["False", "False", aaren_rl.__version__]
+    with pytest.raises(AttributeError, match="has no attribute 'fitt'"):
+        aaren_rl.fitt  # noqa: B018
+
+
+def test_objective_of_the_docs_trains_its_second_network(run):
+    """Value and target change, the metrics are logged, and the agent holds the model alone."""
+    (code,) = blocks("docs/extending.md")
+    printed = run(
+        code
+        + """
+import json
+from pathlib import Path
+import numpy as np
+rng = np.random.default_rng(0)
+data = aaren_rl.Trajectories.from_episodes(
+    aaren_rl.Episode(rng.normal(size=(21, 3)), rng.uniform(-1, 1, size=(20, 2)), rng.normal(size=20), terminated=True)
+    for _ in range(20)
+)
+aaren_rl.fit(data, objective="advantage-weighted", updates=6, log_every=2, width=16, blocks=1, progress=False,
+             learning_rate=1e-3, warmup=0, folder="run")
+point = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[0])
+assert {"train/value_loss", "train/advantage", "train/gradient_norm/value"} <= set(point)
+from safetensors.numpy import load_file
+agent = load_file("run/last/model.safetensors")
+saved = load_file("run/checkpoints/000000006/training.safetensors")
+assert not any("value." in name and "trunk" not in name for name in agent)
+assert not np.array_equal(saved["objective.value.0.weight"], saved["objective.target.0.weight"])
+print("trained")
+"""
+    )
+    assert printed.endswith("trained\n")
+
+
+def test_minimal_example_learns_to_balance():
+    """Smaller than the file's numbers; forward over a segment equals its steps one by one."""
+    source = ROOT / "examples" / "minimal.py"
+    assert len(source.read_text().splitlines()) <= 140
+    code = f"""
+import runpy, numpy as np, torch
+torch.set_num_threads(1)
+names = runpy.run_path({str(source)!r})
+data, agent = names["main"](episodes=60, updates=150)
+assert agent.mean() > data.mean(), (agent.mean(), data.mean())
+Segment, trajectories = names["Segment"], names["collect"](3)
+torch.manual_seed(1)
+model = names["Model"](trajectories, -3.0, 3.0)
+time = 9
+segment = Segment(torch.randn(1, time, 4), torch.arange(time)[None], returns_to_go=torch.rand(1, time))
+before = torch.randn(1, time, 1)
+whole, _ = model(segment, before)
+states = None
+for t in range(time):
+    now = Segment.of_one_step(segment.observations[:, t], segment.timesteps[:, t], segment.returns_to_go[:, t])
+    action, states = model(now, before[:, t : t + 1], states)
+    torch.testing.assert_close(action[:, 0], whole[:, t])
+print("equal")
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert ran.stdout.endswith("equal\n"), ran.stderr
+
+
+def test_the_mixer_of_the_docs_is_one(tmp_path):
+    """In a process of its own, since it registers a name."""
+    code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "mixers.md").read_text(), re.DOTALL).group(1)
+    check = """
+from aaren_rl import mixers
+mixer = mixers.build("average", 6, 1).double()
+x = torch.randn(2, 9, 6, dtype=torch.float64)
+reset, valid = torch.zeros(2, 9, dtype=torch.bool), torch.ones(2, 9, dtype=torch.bool)
+reset[0, 4], valid[1, :3] = True, False
+x[1, :3] = torch.nan
+outputs, after = mixer(x, None, reset, valid)
+states = [mixer.initial_state(1).double()] * 2
+for row, start in ((0, 0), (0, 4), (1, 3)):
+    state = mixer.initial_state(1)
+    for t in range(start, 9):
+        y, state = mixer.step(x[row : row + 1, t], state)
+        if row == 1 or start == 4 or t < 4:
+            torch.testing.assert_close(outputs[row, t], y[0])
+    states[row] = state
+torch.testing.assert_close(after, torch.cat(states))
+print("the same")
+"""
+    ran = subprocess.run([sys.executable, "-c", code + check], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.stdout == "the same\n", ran.stderr

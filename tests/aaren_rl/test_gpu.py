@@ -71,14 +71,14 @@ def test_training_learns_and_resumes(tmp_path, precision, compiled, context):
         changes["batch_size"] = 7
     first = make_learner(50, **changes)
     assert first.captured
-    before = float(first.model.loss(first.sampler.sample())[0])
+    before = first.model.loss(first.sampler.sample())[0].item()
     run(tmp_path, first)
     second = make_learner(100, **changes)
     resumed = Run(second, CARD, tmp_path)
     resumed.restore()
     assert second.updates == 50
     resumed.run(progress=False)
-    assert float(second.model.loss(second.sampler.sample())[0]) < 0.5 * before
+    assert second.model.loss(second.sampler.sample())[0].item() < 0.5 * before
 
 
 @pytest.mark.parametrize("compiled", ["auto", "no"])

@@ -195,7 +195,7 @@ def test_a_signal_saves_all_seeds_at_the_same_update(tmp_path):
         assert load_agent(saved / f"seed-{seed}")[1].updates == run.learner.updates
 
 
-def test_learners_that_differ_in_more_than_their_seed_are_refused():
+def test_learners_that_differ_beyond_their_seed_are_refused():
     first, second, third = make_all()
     with pytest.raises(InvalidInput, match="need equal models"):
         EnsembleLearner([first, second, make_all(shape={"width": 8})[2]])

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 
 class Callback(Protocol):
-    """Called by a run after every update, and once more after an evaluation.
+    """Called by a run after every update, and again where metrics of that update come later, as an evaluation's do.
 
     A callback that has something to close is a context manager: the run enters it at its start and leaves it at its
     end.

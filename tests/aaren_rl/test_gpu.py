@@ -1,7 +1,6 @@
 """What has to hold on a GPU too; skipped where there is none."""
 
 import copy
-import dataclasses
 
 import numpy as np
 import pytest
@@ -10,12 +9,17 @@ from gymnasium.vector import AutoresetMode
 
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.checkpoint import AgentCard
-from aaren_rl.cuda_graph import Captured
+from aaren_rl.cuda_graph import CudaGraph
+from aaren_rl.data.spaces import Box
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
 from aaren_rl.ops.prefix_attention import prefix_attention
-from aaren_rl.training.ensemble import train_together
-from aaren_rl.training.run import Trainer, TrainingConfig
+from aaren_rl.training.config import TrainingConfig
+from aaren_rl.training.ensemble import EnsembleLearner
+from aaren_rl.training.learner import SingleLearner
+from aaren_rl.training.run import Run
+
+CARD = AgentCard("none", "none", "bundled", (1.0,))
 
 pytestmark = [
     pytest.mark.gpu,
@@ -35,96 +39,118 @@ def test_every_scan_form_agrees_with_float64_on_the_cpu(form):
     torch.testing.assert_close(outputs.cpu().double(), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.fixture
-def make_trainer(tmp_path):
+def make_learner(updates, model_seed=0, layout="interleaved", dropout=0.0, device="cuda", **changes):
     rng = np.random.default_rng(0)
     observations = rng.normal(size=(400, 4)).astype(np.float32)
     ends = np.zeros(8, dtype=np.bool_)
     data = Trajectories(observations, np.tanh(observations[:, :2]), np.ones(400), np.arange(0, 401, 50), ends, ~ends)
-    scaling = Scaling(*data.observation_statistics(), -np.ones(2, np.float32), np.ones(2, np.float32))
+    torch.manual_seed(model_seed)
+    config = ModelConfig(width=32, blocks=1, dropout=dropout, layout=layout)
+    spaces = Box.unbounded((4,)), Box.bounded(-np.ones(2), np.ones(2))
+    model = DecisionModel(config, *spaces, Scaling(*data.observation_statistics()))
+    settings = {"warmup": 1, "learning_rate": 1e-3, "evaluate_every": 50, "log_every": 50, **changes}
+    return SingleLearner(model, data, TrainingConfig(updates=updates, **settings), device)
 
-    def make(name, updates, model_seed=0, layout="interleaved", dropout=0.0, **changes):
-        torch.manual_seed(model_seed)
-        model = DecisionModel(ModelConfig(width=32, blocks=1, dropout=dropout, layout=layout), scaling)
-        settings = {"warmup": 1, "learning_rate": 1e-3, "evaluate_every": 50, "log_every": 50, **changes}
-        config = TrainingConfig(updates=updates, **settings)
-        return Trainer(model, data, config, AgentCard("none", "none", "bundled", (1.0,)), tmp_path / name, "cuda")
 
-    return make
+def run(folder, learner):
+    Run(learner, CARD, folder).run(progress=False)
+
+
+def assert_close_models(ours, theirs):
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize("compiled", ["auto", "no"])
 @pytest.mark.parametrize("context", [20, "episode", "packed", "carry:20"])
-def test_training_learns_and_resumes(make_trainer, precision, compiled, context):
+def test_training_learns_and_resumes(tmp_path, precision, compiled, context):
     changes = {"precision": precision, "compile": compiled, "context": context, "average": 0.9}
-    first = make_trainer("run", 50, **changes)
+    if context == "carry:20":
+        # Every row of a batch carries an episode of its own.
+        changes["batch_size"] = 7
+    first = make_learner(50, **changes)
     assert first.captured
-    before = float(first.model.loss(*first.sampler.sample()))
-    first.run(progress=False)
-    second = make_trainer("run", 100, **changes)
-    second.restore()
-    assert second.update == 50
-    second.run(progress=False)
-    assert float(second.model.loss(*second.sampler.sample())) < 0.5 * before
+    before = first.model.loss(first.sampler.sample())[0].item()
+    run(tmp_path, first)
+    second = make_learner(100, **changes)
+    resumed = Run(second, CARD, tmp_path)
+    resumed.restore()
+    assert second.updates == 50
+    resumed.run(progress=False)
+    assert second.model.loss(second.sampler.sample())[0].item() < 0.5 * before
 
 
 @pytest.mark.parametrize("compiled", ["auto", "no"])
-def test_recorded_updates_equal_called_ones(make_trainer, compiled):
-    """The same batches, rates and averages, so nearly the same weights; recording must freeze none of them."""
+def test_captured_updates_equal_called_ones(tmp_path, compiled):
+    """The same batches, rates and averages, so nearly the same weights; a capture must freeze none of them."""
     # Validations lie between replays.
     changes = {"precision": "float32", "compile": compiled, "warmup": 30, "average": 0.9, "evaluate_every": 15}
-    recorded, called = (make_trainer(graphs, 40, graphs=graphs, **changes) for graphs in ("yes", "no"))
-    for trainer in (recorded, called):
-        trainer.run(progress=False)
-    for ours, theirs in zip(recorded.model.parameters(), called.model.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4)
-    for ours, theirs in zip(recorded.acting.parameters(), called.acting.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4)
-    assert torch.equal(recorded.sampler.generator.get_state(), called.sampler.generator.get_state())
+    captured, called = (make_learner(40, cuda_graph=switch, **changes) for switch in ("yes", "no"))
+    assert (captured.captured, called.captured) == (True, False)
+    run(tmp_path / "captured", captured)
+    run(tmp_path / "called", called)
+    assert_close_models(captured.model, called.model)
+    assert_close_models(captured.acting, called.acting)
+    assert torch.equal(captured.sampler.generator.get_state(), called.sampler.generator.get_state())
 
 
-def test_a_recorded_update_draws_new_batches_and_new_dropout_every_time(make_trainer):
-    trainer = make_trainer("noise", 1, dropout=0.5, learning_rate=1e-30, warmup=0, accumulate=2, clip=1e9)
-    update = Captured(trainer._do_update, [trainer.sampler.generator], trainer.device)
-    losses = [float(update()[0]) for _ in range(12)]
+def test_a_captured_update_draws_new_batches_and_dropout():
+    learner = make_learner(1, dropout=0.5, learning_rate=1e-30, warmup=0, accumulate=2, clip=1e9)
+    update = CudaGraph(learner._do_update, [learner.sampler.generator], learner.device)
+    losses = [float(update()["loss"]) for _ in range(12)]
     assert len(set(losses)) == 12
 
 
-def test_a_run_restored_after_recording_goes_on_as_one_that_was_not(make_trainer):
+def test_a_run_restored_after_a_capture_goes_on_as_another(tmp_path):
     changes = {"precision": "float32", "compile": "no", "average": 0.9}
-    once, twice = (make_trainer(name, 20, **changes) for name in ("once", "twice"))
-    for trainer in (once, twice):
-        trainer.run(progress=False)
-    twice.restore()
-    for trainer in (once, twice):
-        trainer.config = dataclasses.replace(trainer.config, updates=40)
-        trainer.run(progress=False)
-    for ours, theirs in zip(once.model.parameters(), twice.model.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4)
+    once, twice = (make_learner(20, **changes) for _ in range(2))
+    runs = [Run(learner, CARD, tmp_path / name) for name, learner in {"once": once, "twice": twice}.items()]
+    for each in runs:
+        each.run(progress=False)
+    runs[1].restore()
+    for learner in (once, twice):
+        assert learner.updates == 20
+        for _ in range(20):
+            learner.update()
+    assert_close_models(once.model, twice.model)
+    assert_close_models(once.acting, twice.acting)
 
 
-def test_seeds_trained_together_equal_those_trained_alone(make_trainer):
+def test_seeds_trained_together_equal_those_trained_alone(tmp_path):
     changes = {"precision": "float32", "compile": "no", "layout": "fused"}
-    alone = [make_trainer(f"alone-{seed}", 40, model_seed=seed, seed=seed, **changes) for seed in range(3)]
-    together = [make_trainer(f"together-{seed}", 40, model_seed=seed, seed=seed, **changes) for seed in range(3)]
-    train_together(together, progress=False)
-    for trainer, other in zip(alone, together, strict=True):
-        trainer.run(progress=False)
-        for ours, theirs in zip(other.model.parameters(), trainer.model.parameters(), strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4)
+    alone, together = ([make_learner(40, model_seed=seed, seed=seed, **changes) for seed in range(3)] for _ in range(2))
+    run(tmp_path / "together", EnsembleLearner(together))
+    for seed, (learner, other) in enumerate(zip(alone, together, strict=True)):
+        run(tmp_path / f"alone-{seed}", learner)
+        assert_close_models(other.model, learner.model)
+
+
+def test_seeds_resumed_together_equal_an_undisturbed_run(tmp_path):
+    def make_all(updates, first_seed):
+        changes = {"precision": "float32", "compile": "no", "layout": "fused", "average": 0.9, "evaluate_every": 20}
+        learners = [make_learner(updates, model_seed=first_seed + seed, seed=seed, **changes) for seed in range(2)]
+        return EnsembleLearner(learners)
+
+    whole, resumed = make_all(40, 0), make_all(40, 99)
+    run(tmp_path / "whole", whole)
+    run(tmp_path / "parts", make_all(20, 0))
+    parts = Run(resumed, CARD, tmp_path / "parts")
+    parts.restore()
+    parts.run(progress=False)
+    for ours, theirs in zip(resumed.models, whole.models, strict=True):
+        assert_close_models(ours, theirs)
 
 
 @pytest.mark.parametrize("rows", [None, 16])
-def test_acting_on_the_gpu_equals_acting_on_the_cpu(make_trainer, rows):
-    model = make_trainer("model", 1).model.cpu()
-    card = AgentCard("none", "none", "bundled", (1.0,))
-    agents = [DecisionAgent(copy.deepcopy(model), card, device) for device in ("cpu", "cuda")]
+def test_acting_on_the_gpu_equals_acting_on_the_cpu(rows):
+    model = make_learner(1, device="cpu").model
+    agents = [DecisionAgent(copy.deepcopy(model), CARD, device) for device in ("cpu", "cuda")]
     rng = np.random.default_rng(1)
     for agent in agents:
         agent.reset(num_envs=rows, autoreset_mode=AutoresetMode.SAME_STEP)
     reward = None
-    # More calls than it takes to record the step, and episodes that end in between.
+    # More calls than it takes to capture the step, and episodes that end in between.
     for _ in range(30):
         observation = rng.normal(size=4 if rows is None else (rows, 4))
         ended = False if rows is None or reward is None else rng.random(rows) < 0.1

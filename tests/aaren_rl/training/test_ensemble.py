@@ -120,6 +120,22 @@ def test_learners_go_on_alone_after_training_together():
         assert_states_close("states", learner.state_dict(), other.state_dict())
 
 
+def test_learners_go_on_together_after_training_alone():
+    together, alone = make_all(), make_all()
+    for learner in (*together, *alone):
+        for _ in range(3):
+            learner.update()
+    ensemble = EnsembleLearner(together)
+    assert ensemble.updates == 3
+    for _ in range(3):
+        ensemble.update()
+    for learner, other in zip(together, alone, strict=True):
+        for _ in range(3):
+            other.update()
+        assert learner.updates == other.updates == 6
+        assert_states_close("states", learner.state_dict(), other.state_dict())
+
+
 def test_each_seed_has_a_best_agent_of_its_own(tmp_path):
     # Returns of seeds 0, 1 and 2 at update 6, and then at update 12.
     returns, seen = [1.0, 5.0, 3.0, 2.0, 4.0, 3.0], []
@@ -195,7 +211,7 @@ def test_a_signal_saves_all_seeds_at_the_same_update(tmp_path):
         assert load_agent(saved / f"seed-{seed}")[1].updates == run.learner.updates
 
 
-def test_learners_that_differ_in_more_than_their_seed_are_refused():
+def test_learners_that_differ_beyond_their_seed_are_refused():
     first, second, third = make_all()
     with pytest.raises(InvalidInput, match="need equal models"):
         EnsembleLearner([first, second, make_all(shape={"width": 8})[2]])

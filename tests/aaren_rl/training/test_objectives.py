@@ -229,7 +229,7 @@ def test_metrics_are_means_over_accumulated_batches():
     assert learner.update()["value_loss"].item() == pytest.approx(sum(parts) / 2, rel=1e-5)
 
 
-def test_data_without_final_observations_are_refused_where_needed():
+def test_data_must_have_final_observations_where_needed():
     data = replace(make_data(), final_observations=None)
     with pytest.raises(DataError, match="the observation after each episode's last action, which these data lack"):
         make(data=data)

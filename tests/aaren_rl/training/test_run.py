@@ -325,6 +325,9 @@ def test_a_callback_can_end_the_run(tmp_path, ends, last, best):
     # The others are called with the last update too, and it is logged, checked and saved as the last of a run is.
     assert second.calls == first.calls
     assert {update for update, _ in first.calls} == {*range(1, last + 1)}
+    # Wherever it ends, both the metrics of the last updates and those of the last evaluation come.
+    assert [update for update, metrics in first.calls if "train/loss" in metrics][-1] == last
+    assert [update for update, metrics in first.calls if "evaluation/return" in metrics][-1] == last
     assert max(logged(tmp_path, "train/loss")) == last
     assert max(logged(tmp_path, "validation/loss")) == max(logged(tmp_path, "evaluation/return")) == last
     assert last in checkpoints(tmp_path)

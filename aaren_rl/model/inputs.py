@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -15,7 +14,9 @@ from aaren_rl.errors import InvalidInput
 from aaren_rl.model.config import ModelConfig
 from aaren_rl.model.dropout import Dropout
 from aaren_rl.model.encoders import action_encoder, observation_encoder
+from aaren_rl.model.inputs_stepper import InputsStepper
 from aaren_rl.model.scaling import Scaling
+from aaren_rl.model.timesteps import TimestepEmbedding
 
 
 class Tokens(NamedTuple):
@@ -100,10 +101,7 @@ class Inputs(nn.Module):
             self.embed_reward = nn.Linear(1, config.width, bias=not config.previous_action)
         if config.return_to_go:
             self.embed_return = nn.Linear(1, config.width)
-        if config.timesteps == "learned":
-            self.embed_timestep = nn.Embedding(config.max_steps, config.width)
-        elif config.timesteps == "first":
-            self.embed_first = nn.Parameter(torch.randn(config.width))
+        self.embed_timestep = None if config.timesteps == "none" else TimestepEmbedding(config)
         self.norm = nn.LayerNorm(config.width)
         self.dropout = Dropout(config.dropout)
 
@@ -146,13 +144,40 @@ class Inputs(nn.Module):
             found.append((self.embed_return.weight, self.embed_return.bias))
         return [*found, (self.embed_observation.weight, self.embed_observation.bias)]
 
-    def embed_timesteps(self, timesteps: Tensor) -> Tensor:
-        """What numbers of steps add to a token, (..., width)."""
-        if self.config.timesteps == "learned":
-            return self.embed_timestep(timesteps)  # type: ignore[no-any-return]
-        if self.config.timesteps == "first":
-            return (timesteps == 0).unsqueeze(-1) * self.embed_first
-        return _sinusoids(timesteps, self.config.width).to(self.norm.weight.dtype)
+    def stepper(self) -> InputsStepper:
+        """The inputs folded for acting: all embeddings and all scaling become one linear layer."""
+        weight, bias = self._folded()
+        encoder, size = self.observation, self.action_space.size
+        return InputsStepper(self.config, encoder, size, weight, bias, self.norm, self.embed_timestep)
+
+    def _folded(self) -> tuple[Tensor, Tensor]:
+        """All embeddings as one weight and bias over the raw columns of a step (`InputsStepper.columns`).
+
+        The output is one token, or the tokens of a step one after another.
+        """
+        config, layers = self.config, self.layers()
+        weight, bias = layers[-1]
+        folded, shift = self.observation.fold(weight)
+        parts, biases = [folded], [shift if bias is None else bias + shift]
+        if config.return_to_go:
+            weight, bias = layers[-2]
+            parts.insert(0, weight / self.return_scale)
+            biases.insert(0, torch.zeros_like(shift) if bias is None else bias)
+        if config.outcome:
+            outcome = layers[0][0].clone()
+            if config.previous_action:
+                folded, shift = self.action.fold(outcome[:, : self.action.size])
+                # What is added to a scaled action is added only where there is an action: to the last column.
+                outcome[:, -1] += shift
+                outcome[:, : self.action.size] = folded
+            if config.reward:
+                outcome[:, -2] /= self.reward_scale
+            parts.insert(0, outcome)
+            biases.insert(0, torch.zeros_like(biases[0]))
+        if config.tokens_per_step == 1:
+            return torch.cat(parts, -1), torch.stack(biases).sum(0)
+        blocks: Tensor = torch.block_diag(*parts)  # type: ignore[no-untyped-call]
+        return blocks, torch.cat(biases)
 
     def _outcome(self, segment: Segment, masks: Masks) -> Tensor:
         """The previous action and reward as features, and a 1 where there is a step before, (batch, time, features)."""
@@ -170,16 +195,16 @@ class Inputs(nn.Module):
         layers = self.layers()
         bias = torch.stack([bias for _, bias in layers if bias is not None]).sum(0)
         x = F.linear(torch.cat(parts, -1), torch.cat([weight for weight, _ in layers], -1), bias)
-        return x if self.config.timesteps == "none" else x + self.embed_timesteps(timesteps)
+        return x if self.embed_timestep is None else x + self.embed_timestep(timesteps).to(x.dtype)
 
     def _interleave(self, parts: list[Tensor], timesteps: Tensor) -> Tensor:
         """One token for each part of a step's input."""
         tokens = [F.linear(part, *layer) for part, layer in zip(parts, self.layers(), strict=True)]
-        if self.config.timesteps != "none":
-            times = [self.embed_timesteps(timesteps)] * len(tokens)
+        if self.embed_timestep is not None:
+            times = [self.embed_timestep(timesteps)] * len(tokens)
             if self.config.outcome:
-                times[0] = self.embed_timesteps((timesteps - 1).clamp(min=0))
-            tokens = [token + time for token, time in zip(tokens, times, strict=True)]
+                times[0] = self.embed_timestep((timesteps - 1).clamp(min=0))
+            tokens = [token + time.to(token.dtype) for token, time in zip(tokens, times, strict=True)]
         return torch.stack(tokens, dim=2).flatten(1, 2)
 
     def _spread(self, masks: Masks, tokens: int) -> tuple[Tensor, Tensor]:
@@ -220,11 +245,3 @@ def _one_later(given: Tensor | None, before: Tensor | None, opening: Tensor, sha
     if before is None:
         return shifted
     return torch.where(opening.view(*opening.shape, *[1] * len(shape)), before.unsqueeze(1), shifted)
-
-
-def _sinusoids(positions: Tensor, width: int) -> Tensor:
-    """Sines and cosines of the positions (Vaswani et al. 2017, section 3.5), (..., width)."""
-    half = (width + 1) // 2
-    rates = torch.exp(torch.arange(half, device=positions.device) * (-math.log(10_000.0) / half))
-    angles = positions.unsqueeze(-1) * rates
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)[..., :width]

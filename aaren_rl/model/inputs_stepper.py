@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from aaren_rl.model.config import ModelConfig
+from aaren_rl.model.encoders import Encoder
+from aaren_rl.model.timesteps import TimestepEmbedding
 from aaren_rl.ops.numpy_layers import Array, normalise, to_array, transpose
-
-if TYPE_CHECKING:
-    from aaren_rl.model.inputs import Inputs
 
 RETURN_TO_GO, TIMESTEP, ACTION = 0, 1, 2
 """Columns of a row of state: return-to-go, timestep, and the numbers of the previous action; mixers' states follow."""
@@ -41,24 +41,35 @@ class InputsStepper(nn.Module):
     taken off the return-to-go here and nowhere else.
 
     Args:
-        inputs: the inputs as they stand now.
+        config: the model's shape.
+        observation: encoder of the observations.
+        action_size: numbers of an action.
+        weight: of the folded layer, (tokens * width, columns).
+        bias: of the folded layer, (tokens * width,).
+        norm: of the tokens.
+        embed_timestep: what the number of a step adds to its tokens; None for nothing.
     """
 
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, inputs: Inputs) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        observation: Encoder,
+        action_size: int,
+        weight: Tensor,
+        bias: Tensor,
+        norm: nn.LayerNorm,
+        embed_timestep: TimestepEmbedding | None,
+    ) -> None:
         super().__init__()
-        self.config, self.tokens = inputs.config, inputs.config.tokens_per_step
+        self.config, self.tokens, self.action_size = config, config.tokens_per_step, action_size
         # The first step of an episode has no outcome before it, so its token is missing.
-        self.may_miss = self.tokens > 1 and inputs.config.outcome
-        self.action_size = inputs.action_space.size
-        weight, bias = _folded(inputs)
+        self.may_miss = self.tokens > 1 and config.outcome
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
-        self.norm, self.observation, self.embed_timesteps = inputs.norm, inputs.observation, inputs.embed_timesteps
-        # Registered, so that the embedding moves along with the stepper.
-        self.embeddings = inputs if inputs.config.timesteps != "none" else None
+        self.norm, self.observation, self.embed_timestep = norm, observation, embed_timestep
 
     @property
     def sizes(self) -> list[int]:
@@ -82,8 +93,8 @@ class InputsStepper(nn.Module):
         # Tokens stay rows of a matrix: a product with a bias is one operation then, in torch as in ONNX.
         x = F.linear(torch.cat(columns, -1), self.weight, self.bias)
         x = x if self.tokens == 1 else x.view(-1, self.config.width)  # (batch * tokens, width)
-        if self.config.timesteps != "none":
-            x = x + self.times(timestep)
+        if self.embed_timestep is not None:
+            x = x + self._times(self.embed_timestep, timestep)
         return StepInput(layer_norm(self.norm, x), live, return_to_go, timestep + 1)
 
     def columns(self, previous: Any, reward: Any, known: Any, return_to_go: Any, observed: Any) -> list[Any]:
@@ -102,14 +113,21 @@ class InputsStepper(nn.Module):
         outcome += [known] if outcome else []
         return [*outcome, *([return_to_go] if config.return_to_go else []), observed]
 
-    def times(self, timestep: Tensor) -> Tensor:
+    def _times(self, embed: TimestepEmbedding, timestep: Tensor) -> Tensor:
         """What the timesteps, (batch, 1), add to the tokens, (batch * tokens, width)."""
         now = timestep.long()
         if self.tokens > 1:
             # The outcome belongs to the step before.
             before = (now - 1).clamp(min=0) if self.may_miss else now
             now = torch.cat([before, *[now] * (self.tokens - 1)], -1)
-        return self.embed_timesteps(now).view(-1, self.config.width)
+        added: Tensor = embed(now).to(self.weight.dtype)
+        return added.view(-1, self.config.width)
+
+    def times(self, timestep: Array) -> Array | None:
+        """The same for arrays; None if timesteps add nothing."""
+        if self.embed_timestep is None:
+            return None
+        return to_array(self._times(self.embed_timestep, torch.from_numpy(timestep)))
 
     def to_numpy(self) -> NumpyInputs:
         """The same in NumPy."""
@@ -127,7 +145,6 @@ class NumpyInputs:
         self.stepper, self.tokens, self.width = stepper, stepper.tokens, stepper.config.width
         self.weight, self.bias = transpose(stepper.weight), to_array(stepper.bias)
         self.scale, self.shift, self.eps = to_array(stepper.norm.weight), to_array(stepper.norm.bias), stepper.norm.eps
-        self.has_times = stepper.config.timesteps != "none"
 
     def __call__(self, observation: Array, reward: Array, state: Array) -> StepInput:
         """See `InputsStepper.forward`; `state` is the whole rows, (batch, state size)."""
@@ -137,8 +154,8 @@ class NumpyInputs:
         observed = self.stepper.observation.raw(observation)
         columns = self.stepper.columns(previous, reward, known, return_to_go.astype(np.float32), observed)
         x = (np.concatenate(columns, 1) @ self.weight + self.bias).reshape(-1, self.width)
-        if self.has_times:
-            x += to_array(self.stepper.times(torch.from_numpy(timestep)))
+        if (times := self.stepper.times(timestep)) is not None:
+            x += times
         x -= x.mean(1, keepdims=True)
         x = normalise(x, self.eps) * self.scale + self.shift
         x -= x.mean(1, keepdims=True)
@@ -152,33 +169,3 @@ class NumpyInputs:
 def layer_norm(layer: nn.LayerNorm, x: Tensor) -> Tensor:
     """The layer's output; a call of the module would cost as much again as the operation."""
     return F.layer_norm(x, layer.normalized_shape, layer.weight, layer.bias, layer.eps)
-
-
-def _folded(inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """All embeddings as one weight and bias over the raw `columns` of a step.
-
-    The output is one token, or the tokens of a step one after another.
-    """
-    config, layers = inputs.config, inputs.layers()
-    weight, bias = layers[-1]
-    folded, shift = inputs.observation.fold(weight)
-    parts, biases = [folded], [bias + shift if bias is not None else shift]
-    if config.return_to_go:
-        weight, bias = layers[-2]
-        parts.insert(0, weight / inputs.return_scale)
-        biases.insert(0, torch.zeros_like(shift) if bias is None else bias)
-    if config.outcome:
-        outcome = layers[0][0].clone()
-        if config.previous_action:
-            folded, shift = inputs.action.fold(outcome[:, : inputs.action.size])
-            # What is added to a scaled action is added only where there is an action: to the last column.
-            outcome[:, -1] += shift
-            outcome[:, : inputs.action.size] = folded
-        if config.reward:
-            outcome[:, -2] /= inputs.reward_scale
-        parts.insert(0, outcome)
-        biases.insert(0, torch.zeros_like(biases[0]))
-    if inputs.config.tokens_per_step == 1:
-        return torch.cat(parts, -1), torch.stack(biases).sum(0)
-    blocks: Tensor = torch.block_diag(*parts)  # type: ignore[no-untyped-call]
-    return blocks, torch.cat(biases)

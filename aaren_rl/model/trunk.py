@@ -12,7 +12,7 @@ from aaren_rl import mixers
 from aaren_rl.mixers import Mixer, MixerSpec, State
 from aaren_rl.model.config import ModelConfig
 from aaren_rl.model.dropout import Dropout
-from aaren_rl.model.trunk_stepper import TrunkStepper
+from aaren_rl.model.trunk_stepper import BlockStepper, TrunkStepper
 
 TrunkState: TypeAlias = tuple[State, ...]
 """The state of every block's mixer."""
@@ -83,7 +83,17 @@ class Trunk(nn.Module):
         Args:
             norm: the layer norm whose outputs the trunk reads.
         """
-        return TrunkStepper(self, norm)
+        blocks = [cast(Block, block) for block in self.blocks]
+        # A post-norm block reads what the last norm of the block before has left.
+        read = [block.mixer_norm for block in blocks]
+        if not blocks[0].pre_norm:
+            read = [norm, *(block.perceptron_norm for block in blocks[:-1])]
+        outputs = [self.tokens_per_step] * (len(blocks) - 1) + [1]
+        steppers = [
+            block.stepper(before, self.tokens_per_step, count)
+            for block, before, count in zip(blocks, read, outputs, strict=True)
+        ]
+        return TrunkStepper(steppers, self.norm)
 
 
 class Block(nn.Module):
@@ -129,6 +139,18 @@ class Block(nn.Module):
         hidden = F.relu(self.expand(into), inplace=True)  # (batch * time, 4 * width)
         x = self.dropout(self.contract(hidden).view_as(x), onto=x)
         return (x if self.pre_norm else self.perceptron_norm(x)), state
+
+    def stepper(self, read: nn.LayerNorm, tokens: int, outputs: int) -> BlockStepper:
+        """The block folded for acting.
+
+        Args:
+            read: the layer norm whose outputs the mixer reads.
+            tokens: tokens of a step.
+            outputs: how many of them leave the block, the last ones.
+        """
+        norms, layers = (self.mixer_norm, self.perceptron_norm), (self.expand, self.contract)
+        mixer = self.mixer.stepper(read, tokens, outputs)
+        return BlockStepper(mixer, norms, layers, self.pre_norm, tokens, outputs)
 
 
 def _initialise(module: nn.Module) -> None:

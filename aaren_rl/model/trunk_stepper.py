@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -13,31 +14,18 @@ from aaren_rl.mixers import NumpyStepper, Stepper
 from aaren_rl.model.inputs_stepper import layer_norm
 from aaren_rl.ops.numpy_layers import Array, centre_outputs, fold_norm, normalise, to_array
 
-if TYPE_CHECKING:
-    from aaren_rl.model.trunk import Block, Trunk
-
 
 class TrunkStepper(nn.Module):
     """Steps all blocks, for the tokens of one step.
 
     Args:
-        trunk: the trunk as it stands now.
-        norm: the layer norm whose outputs the trunk reads.
+        blocks: all blocks.
+        norm: the last layer norm; the identity if blocks end with one.
     """
 
-    def __init__(self, trunk: Trunk, norm: nn.LayerNorm) -> None:
+    def __init__(self, blocks: Sequence[BlockStepper], norm: nn.Module) -> None:
         super().__init__()
-        tokens = trunk.tokens_per_step
-        blocks = [cast("Block", block) for block in trunk.blocks]
-        # A post-norm block reads what the last norm of the block before has left.
-        read = [block.mixer_norm for block in blocks]
-        if not blocks[0].pre_norm:
-            read = [norm, *(block.perceptron_norm for block in blocks[:-1])]
-        self.blocks = nn.ModuleList(
-            BlockStepper(block, before, tokens, tokens if block is not blocks[-1] else 1)
-            for block, before in zip(blocks, read, strict=True)
-        )
-        self.norm = trunk.norm
+        self.blocks, self.norm = nn.ModuleList(blocks), norm
 
     def starts(self) -> list[Tensor]:
         """The row of state of every mixer before the first step of an episode."""
@@ -83,8 +71,10 @@ class BlockStepper(nn.Module):
     """A block for the tokens of one step, of which all leave it, or only the last.
 
     Args:
-        block: the block as it stands now.
-        read: the layer norm whose outputs the mixer reads.
+        mixer: of the block.
+        norms: the layer norms of the mixer and of the perceptron.
+        layers: the two layers of the perceptron.
+        pre_norm: True if the norms come before their parts.
         tokens: tokens of a step.
         outputs: how many of them leave the block, the last ones.
     """
@@ -93,16 +83,23 @@ class BlockStepper(nn.Module):
     expand_bias: Tensor
     contract: Tensor
 
-    def __init__(self, block: Block, read: nn.LayerNorm, tokens: int, outputs: int) -> None:
+    def __init__(
+        self,
+        mixer: Stepper,
+        norms: tuple[nn.LayerNorm, nn.LayerNorm],
+        layers: tuple[nn.Linear, nn.Linear],
+        pre_norm: bool,
+        tokens: int,
+        outputs: int,
+    ) -> None:
         super().__init__()
-        self.mixer_norm, self.perceptron_norm, self.pre_norm = block.mixer_norm, block.perceptron_norm, block.pre_norm
-        self.tokens, self.outputs = tokens, outputs
-        self.mixer: Stepper = block.mixer.stepper(read, tokens, outputs)
+        self.mixer, (self.mixer_norm, self.perceptron_norm) = mixer, norms
+        self.pre_norm, self.tokens, self.outputs = pre_norm, tokens, outputs
+        first, second = layers
         # A hidden unit that is always 1 carries the bias of the second layer, whose product then adds to the tokens.
-        always = torch.zeros_like(block.expand.weight[:1])
-        self.register_buffer("expand", torch.cat([block.expand.weight, always]))
-        self.register_buffer("expand_bias", F.pad(block.expand.bias, (0, 1), value=1.0))
-        self.register_buffer("contract", torch.cat([block.contract.weight.t(), block.contract.bias[None]]))
+        self.register_buffer("expand", torch.cat([first.weight, torch.zeros_like(first.weight[:1])]))
+        self.register_buffer("expand_bias", F.pad(first.bias, (0, 1), value=1.0))
+        self.register_buffer("contract", torch.cat([second.weight.t(), second.bias[None]]))
 
     def forward(self, x: Tensor, state: Tensor, live: Tensor | None) -> tuple[Tensor, Tensor]:
         """Tokens (batch * tokens, width) to (batch * outputs, width), and the mixer's row of state (batch, size)."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from aaren_rl.errors import InvalidInput
 from aaren_rl.model import DecisionModel
-from aaren_rl.model.inputs_stepper import RETURN_TO_GO, InputsStepper
+from aaren_rl.model.inputs_stepper import RETURN_TO_GO
 
 
 class Step(nn.Module):
@@ -40,7 +40,7 @@ class Step(nn.Module):
         self.config = model.config
         self.observation_space, self.action_space = model.observation_space, model.action_space
         with torch.no_grad():
-            self.inputs = InputsStepper(model.inputs)
+            self.inputs = model.inputs.stepper()
             self.trunk = model.trunk.stepper(model.inputs.norm)
             self.head = model.head.stepper()
         mixed = self.trunk.starts()

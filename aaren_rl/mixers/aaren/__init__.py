@@ -101,4 +101,5 @@ class Aaren(Mixer):
 
     def stepper(self, norm: nn.LayerNorm, tokens: int, outputs: int) -> AarenStepper:
         """See `Mixer.stepper`."""
-        return AarenStepper(self, norm, tokens, outputs)
+        slopes = self.slopes if self.recency else None
+        return AarenStepper(self.score_weights(), self.value, self.output, slopes, norm, tokens, outputs)

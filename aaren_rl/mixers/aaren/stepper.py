@@ -1,18 +1,19 @@
-"""Aaren folded for acting, in torch."""
+"""Aaren folded for acting, in torch and in NumPy."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aaren_rl.mixers.aaren.numpy_stepper import EMPTY, NumpyAarenStepper
 from aaren_rl.mixers.base.stepper import Stepper
+from aaren_rl.ops.numpy_layers import Array, centre_outputs, fold_norm, to_array
 
-if TYPE_CHECKING:
-    from aaren_rl.mixers.aaren import Aaren
+EMPTY = -1e30
+"""Finite score of a missing token; its exponential is 0 beside any other."""
 
 NARROW = 60.0
 """Widest range of scores to take relative to its upper end: every exponential is then at least 1e-26."""
@@ -32,7 +33,10 @@ class AarenStepper(Stepper):
     Otherwise it is (a, c, m) with the running maximum m, -1e30 for the empty prefix: the "running" form.
 
     Args:
-        mixer: mixer to act with.
+        score: the scores as a linear layer of the tokens, weight (heads, width) and bias (heads,).
+        value: projection of the values.
+        output: projection of the mixed values.
+        slopes: how much a score falls with each later token, (heads,); None for not at all.
         norm: layer norm in front of the mixer.
         tokens: tokens in a step.
         outputs: number of tokens that leave the step, the last ones.
@@ -44,10 +48,20 @@ class AarenStepper(Stepper):
     later: Tensor
     kept: Tensor
 
-    def __init__(self, mixer: Aaren, norm: nn.LayerNorm, tokens: int, outputs: int) -> None:
-        weight, bias = mixer.score_weights()
-        reach = mixer.width**0.5 * (weight * norm.weight).norm(dim=-1)
-        heads, dim = mixer.heads, mixer.head_width
+    def __init__(
+        self,
+        score: tuple[Tensor, Tensor],
+        value: nn.Linear,
+        output: nn.Linear,
+        slopes: Tensor | None,
+        norm: nn.LayerNorm,
+        tokens: int,
+        outputs: int,
+    ) -> None:
+        weight, bias = score
+        heads, width = weight.shape
+        dim = width // heads
+        reach = width**0.5 * (weight * norm.weight).norm(dim=-1)
         bounded = bool((2 * reach <= NARROW).all())
         start = [*[0.0] * dim, NOTHING, *([] if bounded else [EMPTY])]
         super().__init__(torch.tensor(start, dtype=torch.float64, device=weight.device).repeat(heads))
@@ -56,26 +70,26 @@ class AarenStepper(Stepper):
             bias = bias - (bias + weight @ norm.bias + reach)
         # The mean of projected values is the projected mean: with one head, the output projection goes first.
         self.folded = heads == 1
-        project, project_bias = self._projection(mixer, weight, bias)
+        project, project_bias = self._projection(value, output, weight, bias)
         self.register_buffer("project", project)
         self.register_buffer("project_bias", project_bias)
         # Divided by the count, the count itself is 1 and carries the bias of the output, in the first head.
-        carried = F.pad(mixer.output.weight.view(-1, heads, dim), (0, 1))
-        carried[:, 0, dim] = mixer.output.bias
+        carried = F.pad(output.weight.view(-1, heads, dim), (0, 1))
+        carried[:, 0, dim] = output.bias
         self.register_buffer("output", carried.flatten(1).t().contiguous())
-        self.recency = mixer.recency
-        later = self._later(mixer.slopes.clamp(max=STEEPEST) if mixer.recency else torch.zeros_like(bias))
+        self.recency = slopes is not None
+        later = self._later(torch.zeros_like(bias) if slopes is None else slopes.clamp(max=STEEPEST))
         self.register_buffer("later", later)
         self.register_buffer("kept", later.double().exp())
 
-    def _projection(self, mixer: Aaren, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    def _projection(self, value: nn.Linear, output: nn.Linear, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """One linear layer for values, count and scores; rows of each head: dim values, a constant 1, the score."""
-        value: Tensor = mixer.value.weight
-        value_bias: Tensor = mixer.value.bias
+        values: Tensor = value.weight
+        value_bias: Tensor = value.bias
         if self.folded:
-            value_bias = mixer.output.weight @ value_bias + mixer.output.bias
-            value = mixer.output.weight @ value
-        parts = value.view(self.heads, self.dim, -1), torch.zeros_like(weight).unsqueeze(1), weight.unsqueeze(1)
+            value_bias = output.weight @ value_bias + output.bias
+            values = output.weight @ values
+        parts = values.view(self.heads, self.dim, -1), torch.zeros_like(weight).unsqueeze(1), weight.unsqueeze(1)
         biases = value_bias.view(self.heads, self.dim), torch.ones_like(bias).unsqueeze(1), bias.unsqueeze(1)
         return torch.cat(parts, 1).flatten(0, 1), torch.cat(biases, 1).flatten()
 
@@ -146,3 +160,61 @@ class AarenStepper(Stepper):
         sums = torch.exp(table - m) @ pieces[..., :-1]
         after = torch.cat([sums, m], -1)[:, :, -1]
         return sums.transpose(1, 2), after.flatten(1)
+
+
+class NumpyAarenStepper:
+    """Computes what `AarenStepper` computes; see `NumpyStepper` for the contract.
+
+    Args:
+        stepper: stepper to compute.
+        norm: layer norm in front of the mixer.
+    """
+
+    def __init__(self, stepper: AarenStepper, norm: nn.LayerNorm) -> None:
+        self.tokens, self.outputs = stepper.tokens, stepper.outputs
+        self.heads, self.dim, self.bounded = stepper.heads, stepper.dim, stepper.bounded
+        self.later = to_array(stepper.later)
+        # Factor by which the sums of each head shrink per token; None without recency.
+        self.decay = stepper.kept[:, -1, -2, None].detach().cpu().numpy() if stepper.recency else None
+        weight, bias, self.folded = stepper.project, stepper.project_bias, stepper.folded
+        if self.folded:
+            # Values go to the residual stream and are centred; the count and the score are not.
+            weight, bias = weight.clone(), bias.clone()
+            weight[: self.dim] -= weight[: self.dim].mean(0)
+            bias[: self.dim] -= bias[: self.dim].mean()
+        self.project = fold_norm(norm, weight, bias)
+        self.output = centre_outputs(to_array(stepper.output))
+
+    def __call__(self, normed: Array, before: Array, after: Array, live: Array | None) -> Array:
+        """See `NumpyStepper.__call__`."""
+        rows = (normed @ self.project[0] + self.project[1]).reshape(-1, self.tokens, self.heads, self.dim + 2)
+        sums = (self._bounded if self.bounded else self._running)(rows, before, after, live)
+        count = sums[..., self.dim : self.dim + 1]
+        if self.folded:
+            return cast(Array, (sums[..., : self.dim] / count).reshape(-1, self.dim).astype(np.float32))
+        return cast(Array, (sums / count).reshape(-1, len(self.output)).astype(np.float32) @ self.output)
+
+    def _bounded(self, rows: Array, before: Array, after: Array, live: Array | None) -> Array:
+        """See `AarenStepper._bounded`; the sums are (batch, outputs, heads, dim + 1)."""
+        sums = (np.exp(rows[..., -1:]) * rows[..., :-1]).astype(np.float64)
+        if live is not None:
+            sums *= live[..., None, None]
+        last = before.reshape(-1, self.heads, self.dim + 1)
+        for token in range(self.tokens):
+            sums[:, token] += last if self.decay is None else self.decay * last
+            last = sums[:, token]
+        after[:] = sums[:, -1].reshape(len(after), -1)
+        return sums[:, -self.outputs :]
+
+    def _running(self, rows: Array, before: Array, after: Array, live: Array | None) -> Array:
+        """See `AarenStepper._running`; the sums are (batch, outputs, heads, dim + 1)."""
+        state = before.reshape(-1, 1, self.heads, self.dim + 2)
+        pieces = np.concatenate([state, rows], 1).swapaxes(1, 2)
+        scores = pieces[..., -1]
+        if live is not None:
+            scores[..., 1:] += ((1 - live) * EMPTY)[:, None]
+        table = scores[:, :, None] + self.later
+        m = table.max(-1, keepdims=True)
+        sums = np.exp(table - m) @ pieces[..., :-1]
+        after[:] = np.concatenate([sums[:, :, -1], m[:, :, -1]], -1).reshape(len(after), -1)
+        return cast(Array, sums.swapaxes(1, 2))

@@ -1,17 +1,12 @@
-"""Steppers: mixers folded for acting, in torch and in NumPy."""
+"""The contract of steppers: mixers folded for acting, in torch and in NumPy."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
-from aaren_rl.mixers.base.state import State, rebuild_state, state_tensors
 from aaren_rl.ops.numpy_layers import Array
-
-if TYPE_CHECKING:
-    from aaren_rl.mixers.base.contract import Mixer
 
 
 class Stepper(nn.Module):
@@ -68,41 +63,3 @@ class NumpyStepper(Protocol):
             What is added to the residual stream, (batch * outputs, width) float32; the mean of each row is 0.
         """
         ...
-
-
-class PlainStepper(Stepper):
-    """Any mixer's `step`, token by token, with the state flattened into a row.
-
-    The mixer computes in the precision of its state, not in float64.
-
-    Args:
-        mixer: mixer to act with.
-        tokens: tokens in a step.
-        outputs: number of tokens that leave the step, the last ones.
-    """
-
-    def __init__(self, mixer: Mixer, tokens: int, outputs: int) -> None:
-        like = mixer.initial_state(1)
-        # JSON has no infinities.
-        super().__init__(torch.cat([part.reshape(-1).double() for part in state_tensors(like)]).clamp(min=-1e30))
-        self._like = like
-        self.mixer, self.tokens, self.outputs = mixer, tokens, outputs
-
-    def forward(self, x: Tensor, onto: Tensor, state: Tensor, live: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See `Stepper.forward`."""
-        batch = state.shape[0]  # Not len, which a trace would take for a constant.
-        mixed = []
-        for t, token in enumerate(x.view(batch, self.tokens, -1).unbind(1)):
-            y, carried = self.mixer.step(token, self._unflatten(state))
-            after = torch.cat([part.reshape(batch, -1).double() for part in state_tensors(carried)], -1)
-            state = after if live is None else torch.where(live[:, t : t + 1] > 0, after, state)
-            mixed.append(y)
-        return onto + torch.stack(mixed[-self.outputs :], 1).flatten(0, 1), state
-
-    def _unflatten(self, state: Tensor) -> State:
-        """The mixer's state from rows (batch, size)."""
-        leaves = state_tensors(self._like)
-        parts = torch.split(state, [part.numel() for part in leaves], -1)
-        batch = state.shape[0]
-        shaped = (part.view(batch, *leaf.shape[1:]).to(leaf) for part, leaf in zip(parts, leaves, strict=True))
-        return rebuild_state(self._like, shaped)

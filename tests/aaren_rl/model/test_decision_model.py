@@ -153,8 +153,8 @@ def test_a_loss_needs_actions(make_model):
 
 def test_a_first_step_flag_marks_first_steps_alone(make_model):
     model = make_model(timesteps="first")
-    added = model.inputs.embed_timesteps(torch.tensor([[0, 1, 7]]))
-    assert torch.equal(added[0, 0], model.inputs.embed_first)
+    added = model.inputs.embed_timestep(torch.tensor([[0, 1, 7]]))
+    assert torch.equal(added[0, 0], model.inputs.embed_timestep.first)
     assert not added[0, 1:].any()
 
 

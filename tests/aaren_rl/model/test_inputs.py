@@ -134,7 +134,7 @@ def expected_tokens(inputs, segment, row, t):
     parts.append(inputs.embed_observation.weight @ observed + inputs.embed_observation.bias)
 
     def time(step):
-        return inputs.embed_timesteps(torch.tensor(step)) if config.timesteps != "none" else 0.0
+        return 0.0 if inputs.embed_timestep is None else inputs.embed_timestep(torch.tensor(step))
 
     if config.layout == "fused":
         return [inputs.norm(sum(parts) + time(timestep))]

@@ -12,8 +12,7 @@ from aaren_rl.data.spaces import Box
 from aaren_rl.errors import InvalidInput
 from aaren_rl.mixers import Aaren, Mixer, state_tensors
 from aaren_rl.mixers.aaren import stepper as aaren_stepper
-from aaren_rl.mixers.aaren.stepper import AarenStepper
-from aaren_rl.mixers.base.stepper import PlainStepper
+from aaren_rl.mixers.base.contract import PlainStepper
 from aaren_rl.model import DecisionModel, ModelConfig
 from aaren_rl.model.inputs_stepper import ACTION, RETURN_TO_GO, TIMESTEP
 from aaren_rl.stepping.numpy_step import NumpyStep
@@ -340,7 +339,7 @@ def test_fifteen_thousand_tokens_are_counted_to_the_last(loud, take, form):
         torch.nn.init.zeros_(part)
     x, live = norm(torch.randn(6, 8)), torch.tensor([[0.0, 1.0, 1.0], [0.0, 1.0, 1.0]])
     with torch.inference_mode():
-        step = AarenStepper(mixer, norm, 3, 1)
+        step = mixer.stepper(norm, 3, 1)
         assert step.bounded == (form == "bounded")
         state = step.start.repeat(2, 1)
         for _ in range(5_000):
@@ -372,7 +371,7 @@ def test_steppers_equal_the_definition_of_attention(loud, take, form, tokens, ou
     mixer, norm = loud(Aaren(16, heads)).eval(), loud(torch.nn.LayerNorm(16), seed=1, std=1.0)
     generator, steps, batch = torch.Generator().manual_seed(2), 12, 3
     with torch.inference_mode():
-        step = PlainStepper(mixer, tokens, outputs) if form == "plain" else AarenStepper(mixer, norm, tokens, outputs)
+        step = PlainStepper(mixer, tokens, outputs) if form == "plain" else mixer.stepper(norm, tokens, outputs)
         x = norm(torch.randn(batch, steps, tokens, 16, generator=generator))
         onto = torch.randn(batch, steps, outputs, 16, generator=generator)
         live = torch.ones(batch, steps, tokens)
@@ -405,7 +404,7 @@ def test_scores_at_both_ends_of_the_range_are_right(loud, take, form, heads):
         for head in range(1, heads):
             # The other heads' scores stay in reach of the bounded form.
             mixer.key.weight[head * 8 : head * 8 + 8].mul_(0.1)
-        step = AarenStepper(mixer, norm, 1, 1)
+        step = mixer.stepper(norm, 1, 1)
         assert step.bounded == (form == "bounded")
         for signs in ([-1] * 8 + [1, -1, -1], [1] + [-1] * 10):
             tokens = x * torch.tensor(signs).unsqueeze(-1)
@@ -427,7 +426,7 @@ def test_a_shift_of_all_scores_changes_nothing(loud, take, form, shift, source):
         query = mixer.query(mixer.query_token) / 4
         direction = query @ mixer.key.weight if source == "norm" else query
         (norm if source == "norm" else mixer.key).bias.copy_(direction / direction.square().sum() * shift)
-        step = AarenStepper(mixer, norm, 1, 1)
+        step = mixer.stepper(norm, 1, 1)
         assert step.bounded == (form == "bounded")
         x = norm(torch.randn(30, 16, generator=torch.Generator().manual_seed(0)))
         expected, state = attention(mixer, x[None], torch.ones(1, 30, dtype=torch.bool))[0], step.start[None]

@@ -55,7 +55,7 @@ def pad(segment, left, right, filler=7.0):
     valid = torch.ones_like(segment.timesteps, dtype=torch.bool) if segment.valid is None else segment.valid
 
     def padded(part):
-        value = filler if part.is_floating_point() else 3
+        value = filler if part.is_floating_point() else 0 if part.dtype == torch.bool else 3
         return F.pad(part, (0, 0) * (part.ndim - 2) + (left, right), value=value)
 
     return over_time(segment, padded)._replace(valid=F.pad(valid, (left, right)))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import draw_segment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -222,13 +223,10 @@ def test_a_minimal_network_is_mapped_over_models(loud, name):
 @pytest.mark.parametrize("name", ["gru", "minlstm"])
 def test_it_is_trained_where_the_loss_is_compiled(make_model, name):
     model = make_model(mixer=name)
-    generator = torch.Generator().manual_seed(0)
-    observations, actions = torch.randn(3, 6, 4, generator=generator), torch.rand(3, 6, 2, generator=generator)
-    given = observations, actions, torch.ones(3, 6), torch.arange(6).expand(3, -1)
-    gradients = []
+    segment, gradients = draw_segment(6, batch=3), []
     for loss in (torch.compile(model.loss, backend="aot_eager"), model.loss):
         model.zero_grad()
-        loss(*given).backward()
+        loss(segment)[0].backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     for compiled, plain in zip(*gradients, strict=True):
         torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-5)

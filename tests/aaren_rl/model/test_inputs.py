@@ -55,6 +55,8 @@ def test_masks_are_those_of_their_picture(given):
         ([0, 0, 0], None, [1, 1, 1], [1, 0, 0], [0, 0, 0]),
         # Padding on the right, where a timestep of 0 starts no episode.
         ([6, 7, 0], [1, 1, 0], [0, 0, 0], [1, 0, 0], [1, 1, 1]),
+        # A single real step, which alone opens its row.
+        ([6, 7, 8], [1, 0, 0], [0, 0, 0], [1, 0, 0], [1, 0, 0]),
         # A row of padding.
         ([0, 1, 2], [0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]),
     ],

@@ -3,7 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from helpers import double, predict
+from helpers import double, open_norms, predict
 from torch import nn
 
 from aaren_rl import mixers
@@ -64,17 +64,8 @@ SHAPES = [
 
 @pytest.fixture
 def make_model(make_model):
-    """As everywhere, with layer norms that let all through, so that small parts show too."""
-
-    def make(**changes):
-        model = make_model(**changes)
-        with torch.no_grad():
-            for module in model.modules():
-                if isinstance(module, torch.nn.LayerNorm):
-                    module.weight.add_(1.0)
-        return model
-
-    return make
+    """As everywhere, with layer norms that let all through."""
+    return lambda **changes: open_norms(make_model(**changes))
 
 
 @pytest.fixture

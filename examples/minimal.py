@@ -1,4 +1,4 @@
-"""The whole road in one file: data, model, training, acting. Runs in about a minute: `python examples/minimal.py`.
+"""The whole road in one file: data, model, training, acting. Takes half a minute: `python examples/minimal.py`.
 
 `aaren_rl.fit` does all of this with checkpoints, logs and any mixer; this file shows what happens underneath.
 """

@@ -24,8 +24,7 @@ def legend() -> str:
 def table() -> str:
     """All mixers as a Markdown table, from what their classes declare."""
     lines = [
-        "| mixer | options | memory | tokens seen | source | what differs "
-        "| cost of a sequence | cost of a step | state |",
+        "| mixer | options | memory | tokens seen | source | what differs | sequence costs | step costs | state |",
         "|---|---|---|---|---|---|---|---|---:|",
     ]
     for name in mixers.names():

@@ -81,13 +81,13 @@ class Run:
         self,
         learner: Learner,
         card: AgentCard,
-        folder: Path,
+        folder: str | Path,
         evaluate: Evaluate | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        self.learner, self.card, self.folder, self.evaluate = learner, card, folder, evaluate
+        self.learner, self.card, self.folder, self.evaluate = learner, card, Path(folder), evaluate
         self.config, self.callbacks = learner.config, list(callbacks)
-        self.folders = agent_folders(folder, learner.seeds)
+        self.folders = agent_folders(self.folder, learner.seeds)
         self.seconds = 0.0
         self.evaluated = 0
         self.best: list[tuple[int, float] | None] = [None] * len(learner.models)

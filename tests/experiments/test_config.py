@@ -10,7 +10,7 @@ from aaren_rl.experiments import config as run_config
 from aaren_rl.experiments.comparison import matrix
 from aaren_rl.experiments.config import RunConfig, load, parse, presets, save
 from aaren_rl.model import ModelConfig
-from aaren_rl.training.run import TrainingConfig
+from aaren_rl.training.config import TrainingConfig
 
 RESULTS = Path(__file__).parents[2] / "results"
 

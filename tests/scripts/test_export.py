@@ -15,6 +15,7 @@ import torch
 import aaren_rl.stepping.onnx
 from aaren_rl.agents import DecisionAgent, OnnxAgent
 from aaren_rl.checkpoint import AgentCard
+from aaren_rl.data.spaces import Box
 from aaren_rl.errors import AarenError, InvalidInput
 from aaren_rl.experiments.console import rounded
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
@@ -25,10 +26,11 @@ FILES = {"agent.onnx", "export.json"}
 
 
 def make_agent(mixer="aaren"):
-    scaling = Scaling(np.zeros(11, "f4"), np.ones(11, "f4"), -np.ones(3, "f4"), np.ones(3, "f4"))
+    scaling = Scaling(np.zeros(11, "f4"), np.ones(11, "f4"))
+    spaces = Box.unbounded((11,)), Box.bounded(-np.ones(3), np.ones(3))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = DecisionModel(ModelConfig(mixer=mixer, width=16, blocks=1, layout="fused"), scaling)
+        model = DecisionModel(ModelConfig(mixer=mixer, width=16, blocks=1, layout="fused"), *spaces, scaling)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn(parameter.shape) * 0.2)

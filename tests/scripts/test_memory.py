@@ -7,6 +7,7 @@ import torch
 
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.checkpoint import AgentCard
+from aaren_rl.data.spaces import Box
 from aaren_rl.envs.evaluation import success_interval
 from aaren_rl.envs.memory import MEMORY_CHAIN, T_MAZE
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
@@ -20,11 +21,12 @@ def tiny_agent(folder, env_id=T_MAZE, bits=1, answer=None, **settings):
     """Saves an untrained agent; with `answer` one that gives this action always."""
     torch.manual_seed(0)
     size = 2 * bits
-    scaling = Scaling(np.zeros(size, np.float32), np.ones(size, np.float32), *BOUNDS, return_scale=1.0)
-    model = DecisionModel(ModelConfig(width=16, blocks=1, layout="fused", **settings), scaling)
+    scaling = Scaling(np.zeros(size, np.float32), np.ones(size, np.float32), return_scale=1.0)
+    spaces = Box.unbounded((size,)), Box.bounded(*BOUNDS)
+    model = DecisionModel(ModelConfig(width=16, blocks=1, layout="fused", **settings), *spaces, scaling)
     if answer is not None:
-        torch.nn.init.zeros_(model.head.weight)
-        torch.nn.init.constant_(model.head.bias, float(np.arctanh(answer)))
+        torch.nn.init.zeros_(model.head.linear.weight)
+        torch.nn.init.constant_(model.head.linear.bias, float(np.arctanh(answer)))
     kwargs = {"bits": bits} if env_id == MEMORY_CHAIN else {"longest": 9}
     DecisionAgent(model, AgentCard(env_id, "tests/memory-v0", "bundled", (1.0,), env_kwargs=kwargs)).save(folder)
     return folder
@@ -40,7 +42,7 @@ def test_from_the_name_of_a_task_to_its_figures(command, tiny, tmp_path):
     assert status == 0
     assert "data: aaren/t-maze/expert-v0 (source bundled)" in out
     agent = DecisionAgent.load(tmp_path / "run" / "last")
-    assert (float(agent.model.return_scale), agent.card.target_returns) == (1.0, (1.0,))
+    assert (float(agent.model.inputs.return_scale), agent.card.target_returns) == (1.0, (1.0,))
     status, out, _ = command(main, "run/last", "--lengths", "200", "--episodes", "2")
     assert status == 0
     assert "| run/last | stream | 200 |" in out
@@ -49,7 +51,7 @@ def test_from_the_name_of_a_task_to_its_figures(command, tiny, tmp_path):
 def test_return_scale_that_is_given_counts(command, tiny, tmp_path):
     assert command(train.main, *tiny, "--return-scale", "7", "--run", "seven")[0] == 0
     assert command(train.main, *tiny, "--run", "own")[0] == 0
-    scales = [float(DecisionAgent.load(tmp_path / run / "last").model.return_scale) for run in ("seven", "own")]
+    scales = [float(DecisionAgent.load(tmp_path / run / "last").model.inputs.return_scale) for run in ("seven", "own")]
     assert scales == [7.0, 1000.0]
 
 

@@ -125,7 +125,7 @@ def test_run_that_was_interrupted_ends_as_if_it_had_not_been(surroundings, comma
     curves = []
     for run in ("cut", "whole"):
         points = [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
-        curves.append([(point["update"], point["loss"]) for point in points if "loss" in point])
+        curves.append([(point["update"], point["train/loss"]) for point in points if "train/loss" in point])
     assert [update for update, _ in curves[0]] == list(range(1, 121))
     assert curves[0] == curves[1]
     results = [json.loads((tmp_path / run / "result.json").read_text()) for run in ("cut", "whole")]
@@ -226,7 +226,7 @@ def test_several_seeds_leave_a_run_each_and_a_summary(command, tiny, tmp_path, t
     # The first of them is the run that this seed gives alone.
     assert_same_weights(weights(tmp_path / "both" / "seed-0" / "last"), weights(trained[1] / "last"))
     other = weights(tmp_path / "both" / "seed-1" / "last")
-    assert not np.array_equal(other["head.weight"], weights(trained[1] / "last")["head.weight"])
+    assert not np.array_equal(other["head.linear.weight"], weights(trained[1] / "last")["head.linear.weight"])
     # Resuming finished runs changes nothing.
     status, out, _ = command(main, "--resume", tmp_path / "both")
     assert status == 0

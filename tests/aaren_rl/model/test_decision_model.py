@@ -550,9 +550,9 @@ def test_scaling_that_cannot_be_is_refused(scaling, changes):
 @pytest.mark.parametrize(
     ("low", "high"), [([-1.0, 0.0], [1.0, 0.0]), ([0.0, 0.0, 0.0], [1.0, 5.0]), ([-1.0, 6.0], [1.0, 5.0])]
 )
-def test_action_bounds_that_cannot_be_are_refused(low, high):
+def test_action_bounds_that_cannot_be_are_refused(observation_space, scaling, low, high):
     with pytest.raises(InvalidInput):
-        Box.bounded(low, high)
+        DecisionModel(ModelConfig(width=16), observation_space, Box.bounded(low, high), scaling)
 
 
 def test_an_action_space_without_bounds_is_refused(observation_space, scaling):

@@ -1,4 +1,4 @@
-"""Folders that hold an agent or a training run's state: safetensors and JSON, written whole or not at all."""
+"""Folders of agents and of training states: safetensors and JSON, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ from aaren_rl.model import DecisionModel, Scaling, config_from_dict
 WEIGHTS, CARD = "model.safetensors", "agent.json"
 TRAINING_TENSORS, TRAINING_STATE = "training.safetensors", "training.json"
 FILES = frozenset({WEIGHTS, CARD, TRAINING_TENSORS, TRAINING_STATE})
-"""All that such folders hold: the first two make an agent, the others are what resuming needs besides."""
+"""Files of such a folder: the first two make an agent, resuming needs the others too."""
 
 EXPORTED_GRAPH, EXPORTED_CARD = "agent.onnx", "export.json"
 EXPORTED = frozenset({EXPORTED_GRAPH, EXPORTED_CARD})
-"""All that the folder of an exported agent holds."""
+"""Files in the folder of an exported agent."""
 
 FORMAT = 3
-"""Version of the folder's form; raised when older code could not read it."""
+"""Version of the folder's format; it rises with every change that older code cannot read."""
 
 
 @dataclass(frozen=True)
 class AgentCard:
-    """What an agent was trained on and for, kept beside its weights.
+    """Data, environment and targets of an agent, kept beside its weights.
 
     Attributes:
         env_id: Gymnasium id of the environment to act in; None if none is known.
-        dataset_id: the data it was trained on.
-        source: where the data came from ("minari", "d4rl", "bundled", "arrays").
+        dataset_id: name of the training data.
+        source: source of the data ("minari", "d4rl", "bundled", "arrays").
         env_kwargs: arguments of `gymnasium.make`.
-        target_returns: what to ask of it; the first is the default.
-        updates: optimiser updates it was trained for.
-        acting: how it acts unless asked otherwise, as "stream" or "window:20" (`aaren_rl.agents.acting.Acting`).
+        target_returns: target returns of its environment; the first is the default.
+        updates: number of optimiser updates.
+        acting: default way of acting, as "stream" or "window:20" (`aaren_rl.agents.acting.Acting`).
         data_returns: quantiles of the returns in its data, from the lowest to the highest episode in equal steps of
-            probability; empty where they are not known.
+            probability; empty if they are unknown.
 
     Raises:
         InvalidInput: no target return is given.
@@ -65,14 +65,14 @@ class AgentCard:
 
     def __post_init__(self) -> None:
         if not self.target_returns:
-            raise InvalidInput("target_returns is empty; expected at least one return to ask for")
+            raise InvalidInput("target_returns is empty; expected at least one target return")
 
 
 def save_agent(folder: Path, model: DecisionModel, card: AgentCard) -> None:
-    """Writes an agent folder, replacing one that is there.
+    """Writes an agent folder, and replaces an earlier one of this name.
 
     Raises:
-        CheckpointError: it cannot be written; what was there before is still there.
+        CheckpointError: it cannot be written; an earlier folder stays as it was.
     """
     with whole_folder(folder) as partial:
         write_agent(partial, model, card)
@@ -99,7 +99,7 @@ def load_agent(folder: Path) -> tuple[DecisionModel, AgentCard]:
     """Reads an agent folder, on the CPU.
 
     Raises:
-        CheckpointError: a file is missing, damaged, altered, or written by a later version.
+        CheckpointError: a file is missing, damaged, altered, or of another format.
     """
     description = read_json(folder / CARD)
     if description.get("format") != FORMAT:
@@ -130,12 +130,12 @@ def whole_folder(folder: Path, files: frozenset[str] = FILES) -> Iterator[Path]:
     """Yields a folder to write into, which takes the given name once all is written.
 
     Args:
-        folder: the name.
-        files: all that an earlier folder of that name may hold.
+        folder: name of the folder.
+        files: names of all files that an earlier folder of that name may hold.
 
     Raises:
-        CheckpointError: it cannot be written, on a full disk for instance, or the name belongs to something else than
-            a saved folder; what was there before is still there.
+        CheckpointError: it cannot be written, on a full disk for instance, or the name belongs to something other than
+            a saved folder. Whatever had the name stays as it was.
     """
     check_replaceable(folder.resolve(), files)
     with folders.whole_folder(folder, CheckpointError) as partial:
@@ -143,18 +143,18 @@ def whole_folder(folder: Path, files: frozenset[str] = FILES) -> Iterator[Path]:
 
 
 def check_replaceable(folder: Path, files: frozenset[str] = FILES) -> None:
-    """Makes sure that nothing but such files would be lost with a folder.
+    """Checks that a folder holds no files but these, which are lost when it is replaced.
 
     Raises:
         CheckpointError: the name belongs to something else.
     """
     if folder.exists() and (not folder.is_dir() or not {path.name for path in folder.iterdir()} <= files):
-        kind = "an exported agent's" if files is EXPORTED else "an agent"
-        raise CheckpointError(f"{folder} exists and is not {kind} folder; it is left alone, give another name")
+        expected = "an exported agent's" if files is EXPORTED else "an agent"
+        raise CheckpointError(f"{folder} exists and is not {expected} folder; it is left alone, give another name")
 
 
 def digest(content: bytes) -> str:
-    """The SHA-256 digest by which altered files are known."""
+    """SHA-256 digest, by which altered files are recognised."""
     return hashlib.sha256(content).hexdigest()
 
 
@@ -162,7 +162,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object.
 
     Raises:
-        CheckpointError: the file is missing or holds something else.
+        CheckpointError: the file is missing or holds no JSON object.
     """
     try:
         content = json.loads(path.read_text("utf-8"))
@@ -199,7 +199,7 @@ def read_tensors(path: Path, sha256: str | None) -> dict[str, Tensor]:
 
 
 def card_of(description: dict[str, Any]) -> AgentCard:
-    """The card among all that an agent.json or export.json says.
+    """Card in the contents of an agent.json or export.json.
 
     Raises:
         KeyError: a field is missing.
@@ -210,9 +210,9 @@ def card_of(description: dict[str, Any]) -> AgentCard:
 
 
 def card_digest(description: dict[str, Any], content: str) -> str:
-    """Digest of all that an agent.json or export.json says, the digest of the file `content` beside it included.
+    """Digest of the contents of an agent.json or export.json, with the digest of the file `content` beside it.
 
-    This digest itself is left out, and so are evaluations, which are added later.
+    It leaves out itself, and evaluations, which are added later.
     """
     digests = description.get("sha256")
     said = {name: value for name, value in description.items() if name != "evaluation"}

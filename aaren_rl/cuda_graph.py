@@ -1,4 +1,4 @@
-"""A function captured once as a CUDA graph, and replayed without Python or launch overhead."""
+"""Captures a function once as a CUDA graph, and replays it without the overhead of Python and launches."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import torch
 Result = TypeVar("Result")
 
 WARM_UP = 5
-"""Calls before the capture, in which libraries, compilers and the optimiser set themselves up."""
+"""Calls before the capture; libraries, compilers and the optimiser initialise in them."""
 
 
 class CudaGraph(Generic[Result]):
-    """Calls a function; on a GPU, from the sixth call on, by replaying what it did.
+    """Calls a function; on a GPU, every call from the sixth on replays a CUDA graph of it.
 
-    The function takes no arguments, never waits for the device, and works on tensors of the same shapes at the same
-    addresses every time. Results live in the graph's static buffers; the next call overwrites them.
+    The function takes no arguments and never waits for the device. Its tensors have the same shapes and addresses at
+    every call. Results live in the graph's static buffers; the next call overwrites them.
 
     Args:
         function: to call.
-        generators: random generators it draws from, besides the device's default one.
-        device: whose work is captured; on a CPU the function is simply called.
+        generators: random generators that it draws from, besides the device's default one.
+        device: device whose work is captured; on a CPU the function is called as it is.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class CudaGraph(Generic[Result]):
         self._result: Result
 
     def __call__(self) -> Result:
-        """The function's result."""
+        """Returns the function's result."""
         if self.device.type != "cuda":
             return self.function()
         self.calls += 1
@@ -43,7 +43,7 @@ class CudaGraph(Generic[Result]):
                 self._graph.replay()
                 return self._result
             if self.calls == 1:
-                # What ran on another stream than the default one may be captured later.
+                # A capture needs work that warmed up on a stream other than the default one.
                 self._aside = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
             if self.calls <= WARM_UP:
                 self._aside.wait_stream(torch.cuda.current_stream(self.device))
@@ -57,6 +57,6 @@ class CudaGraph(Generic[Result]):
             with torch.cuda.graph(graph, stream=self._aside):
                 self._result = self.function()
             self._graph = graph
-            # The capture did not execute.
+            # A capture does not execute.
             graph.replay()
             return self._result

@@ -1,4 +1,4 @@
-"""Errors a user can cause and mend: each says what was given, what was expected and what to do."""
+"""Errors that a user can cause and mend: each names the given value, the expected one and the remedy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class AarenError(Exception):
-    """Base of all errors this package raises on purpose; the command lines print it without a traceback."""
+    """Base of all errors that this package raises on purpose; command lines print it without a traceback."""
 
 
 class InvalidInput(AarenError, ValueError):
@@ -22,10 +22,16 @@ class CheckpointError(AarenError):
     """An agent folder is missing, damaged, altered or does not fit."""
 
 
-def unknown_name(kind: str, given: str, known: Iterable[str]) -> InvalidInput:
-    """An error for a name that is not in a list, with its nearest matches."""
+def unknown_name(noun: str, given: str, known: Iterable[str]) -> InvalidInput:
+    """An error for a name that is not in a list, with its nearest matches.
+
+    Args:
+        noun: what the name is of, as "mixer".
+        given: the unknown name.
+        known: all known names.
+    """
     names = sorted(known)
     near = difflib.get_close_matches(given, names, n=3, cutoff=0.5)
     more = f" and {len(names) - 30} more" if len(names) > 30 else ""
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(names[:30])}{more}"
-    return InvalidInput(f"unknown {kind} {given!r}; {hint}")
+    return InvalidInput(f"unknown {noun} {given!r}; {hint}")

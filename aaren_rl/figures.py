@@ -1,4 +1,4 @@
-"""How every picture of this library is drawn and saved."""
+"""Draws and saves every picture of this library in one style."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 @contextmanager
 def drawn(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure to draw into, which is saved as the block ends.
+    """Yields a figure to draw into, and saves it when the block ends.
 
     Args:
-        path: of the picture; folders above are made.
+        path: file of the picture; its folder is made if it is missing.
         width: in inches.
         height: in inches.
     """
-    # Imported where it is used, without pyplot: it takes seconds, and no window system is needed.
+    # Imported here, since it takes seconds, and without pyplot, which looks for a window system.
     import matplotlib
     from matplotlib.figure import Figure
 

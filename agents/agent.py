@@ -141,7 +141,9 @@ class Agent(StableBaselines3Policy):
         self._single = num_envs is None
         self._waits_for_reset = autoreset_mode == AutoresetMode.NEXT_STEP and not self._single
         self._target = np.broadcast_to(target, (rows,))
+        self._observation_shape = (rows, *self.observation_space.shape)
         # Steps since each row's episode began: when to renew, to forget, and to refuse.
+        self._scheduled = bool(self.renew) or self.longest is not None or self.acting.mode == "reset"
         self._timestep = np.zeros(rows, dtype=np.int64)
         self._starting = True
         self._none, self._no_reward = np.zeros(rows, dtype=np.bool_), np.zeros(rows, dtype=np.float32)
@@ -172,20 +174,21 @@ class Agent(StableBaselines3Policy):
                 steps than a learned timestep embedding holds.
         """
         state = self._running()
-        rows = len(self._timestep)
-        observed = self._checked("observation", observation, (rows, *self.observation_space.shape))
+        observed = self._checked("observation", observation, self._observation_shape)
         done = self._ended_rows(terminated, truncated)
         if reward is None and not self._starting:
             raise InvalidInput("act was called without a reward; give the reward of the last action, or reset first")
         if self._single and done[0]:
             raise InvalidInput("the episode has ended; reset the environment and the agent before the next act")
-        earned = self._no_reward if reward is None else self._checked("reward", reward, (rows,))
+        earned = self._no_reward if reward is None else self._checked("reward", reward, self._timestep.shape)
         if self._starting:
             earned = self._no_reward
         else:
             self._timestep = self._timestep + 1
-            earned = self._start_episodes(state, done, earned)
-        self._on_schedule(state, earned)
+            if done is not self._none or self._rested is not self._none:
+                earned = self._start_episodes(state, done, earned)
+        if self._scheduled:
+            self._on_schedule(state, earned)
         action = state.step(observed, earned)
         self._starting = False
         return action[0].copy() if self._single else action.copy()

@@ -123,10 +123,10 @@ class InputsStepper(nn.Module):
         added: Tensor = embed(now).to(self.weight.dtype)
         return added.view(-1, self.config.width)
 
-    def times(self, timestep: Array) -> Array | None:
-        """The same for arrays; None if timesteps add nothing."""
+    def times(self, timestep: Array) -> Array:
+        """What the timesteps, (batch, 1), add to the tokens, for arrays; zeros without an embedding."""
         if self.embed_timestep is None:
-            return None
+            return np.zeros((len(timestep) * self.tokens, self.config.width), np.float32)
         return to_array(self._times(self.embed_timestep, torch.from_numpy(timestep)))
 
     def to_numpy(self) -> NumpyInputs:
@@ -142,7 +142,11 @@ class NumpyInputs:
     """
 
     def __init__(self, stepper: InputsStepper) -> None:
-        self.stepper, self.tokens, self.width = stepper, stepper.tokens, stepper.config.width
+        # Looked up here once, since attributes of a module are slow.
+        self.raw, self.columns = stepper.observation.raw, stepper.columns
+        self.times = None if stepper.embed_timestep is None else stepper.times
+        self.action, self.may_miss = slice(ACTION, ACTION + stepper.action_size), stepper.may_miss
+        self.tokens, self.width = stepper.tokens, stepper.config.width
         self.weight, self.bias = transpose(stepper.weight), to_array(stepper.bias)
         self.scale, self.shift, self.eps = to_array(stepper.norm.weight), to_array(stepper.norm.bias), stepper.norm.eps
 
@@ -150,18 +154,17 @@ class NumpyInputs:
         """See `InputsStepper.forward`; `state` is the whole rows, (batch, state size)."""
         return_to_go, timestep = state[:, :1] - reward[:, None], state[:, 1:2]
         known = np.minimum(timestep, 1.0).astype(np.float32)
-        previous = state[:, ACTION : ACTION + self.stepper.action_size].astype(np.float32)
-        observed = self.stepper.observation.raw(observation)
-        columns = self.stepper.columns(previous, reward, known, return_to_go.astype(np.float32), observed)
+        previous, observed = state[:, self.action].astype(np.float32), self.raw(observation)
+        columns = self.columns(previous, reward, known, return_to_go.astype(np.float32), observed)
         x = (np.concatenate(columns, 1) @ self.weight + self.bias).reshape(-1, self.width)
-        if (times := self.stepper.times(timestep)) is not None:
-            x += times
+        if self.times is not None:
+            x += self.times(timestep)
         x -= x.mean(1, keepdims=True)
         x = normalise(x, self.eps) * self.scale + self.shift
         x -= x.mean(1, keepdims=True)
         live = None
         # No token is missing after the first step of an episode.
-        if self.stepper.may_miss and not known.all():
+        if self.may_miss and not known.all():
             live = np.pad(known, ((0, 0), (0, self.tokens - 1)), constant_values=1)
         return StepInput(x, live, return_to_go, timestep + 1)
 

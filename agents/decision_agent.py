@@ -8,7 +8,8 @@ import torch
 
 from aaren_rl import checkpoint
 from aaren_rl.agents.agent import Agent
-from aaren_rl.agents.states import ActingState, DeviceRows, GrowingState, Rows, Window
+from aaren_rl.agents.model_states import GrowingState, Window
+from aaren_rl.agents.states import ActingState, DeviceRows, Rows
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.model import DecisionModel
 from aaren_rl.stepping import NumpyStep, Step

@@ -12,13 +12,8 @@ from torch import Tensor, nn
 from aaren_rl.cuda_graph import CudaGraph
 from aaren_rl.data.segment import Segment
 from aaren_rl.errors import InvalidInput
-from aaren_rl.training.learner import (
-    SingleLearner,
-    autocast,
-    learning_rate,
-    make_optimiser,
-    set_learning_rate,
-)
+from aaren_rl.training.learner import SingleLearner
+from aaren_rl.training.optimiser import autocast, learning_rate, make_optimiser, set_learning_rate
 
 
 class EnsembleLearner:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal, Protocol, cast
+from collections.abc import Mapping
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,11 @@ from aaren_rl.data.sampler import Sampler, hold_out
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.errors import CheckpointError, InvalidInput
 from aaren_rl.mixers import state_tensors
-from aaren_rl.model import DecisionModel, ModelConfig
+from aaren_rl.model import DecisionModel
 from aaren_rl.model.trunk import TrunkState
-from aaren_rl.ops.prefix_attention import fused
 from aaren_rl.training.config import TrainingConfig
 from aaren_rl.training.objectives import Loss, get_objective
+from aaren_rl.training.optimiser import autocast, learning_rate, make_optimiser, resolve_auto, set_learning_rate
 
 VALIDATION_STEPS = 20_000
 """Steps of held-out episodes that a validation looks at, about."""
@@ -258,54 +258,6 @@ class SingleLearner:
         if self.carried is not None:
             for kept, now in zip(state_tensors(self.carried), state_tensors(after), strict=True):
                 kept.copy_(now.detach())
-
-
-def learning_rate(config: TrainingConfig, update: int) -> float:
-    """Learning rate of an update, the first of which is 1."""
-    return config.learning_rate * min(1.0, update / max(1, config.warmup))
-
-
-def make_optimiser(parameters: Iterable[Tensor], config: TrainingConfig, device: torch.device) -> torch.optim.AdamW:
-    """AdamW in one operation for all parameters; on a GPU its learning rate is a tensor, so that it can be captured."""
-    on_gpu = device.type == "cuda"
-    rate = torch.tensor(config.learning_rate, device=device) if on_gpu else config.learning_rate
-    trainable = [parameter for parameter in parameters if parameter.requires_grad]
-    return torch.optim.AdamW(trainable, lr=rate, weight_decay=config.weight_decay, fused=True, capturable=on_gpu)
-
-
-def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Sets the learning rate, in place where it is a tensor."""
-    for group in optimiser.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Matrix products in a precision. Weights are cast where they are used, so that a captured update does it too."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
-
-
-def resolve_auto(
-    config: TrainingConfig, device: torch.device, shape: ModelConfig
-) -> tuple[Literal["float32", "bf16"], bool, bool]:
-    """What "auto" stands for on a device: precision, whether to compile, whether to capture a CUDA graph.
-
-    Raises:
-        InvalidInput: a CUDA graph is asked for, and the device or the mixer has none.
-    """
-    on_gpu = device.type == "cuda"
-    precision = config.precision
-    if precision == "auto":
-        precision = "bf16" if on_gpu and torch.cuda.get_device_capability(device) >= (8, 0) else "float32"
-    compiled = on_gpu and fused.available() if config.compile == "auto" else config.compile == "yes"
-    captured = on_gpu and shape.cuda_graph if config.cuda_graph == "auto" else config.cuda_graph == "yes"
-    if captured and not shape.cuda_graph:
-        raise InvalidInput(f"updates of mixer {shape.mixer!r} have no CUDA graph; pass --cuda-graph auto")
-    if captured and not on_gpu:
-        raise InvalidInput("a CUDA graph was asked for and the device is a CPU; pass --cuda-graph auto")
-    return precision, compiled, captured
 
 
 def _check_lengths(model: DecisionModel, trajectories: Trajectories) -> None:

@@ -11,9 +11,6 @@ from pathlib import Path
 from threading import Event
 from typing import TypeAlias
 
-import torch
-from torch import Tensor
-
 from aaren_rl import checkpoint
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.errors import AarenError, CheckpointError, InvalidInput
@@ -27,8 +24,10 @@ from aaren_rl.training.checkpoints import (
     read_checkpoint,
     write_checkpoint,
 )
-from aaren_rl.training.learner import Learner, learning_rate
+from aaren_rl.training.learner import Learner
 from aaren_rl.training.log import RunLog
+from aaren_rl.training.meter import Meter
+from aaren_rl.training.optimiser import learning_rate
 from aaren_rl.training.signals import stop_signal
 
 EVALUATIONS = "evaluations.json"
@@ -158,7 +157,7 @@ class Run:
     def _train(self, stop: Event) -> bool:
         """Updates, and what comes with them; returns whether the run came to its end."""
         learner, config = self.learner, self.config
-        meter, saved = _Meter(), learner.updates
+        meter, saved = Meter(), learner.updates
         # A run that failed in an evaluation has saved its checkpoint: the evaluation is made up for.
         ended = self._evaluate() if self._owes_evaluation() else False
         while learner.updates < config.updates and not ended and not stop.is_set():
@@ -194,7 +193,7 @@ class Run:
         at_evaluation = updates % self.config.evaluate_every == 0 or updates == self.config.updates
         return updates > 0 and at_evaluation and self.evaluated < updates
 
-    def _log(self, meter: _Meter) -> bool:
+    def _log(self, meter: Meter) -> bool:
         """Hands the metrics since the last logged point to logs and callbacks; whether one of these ends the run."""
         self._check_finite(meter)
         rate = learning_rate(self.config, self.learner.updates)
@@ -237,7 +236,7 @@ class Run:
         ends = [callback(self.learner.updates, metrics) for callback in self._called]
         return any(ends)
 
-    def _check_finite(self, meter: _Meter) -> None:
+    def _check_finite(self, meter: Meter) -> None:
         """Stops before weights that are not finite could replace a good checkpoint."""
         if not meter.finite():
             raise Diverged(
@@ -267,44 +266,6 @@ def _evaluation_mode(model: DecisionModel) -> Iterator[None]:
         yield
     finally:
         model.train(training)
-
-
-class _Meter:
-    """Sums metrics on the device from one logged point to the next, and the time they took."""
-
-    def __init__(self) -> None:
-        self._restart()
-
-    def _restart(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._count = 0
-        self._began, self._paused = time.perf_counter(), 0.0
-
-    def add(self, metrics: Mapping[str, Tensor]) -> None:
-        """Adds the metrics of an update."""
-        self._count += 1
-        for name, value in metrics.items():
-            if name in self._sums:
-                self._sums[name] += value
-            else:
-                self._sums[name] = value.detach().clone()
-
-    def pause(self, seconds: float) -> None:
-        """Leaves out time that was not spent in updates."""
-        self._paused += seconds
-
-    def finite(self) -> bool:
-        """True if the loss and its gradient are numbers."""
-        watched = [self._sums[name] for name in ("loss", "gradient_norm") if name in self._sums]
-        return all(bool(torch.isfinite(value).all()) for value in watched)
-
-    def read(self, models: int) -> tuple[list[dict[str, float]], int, float]:
-        """Means of the metrics for each model, updates and seconds since the last reading; starts anew."""
-        values = {name: value.expand(models).tolist() for name, value in self._sums.items()}
-        points = [{name: value[number] / self._count for name, value in values.items()} for number in range(models)]
-        count, seconds = self._count, time.perf_counter() - self._began - self._paused
-        self._restart()
-        return points, count, seconds
 
 
 def _tagged(group: str, metrics: Mapping[str, float]) -> dict[str, float]:

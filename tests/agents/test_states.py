@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from aaren_rl.agents import DecisionAgent, decision_agent
-from aaren_rl.agents.states import DeviceRows, GrowingState, Rows, Window
+from aaren_rl.agents.model_states import GrowingState, Window
+from aaren_rl.agents.states import DeviceRows, Rows
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.data.spaces import space_of
 from aaren_rl.errors import InvalidInput

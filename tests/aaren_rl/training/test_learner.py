@@ -13,7 +13,7 @@ from aaren_rl.errors import CheckpointError, InvalidInput
 from aaren_rl.mixers import state_tensors
 from aaren_rl.model import ModelConfig
 from aaren_rl.training.config import TrainingConfig
-from aaren_rl.training.learner import resolve_auto
+from aaren_rl.training.optimiser import resolve_auto
 
 CONTEXTS = [5, "2+5", "episode", "packed", "carry:5"]
 

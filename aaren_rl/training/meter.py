@@ -1,0 +1,47 @@
+"""Metrics between two logged points."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+class Meter:
+    """Sums metrics on the device from one logged point to the next, and the time they took."""
+
+    def __init__(self) -> None:
+        self._restart()
+
+    def _restart(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+        self._began, self._paused = time.perf_counter(), 0.0
+
+    def add(self, metrics: Mapping[str, Tensor]) -> None:
+        """Adds the metrics of an update."""
+        self._count += 1
+        for name, value in metrics.items():
+            if name in self._sums:
+                self._sums[name] += value
+            else:
+                self._sums[name] = value.detach().clone()
+
+    def pause(self, seconds: float) -> None:
+        """Leaves out time that was not spent in updates."""
+        self._paused += seconds
+
+    def finite(self) -> bool:
+        """True if the loss and its gradient are numbers."""
+        watched = [self._sums[name] for name in ("loss", "gradient_norm") if name in self._sums]
+        return all(bool(torch.isfinite(value).all()) for value in watched)
+
+    def read(self, models: int) -> tuple[list[dict[str, float]], int, float]:
+        """Means of the metrics for each model, updates and seconds since the last reading; starts anew."""
+        values = {name: value.expand(models).tolist() for name, value in self._sums.items()}
+        points = [{name: value[number] / self._count for name, value in values.items()} for number in range(models)]
+        count, seconds = self._count, time.perf_counter() - self._began - self._paused
+        self._restart()
+        return points, count, seconds

@@ -1,0 +1,155 @@
+"""What an agent carries from step to step when it runs the model itself: a growing state, or a window."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aaren_rl.agents.states import Array, OnDevice
+from aaren_rl.data.segment import Segment
+from aaren_rl.errors import InvalidInput
+from aaren_rl.mixers import State, state_bytes
+from aaren_rl.model import DecisionModel
+
+
+class _Counted(OnDevice):
+    """A state that runs a model on segments, and counts return-to-go and timestep itself.
+
+    Args:
+        model: to act with.
+        rows: number of environments.
+        device: of the model.
+    """
+
+    def __init__(self, model: DecisionModel, rows: int, device: torch.device) -> None:
+        super().__init__(device)
+        self.model = model
+        self._return_to_go, self._timestep = np.zeros(rows), np.zeros(rows, dtype=np.int64)
+
+    def restart(self, rows: Array, target: Array) -> None:
+        """See `ActingState.restart`."""
+        self._timestep[rows] = 0
+        self.ask(rows, target)
+
+    def ask(self, rows: Array, target: Array) -> None:
+        """See `ActingState.ask`."""
+        self._return_to_go[rows] = target[rows]
+
+    @property
+    def return_to_go(self) -> Array:
+        """See `ActingState.return_to_go`."""
+        return self._return_to_go.copy()
+
+    def _count(self, reward: Array) -> tuple[Tensor, Tensor]:
+        """Return-to-go after the reward, and timestep, of the step that is acted on now, (batch,) each."""
+        self._return_to_go = self._return_to_go - reward
+        now = self._timestep.copy()
+        self._timestep = self._timestep + 1
+        return self.to_device(self._return_to_go.astype(np.float32)), self.to_device(now)
+
+
+class GrowingState(_Counted):
+    """Steps the model itself, whose state grows.
+
+    Args:
+        model: to act with.
+        rows: number of environments.
+        device: of the model.
+    """
+
+    def __init__(self, model: DecisionModel, rows: int, device: torch.device) -> None:
+        super().__init__(model, rows, device)
+        self.state: State = model.initial_state(rows)
+        self.previous_action = torch.zeros(rows, *model.action_space.shape, device=device)
+
+    def restart(self, rows: Array, target: Array) -> None:
+        """See `ActingState.restart`."""
+        super().restart(rows, target)
+        self.forget(rows)
+
+    def forget(self, rows: Array) -> None:
+        """See `ActingState.forget`."""
+        self.state = self.model.reset_state(self.state, self.to_device(rows))
+
+    def step(self, observation: Array, reward: Array) -> Array:
+        """See `ActingState.step`."""
+        return_to_go, timestep = self._count(reward)
+        now = Segment.of_one_step(
+            self.to_device(observation), timestep, return_to_go, self.previous_action, self.to_device(reward)
+        )
+        with torch.inference_mode():
+            self.previous_action, self.state = self.model.step(now, self.state)
+        return self.previous_action.cpu().numpy()
+
+    @property
+    def state_bytes(self) -> int:
+        """See `ActingState.state_bytes`."""
+        return state_bytes(self.state)
+
+
+class Window(_Counted):
+    """Runs the last steps of each row through the whole model at every step.
+
+    The state is the last steps, (rows, steps, ...), one more than the window for its previous action and reward. A
+    step's action and reward are filled in once they are known.
+
+    Args:
+        model: to act with.
+        rows: number of environments.
+        device: of the model.
+        steps: of the window.
+    """
+
+    def __init__(self, model: DecisionModel, rows: int, device: torch.device, steps: int) -> None:
+        super().__init__(model, rows, device)
+        self.steps = steps
+        self.kept = {
+            "observations": torch.zeros(rows, 0, *model.observation_space.shape, device=device),
+            "timesteps": torch.zeros(rows, 0, dtype=torch.long, device=device),
+            "actions": torch.zeros(rows, 0, *model.action_space.shape, device=device),
+            "rewards": torch.zeros(rows, 0, device=device),
+            "returns_to_go": torch.zeros(rows, 0, device=device),
+            "valid": torch.zeros(rows, 0, dtype=torch.bool, device=device),
+        }
+
+    def restart(self, rows: Array, target: Array) -> None:
+        """See `ActingState.restart`."""
+        super().restart(rows, target)
+        self.kept["valid"][self.to_device(rows)] = False
+
+    def forget(self, rows: Array) -> None:
+        """See `ActingState.forget`."""
+        raise InvalidInput("a window forgets by itself")
+
+    def step(self, observation: Array, reward: Array) -> Array:
+        """See `ActingState.step`."""
+        return_to_go, timestep = self._count(reward)
+        if self.kept["rewards"].shape[1]:
+            self.kept["rewards"][:, -1] = self.to_device(reward)
+        now = {
+            "observations": self.to_device(observation),
+            "timesteps": timestep,
+            "actions": return_to_go.new_zeros(len(reward), *self.model.action_space.shape),
+            "rewards": torch.zeros_like(return_to_go),
+            "returns_to_go": return_to_go,
+            "valid": torch.ones_like(timestep, dtype=torch.bool),
+        }
+        self.kept = {
+            name: torch.cat([part[:, -self.steps :], now[name].unsqueeze(1)], 1) for name, part in self.kept.items()
+        }
+        window = Segment(**{name: part[:, -self.steps :] for name, part in self.kept.items()})  # (rows, steps, ...)
+        if self.kept["timesteps"].shape[1] > self.steps:
+            actions, rewards = self.kept["actions"], self.kept["rewards"]
+            window = window._replace(previous_action=actions[:, 0], previous_reward=rewards[:, 0])
+        with torch.inference_mode():
+            action = self.model(window)[0].mode[:, -1]
+        self.kept["actions"][:, -1] = action
+        return cast(Array, action.cpu().numpy())
+
+    @property
+    def state_bytes(self) -> int:
+        """See `ActingState.state_bytes`."""
+        return state_bytes(list(self.kept.values()))

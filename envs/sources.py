@@ -21,6 +21,9 @@ Source: TypeAlias = Literal["auto", "minari", "d4rl", "bundled"]
 FoundSource: TypeAlias = Literal["minari", "d4rl", "bundled", "arrays"]
 Say: TypeAlias = Callable[[str], object]
 
+ARRAYS = "arrays"
+"""Name of a dataset of a person's own trajectories."""
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -89,22 +92,19 @@ def load(name: str, source: Source = "auto", env_id: str | None = None, say: Say
     return _dataset(name, source_taken, dataset_id, trajectories, environment)
 
 
-def of_trajectories(
-    trajectories: Trajectories, environment: EnvironmentSpec | None = None, name: str = "arrays"
-) -> Dataset:
+def of_trajectories(trajectories: Trajectories, environment: EnvironmentSpec | None = None) -> Dataset:
     """A dataset of a person's own trajectories.
 
     Args:
         trajectories: the data.
         environment: the environment to act in; None for none. Without one the data's least and greatest actions are the
             bounds of the action space.
-        name: of the dataset.
 
     Raises:
         InvalidInput: the environment is unknown or cannot be made.
         DataError: the data do not fit the environment.
     """
-    return _dataset(name, "arrays", name, trajectories, environment)
+    return _dataset(ARRAYS, "arrays", ARRAYS, trajectories, environment)
 
 
 def _dataset(

@@ -15,8 +15,9 @@ from aaren_rl.envs import sources
 from aaren_rl.envs.environments import EnvironmentSpec
 from aaren_rl.errors import InvalidInput, unknown_name
 from aaren_rl.experiments import config as run_config
-from aaren_rl.experiments.config import RunConfig
+from aaren_rl.experiments.config import CONFIG, RunConfig
 from aaren_rl.experiments.console import say
+from aaren_rl.experiments.settings import merge, to_table
 from aaren_rl.experiments.train import train
 from aaren_rl.model import ModelConfig
 from aaren_rl.training.callbacks import Callback
@@ -31,6 +32,7 @@ def fit(
     *,
     environment: str | EnvironmentSpec | None = None,
     folder: str | Path | None = None,
+    resume: bool = False,
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
     **settings: Any,
@@ -45,6 +47,7 @@ def fit(
         environment: Gymnasium id, or id and arguments, of the environment to act in; None for the one that the data
             name. Trajectories of your own name none: without an environment the agent is trained and not rolled out.
         folder: of the run; by default runs/<data>-<time>.
+        resume: goes on with the interrupted run in the folder, on the same data, with its settings but for those given.
         callbacks: called with the number of updates and their metrics after every update (see
             `aaren_rl.training.callbacks.Callback`); one that returns True ends the run.
         progress: prints what is done, and shows progress bars.
@@ -57,10 +60,14 @@ def fit(
     Raises:
         InvalidInput: a name or a value is unknown or out of range.
         DataError: the data cannot be had, are damaged, or do not fit their environment.
-        Interrupted: Ctrl-C; a checkpoint was saved, and `scripts/train.py --resume` goes on.
+        CheckpointError: the folder to resume has no checkpoint, or one of other data or another model.
+        Interrupted: Ctrl-C; a checkpoint was saved, and `resume` goes on.
     """
-    config = _config(settings)
-    config = dataclasses.replace(config, run=None if folder is None else Path(folder))
+    if resume and folder is None:
+        raise InvalidInput("resume without a folder; give the folder of the run to go on with")
+    place = None if folder is None else Path(folder)
+    config = _config(settings, place if resume else None)
+    config = dataclasses.replace(config, resume=place) if resume else dataclasses.replace(config, run=place)
     lines = say if progress else _nothing
     if isinstance(data, Trajectories):
         dataset = sources.of_trajectories(data, _spec(environment))
@@ -69,7 +76,7 @@ def fit(
         spec = _spec(environment)
         if spec is not None and spec.kwargs:
             raise InvalidInput(f"{data} brings the arguments of its environment; give the id alone, {spec.id!r}")
-        config = dataclasses.replace(config, env=str(data), env_id=None if spec is None else spec.id)
+        config = dataclasses.replace(config, env=str(data), env_id=config.env_id if spec is None else spec.id)
         dataset = sources.load(config.env, config.source, config.env_id, lines)
     outcome = train(config, dataset, callbacks, lines, progress)
     return DecisionAgent.load(outcome["agents"][0])
@@ -92,8 +99,8 @@ def load(folder: str | Path, **options: Any) -> Agent:
     return DecisionAgent.load(folder, **options)
 
 
-def _config(settings: dict[str, Any]) -> RunConfig:
-    """The configuration that flat settings describe, on top of the preset that they may name."""
+def _config(settings: dict[str, Any], resume: Path | None) -> RunConfig:
+    """The configuration that flat settings describe, on top of a preset or of the run to resume."""
     model, training, top = (
         {field.name for field in dataclasses.fields(group)} for group in (ModelConfig, TrainingConfig, RunConfig)
     )
@@ -108,6 +115,9 @@ def _config(settings: dict[str, Any]) -> RunConfig:
             raise unknown_name("setting", name, names - set(SET_BY_ARGUMENTS) - {"seeds"})
         table = tables["model"] if name in model else tables["training"] if name in training else tables
         table[name] = value
+    if resume is not None:
+        saved = to_table(dataclasses.replace(run_config.load(resume / CONFIG), run=None))
+        return run_config.from_table(merge(saved, tables, "fit"), "fit")
     return run_config.from_table(tables, "fit")
 
 

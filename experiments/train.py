@@ -64,6 +64,11 @@ def train(
         Interrupted: Ctrl-C or SIGTERM, after saving.
     """
     device = device_named(config.device)
+    if dataset is None and config.resume is not None and config.env == sources.ARRAYS:
+        raise InvalidInput(
+            f"{config.resume} was trained on arrays, which are not saved; go on with "
+            f"aaren_rl.fit(data, folder={str(config.resume)!r}, resume=True)"
+        )
     folder = _run_folder(config)
     if dataset is None:
         dataset = sources.load(config.env, config.source, config.env_id, say)

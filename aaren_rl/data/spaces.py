@@ -1,6 +1,6 @@
 """Spaces in words that JSON can hold: made by readers, carried by datasets and agents, and what models are built from.
 
-A kind of space is a class here, an encoder in `aaren_rl.model.encoders`, and a head in `aaren_rl.model.heads`.
+A type of space is a class here, an encoder in `aaren_rl.model.encoders`, and a head in `aaren_rl.model.heads`.
 """
 
 from __future__ import annotations
@@ -93,10 +93,10 @@ class Box:
 
 
 Space: TypeAlias = Box
-"""Any kind of space."""
+"""Any space."""
 
 _TYPES: dict[str, type[Space]] = {"box": Box}
-"""Kinds of spaces by their "type" in JSON."""
+"""Classes of spaces by their "type" in JSON."""
 
 
 def space_from_json(saved: Mapping[str, Any]) -> Space:

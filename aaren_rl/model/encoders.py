@@ -1,7 +1,7 @@
 """Values of a space as vectors of features: the one place that turns a space into numbers for a linear layer.
 
 Every part of a step's input becomes features here, and one linear layer (`aaren_rl.model.inputs`) makes them a token.
-A new kind of space is a class in `aaren_rl.data.spaces`, an encoder here, and a head in `aaren_rl.model.heads`.
+A new type of space is a class in `aaren_rl.data.spaces`, an encoder here, and a head in `aaren_rl.model.heads`.
 """
 
 from __future__ import annotations
@@ -146,10 +146,10 @@ class BoundedBox(_BoxEncoder):
 
 
 def observation_encoder(space: Space, scaling: Scaling) -> Encoder:
-    """The encoder of an observation space: one line for each kind of space.
+    """The encoder of an observation space: one line for each type of space.
 
     Raises:
-        InvalidInput: observations of that kind have no encoder.
+        InvalidInput: observations of that type have no encoder.
     """
     if isinstance(space, Box):
         return StandardisedBox(space, scaling.observation_mean, scaling.observation_std)
@@ -157,10 +157,10 @@ def observation_encoder(space: Space, scaling: Scaling) -> Encoder:
 
 
 def action_encoder(space: Space) -> Encoder:
-    """The encoder of an action space, for the previous action as input: one line for each kind of space.
+    """The encoder of an action space, for the previous action as input: one line for each type of space.
 
     Raises:
-        InvalidInput: actions of that kind have no encoder.
+        InvalidInput: actions of that type have no encoder.
     """
     if isinstance(space, Box):
         return BoundedBox(space)

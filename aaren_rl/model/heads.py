@@ -1,4 +1,4 @@
-"""From a hidden vector to an action: a head for each kind of action space, chosen in one place."""
+"""From a hidden vector to an action: a head for each type of action space, chosen in one place."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ class NumpyHead(Protocol):
 
 
 def head_of(space: Space, width: int) -> Head:
-    """The head of an action space: one line for each kind of space.
+    """The head of an action space: one line for each type of space.
 
     Raises:
-        InvalidInput: actions of that kind have no head.
+        InvalidInput: actions of that type have no head.
     """
     if isinstance(space, Box):
         return BoxHead(space, width)

@@ -129,14 +129,7 @@ class SingleLearner:
         # How far the average goes to the new weights; a tensor, so that a captured update reads its present value.
         self.blend = torch.zeros((), device=self.device)
         self._graph: CudaGraph[dict[str, Tensor]] | None = None
-        self.data = {
-            "episodes": trajectories.episodes,
-            "steps": trajectories.steps,
-            "sha256": checkpoint.digest(trajectories.rewards.tobytes() + trajectories.offsets.tobytes()),
-            "seed": config.seed,
-            "held_out": config.held_out,
-            "device": self.device.type,
-        }
+        self.data = _identity(trajectories, config, self.device)
 
     @property
     def steps_per_update(self) -> float:
@@ -258,6 +251,18 @@ class SingleLearner:
         if self.carried is not None:
             for kept, now in zip(state_tensors(self.carried), state_tensors(after), strict=True):
                 kept.copy_(now.detach())
+
+
+def _identity(trajectories: Trajectories, config: TrainingConfig, device: torch.device) -> dict[str, Any]:
+    """What data, split and device must have in common for a run to be resumed."""
+    return {
+        "episodes": trajectories.episodes,
+        "steps": trajectories.steps,
+        "sha256": checkpoint.digest(trajectories.rewards.tobytes() + trajectories.offsets.tobytes()),
+        "seed": config.seed,
+        "held_out": config.held_out,
+        "device": device.type,
+    }
 
 
 def _check_lengths(model: DecisionModel, trajectories: Trajectories) -> None:

@@ -153,9 +153,12 @@ def check_replaceable(folder: Path, files: frozenset[str] = FILES) -> None:
         raise CheckpointError(f"{folder} exists and is not {expected} folder; it is left alone, give another name")
 
 
-def digest(content: bytes) -> str:
+def digest(*parts: bytes | memoryview) -> str:
     """SHA-256 digest, by which altered files are recognised."""
-    return hashlib.sha256(content).hexdigest()
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -95,12 +95,12 @@ class Agent(StableBaselines3Policy):
                 f"{error}; the agent expects observations of shape {self.observation_space.shape} and gives actions of "
                 f"shape {self.action_space.shape}; {trained}"
             ) from error
-        if observations.shape != self.observation_space.shape:
+        if type(observations) is not type(self.observation_space) or observations.shape != self.observation_space.shape:
             raise InvalidInput(
                 f"the environment's observations have shape {observations.shape}; the agent expects "
                 f"{self.observation_space.shape}; {trained}"
             )
-        if actions.shape != self.action_space.shape:
+        if type(actions) is not type(self.action_space) or actions.shape != self.action_space.shape:
             raise InvalidInput(
                 f"the environment's action space is {spaces[1]}; the agent gives actions of shape "
                 f"{self.action_space.shape}; {trained}"
@@ -162,7 +162,8 @@ class Agent(StableBaselines3Policy):
 
         Args:
             observation: of the observation space's shape, or (rows, *shape) for a batch.
-            reward: of the last action, a number or (rows,); None only on the first call after `reset`.
+            reward: of the last action, a number or (rows,), counted in float32; None only on the first call after
+                `reset`.
             terminated: whether that step ended the episode, a bool or (rows,).
             truncated: whether that step cut the episode off.
 
@@ -191,7 +192,7 @@ class Agent(StableBaselines3Policy):
             self._on_schedule(state, earned)
         action = state.step(observed, earned)
         self._starting = False
-        return action[0].copy() if self._single else action.copy()
+        return np.array(action[0]) if self._single else action.copy()
 
     def _start_episodes(self, state: ActingState, done: Array, earned: Array) -> Array:
         """Restarts the rows whose next episode begins now; the rewards of those that go on, 0 elsewhere."""

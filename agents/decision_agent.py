@@ -35,7 +35,8 @@ class DecisionAgent(Agent):
             action = agent.act(observation, reward, terminated, truncated)
 
     With a vector environment give `reset` its `num_envs` and `autoreset_mode`; `act` then starts each row's episodes
-    anew where it has to. Changes of the model's weights count from the next `reset` on.
+    anew where it has to. Changes of the model's weights count from the next `reset` on, except for those that a learner
+    makes while it trains: make a new agent of a model in training.
 
     Args:
         model: a trained model; it is switched to evaluation mode.

@@ -6,7 +6,7 @@ import os
 import threading
 import warnings
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -117,7 +117,8 @@ def describe(spec: EnvironmentSpec) -> Description:
     """
     env = make(spec)
     try:
-        return Description(space_of(env.observation_space), space_of(env.action_space), env.spec)
+        # `make` gives no others.
+        return Description(cast(Box, space_of(env.observation_space)), cast(Box, space_of(env.action_space)), env.spec)
     finally:
         env.close()
 

@@ -31,6 +31,7 @@ from aaren_rl.training.callbacks import Callback
 from aaren_rl.training.checkpoints import checkpoints
 from aaren_rl.training.ensemble import EnsembleLearner
 from aaren_rl.training.learner import SingleLearner
+from aaren_rl.training.optimiser import learning_rate
 from aaren_rl.training.run import Evaluate, Interrupted, Run
 
 QUANTILES = 11
@@ -111,6 +112,7 @@ def _train_alone(job: Job) -> dict[str, Any]:
         job.say(f"resuming {job.folder} after update {learner.updates}")
     save_config(job)
     job.say(_describe(job, learner))
+    _warn_of_warmup(job)
     (trained,) = run.run(job.progress)
     return report(job, learner, trained)
 
@@ -125,6 +127,7 @@ def _train_together(job: Job, jobs: list[Job]) -> list[dict[str, Any]]:
         run.restore()
         job.say(f"resuming {job.folder} after update {learner.updates}")
     job.say(_describe(job, singles[0]))
+    _warn_of_warmup(job)
     trained = run.run(job.progress)
     return [report(one, single, each) for one, single, each in zip(jobs, singles, trained, strict=True)]
 
@@ -207,6 +210,16 @@ def _check(job: Job) -> Evaluate | None:
     return check
 
 
+def _warn_of_warmup(job: Job) -> None:
+    training = job.config.training
+    if training.updates < training.warmup:
+        peak = learning_rate(training, training.updates)
+        job.say(
+            f"warning: the learning rate rises over {training.warmup} updates, and this run has {training.updates}, so "
+            f"it ends at {peak:.1e} in place of {training.learning_rate:.1e}; pass a smaller --warmup"
+        )
+
+
 def _run_folder(config: RunConfig) -> Path:
     if config.resume is not None:
         return config.resume
@@ -215,7 +228,10 @@ def _run_folder(config: RunConfig) -> Path:
     # Several runs may be started in the same second.
     folder = config.run or (stamp.with_name(f"{stamp.name}-{os.getpid()}") if stamp.exists() else stamp)
     if checkpoints(folder) or any(checkpoints(seed) for seed in folder.glob("seed-*")):
-        raise InvalidInput(f"{folder} holds a run already; pass --resume {folder} to go on with it, or another --run")
+        raise InvalidInput(
+            f"{folder} holds a run already; pass --resume {folder} to go on with it (in Python resume=True), "
+            "or another --run"
+        )
     return folder
 
 

@@ -111,9 +111,8 @@ def test_front_door_is_light_and_refuses_other_names(run):
 
 def test_objective_of_the_docs_trains_its_second_network(run):
     """Value and target change, the metrics are logged, and the agent holds the model alone."""
-    (code,) = blocks("docs/extending.md")
     printed = run(
-        code
+        blocks("docs/extending.md")[0]
         + """
 import json
 from pathlib import Path
@@ -136,6 +135,56 @@ print("trained")
 """
     )
     assert printed.endswith("trained\n")
+
+
+def test_encoder_of_the_docs_trains_steps_and_folds(run):
+    """A model over numbers equals the model over their one-hot vectors, in training and in every step."""
+    printed = run(
+        blocks("docs/extending.md")[1]
+        + """
+from aaren_rl.data.segment import Segment
+from aaren_rl.data.spaces import Box
+from aaren_rl.model import DecisionModel, ModelConfig, Scaling, inputs
+from aaren_rl.stepping import NumpyStep, Step
+
+space, encoder = Discrete(5), OneHot(Discrete(5))
+assert Discrete.from_json(space.to_json()) == space
+numbers = torch.tensor([0.0, 3.0, 4.0, 1.0])
+assert (encoder.raw(numbers.numpy()) == encoder.raw(numbers).numpy()).all()
+weight = torch.randn(7, 5)
+folded, bias = encoder.fold(weight)
+assert torch.equal(encoder.raw(numbers) @ folded.T + bias, encoder(numbers) @ weight.T)
+
+boxes = inputs.observation_encoder
+inputs.observation_encoder = lambda space, scaling: (
+    OneHot(space) if isinstance(space, Discrete) else boxes(space, scaling)
+)
+scaling, actions = Scaling(np.zeros(()), np.ones(())), Box.bounded([-1.0], [1.0])
+config = ModelConfig(width=16, blocks=2)
+torch.manual_seed(0)
+ours = DecisionModel(config, space, actions, scaling).eval()
+torch.manual_seed(0)
+flat = Scaling(np.zeros(5), np.ones(5))
+theirs = DecisionModel(config, Box.unbounded((5,)), actions, flat).eval()
+seen = torch.randint(5, (3, 8)).float()
+timesteps = torch.arange(8).expand(3, -1)
+given = dict(actions=torch.rand(3, 8, 1), returns_to_go=torch.rand(3, 8))
+one_hot = torch.eye(5)[seen.long()]
+loss, _ = ours.loss(Segment(seen, timesteps, **given))
+expected, _ = theirs.loss(Segment(one_hot, timesteps, **given))
+torch.testing.assert_close(loss, expected)
+for form in (Step, lambda model: NumpyStep.of(Step(model))):
+    ours_step, theirs_step = form(ours), form(theirs)
+    state = Step(ours).initial_state(torch.ones(3))
+    state = state if isinstance(ours_step, Step) else state.numpy()
+    asked = [values if isinstance(ours_step, Step) else values.numpy() for values in (seen[:, 0], one_hot[:, 0])]
+    reward = torch.zeros(3) if isinstance(ours_step, Step) else np.zeros(3, np.float32)
+    mine, other = ours_step(asked[0], reward, state)[0], theirs_step(asked[1], reward, state)[0]
+    np.testing.assert_allclose(np.asarray(mine.tolist()), np.asarray(other.tolist()), atol=1e-6)
+print("the same")
+"""
+    )
+    assert printed == "the same\n"
 
 
 def test_minimal_example_learns_to_balance():

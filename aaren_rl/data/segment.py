@@ -91,7 +91,7 @@ class Segment(NamedTuple):
         """Checks that all fields have the shapes of these spaces and of each other.
 
         Raises:
-            InvalidInput: one has another shape, has a dimension of 0, or a mask is not bool.
+            InvalidInput: one has another shape, has a dimension of 0, a mask is not bool, or timesteps are no integers.
         """
         batch_time = tuple(self.timesteps.shape)
         batch, observed, acted = batch_time[:1], observation_space.shape, action_space.shape
@@ -108,6 +108,8 @@ class Segment(NamedTuple):
             shape = shapes.get(name, batch_time)
             if given is not None and tuple(given.shape) != shape:
                 raise InvalidInput(f"{name} has shape {tuple(given.shape)}; expected {shape}")
+        if self.timesteps.is_floating_point() or self.timesteps.dtype == torch.bool:
+            raise InvalidInput(f"timesteps is {self.timesteps.dtype}; expected integers")
         for name in ("valid", "counted", "terminated"):
             mask = getattr(self, name)
             if mask is not None and mask.dtype != torch.bool:

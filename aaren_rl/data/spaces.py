@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,36 @@ if TYPE_CHECKING:
     import gymnasium as gym
 
 
+class Space:
+    """What a value of an observation or an action looks like; subclasses are frozen dataclasses, compared by value.
+
+    Attributes:
+        shape: of a value.
+    """
+
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Numbers in a value."""
+        return math.prod(self.shape)
+
+    def bounds(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """The least and the greatest value, each of the space's shape."""
+        raise NotImplementedError
+
+    def to_json(self) -> dict[str, Any]:
+        """The space in JSON's types, with the name of its class under "type"."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> Space:
+        """Reads what `to_json` wrote; raises KeyError, TypeError or ValueError where it does not fit."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class Box:
+class Box(Space):
     """Real numbers in an array of one shape, as `gymnasium.spaces.Box`.
 
     Attributes:
@@ -39,6 +67,9 @@ class Box:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        for name in ("shape", "low", "high"):
+            # Lists would neither compare nor hash.
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if not len(self.low) == len(self.high) == self.size:
             raise InvalidInput(
                 f"a Box of shape {self.shape} has {len(self.low)} lows and {len(self.high)} highs; expected {self.size}"
@@ -62,22 +93,17 @@ class Box:
         return cls(least.shape, tuple(least.ravel().tolist()), tuple(greatest.ravel().tolist()), dtype)
 
     @property
-    def size(self) -> int:
-        """Numbers in a value."""
-        return math.prod(self.shape)
-
-    @property
     def is_bounded(self) -> bool:
         """True if every number has a least and a greatest value."""
         return all(map(math.isfinite, (*self.low, *self.high)))
 
     def bounds(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """The least and the greatest value, each of the space's shape."""
+        """See `Space.bounds`."""
         low, high = (np.array(bound, np.float32).reshape(self.shape) for bound in (self.low, self.high))
         return low, high
 
     def to_json(self) -> dict[str, Any]:
-        """The space in JSON's types; null stands for a missing bound."""
+        """See `Space.to_json`; null stands for a missing bound."""
 
         def finite(bound: tuple[float, ...]) -> list[float | None]:
             return [value if math.isfinite(value) else None for value in bound]
@@ -86,14 +112,12 @@ class Box:
         return {"type": "box", "shape": list(self.shape), "dtype": self.dtype, **bounds}
 
     @classmethod
-    def _from_json(cls, saved: Mapping[str, Any]) -> Box:
+    def from_json(cls, saved: Mapping[str, Any]) -> Box:
+        """See `Space.from_json`."""
         low = tuple(-math.inf if value is None else float(value) for value in saved["low"])
         high = tuple(math.inf if value is None else float(value) for value in saved["high"])
         return cls(tuple(map(int, saved["shape"])), low, high, str(saved["dtype"]))
 
-
-Space: TypeAlias = Box
-"""Any space."""
 
 _TYPES: dict[str, type[Space]] = {"box": Box}
 """Classes of spaces by their "type" in JSON."""
@@ -111,7 +135,7 @@ def space_from_json(saved: Mapping[str, Any]) -> Space:
     if space is None:
         raise InvalidInput(f"a space of type {saved.get('type')!r}; this version knows {', '.join(map(repr, _TYPES))}")
     try:
-        return space._from_json(saved)
+        return space.from_json(saved)
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidInput(f"a space cannot be read from {dict(saved)}: {error!r}") from error
 

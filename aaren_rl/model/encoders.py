@@ -36,7 +36,7 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     def raw(self, values: ArrayOrTensor) -> ArrayOrTensor:
-        """What `fold`'s layer reads: the numbers of values (batch, *shape) as they are, (batch, size)."""
+        """What `fold`'s layer reads when acting, (batch, size) float32, of tensors or arrays (batch, *shape)."""
         raise NotImplementedError
 
     def fold(self, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,6 +78,9 @@ class StandardisedBox(_BoxEncoder):
         space: of the values.
         mean: of the data, of the space's shape.
         std: of the data, likewise, positive.
+
+    Raises:
+        InvalidInput: the mean or the deviation has another shape.
     """
 
     mean: Tensor
@@ -86,7 +89,10 @@ class StandardisedBox(_BoxEncoder):
     def __init__(self, space: Box, mean: Any, std: Any) -> None:
         super().__init__(space)
         for name, value in (("mean", mean), ("std", std)):
-            self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32).clone())
+            found = torch.as_tensor(value, dtype=torch.float32).clone()
+            if tuple(found.shape) != space.shape:
+                raise InvalidInput(f"the {name} of observations has shape {tuple(found.shape)}; expected {space.shape}")
+            self.register_buffer(name, found)
 
     def forward(self, values: Tensor) -> Tensor:
         """See `Encoder.forward`."""

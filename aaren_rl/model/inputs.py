@@ -181,12 +181,12 @@ class Inputs(nn.Module):
 
     def _outcome(self, segment: Segment, masks: Masks) -> Tensor:
         """The previous action and reward as features, and a 1 where there is a step before, (batch, time, features)."""
-        columns, known = [], masks.known.unsqueeze(-1)
+        columns, known, dtype = [], masks.known.unsqueeze(-1), segment.observations.dtype
         if self.config.previous_action:
-            before = _one_later(segment.actions, segment.previous_action, masks.opening, self.action_space.shape)
+            before = _one_later(segment.actions, segment.previous_action, masks.opening, self.action_space.shape, dtype)
             columns.append(self.action(before).masked_fill(~known, 0.0))
         if self.config.reward:
-            before = _one_later(segment.rewards, segment.previous_reward, masks.opening, ())
+            before = _one_later(segment.rewards, segment.previous_reward, masks.opening, (), dtype)
             columns.append((before.unsqueeze(-1) / self.reward_scale).masked_fill(~known, 0.0))
         return torch.cat([*columns, known.to(columns[0].dtype)], -1)
 
@@ -195,17 +195,21 @@ class Inputs(nn.Module):
         layers = self.layers()
         bias = torch.stack([bias for _, bias in layers if bias is not None]).sum(0)
         x = F.linear(torch.cat(parts, -1), torch.cat([weight for weight, _ in layers], -1), bias)
-        return x if self.embed_timestep is None else x + self.embed_timestep(timesteps).to(x.dtype)
+        return x if self.embed_timestep is None else x + self._times(self.embed_timestep, timesteps)
 
     def _interleave(self, parts: list[Tensor], timesteps: Tensor) -> Tensor:
         """One token for each part of a step's input."""
         tokens = [F.linear(part, *layer) for part, layer in zip(parts, self.layers(), strict=True)]
         if self.embed_timestep is not None:
-            times = [self.embed_timestep(timesteps)] * len(tokens)
+            times = [self._times(self.embed_timestep, timesteps)] * len(tokens)
             if self.config.outcome:
-                times[0] = self.embed_timestep((timesteps - 1).clamp(min=0))
-            tokens = [token + time.to(token.dtype) for token, time in zip(tokens, times, strict=True)]
+                times[0] = self._times(self.embed_timestep, (timesteps - 1).clamp(min=0))
+            tokens = [token + time for token, time in zip(tokens, times, strict=True)]
         return torch.stack(tokens, dim=2).flatten(1, 2)
+
+    def _times(self, embed: TimestepEmbedding, timesteps: Tensor) -> Tensor:
+        # In the weights' precision, not in that of products under autocast.
+        return embed(timesteps).to(self.norm.weight.dtype)  # type: ignore[no-any-return]
 
     def _spread(self, masks: Masks, tokens: int) -> tuple[Tensor, Tensor]:
         """Resets and validity of interleaved tokens: a step resets at its first, and an unknown outcome has none."""
@@ -230,16 +234,19 @@ class Inputs(nn.Module):
         # On a GPU the look at the values would hold up the host; training and acting check them before.
         if config.timesteps == "learned" and segment.timesteps.device.type == "cpu":
             longest = int(segment.timesteps.max())
+            if int(segment.timesteps.min()) < 0:
+                raise InvalidInput("timesteps are below 0; expected numbers of steps from 0")
             if longest >= config.max_steps:
                 raise InvalidInput(f"timestep {longest} is beyond the learned embedding of {config.max_steps} steps")
 
 
-def _one_later(given: Tensor | None, before: Tensor | None, opening: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _one_later(
+    given: Tensor | None, before: Tensor | None, opening: Tensor, shape: tuple[int, ...], dtype: torch.dtype
+) -> Tensor:
     """Values moved one step later, (batch, time, *shape): `before` at the opening step, zero where nothing is known."""
     if given is None:
         # A single step, whose own action and reward are not known yet.
-        like = opening if before is None else before
-        shifted = like.new_zeros(*opening.shape, *shape, dtype=torch.float32)
+        shifted = torch.zeros(*opening.shape, *shape, dtype=dtype, device=opening.device)
     else:
         shifted = torch.cat([torch.zeros_like(given[:, :1]), given[:, :-1]], 1)
     if before is None:

@@ -129,9 +129,9 @@ class InputsStepper(nn.Module):
             return np.zeros((len(timestep) * self.tokens, self.config.width), np.float32)
         return to_array(self._times(self.embed_timestep, torch.from_numpy(timestep)))
 
-    def to_numpy(self) -> NumpyInputs:
-        """The same in NumPy."""
-        return NumpyInputs(self)
+    def to_numpy(self) -> NumpyInputs | None:
+        """The same in NumPy; None if the encoder of observations has weights."""
+        return None if any(True for _ in self.observation.parameters()) else NumpyInputs(self)
 
 
 class NumpyInputs:

@@ -27,9 +27,11 @@ class NumpyStep:
     @classmethod
     def of(cls, step: Step) -> NumpyStep | None:
         """The step in NumPy; None if one of its parts has no such form."""
-        trunk = step.trunk.to_numpy()
+        inputs, trunk = step.inputs.to_numpy(), step.trunk.to_numpy()
         head = None if trunk is None else step.head.to_numpy(trunk.norm)
-        return None if trunk is None or head is None else cls(step.inputs.to_numpy(), trunk, head, step.mixed)
+        if inputs is None or trunk is None or head is None:
+            return None
+        return cls(inputs, trunk, head, step.mixed)
 
     def __call__(self, observation: Array, reward: Array, state: Array) -> tuple[Array, Array]:
         """See `Step.forward`; observations, rewards and actions are float32, the state is float64."""

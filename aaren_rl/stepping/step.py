@@ -37,7 +37,6 @@ class Step(nn.Module):
             )
         # A copy: what is folded stands still, so all of it has to.
         model = copy.deepcopy(model).eval()
-        self.config = model.config
         self.observation_space, self.action_space = model.observation_space, model.action_space
         with torch.no_grad():
             self.inputs = model.inputs.stepper()

@@ -114,4 +114,6 @@ def _identity(learner: Learner) -> dict[str, Any]:
     model = learner.models[0]
     # As JSON has it, since that is what it is compared with.
     shape: dict[str, Any] = json.loads(json.dumps(asdict(model.config)))
-    return {"model": shape, "objective": learner.config.objective, "seeds": learner.seeds, "data": learner.data}
+    spaces = {"observations": model.observation_space.to_json(), "actions": model.action_space.to_json()}
+    objective = learner.config.objective
+    return {"model": shape, "spaces": spaces, "objective": objective, "seeds": learner.seeds, "data": learner.data}

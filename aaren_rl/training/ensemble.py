@@ -13,6 +13,7 @@ from aaren_rl.cuda_graph import CudaGraph
 from aaren_rl.data.segment import Segment
 from aaren_rl.errors import InvalidInput
 from aaren_rl.training.learner import SingleLearner
+from aaren_rl.training.objectives import check_metrics
 from aaren_rl.training.optimiser import autocast, learning_rate, make_optimiser, set_learning_rate
 
 
@@ -76,6 +77,8 @@ class EnsembleLearner:
             metrics = self._graph()
         else:
             metrics = self._do_update()
+        for learner in self.learners:
+            learner.objective.after_update()
         self.updates += 1
         return metrics
 
@@ -87,7 +90,8 @@ class EnsembleLearner:
             segments = Segment.stacked([learner.sampler.sample() for learner in self.learners])
             fields = Segment(*(None if part is None else 0 for part in segments))  # type: ignore[arg-type]
             with autocast(self.device, self.precision):
-                found = torch.vmap(self._losses, in_dims=(0, fields), randomness="different")(self.parameters, segments)
+                losses = torch.vmap(self._losses, in_dims=(0, 0, fields), randomness="different")
+                found = losses(self.parameters, self._buffers(), segments)
             (found["loss"] / self.config.accumulate).sum().backward()  # type: ignore[no-untyped-call]
             for name, value in found.items():
                 totals[name] = totals.get(name, 0.0) + value.detach() / self.config.accumulate
@@ -95,8 +99,6 @@ class EnsembleLearner:
             name = "gradient_norm" if network == "model" else f"gradient_norm/{network}"
             totals[name] = _clip_each(list(self._of(network).values()), self.config.clip)
             optimiser.step()
-        for learner in self.learners:
-            learner.objective.after_update()
         with torch.no_grad():
             for name, average in self.averages.items():
                 average.lerp_(self.parameters[f"model.{name}"], self.learners[0].blend)
@@ -108,9 +110,8 @@ class EnsembleLearner:
 
     def state_dict(self) -> dict[str, Tensor]:
         """See `Learner.state_dict`: those of the single learners, under their seeds."""
-        # Copies, since the optimisers share their counts of updates, and a file takes no tensor twice.
         return {
-            f"seed-{seed}.{name}": value.clone()
+            f"seed-{seed}.{name}": value
             for seed, learner in zip(self.seeds, self.learners, strict=True)
             for name, value in learner.state_dict().items()
         }
@@ -126,10 +127,18 @@ class EnsembleLearner:
         self._share_optimiser_states()
         self._graph = None
 
-    def _losses(self, parameters: Mapping[str, Tensor], segment: Segment) -> dict[str, Tensor]:
+    def _losses(
+        self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], segment: Segment
+    ) -> dict[str, Tensor]:
         """Loss and metrics of one of the models."""
-        result = torch.func.functional_call(self.learners[0].objective, dict(parameters), (segment,))
+        result = torch.func.functional_call(self.learners[0].objective, {**parameters, **buffers}, (segment,))
+        check_metrics(result)
         return {"loss": result.loss, **result.metrics}
+
+    def _buffers(self) -> dict[str, Tensor]:
+        """The objectives' buffers, stacked; those of the models are equal."""
+        names = [name for name, _ in self.learners[0].objective.named_buffers() if not name.startswith("model.")]
+        return {name: torch.stack([each.objective.get_buffer(name) for each in self.learners]) for name in names}
 
     def _of(self, network: str) -> dict[str, nn.Parameter]:
         """The stacked parameters of a network, trainable ones only."""
@@ -163,6 +172,9 @@ def _check_alike(learners: Sequence[SingleLearner]) -> None:
         )
     if first.device.type == "cpu" and first.model.config.dropout:
         raise InvalidInput("on a CPU learners with dropout are not trained together; train them one after another")
+    seeds = [learner.config.seed for learner in learners]
+    if len(set(seeds)) < len(seeds):
+        raise InvalidInput(f"learners trained together have the seeds {seeds}; expected each once")
     for learner in learners[1:]:
         buffers = zip(learner.objective.buffers(), first.objective.buffers(), strict=True)
         same = (
@@ -202,6 +214,8 @@ def _stacked_moments(states: Sequence[Mapping[str, Tensor]], stacked: nn.Paramet
 def _clip_each(parameters: Sequence[nn.Parameter], largest: float) -> Tensor:
     """Clips the gradient norm of each model by itself, as torch's clip_grad_norm_; the norms before, (models,)."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return torch.zeros(len(parameters[0]), device=parameters[0].device)
     norms: Tensor = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
     shares = (largest / (norms + 1e-6)).clamp(max=1.0)
     for gradient in gradients:

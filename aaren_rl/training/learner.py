@@ -18,7 +18,7 @@ from aaren_rl.mixers import state_tensors
 from aaren_rl.model import DecisionModel
 from aaren_rl.model.trunk import TrunkState
 from aaren_rl.training.config import TrainingConfig
-from aaren_rl.training.objectives import Loss, get_objective
+from aaren_rl.training.objectives import Loss, check_metrics, check_networks, get_objective
 from aaren_rl.training.optimiser import autocast, learning_rate, make_optimiser, resolve_auto, set_learning_rate
 
 VALIDATION_STEPS = 20_000
@@ -100,7 +100,11 @@ class SingleLearner:
         _check_lengths(model, trajectories)
         self.config, self.device = config, torch.device(device)
         self.precision, self.compiled, self.captured = resolve_auto(config, self.device, model.config)
-        self.objective = get_objective(config.objective)(model).to(self.device).train()
+        self.objective = get_objective(config.objective)(model).to(self.device)
+        check_networks(self.objective)
+        # Other networks, such as targets, keep the mode that their objective gave them.
+        for network in self.objective.networks().values():
+            network.train()
         self.model = model
         self.acting = copy.deepcopy(model).eval() if config.average else model
         self.models, self.seeds, self.updates = [self.acting], [config.seed], 0
@@ -145,6 +149,8 @@ class SingleLearner:
             metrics = self._graph()
         else:
             metrics = self._do_update()
+        # Not in the graph, of which only the work on the device is replayed.
+        self.objective.after_update()
         self.updates += 1
         return metrics
 
@@ -163,6 +169,7 @@ class SingleLearner:
         for _ in range(config.accumulate):
             with autocast(self.device, self.precision):
                 result: Loss = self._loss(self.sampler.sample(), self.carried)
+            check_metrics(result)
             (result.loss / config.accumulate).backward()  # type: ignore[no-untyped-call]
             for name, value in {"loss": result.loss, **result.metrics}.items():
                 totals[name] = totals.get(name, 0.0) + value.detach() / config.accumulate
@@ -171,7 +178,6 @@ class SingleLearner:
             norm = torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip)
             totals["gradient_norm" if name == "model" else f"gradient_norm/{name}"] = norm
             self.optimisers[name].step()
-        self.objective.after_update()
         if self.acting is not self.model:
             with torch.no_grad():
                 for average, now in zip(self.acting.parameters(), self.model.parameters(), strict=True):
@@ -208,7 +214,8 @@ class SingleLearner:
         if self.carried is not None:
             state["carried.cursor"] = self.sampler.cursor
             state |= {f"carried.{i}": part for i, part in enumerate(state_tensors(self.carried))}
-        return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+        # Copies, since a file takes no tensor twice, and networks may share buffers.
+        return {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """See `Learner.load_state_dict`."""
@@ -255,10 +262,11 @@ class SingleLearner:
 
 def _identity(trajectories: Trajectories, config: TrainingConfig, device: torch.device) -> dict[str, Any]:
     """What data, split and device must have in common for a run to be resumed."""
+    arrays = (trajectories.observations, trajectories.actions, trajectories.rewards, trajectories.offsets)
     return {
         "episodes": trajectories.episodes,
         "steps": trajectories.steps,
-        "sha256": checkpoint.digest(trajectories.rewards.tobytes() + trajectories.offsets.tobytes()),
+        "sha256": checkpoint.digest(*(array.data for array in arrays)),
         "seed": config.seed,
         "held_out": config.held_out,
         "device": device.type,

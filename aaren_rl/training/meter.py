@@ -17,13 +17,15 @@ class Meter:
 
     def _restart(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._count = 0
+        self._counts: dict[str, int] = {}
+        self._updates = 0
         self._began, self._paused = time.perf_counter(), 0.0
 
     def add(self, metrics: Mapping[str, Tensor]) -> None:
         """Adds the metrics of an update."""
-        self._count += 1
+        self._updates += 1
         for name, value in metrics.items():
+            self._counts[name] = self._counts.get(name, 0) + 1
             if name in self._sums:
                 self._sums[name] += value
             else:
@@ -41,7 +43,9 @@ class Meter:
     def read(self, models: int) -> tuple[list[dict[str, float]], int, float]:
         """Means of the metrics for each model, updates and seconds since the last reading; starts anew."""
         values = {name: value.expand(models).tolist() for name, value in self._sums.items()}
-        points = [{name: value[number] / self._count for name, value in values.items()} for number in range(models)]
-        count, seconds = self._count, time.perf_counter() - self._began - self._paused
+        points = [
+            {name: value[number] / self._counts[name] for name, value in values.items()} for number in range(models)
+        ]
+        updates, seconds = self._updates, time.perf_counter() - self._began - self._paused
         self._restart()
-        return points, count, seconds
+        return points, updates, seconds

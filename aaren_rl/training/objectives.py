@@ -27,13 +27,47 @@ class Loss(NamedTuple):
     state: TrunkState
 
 
+def check_metrics(result: Loss) -> None:
+    """Checks that an objective's metrics do not take the names of the run's.
+
+    Raises:
+        InvalidInput: one does.
+    """
+    for name in result.metrics:
+        if name in ("loss", "learning_rate") or name.startswith("gradient_norm"):
+            raise InvalidInput(f"an objective has a metric {name!r}, which the run logs itself; name it otherwise")
+
+
+def check_networks(objective: Objective) -> None:
+    """Checks that every parameter of an objective belongs to one network, whose optimiser trains it.
+
+    Raises:
+        InvalidInput: a parameter belongs to no network, or to two.
+    """
+    for name, _ in objective.named_parameters(recurse=False):
+        raise InvalidInput(
+            f"{type(objective).__name__} has the parameter {name!r} outside of any network, so nothing would train it; "
+            "put it into a module of its own"
+        )
+    owners: dict[nn.Parameter, str] = {}
+    for network, module in objective.networks().items():
+        for name, parameter in module.named_parameters():
+            if parameter in owners:
+                raise InvalidInput(
+                    f"networks {owners[parameter]!r} and {network!r} of {type(objective).__name__} share the parameter "
+                    f"{name!r}; give each its own, or hold the shared part outside of the modules' attributes"
+                )
+            owners[parameter] = network
+
+
 class Objective(nn.Module):
     """What an update minimises, with whatever networks that needs besides the model.
 
     Every child module is a network: `model`, and those that a subclass adds in its constructor. Each network with
     trainable parameters gets an optimiser of its own and its gradient is clipped by itself; all are saved with the run,
     and only `model` goes into the agent. A network without gradients, such as a target network, has
-    `requires_grad_(False)` and changes in `after_update`.
+    `requires_grad_(False)` and changes in `after_update`. Counters and the like are buffers: plain attributes are not
+    saved.
 
     Args:
         model: the decision model to train.
@@ -56,7 +90,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def after_update(self) -> None:
-        """Changes networks that are not trained by gradients, in place; called after every update."""
+        """Changes networks and buffers that are not trained by gradients, in place; called after every update."""
 
     def networks(self) -> dict[str, nn.Module]:
         """The networks that are trained by gradients, by name."""
@@ -69,14 +103,15 @@ _OBJECTIVES: dict[str, type[Objective]] = {}
 
 
 def register_objective(name: str) -> Callable[[type[Objective]], type[Objective]]:
-    """Class decorator that offers an objective under a name.
+    """Class decorator that offers an objective under a name; a class that is defined anew replaces itself.
 
     Raises:
-        InvalidInput: the name is taken.
+        InvalidInput: the name is taken by another class.
     """
 
     def add(objective: type[Objective]) -> type[Objective]:
-        if name in _OBJECTIVES:
+        taken = _OBJECTIVES.get(name)
+        if taken and (taken.__module__, taken.__qualname__) != (objective.__module__, objective.__qualname__):
             raise InvalidInput(f"an objective named {name!r} is registered already ({_OBJECTIVES[name].__name__})")
         _OBJECTIVES[name] = objective
         return objective

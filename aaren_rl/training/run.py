@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
 from threading import Event
 from typing import TypeAlias
 
-from aaren_rl import checkpoint
+import torch
+
+from aaren_rl import checkpoint, folders
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.errors import AarenError, CheckpointError, InvalidInput
 from aaren_rl.model import DecisionModel
@@ -108,6 +112,8 @@ class Run:
         """
         if self.learner.updates == 0 and checkpoints(self.folder):
             raise InvalidInput(f"{self.folder} holds a run already; resume it, or give the new run another folder")
+        if self.learner.updates == 0:
+            (self.folder / EVALUATIONS).unlink(missing_ok=True)
         with stop_signal() as stop, ExitStack() as stack:
             self._logs = [stack.enter_context(RunLog(folder, self.learner.updates)) for folder in self.folders]
             self._called: list[Callback] = list(self.callbacks)
@@ -117,12 +123,10 @@ class Run:
                 if isinstance(callback, AbstractContextManager):
                     stack.enter_context(callback)
             ended = self._train(stop)
-        if not ended or stop.is_set():
-            raise Interrupted(
-                f"stopped after update {self.learner.updates}, its checkpoint is saved; go on with "
-                f"--resume {self.folder}"
-            )
-        return self._finish()
+            if not ended or stop.is_set():
+                raise Interrupted(self._stopped())
+            # While signals wait, so that no agent is left half replaced.
+            return self._finish()
 
     def restore(self) -> None:
         """Goes back to the newest checkpoint of the run's folder.
@@ -137,11 +141,14 @@ class Run:
         saved = checkpoint.read_json(file)
         try:
             self.evaluated = int(saved["updates"])
-            self.best = [None if one is None else (int(one[0]), float(one[1])) for one in saved["best"]]
+            best = [None if one is None else (int(one[0]), float(one[1])) for one in saved["best"]]
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{file} cannot be read: {error!r}; delete it to go on without a best agent"
             ) from error
+        # Evaluations after the checkpoint, or of an earlier run, are made anew.
+        self.evaluated = min(self.evaluated, self.learner.updates)
+        self.best = [one if one is not None and one[0] <= self.learner.updates else None for one in best]
 
     def save(self) -> Path:
         """Writes a checkpoint of the run as it stands, and drops those that are neither the newest nor the best.
@@ -153,6 +160,15 @@ class Run:
         written = write_checkpoint(self.folder, self.learner, card, self.seconds)
         drop_checkpoints(self.folder, {self.learner.updates, *self._best_updates()})
         return written
+
+    def _stopped(self) -> str:
+        updates = self.learner.updates
+        if not updates:
+            return "stopped before the first update; nothing is saved"
+        return (
+            f"stopped after update {updates}, its checkpoint is saved; go on with --resume {self.folder} (in Python "
+            "with resume=True)"
+        )
 
     def _train(self, stop: Event) -> bool:
         """Updates, and what comes with them; returns whether the run came to its end."""
@@ -211,25 +227,38 @@ class Run:
         for number, (model, held_out) in enumerate(zip(self.learner.models, self.learner.validate(), strict=True)):
             point = _tagged("validation", held_out)
             if self.evaluate is not None:
-                with _evaluation_mode(model):
-                    found = self.evaluate(model)
-                if "return" not in found:
-                    raise InvalidInput(f"evaluate gave {sorted(found)}; expected 'return' among the metrics")
+                found = self._roll_out(model)
                 point |= _tagged("evaluation", found)
                 best = self.best[number]
-                if best is None or found["return"] > best[1]:
-                    self.best[number] = self.learner.updates, float(found["return"])
+                # A NaN is above nothing.
+                if found["return"] > (-math.inf if best is None else best[1]):
+                    self.best[number] = self.learner.updates, found["return"]
             points.append(point | {"throughput/seconds_checking": time.perf_counter() - began})
+        ends = self._write(points)
         self.evaluated = self.learner.updates
-        content = json.dumps({"updates": self.evaluated, "best": self.best}) + "\n"
-        checkpoint.replace_file(self.folder / EVALUATIONS, content)
+        try:
+            content = json.dumps({"updates": self.evaluated, "best": self.best}) + "\n"
+            folders.replace_file(self.folder / EVALUATIONS, content)
+        except OSError as error:
+            raise CheckpointError(f"{self.folder / EVALUATIONS} could not be written: {error}") from error
         drop_checkpoints(self.folder, {self.learner.updates, *self._best_updates()})
-        return self._write(points)
+        return ends
+
+    def _roll_out(self, model: DecisionModel) -> dict[str, float]:
+        """The metrics of one model, which takes no random numbers from the training."""
+        assert self.evaluate is not None
+        device = self.learner.device
+        with _evaluation_mode(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            found = {name: float(value) for name, value in self.evaluate(model).items()}
+        if "return" not in found:
+            raise InvalidInput(f"evaluate gave {sorted(found)}; expected 'return' among the metrics")
+        return found
 
     def _write(self, points: list[dict[str, float]]) -> bool:
         for log, point in zip(self._logs, points, strict=True):
             log(self.learner.updates, point)
-        return self._call({name: sum(point[name] for point in points) / len(points) for name in points[0]})
+        names = dict.fromkeys(name for point in points for name in point)
+        return self._call({name: mean(point[name] for point in points if name in point) for name in names})
 
     def _call(self, metrics: Mapping[str, float]) -> bool:
         # All are called, whoever ends the run.

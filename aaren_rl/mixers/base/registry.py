@@ -13,15 +13,16 @@ _MIXERS: dict[str, type[Mixer]] = {}
 
 
 def register(name: str) -> Callable[[type[Mixer]], type[Mixer]]:
-    """Class decorator that registers a mixer under a name.
+    """Class decorator that registers a mixer under a name; a class that is defined anew replaces itself.
 
     Raises:
-        InvalidInput: the name is taken; the class does not declare its memory and its capability; or an option has no
-            default or no annotation.
+        InvalidInput: the name is taken by another class; the class does not declare its memory and its capability; or
+            an option has no default or no annotation.
     """
 
     def add(mixer: type[Mixer]) -> type[Mixer]:
-        if name in _MIXERS:
+        taken = _MIXERS.get(name)
+        if taken and (taken.__module__, taken.__qualname__) != (mixer.__module__, mixer.__qualname__):
             raise InvalidInput(f"a mixer named {name!r} is registered already ({_MIXERS[name].__name__})")
         for declared in ("memory", "capability"):
             if not hasattr(mixer, declared):

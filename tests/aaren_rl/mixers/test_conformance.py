@@ -11,17 +11,25 @@ WIDTH, HEADS = 12, 3
 
 RECENCY = "aaren(recency=true)"
 
+VARIANTS = [
+    f"{name}({option}={str(not default).lower()})"
+    for name in mixers.names()
+    for option, default in mixers.option_defaults(name).items()
+    if isinstance(default, bool)
+]
+"""Mixers with one yes-or-no option changed."""
+
 
 def build(spec, loud):
     return loud(mixers.build(spec, WIDTH, HEADS)).double().eval()
 
 
-@pytest.fixture(params=[*mixers.names(), RECENCY])
+@pytest.fixture(params=[*mixers.names(), *VARIANTS])
 def mixer(request, loud):
     return build(request.param, loud)
 
 
-@pytest.fixture(params=[*(name for name in mixers.names() if name != "none"), RECENCY])
+@pytest.fixture(params=[*(name for name in mixers.names() if name != "none"), *VARIANTS])
 def mixing(request, loud):
     """For what only holds where tokens matter."""
     return build(request.param, loud)

@@ -168,3 +168,10 @@ def test_masks_of_another_dtype_are_refused(name, dtype):
     segment = segment._replace(**{name: getattr(segment, name).to(dtype)})
     with pytest.raises(InvalidInput, match=f"{name} is {dtype}; expected torch.bool"):
         segment.check(OBSERVATIONS, ACTIONS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
+def test_timesteps_are_integers(dtype):
+    segment = full()
+    with pytest.raises(InvalidInput, match="timesteps is torch.*; expected integers"):
+        segment._replace(timesteps=segment.timesteps.to(dtype)).check(OBSERVATIONS, ACTIONS)

@@ -158,3 +158,9 @@ def test_a_gymnasium_box_is_described():
 def test_a_gymnasium_space_that_is_no_box_is_refused(space):
     with pytest.raises(InvalidInput, match="this version needs a Box"):
         space_of(space)
+
+
+def test_lists_make_the_same_box_as_tuples():
+    box = Box([2], [0.0, -1.0], [1.0, 1.0])
+    assert box == Box((2,), (0.0, -1.0), (1.0, 1.0))
+    assert hash(box) == hash(Box((2,), (0.0, -1.0), (1.0, 1.0)))

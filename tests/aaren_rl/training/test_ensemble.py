@@ -220,7 +220,9 @@ def test_learners_that_differ_beyond_their_seed_are_refused():
     with pytest.raises(InvalidInput, match=r"updates \[0, 0, 12\]"):
         EnsembleLearner([first, second, third])
     with pytest.raises(InvalidInput, match="equal models, schedules"):
-        EnsembleLearner([first, make_all(learning_rate=0.5)[0]])
+        EnsembleLearner([first, make_all(learning_rate=0.5)[1]])
+    with pytest.raises(InvalidInput, match=r"have the seeds \[0, 0\]; expected each once"):
+        EnsembleLearner([first, make_all()[0]])
     with pytest.raises(InvalidInput, match="at least one"):
         EnsembleLearner([])
     with pytest.raises(InvalidInput, match="one after another"):

@@ -70,7 +70,9 @@ def test_objectives_have_names():
     assert objective_names() == sorted(objective_names())
     assert get_objective("test-values") is WithValues
     with pytest.raises(InvalidInput, match=r"an objective named 'test-values' is registered already \(WithValues\)"):
-        register_objective("test-values")(WithValues)
+        register_objective("test-values")(WithFrozenValues)
+    # As a notebook does whose cell is run again.
+    assert register_objective("test-values")(WithValues) is WithValues
 
 
 def test_an_unknown_objective_is_refused_with_near_matches():
@@ -267,3 +269,110 @@ def test_seeds_resumed_together_keep_all_networks(tmp_path):
     run.run(progress=False)
     for learner, other in zip(resumed, whole, strict=True):
         assert_same("states", learner.state_dict(), other.state_dict())
+
+
+@register_objective("test-target-model")
+class WithTargetModel(Objective):
+    """Imitation, and a slow copy of the model that judges in evaluation mode."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.slow = copy.deepcopy(model).requires_grad_(False).eval()
+
+    def forward(self, segment, state=None):
+        loss, state = self.model.loss(segment, state)
+        return Loss(loss, {"slow_loss": self.slow.loss(segment)[0]}, state)
+
+
+def test_a_target_keeps_the_mode_that_its_objective_gave_it():
+    learner = make("test-target-model")
+    assert learner.model.training
+    assert not learner.objective.slow.training
+    segment = learner.sampler.sample()
+    first, second = (learner.objective(segment).metrics["slow_loss"] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@register_objective("test-loose-parameter")
+class WithLooseParameter(WithValues):
+    def __init__(self, model):
+        super().__init__(model)
+        self.temperature = nn.Parameter(torch.zeros(()))
+
+
+@register_objective("test-shared-parameter")
+class WithSharedParameter(WithValues):
+    def __init__(self, model):
+        super().__init__(model)
+        self.critic = nn.Sequential(model.head, nn.Linear(2, 1))
+
+
+def test_parameters_belong_to_one_network():
+    with pytest.raises(InvalidInput, match="'temperature' outside of any network, so nothing would train it"):
+        make("test-loose-parameter")
+    with pytest.raises(InvalidInput, match="networks 'model' and 'critic' of WithSharedParameter share the parameter"):
+        make("test-shared-parameter")
+
+
+@register_objective("test-buffer")
+class WithBuffer(Objective):
+    """Imitation, divided by a running scale of its own size."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, segment, state=None):
+        loss, state = self.model.loss(segment, state)
+        return Loss(loss / self.scale, {"scale": self.scale.clone()}, state)
+
+    @torch.no_grad()
+    def after_update(self):
+        self.scale.mul_(1 + self.model.head.linear.weight.abs().mean())
+
+
+def test_buffers_of_seeds_trained_together_are_their_own():
+    settings = {"objective": "test-buffer", "shape": {"dropout": 0.0}}
+    alone, together = ([make_learner(model_seed=seed, seed=seed, **settings) for seed in (0, 1)] for _ in range(2))
+    ensemble = EnsembleLearner(together)
+    for _ in range(4):
+        losses = ensemble.update()["loss"]
+        for number, learner in enumerate(alone):
+            assert_close("loss", losses[number], learner.update()["loss"], rtol=1e-4, atol=1e-6)
+    scales = [learner.objective.scale for learner in together]
+    assert not torch.equal(*scales)
+    for ours, learner in zip(scales, alone, strict=True):
+        assert_close("scale", ours, learner.objective.scale, rtol=1e-4, atol=0)
+
+
+@register_objective("test-taken-name")
+class WithTakenName(Objective):
+    def forward(self, segment, state=None):
+        loss, state = self.model.loss(segment, state)
+        return Loss(loss, {"loss": 100 * loss}, state)
+
+
+def test_metrics_do_not_take_the_names_of_the_run():
+    with pytest.raises(InvalidInput, match="a metric 'loss', which the run logs itself; name it otherwise"):
+        make("test-taken-name").update()
+
+
+@register_objective("test-rare-metric")
+class WithRareMetric(Objective):
+    """A metric in every fifth update."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.register_buffer("updates", torch.zeros(()))
+
+    def forward(self, segment, state=None):
+        loss, state = self.model.loss(segment, state)
+        return Loss(loss, {} if self.updates % 5 else {"rare": torch.tensor(10.0)}, state)
+
+    def after_update(self):
+        self.updates += 1
+
+
+def test_a_metric_is_averaged_over_the_updates_that_have_it(tmp_path):
+    train(tmp_path, objective="test-rare-metric", updates=10, log_every=10)
+    assert logged(tmp_path, "train/rare") == {10: 10.0}

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -441,3 +442,86 @@ def test_seconds_add_up_over_a_resume(tmp_path):
     (trained,) = resumed.run(progress=False)
     speeds = logged(tmp_path, "throughput/updates_per_second")
     np.testing.assert_allclose(trained.seconds, sum(5 / speed for speed in speeds.values()), rtol=1e-6)
+
+
+def test_a_signal_while_the_run_finishes_loses_no_agent(tmp_path, monkeypatch):
+    """Ctrl-C that comes while `last` is written waits for it."""
+    from aaren_rl import checkpoint
+
+    save = checkpoint.save_agent
+
+    def interrupted(folder, *agent):
+        os.kill(os.getpid(), signal.SIGINT)
+        save(folder, *agent)
+
+    monkeypatch.setattr(checkpoint, "save_agent", interrupted)
+    trained = train(tmp_path, updates=5)
+    assert load_agent(trained.last)[1].updates == 5
+
+
+def test_a_signal_before_the_first_update_says_that_nothing_is_saved(tmp_path):
+    class Impatient:
+        def __enter__(self):
+            os.kill(os.getpid(), signal.SIGINT)
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def __call__(self, update, metrics):
+            pass
+
+    run = make_run(tmp_path, callbacks=[Impatient()])
+    # A callback that is a context manager for Python's eyes too.
+    with pytest.raises(Interrupted, match="stopped before the first update; nothing is saved"):
+        run.run(progress=False)
+    assert checkpoints(tmp_path) == []
+
+
+def test_a_return_that_is_no_number_is_never_the_best(tmp_path):
+    returns = iter([float("nan"), 1.0])
+    trained = train(tmp_path, evaluate=lambda model: {"return": next(returns)})
+    assert trained.best_update == 20
+
+
+def test_an_evaluation_takes_no_random_numbers_from_training(tmp_path):
+    """Not even when the run is resumed from before it."""
+
+    def evaluate(model):
+        return {"return": torch.rand(7).sum().item()}
+
+    train(tmp_path / "whole", evaluate=evaluate)
+    train(tmp_path / "cut", evaluate=evaluate, updates=10)
+    resumed = make_run(tmp_path / "cut", evaluate=evaluate)
+    resumed.restore()
+    resumed.run(progress=False)
+    train(tmp_path / "plain")
+    for other in ("cut", "plain"):
+        assert_same("last", weights(tmp_path / other / "last"), weights(tmp_path / "whole" / "last"))
+
+
+def test_returns_of_numpy_are_returns(tmp_path):
+    trained = train(tmp_path, evaluate=lambda model: {"return": np.float32(1.5), "steps": np.int64(3)})
+    assert trained.best_update == 10
+    assert logged(tmp_path, "evaluation/steps") == {10: 3.0, 20: 3.0}
+
+
+def test_evaluations_of_an_earlier_run_are_forgotten(tmp_path):
+    train(tmp_path, evaluate=lambda model: {"return": 100.0})
+    shutil.rmtree(tmp_path / "checkpoints")
+    returns = iter([1.0, 2.0])
+    trained = train(tmp_path, evaluate=lambda model: {"return": next(returns)})
+    assert trained.best_update == 20
+
+
+def test_resuming_with_other_spaces_or_observations_is_refused(tmp_path):
+    train(tmp_path, updates=5)
+    other = make_run(tmp_path)
+    for model in (other.learner.model, other.learner.acting):
+        model.action_space = dataclasses.replace(model.action_space, high=(3.0, 3.0))
+    with pytest.raises(CheckpointError, match="has the spaces .* asked to resume"):
+        other.restore()
+    data = make_data()
+    moved = dataclasses.replace(data, observations=data.observations + 1)
+    with pytest.raises(CheckpointError, match="has the data .* asked to resume"):
+        make_run(tmp_path, data=moved).restore()

@@ -174,3 +174,11 @@ def test_bounds_move_and_convert_with_the_module(loud):
     mode = head(draw(2, 5).double(), segment(2, 5)).mode
     assert mode.dtype == torch.float64
     assert head.to("meta").scale.low.device.type == "meta"
+
+
+def test_statistics_of_another_shape_are_refused():
+    """They would broadcast, and the agent could be saved and not loaded."""
+    with pytest.raises(InvalidInput, match=r"the mean of observations has shape \(1,\); expected \(3,\)"):
+        StandardisedBox(Box.unbounded((3,)), np.zeros(1), np.ones(3))
+    with pytest.raises(InvalidInput, match=r"the std of observations has shape \(3,\); expected \(2, 3\)"):
+        StandardisedBox(Box.unbounded((2, 3)), np.zeros((2, 3)), np.ones(3))

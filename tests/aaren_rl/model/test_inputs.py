@@ -222,3 +222,23 @@ def test_dropout_is_on_the_tokens_while_training(make_model):
     assert not (inputs(segment).x == 0).any()
     dropped = (inputs.train()(cut(segment, slice(0, 50))).x == 0).double().mean()
     assert 0.4 < dropped < 0.6
+
+
+@both_layouts
+@pytest.mark.parametrize("timesteps", ["first", "learned", "sinusoidal"])
+def test_timesteps_are_added_in_the_precision_of_weights(make_model, layout, timesteps):
+    """Products under autocast come in bf16; the sum with the embedding, and the norm behind it, do not."""
+    inputs = make_model(layout=layout, timesteps=timesteps).inputs
+    seen = []
+    inputs.norm.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        inputs(draw_segment(5))
+    assert seen == [torch.float32]
+
+
+@both_layouts
+@all_variants
+def test_a_first_step_in_float64_needs_no_outcome(make_model, layout, variant):
+    inputs = make_model(layout=layout, **variant).double().inputs
+    segment = double(draw_segment(1))._replace(actions=None, rewards=None)
+    assert inputs(segment).x.dtype == torch.float64

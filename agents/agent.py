@@ -87,7 +87,8 @@ class Agent(StableBaselines3Policy):
             if vector
             else (env.observation_space, env.action_space)
         )
-        trained = f"this agent was trained on {self.card.dataset_id} for {self.card.env_id}"
+        trained = f"this agent was trained on {self.card.dataset_id}"
+        trained += f" for {self.card.env_id}" if self.card.env_id else ""
         try:
             observations, actions = (space_of(space) for space in spaces)
         except InvalidInput as error:

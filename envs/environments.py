@@ -89,7 +89,10 @@ def make(spec: EnvironmentSpec, **more: Any) -> gym.Env[np.ndarray, np.ndarray]:
     """
     _silence_mujoco()
     if spec.id not in gym.registry:
-        raise unknown_name("environment", spec.id, gym.registry)
+        raise InvalidInput(
+            f"{unknown_name('environment', spec.id, gym.registry)}; one of yours is known once the module that "
+            "registers it is imported"
+        )
     try:
         # Warning filters belong to the process, and several threads make environments.
         with _making, warnings.catch_warnings():

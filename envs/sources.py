@@ -20,6 +20,7 @@ from aaren_rl.errors import DataError, InvalidInput, unknown_name
 Source: TypeAlias = Literal["auto", "minari", "d4rl", "bundled"]
 FoundSource: TypeAlias = Literal["minari", "d4rl", "bundled", "arrays"]
 Say: TypeAlias = Callable[[str], object]
+"""Takes a line on what is done."""
 
 ARRAYS = "arrays"
 """Name of a dataset of a person's own trajectories."""
@@ -251,5 +252,6 @@ def _spaces_of_data(trajectories: Trajectories) -> tuple[Box, Box]:
 
 def _bounded(low: Floats, high: Floats, dtype: str) -> Box:
     # A component that never varies still needs a range to be scaled by.
-    bounds = low.astype(np.float32), np.maximum(high, low + 1e-6).astype(np.float32)
+    least_range = np.maximum(1e-6, 1e-6 * np.abs(low))
+    bounds = low.astype(np.float32), np.maximum(high, low + least_range).astype(np.float32)
     return Box.bounded(*bounds, dtype)

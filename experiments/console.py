@@ -5,16 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from aaren_rl.envs.sources import Say as Say
 from aaren_rl.errors import AarenError, InvalidInput
 from aaren_rl.training.run import Interrupted
-
-Say: TypeAlias = Callable[[str], object]
-"""Receives lines for the user, as `say` does."""
 
 
 def run(command: Callable[[], object]) -> None:

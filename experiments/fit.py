@@ -18,7 +18,7 @@ from aaren_rl.experiments import config as run_config
 from aaren_rl.experiments.config import CONFIG, RunConfig
 from aaren_rl.experiments.console import say
 from aaren_rl.experiments.settings import merge, to_table
-from aaren_rl.experiments.train import train
+from aaren_rl.experiments.train import run_folder, train
 from aaren_rl.model import ModelConfig
 from aaren_rl.training.callbacks import Callback
 from aaren_rl.training.config import TrainingConfig
@@ -63,11 +63,23 @@ def fit(
         CheckpointError: the folder to resume has no checkpoint, or one of other data or another model.
         Interrupted: Ctrl-C; a checkpoint was saved, and `resume` goes on.
     """
+    if not isinstance(data, str | Path | Trajectories):
+        raise InvalidInput(
+            f"data is a {type(data).__name__}; expected the name or path of a dataset, or Trajectories (see "
+            "Trajectories.from_episodes)"
+        )
+    if not isinstance(environment, str | EnvironmentSpec | None):
+        raise InvalidInput(
+            f"environment is a {type(environment).__name__}; expected a Gymnasium id or an EnvironmentSpec, since "
+            "several copies are made"
+        )
     if resume and folder is None:
         raise InvalidInput("resume without a folder; give the folder of the run to go on with")
     place = None if folder is None else Path(folder)
     config = _config(settings, place if resume else None)
     config = dataclasses.replace(config, resume=place) if resume else dataclasses.replace(config, run=place)
+    # Before data are fetched.
+    run_folder(config)
     lines = say if progress else _nothing
     if isinstance(data, Trajectories):
         dataset = sources.of_trajectories(data, _spec(environment))
@@ -94,9 +106,12 @@ def load(folder: str | Path, **options: Any) -> Agent:
         CheckpointError: the folder is missing, incomplete, altered or of another version.
         InvalidInput: an option does not fit.
     """
-    if (Path(folder) / checkpoint.EXPORTED_CARD).exists():
-        return OnnxAgent(folder, **options)
-    return DecisionAgent.load(folder, **options)
+    exported = (Path(folder) / checkpoint.EXPORTED_CARD).exists()
+    known = ("threads", "acting", "renew") if exported else ("device", "acting", "renew")
+    for name in options:
+        if name not in known:
+            raise unknown_name("option", name, known)
+    return OnnxAgent(folder, **options) if exported else DecisionAgent.load(folder, **options)
 
 
 def _config(settings: dict[str, Any], resume: Path | None) -> RunConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -70,7 +71,7 @@ def train(
             f"{config.resume} was trained on arrays, which are not saved; go on with "
             f"aaren_rl.fit(data, folder={str(config.resume)!r}, resume=True)"
         )
-    folder = _run_folder(config)
+    folder = run_folder(config)
     if dataset is None:
         dataset = sources.load(config.env, config.source, config.env_id, say)
     job = Job(config, dataset, folder, device, tuple(callbacks), say, progress)
@@ -120,10 +121,12 @@ def _train_alone(job: Job) -> dict[str, Any]:
 def _train_together(job: Job, jobs: list[Job]) -> list[dict[str, Any]]:
     """All seeds as one batch, in one run."""
     job.say(f"{len(jobs)} seeds as one batch")
+    # Several models as one batch are not compiled.
+    jobs = [dataclasses.replace(one, config=_uncompiled(one.config)) for one in jobs]
     singles = [make_learner(one) for one in jobs]
     learner = EnsembleLearner(singles)
     run = Run(learner, _card(job), job.folder, _check(job), job.callbacks)
-    if job.config.resume is not None:
+    if job.config.resume is not None and checkpoints(job.folder):
         run.restore()
         job.say(f"resuming {job.folder} after update {learner.updates}")
     job.say(_describe(job, singles[0]))
@@ -149,10 +152,13 @@ def _job_of(job: Job, seed: int) -> Job:
     """The job of one of several seeds."""
     config, folder = job.config, job.folder / f"seed-{seed}"
     resume = folder if config.resume is not None and checkpoints(folder) else None
-    # Several models as one batch are not compiled.
     training = dataclasses.replace(config.training, seed=seed)
     single = dataclasses.replace(config, seeds=1, training=training, run=folder, resume=resume)
     return dataclasses.replace(job, config=single, folder=folder)
+
+
+def _uncompiled(config: RunConfig) -> RunConfig:
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, compile="no"))
 
 
 def _one_batch(job: Job, jobs: list[Job]) -> bool:
@@ -220,17 +226,25 @@ def _warn_of_warmup(job: Job) -> None:
         )
 
 
-def _run_folder(config: RunConfig) -> Path:
+def run_folder(config: RunConfig) -> Path:
+    """The folder of a run: the one given, or a new name under runs/.
+
+    Raises:
+        InvalidInput: the folder holds a run, and that is not to be resumed.
+    """
     if config.resume is not None:
         return config.resume
-    name = Path(config.env).name if Path(config.env).exists() else config.env.replace("/", "-")
-    stamp = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    # Several runs may be started in the same second.
-    folder = config.run or (stamp.with_name(f"{stamp.name}-{os.getpid()}") if stamp.exists() else stamp)
+    if config.run is None:
+        name = Path(config.env).name if Path(config.env).exists() else config.env.replace("/", "-")
+        stamp = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        # Several runs may be started in the same second.
+        others = (stamp.with_name(f"{stamp.name}-{os.getpid()}-{number}") for number in itertools.count(1))
+        return next(folder for folder in itertools.chain([stamp], others) if not folder.exists())
+    folder = config.run
     if checkpoints(folder) or any(checkpoints(seed) for seed in folder.glob("seed-*")):
         raise InvalidInput(
-            f"{folder} holds a run already; pass --resume {folder} to go on with it (in Python resume=True), "
-            "or another --run"
+            f"{folder} holds a run already; go on with it (--resume {folder}, in Python resume=True), or give the new "
+            "run another folder"
         )
     return folder
 

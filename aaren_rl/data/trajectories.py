@@ -256,6 +256,11 @@ def _checked(number: int, episode: Episode) -> Episode:
                 f"{name} of episode {number} has shape {np.shape(getattr(episode, name))}; expected one bool, which "
                 "says how the episode ended"
             )
+    if actions.ndim == 1 and actions.dtype.kind in "iub":
+        raise DataError(
+            f"actions of episode {number} are {actions.dtype} numbers, one a step, so they seem discrete; this version "
+            "learns continuous actions (pass floats if they are)"
+        )
     return Episode(observations, actions, rewards, bool(episode.terminated), bool(episode.truncated))
 
 

@@ -92,8 +92,11 @@ def read_checkpoint(folder: Path, learner: Learner) -> float:
     newest = found[-1]
     state = checkpoint.read_json(newest / checkpoint.TRAINING_STATE)
     for name, asked in _identity(learner).items():
-        if state.get(name) != asked:
-            raise CheckpointError(f"{newest} has the {name} {state.get(name)}; asked to resume {asked}")
+        there = state.get(name)
+        if there != asked:
+            if isinstance(there, dict) and isinstance(asked, dict):
+                there, asked = _differing(there, asked)
+            raise CheckpointError(f"{newest} has the {name} {there}; asked to resume {asked}")
     tensors = checkpoint.read_tensors(newest / checkpoint.TRAINING_TENSORS, state.get("sha256"))
     # They may hold the best agent, which is read at the end of the run only; damage should show now.
     for agent in agent_folders(newest, learner.seeds):
@@ -107,6 +110,12 @@ def read_checkpoint(folder: Path, learner: Learner) -> float:
         raise CheckpointError(f"{newest} is beyond the {learner.config.updates} updates asked for; pass more --updates")
     learner.updates = updates
     return seconds
+
+
+def _differing(one: dict[str, Any], other: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The entries of two dictionaries that differ."""
+    names = [name for name in one | other if one.get(name) != other.get(name)]
+    return {name: one.get(name) for name in names}, {name: other.get(name) for name in names}
 
 
 def _identity(learner: Learner) -> dict[str, Any]:

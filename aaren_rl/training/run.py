@@ -173,9 +173,9 @@ class Run:
     def _train(self, stop: Event) -> bool:
         """Updates, and what comes with them; returns whether the run came to its end."""
         learner, config = self.learner, self.config
-        meter, saved = Meter(), learner.updates
         # A run that failed in an evaluation has saved its checkpoint: the evaluation is made up for.
         ended = self._evaluate() if self._owes_evaluation() else False
+        meter, saved = Meter(), learner.updates
         while learner.updates < config.updates and not ended and not stop.is_set():
             meter.add(learner.update())
             update = learner.updates

@@ -99,7 +99,8 @@ def test_command_line_says_how_a_run_on_arrays_goes_on(data, tmp_path, command):
         ({"updates": "many"}, "updates is 'many'"),
         ({"mixer": "aren"}, "did you mean 'aaren'"),
         ({"preset": "quik"}, "unknown preset 'quik'"),
-        ({"environment": "Hoper-v5"}, "unknown environment 'Hoper-v5'"),
+        ({"environment": "Hoper-v5"}, "unknown environment 'Hoper-v5'.*once the module that registers it is imported"),
+        ({"environment": object()}, "environment is a object; expected a Gymnasium id or an EnvironmentSpec"),
     ],
 )
 def test_mistakes_are_named(data, tmp_path, settings, message):
@@ -128,3 +129,48 @@ def test_load_gives_agents_and_exported_agents(data, tmp_path):
     np.testing.assert_allclose(exported.act(observation), agent.act(observation), atol=1e-5)
     with pytest.raises(CheckpointError, match=r"agent\.json is missing"):
         aaren_rl.load(tmp_path / "nowhere")
+
+
+def test_a_taken_folder_is_refused_before_data_are_fetched(data, tmp_path, monkeypatch):
+    from aaren_rl.envs import sources
+
+    aaren_rl.fit(data, folder=tmp_path / "run", **SMALL)
+    monkeypatch.setattr(sources, "load", None)
+    with pytest.raises(InvalidInput, match="holds a run already; go on with it .*in Python resume=True"):
+        aaren_rl.fit("hopper-medium", folder=tmp_path / "run", **SMALL)
+
+
+def test_other_data_are_refused_with_what_to_pass():
+    for data in (None, {"observations": np.zeros((3, 2))}, [1, 2]):
+        with pytest.raises(InvalidInput, match=r"data is a \w+; expected .* Trajectories.from_episodes"):
+            aaren_rl.fit(data)
+
+
+def test_runs_without_a_folder_get_names_of_their_own(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(3):
+        aaren_rl.fit(data, **{**SMALL, "updates": 1})
+    assert len(list((tmp_path / "runs").iterdir())) == 3
+
+
+def test_unknown_options_of_load_are_named(data, tmp_path):
+    agent = aaren_rl.fit(data, folder=tmp_path / "run", **SMALL)
+    with pytest.raises(InvalidInput, match="unknown option 'devise'; did you mean 'device'"):
+        aaren_rl.load(tmp_path / "run" / "last", devise="cpu")
+    assert dir(aaren_rl) == sorted(aaren_rl.__all__)
+    assert agent.card.env_id is None
+
+
+def test_a_constant_action_away_from_zero_trains(tmp_path):
+    rng = np.random.default_rng(0)
+    data = aaren_rl.Trajectories.from_episodes(
+        aaren_rl.Episode(rng.normal(size=(9, 2)), np.full((9, 1), 100.0), np.ones(9), truncated=True) for _ in range(3)
+    )
+    agent = aaren_rl.fit(data, folder=tmp_path / "run", **SMALL)
+    agent.reset()
+    assert agent.act(np.zeros(2)) == pytest.approx(100.0, rel=1e-5)
+
+
+def test_a_warm_up_longer_than_the_run_is_said(data, tmp_path, capsys):
+    aaren_rl.fit(data, folder=tmp_path / "run", **{**SMALL, "warmup": 1_000, "progress": True})
+    assert "the learning rate rises over 1000 updates, and this run has 12" in capsys.readouterr().out

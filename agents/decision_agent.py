@@ -12,7 +12,7 @@ from aaren_rl.agents.model_states import GrowingState, Window
 from aaren_rl.agents.states import ActingState, DeviceRows, Rows
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.model import DecisionModel
-from aaren_rl.stepping import NumpyStep, Step
+from aaren_rl.stepping import ModelStepper, NumpyModelStepper
 
 SMALL = 2**18
 """Multiplications up to which OpenBLAS, NumPy's usual library, keeps a product on one thread. Below it a step is faster
@@ -94,10 +94,10 @@ class DecisionAgent(Agent):
         if self._state is not None and self._begun == (rows, weights):
             return self._state
         self._begun = rows, weights
-        step = Step(self.model)
+        step = ModelStepper(self.model)
         multiplications = rows * self.model.config.tokens_per_step * 4 * self.model.config.width**2
         small = self.device.type == "cpu" and multiplications <= SMALL
-        numpy_step = NumpyStep.of(step) if small else None
+        numpy_step = NumpyModelStepper.of(step) if small else None
         if numpy_step is None:
             return DeviceRows(step, rows, self.device)
         return Rows(numpy_step, step.start.numpy(), step.mixed, rows)

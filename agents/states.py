@@ -13,7 +13,7 @@ from torch import Tensor
 from aaren_rl.cuda_graph import CudaGraph
 from aaren_rl.mixers import state_bytes
 from aaren_rl.model.inputs_stepper import RETURN_TO_GO
-from aaren_rl.stepping import Step
+from aaren_rl.stepping import ModelStepper
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -65,7 +65,7 @@ class ActingState(Protocol):
 
 
 class Rows:
-    """Steps a function of arrays, its state one row of numbers for each environment (see `aaren_rl.stepping.Step`).
+    """Steps a function of arrays, its state one row of numbers for each environment (see `ModelStepper`).
 
     Args:
         function: (observation, reward, state) to (action, state); the state is float64.
@@ -132,7 +132,7 @@ class OnDevice:
 
 
 class DeviceRows(OnDevice):
-    """Steps a `Step`, its rows of state on the model's device; on a GPU as a CUDA graph.
+    """Steps a `ModelStepper`, its rows of state on the model's device; on a GPU as a CUDA graph.
 
     Args:
         step: to be stepped.
@@ -140,7 +140,7 @@ class DeviceRows(OnDevice):
         device: of the step.
     """
 
-    def __init__(self, step: Step, rows: int, device: torch.device) -> None:
+    def __init__(self, step: ModelStepper, rows: int, device: torch.device) -> None:
         super().__init__(device)
         self.module = step
         # Under inference mode they could not be written to outside of it.

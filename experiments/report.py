@@ -124,7 +124,7 @@ def _evaluated(job: Job, learner: SingleLearner, name: str, folder: Path) -> dic
         "training": {
             "precision": learner.precision,
             "compiled": learner.compiled,
-            "cuda_graph": learner.captured,
+            "cuda_graph": learner.cuda_graph,
             "seed": config.training.seed,
         },
     }

@@ -253,7 +253,7 @@ def _describe(job: Job, learner: SingleLearner) -> str:
     """One line on the model, the device, and what "auto" stands for on it."""
     config, device = job.config.model, job.device
     parts: list[str] = [learner.precision]
-    parts += [name for name, used in (("torch.compile", learner.compiled), ("CUDA graph", learner.captured)) if used]
+    parts += [name for name, used in (("torch.compile", learner.compiled), ("CUDA graph", learner.cuda_graph)) if used]
     scan = ""
     if any(spec.name == "aaren" for spec in config.mixers):
         tokens = learner.sampler.longest_segment * config.tokens_per_step

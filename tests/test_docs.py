@@ -147,7 +147,7 @@ def test_encoder_of_the_docs_trains_steps_and_folds(run):
 from aaren_rl.data.segment import Segment
 from aaren_rl.data.spaces import Box
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling, inputs
-from aaren_rl.stepping import NumpyStep, Step
+from aaren_rl.stepping import ModelStepper, NumpyModelStepper
 
 space, encoder = Discrete(5), OneHot(Discrete(5))
 assert Discrete.from_json(space.to_json()) == space
@@ -175,12 +175,13 @@ one_hot = torch.eye(5)[seen.long()]
 loss, _ = ours.loss(Segment(seen, timesteps, **given))
 expected, _ = theirs.loss(Segment(one_hot, timesteps, **given))
 torch.testing.assert_close(loss, expected)
-for form in (Step, lambda model: NumpyStep.of(Step(model))):
+for form in (ModelStepper, lambda model: NumpyModelStepper.of(ModelStepper(model))):
     ours_step, theirs_step = form(ours), form(theirs)
-    state = Step(ours).initial_state(torch.ones(3))
-    state = state if isinstance(ours_step, Step) else state.numpy()
-    asked = [values if isinstance(ours_step, Step) else values.numpy() for values in (seen[:, 0], one_hot[:, 0])]
-    reward = torch.zeros(3) if isinstance(ours_step, Step) else np.zeros(3, np.float32)
+    state = ModelStepper(ours).initial_state(torch.ones(3))
+    state = state if isinstance(ours_step, ModelStepper) else state.numpy()
+    asked = seen[:, 0], one_hot[:, 0]
+    asked = asked if isinstance(ours_step, ModelStepper) else [values.numpy() for values in asked]
+    reward = torch.zeros(3) if isinstance(ours_step, ModelStepper) else np.zeros(3, np.float32)
     mine, other = ours_step(asked[0], reward, state)[0], theirs_step(asked[1], reward, state)[0]
     np.testing.assert_allclose(np.asarray(mine.tolist()), np.asarray(other.tolist()), atol=1e-6)
 print("the same")

@@ -1,6 +1,6 @@
 """One step of a decision model as a function of arrays: in torch, in NumPy and as an ONNX graph."""
 
-from aaren_rl.stepping.numpy_step import NumpyStep
-from aaren_rl.stepping.step import Step
+from aaren_rl.stepping.model_stepper import ModelStepper
+from aaren_rl.stepping.numpy_model_stepper import NumpyModelStepper
 
-__all__ = ["NumpyStep", "Step"]
+__all__ = ["ModelStepper", "NumpyModelStepper"]

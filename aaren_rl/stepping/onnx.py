@@ -23,7 +23,7 @@ from aaren_rl.data.segment import Segment
 from aaren_rl.errors import AarenError, InvalidInput
 from aaren_rl.model import DecisionModel
 from aaren_rl.model.inputs_stepper import RETURN_TO_GO, TIMESTEP
-from aaren_rl.stepping.step import Step
+from aaren_rl.stepping.model_stepper import ModelStepper
 
 GRAPH, CARD = checkpoint.EXPORTED_GRAPH, checkpoint.EXPORTED_CARD
 FORMAT = 3
@@ -67,7 +67,7 @@ def to_onnx(model: DecisionModel, card: AgentCard, folder: Path, int8: bool = Fa
     if card.acting.startswith("window"):
         raise InvalidInput(f"this agent acts by {card.acting}, which is no single step; export it with --acting stream")
     model = copy.deepcopy(model).cpu().eval()
-    step = Step(model)
+    step = ModelStepper(model)
     graph = _quantised(_graph(step)) if int8 else _graph(step)
     difference = _difference(model, step, graph)
     if not np.isfinite(difference) or (difference > LARGEST_DIFFERENCE and not int8):
@@ -118,7 +118,7 @@ def session(graph: bytes | str, threads: int = 1) -> Any:
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
-def _graph(step: Step) -> bytes:
+def _graph(step: ModelStepper) -> bytes:
     batch = torch.export.Dim("batch", min=1)
     # With two rows, so that a batch of one is not taken for a constant.
     inputs = torch.zeros(2, *step.observation_space.shape), torch.zeros(2), step.start.repeat(2, 1)
@@ -177,7 +177,7 @@ def _quantised(graph: bytes) -> bytes:
     return quantised
 
 
-def _difference(model: DecisionModel, step: Step, graph: bytes) -> float:
+def _difference(model: DecisionModel, step: ModelStepper, graph: bytes) -> float:
     """Largest difference of an action over an episode of made-up observations, as a share of its half range."""
     running = session(graph)
     generator = torch.Generator().manual_seed(0)

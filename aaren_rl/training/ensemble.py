@@ -37,7 +37,7 @@ class EnsembleLearner:
         self.models = [learner.acting for learner in learners]
         self.seeds = [learner.config.seed for learner in learners]
         self.data = {f"seed-{seed}": learner.data for seed, learner in zip(self.seeds, learners, strict=True)}
-        self.precision, self.compiled, self.captured = first.precision, False, first.captured
+        self.precision, self.compiled, self.cuda_graph = first.precision, False, first.cuda_graph
         self.parameters = _stacked([learner.objective for learner in learners])
         self.averages = _stacked([learner.acting for learner in learners]) if first.config.average else {}
         self.optimisers = {
@@ -70,7 +70,7 @@ class EnsembleLearner:
         self.learners[0].prepare_update()
         for optimiser in self.optimisers.values():
             set_learning_rate(optimiser, learning_rate(self.config, self.updates + 1))
-        if self.captured:
+        if self.cuda_graph:
             if self._graph is None:
                 generators = [learner.sampler.generator for learner in self.learners]
                 self._graph = CudaGraph(self._do_update, generators, self.device)

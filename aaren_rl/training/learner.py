@@ -99,7 +99,7 @@ class SingleLearner:
     ) -> None:
         _check_lengths(model, trajectories)
         self.config, self.device = config, torch.device(device)
-        self.precision, self.compiled, self.captured = resolve_auto(config, self.device, model.config)
+        self.precision, self.compiled, self.cuda_graph = resolve_auto(config, self.device, model.config)
         self.objective = get_objective(config.objective)(model).to(self.device)
         check_networks(self.objective)
         # Other networks, such as targets, keep the mode that their objective gave them.
@@ -143,7 +143,7 @@ class SingleLearner:
     def update(self) -> dict[str, Tensor]:
         """See `Learner.update`."""
         self.prepare_update()
-        if self.captured:
+        if self.cuda_graph:
             if self._graph is None:
                 self._graph = CudaGraph(self._do_update, [self.sampler.generator], self.device)
             metrics = self._graph()

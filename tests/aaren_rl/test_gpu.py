@@ -70,7 +70,7 @@ def test_training_learns_and_resumes(tmp_path, precision, compiled, context):
         # Every row of a batch carries an episode of its own.
         changes["batch_size"] = 7
     first = make_learner(50, **changes)
-    assert first.captured
+    assert first.cuda_graph
     before = first.model.loss(first.sampler.sample())[0].item()
     run(tmp_path, first)
     second = make_learner(100, **changes)

@@ -15,7 +15,7 @@ from aaren_rl.data.spaces import space_of
 from aaren_rl.errors import InvalidInput
 from aaren_rl.mixers import Aaren, Mixer
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
-from aaren_rl.stepping import NumpyStep, Step
+from aaren_rl.stepping import ModelStepper, NumpyModelStepper
 
 
 def make_agent(seed=0, std=0.4, **shape):
@@ -38,7 +38,7 @@ def shake(model, seed, std=0.4):
 
 def library(agent):
     state = agent._state
-    return "numpy" if isinstance(state, Rows) and isinstance(state.function, NumpyStep) else "torch"
+    return "numpy" if isinstance(state, Rows) and isinstance(state.function, NumpyModelStepper) else "torch"
 
 
 def drive(agent, rows, steps=40, seed=0):
@@ -143,9 +143,9 @@ def test_changes_of_the_weights_count_from_the_next_reset_on(monkeypatch, small,
 
 def make_states(model, rows):
     """A state of each class over one model."""
-    step, cpu = Step(model), torch.device("cpu")
+    step, cpu = ModelStepper(model), torch.device("cpu")
     return {
-        "rows": Rows(NumpyStep.of(step), step.start.numpy(), step.mixed, rows),
+        "rows": Rows(NumpyModelStepper.of(step), step.start.numpy(), step.mixed, rows),
         "device rows": DeviceRows(step, rows, cpu),
         "growing": GrowingState(model, rows, cpu),
         "window": Window(model, rows, cpu, steps=50),

@@ -15,8 +15,8 @@ from aaren_rl.data.segment import Segment
 from aaren_rl.errors import InvalidInput
 from aaren_rl.mixers import state_bytes
 from aaren_rl.model import ModelConfig
+from aaren_rl.stepping.model_stepper import ModelStepper
 from aaren_rl.stepping.onnx import CARD, session, to_onnx
-from aaren_rl.stepping.step import Step
 
 every_mixer = pytest.mark.parametrize("name", mixers.names())
 # Tracing one takes ten seconds; these have a base each, and all others are among the slow tests.
@@ -139,7 +139,7 @@ def test_blocks_may_have_different_mixers(make_model, layout):
     segment = draw(50)._replace(previous_action=torch.full((3, 2), 4.0))
     assert_close("actions", step_through(model, segment)[0], predict(model, segment), rtol=1e-4, atol=1e-4)
     assert model.fixed_size
-    assert len(Step(model).start) > 0
+    assert len(ModelStepper(model).start) > 0
     grown = make_model(mixer="aaren,softmax,aaren", blocks=3, layout=layout)
     assert not grown.fixed_size
     assert grown.config.cuda_graph

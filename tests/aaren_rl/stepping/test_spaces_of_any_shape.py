@@ -12,9 +12,9 @@ from aaren_rl.data.segment import Segment
 from aaren_rl.data.spaces import Box
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
 from aaren_rl.model.inputs_stepper import RETURN_TO_GO
-from aaren_rl.stepping.numpy_step import NumpyStep
+from aaren_rl.stepping.model_stepper import ModelStepper
+from aaren_rl.stepping.numpy_model_stepper import NumpyModelStepper
 from aaren_rl.stepping.onnx import session, to_onnx
-from aaren_rl.stepping.step import Step
 
 BATCH, STEPS = 3, 12
 SHAPES = [((2, 3), (2, 2)), ((), ()), ((2, 1, 2), (3,)), ((4,), (1, 1))]
@@ -150,7 +150,7 @@ def test_model_steps_equal_the_flattened_ones(make_pair, shapes, variant):
 @all_shapes
 @all_variants
 def test_folded_steps_equal_the_flattened_ones(make_pair, shapes, variant):
-    shaped, flat = (Step(model) for model in make_pair(shapes, **variant))
+    shaped, flat = (ModelStepper(model) for model in make_pair(shapes, **variant))
     assert_same("start", shaped.start, flat.start)
     assert shaped.mixed == flat.mixed == 2 + flat.action_space.size
     observations = made_up(shapes[0])
@@ -167,8 +167,8 @@ def test_folded_steps_equal_the_flattened_ones(make_pair, shapes, variant):
 @all_shapes
 @all_variants
 def test_steps_in_numpy_equal_the_flattened_ones(make_pair, shapes, variant):
-    steps = [Step(model) for model in make_pair(shapes, **variant)]
-    shaped, flat = map(NumpyStep.of, steps)
+    steps = [ModelStepper(model) for model in make_pair(shapes, **variant)]
+    shaped, flat = map(NumpyModelStepper.of, steps)
     if "local" in variant.get("mixer", ""):
         assert shaped is flat is None
         return
@@ -186,7 +186,7 @@ def test_steps_in_numpy_equal_the_flattened_ones(make_pair, shapes, variant):
 @pytest.mark.parametrize("shapes", SHAPES[:2], ids=str)
 def test_exported_steps_equal_the_flattened_ones(make_pair, card, tmp_path, shapes):
     shaped, flat = make_pair(shapes, layout="interleaved", reward=True, blocks=1)
-    running, step = session(str(to_onnx(shaped, card, tmp_path / "exported"))), Step(flat)
+    running, step = session(str(to_onnx(shaped, card, tmp_path / "exported"))), ModelStepper(flat)
 
     def function(observation, reward, state):
         return running.run(None, {"observation": observation, "reward": reward, "state": state})

@@ -8,11 +8,11 @@ from aaren_rl.model.heads import NumpyHead
 from aaren_rl.model.inputs_stepper import ACTION, NumpyInputs
 from aaren_rl.model.trunk_stepper import NumpyTrunk
 from aaren_rl.ops.numpy_layers import Array
-from aaren_rl.stepping.step import Step
+from aaren_rl.stepping.model_stepper import ModelStepper
 
 
-class NumpyStep:
-    """Computes what `Step` computes, by the NumPy forms of its parts; `NumpyStep.of(step)` makes one.
+class NumpyModelStepper:
+    """Computes what `ModelStepper` computes, by the NumPy forms of its parts; `NumpyStep.of(step)` makes one.
 
     Args:
         inputs: makes tokens.
@@ -25,7 +25,7 @@ class NumpyStep:
         self.inputs, self.trunk, self.head, self.mixed = inputs, trunk, head, mixed
 
     @classmethod
-    def of(cls, step: Step) -> NumpyStep | None:
+    def of(cls, step: ModelStepper) -> NumpyModelStepper | None:
         """The step in NumPy; None if one of its parts has no such form."""
         inputs, trunk = step.inputs.to_numpy(), step.trunk.to_numpy()
         head = None if trunk is None else step.head.to_numpy(trunk.norm)
@@ -34,7 +34,7 @@ class NumpyStep:
         return cls(inputs, trunk, head, step.mixed)
 
     def __call__(self, observation: Array, reward: Array, state: Array) -> tuple[Array, Array]:
-        """See `Step.forward`; observations, rewards and actions are float32, the state is float64."""
+        """See `ModelStepper.forward`; observations, rewards and actions are float32, the state is float64."""
         after = np.empty_like(state)
         tokens, live, return_to_go, timestep = self.inputs(observation, reward, state)  # (batch * tokens, width)
         hidden = self.trunk(tokens, state[:, self.mixed :], after[:, self.mixed :], live)  # (batch, width)

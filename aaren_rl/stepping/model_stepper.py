@@ -12,7 +12,7 @@ from aaren_rl.model import DecisionModel
 from aaren_rl.model.inputs_stepper import RETURN_TO_GO
 
 
-class Step(nn.Module):
+class ModelStepper(nn.Module):
     """Acts like `DecisionModel.step`, with everything constant folded into the weights beforehand.
 
     It is the steppers of the model's inputs, trunk and head in a row. All that is carried from step to step is one row

@@ -15,8 +15,8 @@ from aaren_rl.mixers.aaren import stepper as aaren_stepper
 from aaren_rl.mixers.base.contract import PlainStepper
 from aaren_rl.model import DecisionModel, ModelConfig
 from aaren_rl.model.inputs_stepper import ACTION, RETURN_TO_GO, TIMESTEP
-from aaren_rl.stepping.numpy_step import NumpyStep
-from aaren_rl.stepping.step import Step
+from aaren_rl.stepping.model_stepper import ModelStepper
+from aaren_rl.stepping.numpy_model_stepper import NumpyModelStepper
 
 OBSERVATION_SIZE, ACTION_SIZE = 4, 2
 MIXERS = ACTION + ACTION_SIZE
@@ -81,9 +81,9 @@ def take(monkeypatch):
 
 def make_step(model, library="torch"):
     """The step as a function of arrays, and the row of state it starts from."""
-    step = Step(model)
+    step = ModelStepper(model)
     if library == "numpy":
-        return NumpyStep.of(step), step.start.numpy().copy()
+        return NumpyModelStepper.of(step), step.start.numpy().copy()
 
     def function(*arrays):
         with torch.inference_mode():
@@ -93,7 +93,7 @@ def make_step(model, library="torch"):
 
 
 def forms_of(model):
-    return {block.mixer.bounded for block in Step(model).trunk.blocks}
+    return {block.mixer.bounded for block in ModelStepper(model).trunk.blocks}
 
 
 def draw(time, batch=3, starts=(), seed=0):
@@ -148,7 +148,7 @@ def test_three_hundred_steps_with_resets_equal_one_forward(make_model, take, sha
     take(form)
     model = make_model(**shape)
     if library == "numpy" and model.config.norm == "post":
-        assert NumpyStep.of(Step(model)) is None
+        assert NumpyModelStepper.of(ModelStepper(model)) is None
         return
     assert forms_of(model) == {form == "bounded"}
     # A row without an end, one with an episode of a single step, and one alone in its reset.
@@ -243,7 +243,7 @@ def test_saturated_actions_are_the_bounds_exactly(make_model, action_space, libr
 @both_libraries
 def test_bounds_of_minus_one_and_one_are_kept_as_they_are(make_model, library):
     model = make_model(actions=Box.bounded([-1.0] * 2, [1.0] * 2))
-    assert Step(model).head.unit_range
+    assert ModelStepper(model).head.unit_range
     actions, _ = assert_acts_like(model, library, draw(30))
     assert np.abs(actions).max() <= 1
 
@@ -432,8 +432,8 @@ def test_mixers_without_a_stepper_go_token_by_token(make_model, monkeypatch, lay
     model, given = make_model(layout=layout), draw(80, starts=[(1, 20)])
     folded, _ = act(*make_step(model), *given)
     monkeypatch.setattr(Aaren, "stepper", Mixer.stepper)
-    assert all(isinstance(block.mixer, PlainStepper) for block in Step(model).trunk.blocks)
-    assert NumpyStep.of(Step(model)) is None
+    assert all(isinstance(block.mixer, PlainStepper) for block in ModelStepper(model).trunk.blocks)
+    assert NumpyModelStepper.of(ModelStepper(model)) is None
     plain, _ = assert_acts_like(model, "torch", given)
     np.testing.assert_allclose(plain, folded, rtol=0, atol=1e-4)
 
@@ -447,8 +447,8 @@ def test_conformance_a_step_of_it_acts_like_the_model(make_model, mixer, layout)
         model.head.linear.bias.zero_()
     carried = sum(part.numel() for part in state_tensors(model.initial_state(1)))
     size = carried if mixer != "aaren" else 2 * (16 + 1)
-    assert len(Step(model).start) == MIXERS + size
-    assert Step(model).mixed == MIXERS
+    assert len(ModelStepper(model).start) == MIXERS + size
+    assert ModelStepper(model).mixed == MIXERS
     assert_acts_like(model, "torch", draw(200, starts=[(1, 100), (1, 101), (2, 37)]))
 
 
@@ -456,7 +456,7 @@ def test_a_mixer_whose_state_grows_is_refused(make_model):
     with pytest.raises(
         InvalidInput, match=r"state of mixer 'softmax' grows .* mixers of constant memory or with a window"
     ):
-        Step(make_model(mixer="softmax"))
+        ModelStepper(make_model(mixer="softmax"))
 
 
 @both_libraries
@@ -495,7 +495,7 @@ def test_arguments_are_not_changed(make_model, library):
 
 
 def test_each_first_state_has_its_return_to_go(make_model):
-    step = Step(make_model())
+    step = ModelStepper(make_model())
     state = step.initial_state(torch.tensor([5.0, 6.0]))
     assert state[:, RETURN_TO_GO].tolist() == [5.0, 6.0]
     assert (state[:, 1:] == step.start[1:]).all()

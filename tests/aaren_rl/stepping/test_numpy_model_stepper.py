@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from aaren_rl.mixers import Aaren, Mixer
-from aaren_rl.stepping.numpy_step import NumpyStep
-from aaren_rl.stepping.step import Step
+from aaren_rl.stepping.model_stepper import ModelStepper
+from aaren_rl.stepping.numpy_model_stepper import NumpyModelStepper
 
 
 def run(model, steps=20, batch=2):
-    step = Step(model)
+    step = ModelStepper(model)
     observations = np.random.default_rng(0).normal(size=(steps, batch, 4)).astype(np.float32)
-    state, function = np.tile(step.start.numpy(), (batch, 1)), NumpyStep.of(step)
+    state, function = np.tile(step.start.numpy(), (batch, 1)), NumpyModelStepper.of(step)
     for observation in observations:
         action, state = function(observation, np.ones(batch, np.float32), state)
     return action, state
@@ -27,17 +27,17 @@ def test_actions_are_float32_and_states_float64(make_model, timesteps):
 
 def test_it_is_for_models_whose_mixers_all_have_that_form(make_model, monkeypatch):
     model = make_model(blocks=2)
-    assert isinstance(NumpyStep.of(Step(model)), NumpyStep)
+    assert isinstance(NumpyModelStepper.of(ModelStepper(model)), NumpyModelStepper)
     # One block without it is enough; a step folds its blocks in their order.
     steppers = iter([Aaren.stepper, Mixer.stepper])
     monkeypatch.setattr(Aaren, "stepper", lambda mixer, *given: next(steppers)(mixer, *given))
-    step = Step(model)
+    step = ModelStepper(model)
     assert [block.mixer.to_numpy(block.mixer_norm) is None for block in step.trunk.blocks] == [False, True]
-    assert NumpyStep.of(step) is None
+    assert NumpyModelStepper.of(step) is None
 
 
 def test_it_is_not_for_models_of_post_norm(make_model):
-    assert NumpyStep.of(Step(make_model(norm="post"))) is None
+    assert NumpyModelStepper.of(ModelStepper(make_model(norm="post"))) is None
 
 
 @pytest.mark.parametrize("layout", ["interleaved", "fused"])

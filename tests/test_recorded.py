@@ -67,9 +67,8 @@ STRICT = {"AVX512": 1e-6, "AVX2": 2e-6}
 TOLERANCE = STRICT.get(torch.backends.cpu.get_cpu_capability(), 1e-3) if is_processor_of_the_recording() else 1e-3
 """Largest difference of a loss, and of an action as a share of its half range.
 
-On the machine of the recording the present code differs from it by 4e-7 with AVX512; with AVX2 the code of the recording
-differs from itself with AVX512 by 1.2e-6, and with MKL_CBWR=COMPATIBLE and neither, which sums products in another
-order, by 2e-4.
+On the machine of the recording the present code differs from it by 4e-7 with AVX512. The code of the recording differs
+from itself by 1.2e-6 with AVX2, and by 2e-4 with neither and MKL_CBWR=COMPATIBLE, which sums products in another order.
 """
 
 HALF_RANGE = np.array([1.0, 2.5])

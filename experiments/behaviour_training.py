@@ -12,8 +12,8 @@ import numpy as np
 
 from aaren_rl.envs.behaviours import ActorBehaviour
 from aaren_rl.envs.environments import EnvironmentSpec, describe, make
+from aaren_rl.envs.sources import Say
 from aaren_rl.errors import InvalidInput
-from aaren_rl.experiments.console import Say
 
 
 def train(

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from aaren_rl.envs.sources import Say as Say
 from aaren_rl.errors import AarenError, InvalidInput
 from aaren_rl.training.run import Interrupted
 

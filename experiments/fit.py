@@ -18,7 +18,7 @@ from aaren_rl.experiments import config as run_config
 from aaren_rl.experiments.config import CONFIG, RunConfig
 from aaren_rl.experiments.console import say
 from aaren_rl.experiments.settings import merge, to_table
-from aaren_rl.experiments.train import run_folder, train
+from aaren_rl.experiments.train import train
 from aaren_rl.model import ModelConfig
 from aaren_rl.training.callbacks import Callback
 from aaren_rl.training.config import TrainingConfig
@@ -78,9 +78,7 @@ def fit(
     place = None if folder is None else Path(folder)
     config = _config(settings, place if resume else None)
     config = dataclasses.replace(config, resume=place) if resume else dataclasses.replace(config, run=place)
-    # Before data are fetched.
-    run_folder(config)
-    lines = say if progress else _nothing
+    dataset = None
     if isinstance(data, Trajectories):
         dataset = sources.of_trajectories(data, _spec(environment))
         config = dataclasses.replace(config, env=dataset.name)
@@ -89,8 +87,7 @@ def fit(
         if spec is not None and spec.kwargs:
             raise InvalidInput(f"{data} brings the arguments of its environment; give the id alone, {spec.id!r}")
         config = dataclasses.replace(config, env=str(data), env_id=config.env_id if spec is None else spec.id)
-        dataset = sources.load(config.env, config.source, config.env_id, lines)
-    outcome = train(config, dataset, callbacks, lines, progress)
+    outcome = train(config, dataset, callbacks, say if progress else _nothing, progress)
     return DecisionAgent.load(outcome["agents"][0])
 
 

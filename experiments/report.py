@@ -12,9 +12,9 @@ import torch
 
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.envs.evaluation import Protocol, evaluate, result, versions, write_result
-from aaren_rl.envs.sources import Dataset
+from aaren_rl.envs.sources import Dataset, Say
 from aaren_rl.experiments.config import RunConfig
-from aaren_rl.experiments.console import Say, describe, rounded
+from aaren_rl.experiments.console import describe, rounded
 from aaren_rl.model import count_parameters
 from aaren_rl.training.callbacks import Callback
 from aaren_rl.training.learner import SingleLearner

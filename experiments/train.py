@@ -20,18 +20,18 @@ from aaren_rl.data.context import Context
 from aaren_rl.envs import sources
 from aaren_rl.envs.catalogue import catalogue
 from aaren_rl.envs.evaluation import Protocol, evaluate
-from aaren_rl.envs.sources import Dataset
+from aaren_rl.envs.sources import Dataset, Say
 from aaren_rl.errors import InvalidInput
 from aaren_rl.experiments import config as run_config
 from aaren_rl.experiments.config import CONFIG, RunConfig
-from aaren_rl.experiments.console import Say, device_named, say
+from aaren_rl.experiments.console import device_named, say
 from aaren_rl.experiments.report import Job, report, summarise
 from aaren_rl.model import DecisionModel, Scaling, count_parameters
 from aaren_rl.ops import prefix_attention
 from aaren_rl.training.callbacks import Callback
 from aaren_rl.training.checkpoints import checkpoints
 from aaren_rl.training.ensemble import EnsembleLearner
-from aaren_rl.training.learner import SingleLearner
+from aaren_rl.training.learner import Learner, SingleLearner
 from aaren_rl.training.optimiser import learning_rate
 from aaren_rl.training.run import Evaluate, Interrupted, Run
 
@@ -107,7 +107,7 @@ def save_config(job: Job) -> None:
 
 def _train_alone(job: Job) -> dict[str, Any]:
     learner = make_learner(job)
-    run = Run(learner, _card(job), job.folder, _check(job), job.callbacks)
+    run = _run(job, learner)
     if job.config.resume is not None:
         run.restore()
         job.say(f"resuming {job.folder} after update {learner.updates}")
@@ -125,7 +125,7 @@ def _train_together(job: Job, jobs: list[Job]) -> list[dict[str, Any]]:
     jobs = [dataclasses.replace(one, config=_uncompiled(one.config)) for one in jobs]
     singles = [make_learner(one) for one in jobs]
     learner = EnsembleLearner(singles)
-    run = Run(learner, _card(job), job.folder, _check(job), job.callbacks)
+    run = _run(job, learner)
     if job.config.resume is not None and checkpoints(job.folder):
         run.restore()
         job.say(f"resuming {job.folder} after update {learner.updates}")
@@ -201,13 +201,17 @@ def _card(job: Job) -> AgentCard:
     )
 
 
-def _check(job: Job) -> Evaluate | None:
+def _run(job: Job, learner: Learner) -> Run:
+    card = _card(job)
+    return Run(learner, card, job.folder, _check(job, card), job.callbacks)
+
+
+def _check(job: Job, card: AgentCard) -> Evaluate | None:
     """The evaluation during training; None where there is none."""
     environment, reference = job.dataset.environment, job.dataset.reference
     if environment is None or not job.config.check_episodes:
         return None
     protocol = Protocol(environment, job.config.check_episodes, CHECK_SEED, job.target, reference)
-    card = _card(job)
 
     def check(model: DecisionModel) -> Mapping[str, float]:
         mean = float(evaluate(DecisionAgent(model, card, job.device), protocol).returns.mean())

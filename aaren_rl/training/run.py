@@ -110,9 +110,9 @@ class Run:
             InvalidInput: the folder holds another run.
             Diverged: the loss or its gradient is not finite; checkpoints from before are still there.
         """
-        if self.learner.updates == 0 and checkpoints(self.folder):
-            raise InvalidInput(f"{self.folder} holds a run already; resume it, or give the new run another folder")
         if self.learner.updates == 0:
+            if checkpoints(self.folder):
+                raise InvalidInput(f"{self.folder} holds a run already; resume it, or give the new run another folder")
             (self.folder / EVALUATIONS).unlink(missing_ok=True)
         with stop_signal() as stop, ExitStack() as stack:
             self._logs = [stack.enter_context(RunLog(folder, self.learner.updates)) for folder in self.folders]

@@ -18,13 +18,14 @@ from aaren_rl.agents import DecisionAgent
 from aaren_rl.checkpoint import load_agent, read_json
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.envs import sources
+from aaren_rl.envs.sources import Say
 from aaren_rl.errors import DataError
 from aaren_rl.experiments import config as run_config
 from aaren_rl.experiments.comparison.matrix import Run
 from aaren_rl.experiments.comparison.scores import Comparison
 from aaren_rl.experiments.comparison.table import grid, mean_in_words
 from aaren_rl.experiments.config import CONFIG, RunConfig
-from aaren_rl.experiments.console import Say, device_named
+from aaren_rl.experiments.console import device_named
 from aaren_rl.experiments.measuring import SCALES, Side, alternate, machine, timed
 from aaren_rl.folders import replace_file
 from aaren_rl.mixers import Memory, Mixer

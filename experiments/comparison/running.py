@@ -21,12 +21,12 @@ from tqdm import tqdm
 from aaren_rl.checkpoint import read_json
 from aaren_rl.envs import sources
 from aaren_rl.envs.catalogue import catalogue
+from aaren_rl.envs.sources import Say
 from aaren_rl.errors import AarenError, DataError, InvalidInput
 from aaren_rl.experiments import config as run_config
 from aaren_rl.experiments import console
 from aaren_rl.experiments.comparison.matrix import Run
 from aaren_rl.experiments.config import CONFIG, RunConfig
-from aaren_rl.experiments.console import Say
 from aaren_rl.experiments.train import train
 from aaren_rl.training.checkpoints import checkpoints
 from aaren_rl.training.run import Interrupted

@@ -17,9 +17,6 @@ from torch import Tensor
 from aaren_rl import __version__, folders
 from aaren_rl.data.spaces import space_from_json
 from aaren_rl.errors import CheckpointError, InvalidInput
-from aaren_rl.folders import clean_up as clean_up
-from aaren_rl.folders import replace_file as replace_file
-from aaren_rl.folders import write_file as write_file
 from aaren_rl.model import DecisionModel, Scaling, config_from_dict
 
 WEIGHTS, CARD = "model.safetensors", "agent.json"
@@ -81,7 +78,7 @@ def save_agent(folder: Path, model: DecisionModel, card: AgentCard) -> None:
 def write_agent(folder: Path, model: DecisionModel, card: AgentCard) -> None:
     """Writes an agent's two files into a folder that exists."""
     weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
-    write_file(folder / WEIGHTS, weights)
+    folders.write_file(folder / WEIGHTS, weights)
     description: dict[str, Any] = {
         "format": FORMAT,
         "aaren_rl": __version__,
@@ -92,7 +89,7 @@ def write_agent(folder: Path, model: DecisionModel, card: AgentCard) -> None:
         "sha256": {WEIGHTS: digest(weights)},
     }
     description["sha256"][CARD] = card_digest(description, WEIGHTS)
-    write_file(folder / CARD, (json.dumps(description, indent=2) + "\n").encode())
+    folders.write_file(folder / CARD, (json.dumps(description, indent=2) + "\n").encode())
 
 
 def load_agent(folder: Path) -> tuple[DecisionModel, AgentCard]:

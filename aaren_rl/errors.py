@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class AarenError(Exception):
@@ -35,3 +35,20 @@ def unknown_name(noun: str, given: str, known: Iterable[str]) -> InvalidInput:
     more = f" and {len(names) - 30} more" if len(names) > 30 else ""
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(names[:30])}{more}"
     return InvalidInput(f"unknown {noun} {given!r}; {hint}")
+
+
+def require_free_name(what: str, name: str, new: type, registered: Mapping[str, type]) -> None:
+    """Refuses to register a class under the name of another; a class that is defined anew may replace itself.
+
+    Args:
+        what: what the classes are, with its article, as "a mixer".
+        name: to register under.
+        new: the class.
+        registered: all registered classes.
+
+    Raises:
+        InvalidInput: the name is taken by another class.
+    """
+    taken = registered.get(name)
+    if taken and (taken.__module__, taken.__qualname__) != (new.__module__, new.__qualname__):
+        raise InvalidInput(f"{what} named {name!r} is registered already ({taken.__name__})")

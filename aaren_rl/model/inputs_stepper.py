@@ -94,7 +94,7 @@ class InputsStepper(nn.Module):
         x = F.linear(torch.cat(columns, -1), self.weight, self.bias)
         x = x if self.tokens == 1 else x.view(-1, self.config.width)  # (batch * tokens, width)
         if self.embed_timestep is not None:
-            x = x + self._times(self.embed_timestep, timestep)
+            x = x + self.times(self.embed_timestep, timestep)
         return StepInput(layer_norm(self.norm, x), live, return_to_go, timestep + 1)
 
     def columns(self, previous: Any, reward: Any, known: Any, return_to_go: Any, observed: Any) -> list[Any]:
@@ -113,7 +113,7 @@ class InputsStepper(nn.Module):
         outcome += [known] if outcome else []
         return [*outcome, *([return_to_go] if config.return_to_go else []), observed]
 
-    def _times(self, embed: TimestepEmbedding, timestep: Tensor) -> Tensor:
+    def times(self, embed: TimestepEmbedding, timestep: Tensor) -> Tensor:
         """What the timesteps, (batch, 1), add to the tokens, (batch * tokens, width)."""
         now = timestep.long()
         if self.tokens > 1:
@@ -122,12 +122,6 @@ class InputsStepper(nn.Module):
             now = torch.cat([before, *[now] * (self.tokens - 1)], -1)
         added: Tensor = embed(now).to(self.weight.dtype)
         return added.view(-1, self.config.width)
-
-    def times(self, timestep: Array) -> Array:
-        """What the timesteps, (batch, 1), add to the tokens, for arrays; zeros without an embedding."""
-        if self.embed_timestep is None:
-            return np.zeros((len(timestep) * self.tokens, self.config.width), np.float32)
-        return to_array(self._times(self.embed_timestep, torch.from_numpy(timestep)))
 
     def to_numpy(self) -> NumpyInputs | None:
         """The same in NumPy; None if the encoder of observations has weights."""
@@ -144,7 +138,7 @@ class NumpyInputs:
     def __init__(self, stepper: InputsStepper) -> None:
         # Looked up here once, since attributes of a module are slow.
         self.raw, self.columns = stepper.observation.raw, stepper.columns
-        self.times = None if stepper.embed_timestep is None else stepper.times
+        self.times, self.embed_timestep = stepper.times, stepper.embed_timestep
         self.action, self.may_miss = slice(ACTION, ACTION + stepper.action_size), stepper.may_miss
         self.tokens, self.width = stepper.tokens, stepper.config.width
         self.weight, self.bias = transpose(stepper.weight), to_array(stepper.bias)
@@ -157,8 +151,8 @@ class NumpyInputs:
         previous, observed = state[:, self.action].astype(np.float32), self.raw(observation)
         columns = self.columns(previous, reward, known, return_to_go.astype(np.float32), observed)
         x = (np.concatenate(columns, 1) @ self.weight + self.bias).reshape(-1, self.width)
-        if self.times is not None:
-            x += self.times(timestep)
+        if self.embed_timestep is not None:
+            x += to_array(self.times(self.embed_timestep, torch.from_numpy(timestep)))
         x -= x.mean(1, keepdims=True)
         x = normalise(x, self.eps) * self.scale + self.shift
         x -= x.mean(1, keepdims=True)

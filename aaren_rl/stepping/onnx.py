@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from aaren_rl import __version__, checkpoint
+from aaren_rl import __version__, checkpoint, folders
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.data.segment import Segment
 from aaren_rl.errors import AarenError, InvalidInput
@@ -89,8 +89,8 @@ def to_onnx(model: DecisionModel, card: AgentCard, folder: Path, int8: bool = Fa
     }
     description["sha256"][CARD] = checkpoint.card_digest(description, GRAPH)
     with checkpoint.whole_folder(folder, checkpoint.EXPORTED) as partial:
-        checkpoint.write_file(partial / GRAPH, graph)
-        checkpoint.write_file(partial / CARD, (json.dumps(description, indent=2) + "\n").encode())
+        folders.write_file(partial / GRAPH, graph)
+        folders.write_file(partial / CARD, (json.dumps(description, indent=2) + "\n").encode())
     return folder / GRAPH
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors.torch import save
 
-from aaren_rl import checkpoint
+from aaren_rl import checkpoint, folders
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.errors import CheckpointError
 from aaren_rl.training.learner import Learner
@@ -54,14 +54,14 @@ def write_checkpoint(folder: Path, learner: Learner, card: AgentCard, seconds: f
             agent.mkdir(exist_ok=True)
             checkpoint.write_agent(agent, model, card)
         content = save(learner.state_dict())
-        checkpoint.write_file(partial / checkpoint.TRAINING_TENSORS, content)
+        folders.write_file(partial / checkpoint.TRAINING_TENSORS, content)
         state = {
             "updates": learner.updates,
             "seconds": seconds,
             **_identity(learner),
             "sha256": checkpoint.digest(content),
         }
-        checkpoint.write_file(partial / checkpoint.TRAINING_STATE, (json.dumps(state, indent=2) + "\n").encode())
+        folders.write_file(partial / checkpoint.TRAINING_STATE, (json.dumps(state, indent=2) + "\n").encode())
     return made
 
 
@@ -85,7 +85,7 @@ def read_checkpoint(folder: Path, learner: Learner) -> float:
     Raises:
         CheckpointError: there is no checkpoint, it is damaged, or it was made with another model or other data.
     """
-    checkpoint.clean_up(folder / "checkpoints")
+    folders.clean_up(folder / "checkpoints")
     found = checkpoints(folder)
     if not found:
         raise CheckpointError(f"{folder} has no checkpoint to resume from; start the run without --resume")

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from aaren_rl.checkpoint import replace_file
 from aaren_rl.errors import DataError
 from aaren_rl.figures import drawn
+from aaren_rl.folders import replace_file
 
 METRICS = "metrics.jsonl"
 

@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from aaren_rl.data.segment import Segment
-from aaren_rl.errors import InvalidInput, unknown_name
+from aaren_rl.errors import InvalidInput, require_free_name, unknown_name
 from aaren_rl.model import DecisionModel
 from aaren_rl.model.trunk import TrunkState
 
@@ -110,9 +110,7 @@ def register_objective(name: str) -> Callable[[type[Objective]], type[Objective]
     """
 
     def add(objective: type[Objective]) -> type[Objective]:
-        taken = _OBJECTIVES.get(name)
-        if taken and (taken.__module__, taken.__qualname__) != (objective.__module__, objective.__qualname__):
-            raise InvalidInput(f"an objective named {name!r} is registered already ({_OBJECTIVES[name].__name__})")
+        require_free_name("an objective", name, objective, _OBJECTIVES)
         _OBJECTIVES[name] = objective
         return objective
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from aaren_rl.errors import InvalidInput
+from aaren_rl.errors import InvalidInput, require_free_name
 from aaren_rl.mixers.base.contract import Mixer
 from aaren_rl.mixers.base.spec import MixerSpec, Value, options_of, read_spec, split_specs
 
@@ -21,9 +21,7 @@ def register(name: str) -> Callable[[type[Mixer]], type[Mixer]]:
     """
 
     def add(mixer: type[Mixer]) -> type[Mixer]:
-        taken = _MIXERS.get(name)
-        if taken and (taken.__module__, taken.__qualname__) != (mixer.__module__, mixer.__qualname__):
-            raise InvalidInput(f"a mixer named {name!r} is registered already ({_MIXERS[name].__name__})")
+        require_free_name("a mixer", name, mixer, _MIXERS)
         for declared in ("memory", "capability"):
             if not hasattr(mixer, declared):
                 raise InvalidInput(f"{mixer.__name__} does not declare {declared!r}; see aaren_rl.mixers.Mixer")

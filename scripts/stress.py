@@ -12,7 +12,7 @@ from aaren_rl.scripts import collect, compare, evaluate, export, train
 
 GROUPS = (
     Group("run", "Seed, processes and output.", ("seed", "jobs", "json")),
-    Group("faults", "Number of attacks.", ("kills",)),
+    Group("faults", "Kills, and what they meet.", ("kills", "operations")),
     Group("fuzz", "Inputs to read.", ("inputs", "only")),
     Group("stream", "Agents and steps.", ("steps", "mixers")),
 )

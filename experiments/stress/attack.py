@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from aaren_rl.errors import InvalidInput
+from aaren_rl.errors import InvalidInput, unknown_name
 from aaren_rl.experiments.stress import processes, stream
 from aaren_rl.experiments.stress.faults import Faults
 from aaren_rl.experiments.stress.fuzz import Fuzzer
+from aaren_rl.experiments.stress.operations import OPERATIONS, Operation
 from aaren_rl.experiments.stress.rows import Row
 
 _DATA_FOLDERS = ("MINARI_DATASETS_PATH", "D4RL_DATASET_DIR")
@@ -34,6 +35,8 @@ class Request:
     """Write the table's rows and all faults into this file."""
     kills: int = 200
     """Number of kills; full disks, read-only folders and pairs of processes come on top, a twentieth for each row."""
+    operations: tuple[str, ...] = ()
+    """Operations to attack, as training; all by default."""
     inputs: int = 20_000
     """Number of mutated inputs, of all formats together."""
     only: str | None = None
@@ -49,6 +52,7 @@ class Request:
                 raise InvalidInput(f"--{name} {getattr(self, name)}; expected at least 1")
         if self.seed < 0:
             raise InvalidInput(f"--seed {self.seed}; expected at least 0")
+        _operations(self.operations)
         if self.only is not None and self.part != "fuzz":
             raise InvalidInput(f"--only {self.only} is an input of fuzz; leave it out with {self.part}")
 
@@ -70,8 +74,9 @@ def attack(request: Request, entries: Mapping[str, Callable[[], None]]) -> tuple
     with _folder() as folder:
         try:
             if request.part == "faults":
-                faults = Faults(folder, entries, request.seed, request.jobs)
-                faults.prepare()
+                faults = Faults(folder, entries, request.seed, request.jobs, _operations(request.operations))
+                faults.make_world()
+                faults.measure()
                 faults.run(request.kills, rows)
             elif request.part == "fuzz":
                 fuzzer = Fuzzer(folder, request.seed, request.jobs)
@@ -83,6 +88,14 @@ def attack(request: Request, entries: Mapping[str, Callable[[], None]]) -> tuple
         except KeyboardInterrupt:
             return list(rows.values()), False
     return list(rows.values()), True
+
+
+def _operations(names: tuple[str, ...]) -> tuple[type[Operation], ...]:
+    known = {kind.name: kind for kind in OPERATIONS}
+    for name in names:
+        if name not in known:
+            raise unknown_name("operation", name, known)
+    return tuple(known[name] for name in names or known)
 
 
 def explain(request: Request, name: str) -> str:
@@ -106,7 +119,7 @@ def _folder() -> Iterator[Path]:
     memory = Path("/dev/shm")
     before = {name: os.environ.get(name) for name in _DATA_FOLDERS}
     place = memory if os.access(memory, os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="aaren-stress-", dir=place) as made:
+    with tempfile.TemporaryDirectory(prefix=f"aaren-stress-{os.getpid()}-", dir=place) as made:
         try:
             os.environ.update({name: str(Path(made, "datasets", name)) for name in _DATA_FOLDERS})
             yield Path(made)

@@ -126,21 +126,30 @@ class Faults:
             "two at once": self._pair,
         }
 
-    def prepare(self) -> None:
-        """Makes the world, and does every operation once without disturbing it.
+    def make_world(self) -> None:
+        """Makes the world, by the commands that will be attacked.
 
         Raises:
-            RuntimeError: an operation fails undisturbed.
+            RuntimeError: a command fails.
         """
         world = self.world
         world.folder.mkdir(parents=True)
-        probe = fork(lambda: os._exit(not commands.mount_disk(world.folder, _DISK)))
-        probe.join()
-        self.disk = "tmpfs" if probe.exitcode == 0 else "RLIMIT_FSIZE"
         collecting = world.command("collect", DATA, "--steps", STEPS)
         self._require("collect", lambda: (os.environ.update(MINARI_DATASETS_PATH=str(world.datasets)), collecting()))
         self._require("train", Training(world).begin(world.folder))
         self._require("export", world.command("export", "run/last"))
+
+    def measure(self) -> None:
+        """Does every operation once without disturbing it, and finds what can fill a disk here.
+
+        Raises:
+            RuntimeError: an operation fails.
+        """
+        world = self.world
+        world.folder.mkdir(parents=True, exist_ok=True)
+        probe = fork(lambda: os._exit(not commands.mount_disk(world.folder, _DISK)))
+        probe.join()
+        self.disk = "tmpfs" if probe.exitcode == 0 else "RLIMIT_FSIZE"
         with progress(len(self.operations), "operation", "undisturbed") as advance:
             for kind in self.operations:
                 self.undisturbed[kind] = self._do_undisturbed(kind(world))

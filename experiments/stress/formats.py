@@ -122,16 +122,16 @@ def _mutate_minari(rng: Rng, folder: Path, other: Path) -> Mutation:
     if rng.random() < 0.5:
         return mutate_hdf5(rng, folder / "data" / "main_data.hdf5", other / "data" / "main_data.hdf5")
     if rng.random() < 0.1:
-        return _plant_code(rng, folder)
+        return plant_code(rng, folder)
     return _file("data/metadata.json")(rng, folder, other)
 
 
-def _plant_code(rng: Rng, folder: Path) -> Mutation:
+def plant_code(rng: Rng, folder: Path) -> Mutation:
     """Names code in a dataset's metadata: it makes a folder if it is run."""
     file = folder / "data" / "metadata.json"
     metadata = json.loads(file.read_text())
     spec = json.loads(metadata["env_spec"])
-    spec |= {"entry_point": "os:mkdir", "kwargs": {"path": str(folder / _CANARY)}, "order_enforce": False}
+    spec |= {"entry_point": "os:mkdir", "kwargs": {"path": str(folder / CANARY)}, "order_enforce": False}
     spec |= {"id": str(rng.choice(["Pendulum-v1", "Unheard-v0"])), "disable_env_checker": True}
     metadata["env_spec"] = json.dumps(spec)
     removed = [name for name in ("observation_space", "action_space") if rng.random() < 0.7]
@@ -141,7 +141,8 @@ def _plant_code(rng: Rng, folder: Path) -> Mutation:
     return Mutation("an entry point", f"metadata without {removed}")
 
 
-_CANARY = "canary"
+CANARY = "canary"
+"""Folder that planted code makes in that of a dataset."""
 
 
 def _read_d4rl(folder: Path) -> None:
@@ -150,11 +151,24 @@ def _read_d4rl(folder: Path) -> None:
 
 def _read_minari(folder: Path) -> None:
     """Reads it with the environment that it names, and with one that is given."""
-    try:
+
+    def read() -> None:
         for env_id in (None, samples.ENVIRONMENT):
             check_data(sources.load(str(folder), env_id=env_id, say=_nothing))
+
+    without_running_code(folder, read)
+
+
+def without_running_code(folder: Path, read: Callable[[], object]) -> None:
+    """Reads a dataset's folder.
+
+    Raises:
+        WrongSuccess: code that its metadata name was run, whatever reading gave.
+    """
+    try:
+        read()
     finally:
-        if (folder / _CANARY).exists():
+        if (folder / CANARY).exists():
             raise WrongSuccess("code that the data name was run")
 
 

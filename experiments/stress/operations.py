@@ -200,7 +200,7 @@ class Training(Operation):
 class TrainingSeeds(Training):
     """Trains two seeds, one after another."""
 
-    name, share = "training, two seeds", 10
+    name, share = "training-seeds", 10
     words = ("--seeds", 2)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import importlib
 import multiprocessing
 import os
 import resource
 import signal
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,14 +35,14 @@ _MODULES = (
     "matplotlib.figure",
     "mujoco",
     "onnx",
-    "onnxruntime",
     "onnxscript",
     "scipy.stats",
     "tensorboard",
     "torch._dynamo",
     "torch.onnx",
 )
-"""Modules that commands import late. Imported once, they cost a forked process nothing."""
+"""Modules that commands import late. Imported once, they cost a forked process nothing. onnxruntime is left out, since
+its import starts a thread."""
 
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux' prctl.
 
@@ -54,8 +56,10 @@ def prepare() -> None:
     if sys.platform != "linux":
         raise InvalidInput(f"stress needs Linux, for its processes and limits; this is {sys.platform}")
     torch.set_num_threads(1)
-    # tqdm would start a thread, and a process with threads cannot be forked safely.
+    # tqdm would start a thread, and a process with threads cannot be forked safely. Its lock is shared by processes,
+    # so one that is killed while it holds it would stop all others.
     tqdm.tqdm.monitor_interval = 0
+    tqdm.tqdm.set_lock(threading.RLock())
     for module in _MODULES:
         # The extra `export` may be missing; what needs it says so.
         with contextlib.suppress(ImportError):
@@ -65,6 +69,8 @@ def prepare() -> None:
 def detach(log: Path) -> None:
     """Gives the calling process a session of its own, an end with its parent, and a file for what it prints."""
     os.setsid()
+    # It would write to where the parent writes.
+    faulthandler.disable()
     ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)

@@ -160,8 +160,8 @@ def act(agent: DecisionAgent, steps: int, seed: int) -> Report:
     ended = np.zeros(ROWS, np.bool_)
     for call in range(calls):
         if call % LENGTH == 0:
-            observations, observed = _extremes(rng, 3)
-            rewards, rewarded = _extremes(rng, 1)
+            observations, observed = extremes(rng, 3)
+            rewards, rewarded = extremes(rng, 1)
         if call == calls // 10:
             memory = _resident()
         action = agent.act(observations[call % LENGTH], reward, ended)
@@ -189,7 +189,7 @@ def act(agent: DecisionAgent, steps: int, seed: int) -> Report:
     return Report(calls * ROWS, time.perf_counter() - began, wrong, list(findings))
 
 
-def _extremes(rng: np.random.Generator, size: int) -> tuple[Array, list[str]]:
+def extremes(rng: np.random.Generator, size: int) -> tuple[Array, list[str]]:
     """Values for some steps of all rows, (steps, rows, size) float32 and finite, and the kind of each row."""
     kinds = [str(kind) for kind in rng.choice(EXTREMES, ROWS)]
     values = rng.normal(size=(LENGTH, ROWS, size))

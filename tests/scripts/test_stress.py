@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import torch
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.errors import DataError, InvalidInput
 from aaren_rl.experiments.stress import formats, fuzz, processes, rows, samples, stream
-from aaren_rl.experiments.stress.attack import Request
+from aaren_rl.experiments.stress.attack import Request, explain
 from aaren_rl.experiments.stress.commands import Command
 from aaren_rl.experiments.stress.faults import DISTURBED, Faults, Try, Undisturbed
 from aaren_rl.experiments.stress.formats import FORMATS, Format
@@ -27,7 +28,8 @@ from aaren_rl.experiments.stress.operations import OPERATIONS, Operation
 from aaren_rl.experiments.stress.processes import Workers
 from aaren_rl.experiments.stress.rows import Finding, Row
 
-STRESS = Path(__file__).parents[2] / "scripts" / "stress.py"
+ROOT = Path(__file__).parents[2]
+STRESS = ROOT / "scripts" / "stress.py"
 
 
 @pytest.fixture(autouse=True)
@@ -497,17 +499,17 @@ def short(script, tmp_path, *words):
 
 
 def test_a_short_run_of_faults(script, tmp_path):
-    found, faults = short(script, tmp_path, "faults", "--kills", 6, "--operations", "training", "saving")
-    assert found["kill: training"]["tried"] + found["kill: saving"]["tried"] == 6
+    found, faults = short(script, tmp_path, "faults", "--kills", 4, "--operations", "training", "saving")
+    assert found["kill: training"]["tried"] + found["kill: saving"]["tried"] == 4
     assert {row["tried"] for name, row in found.items() if not name.startswith("kill")} == {1}
     assert len(found) == 2 + 2 * len(DISTURBED)
     assert not [one for one in faults if one["kind"] in ("hangs", "crashes")]
 
 
 def test_a_short_run_of_fuzz(script, tmp_path):
-    found, _ = short(script, tmp_path, "fuzz", "--inputs", 300)
+    found, _ = short(script, tmp_path, "fuzz", "--inputs", 200)
     assert set(found) == {one.name for one in FORMATS}
-    assert 295 <= sum(row["tried"] for row in found.values()) <= 310
+    assert sum(row["tried"] for row in found.values()) == 200
 
 
 def test_a_short_run_of_streams(script, tmp_path):
@@ -518,11 +520,10 @@ def test_a_short_run_of_streams(script, tmp_path):
     assert not [one for one in faults if one["kind"] != "wrong"]
 
 
-def test_one_input_is_explained(script):
-    ran = script("stress", "fuzz", "--only", "behaviour npz:3")
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.startswith("behaviour npz:3: ")
-    assert ran.stdout.rstrip().splitlines()[-1].startswith(("no fault", "fault: "))
+def test_one_input_is_explained():
+    said = explain(Request("fuzz"), "behaviour npz:3")
+    assert said.startswith("behaviour npz:3: ")
+    assert said.splitlines()[-1].startswith(("no fault", "fault: "))
 
 
 def test_ctrl_c_prints_what_was_done_and_removes_the_folder(surroundings, tmp_path):
@@ -558,6 +559,18 @@ def _read(path):
         return path.read_text()
     except OSError:
         return ""
+
+
+def test_the_tests_that_the_docs_name_exist():
+    """Every threat of docs/trust.md names what stops it and a test."""
+    table = [line for line in (ROOT / "docs" / "trust.md").read_text().splitlines() if line.startswith("| ")][1:]
+    for line in table:
+        _, threat, *said, named = line.split("|")[:-1]
+        tests = re.findall(r"`(tests/\S+\.py)::(\w+)`", named)
+        assert all(part.strip() for part in (threat, *said)), line
+        assert tests, line
+        for file, name in tests:
+            assert f"def {name}(" in (ROOT / file).read_text(), f"{file} has no {name}"
 
 
 def test_shares_sum_up_to_a_hundred():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import resource
 import signal
 import sys
@@ -22,6 +23,9 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 _NEW_MOUNTS, _RECURSIVE, _PRIVATE = 0x00020000, 1 << 14, 1 << 18  # CLONE_NEWNS, MS_REC, MS_PRIVATE
 _NEW_USER = 0x10000000  # CLONE_NEWUSER
+
+_EXCEPTION = re.compile(r"^\w[\w.]*(?:Error|Exception|Interrupt|Exit)\b.*", re.MULTILINE)
+"""The line of a traceback that names the exception."""
 
 _CAPABILITY_VERSION = 0x20080522
 
@@ -89,18 +93,14 @@ class Command:
         status, output = self.status, self.output
         last = output.strip().splitlines()[-1:] or ["it said nothing"]
         if "Traceback (most recent call last)" in output:
-            return [Finding("tracebacks", f"a traceback that ends with {_kind(last[0])}", ascii(last[0][:150]))]
+            said = _EXCEPTION.findall(output)[-1:] or last
+            return [Finding("tracebacks", f"a traceback of {said[0].partition(':')[0]}", ascii(said[0][:150]))]
         if status < 0 and -status not in killed_by:
             return [Finding("crashes", f"ended by {signal.Signals(-status).name}")]
         expected = status == 0 or (status == 2 and "error: " in output)
         if not expected and not (killed_by and status in (130, *(-number for number in killed_by))):
             return [Finding("wrong", f"exit status {status} without an error", ascii(last[0][:150]))]
         return []
-
-
-def _kind(line: str) -> str:
-    """The name of an exception at the end of a traceback."""
-    return line.partition(":")[0][:60]
 
 
 def _work(
@@ -162,7 +162,10 @@ def limit_files(size: int) -> None:
 
 def drop_capabilities() -> None:
     """Takes from root the right to write where permissions forbid it."""
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
+    header = (ctypes.c_uint32 * 2)(_EXCEPTION = re.compile(r"^\w[\w.]*(?:Error|Exception|Interrupt|Exit)\b.*", re.MULTILINE)
+"""The line of a traceback that names the exception."""
+
+_CAPABILITY_VERSION, 0)
     nothing = (ctypes.c_uint32 * 6)()
     if os.geteuid() == 0 and ctypes.CDLL(None, use_errno=True).capset(header, nothing) != 0:
         raise OSError(ctypes.get_errno(), "capabilities cannot be dropped")

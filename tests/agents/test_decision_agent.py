@@ -457,7 +457,9 @@ def test_environments_of_other_kinds_of_spaces_are_refused():
     with pytest.raises(InvalidInput, match=message):
         agent.check_environment(SyncVectorEnv([lambda: discrete]))
     named = gym.spaces.Dict({"angle": env.observation_space})
-    with pytest.raises(InvalidInput, match=r"the space is Dict.*trained on untrained for Pendulum-v1"):
+    with pytest.raises(
+        InvalidInput, match=r"observations .*a Dict in place of a Box.*trained on untrained for Pendulum-v1"
+    ):
         agent.check_environment(gym.wrappers.TransformObservation(env, lambda angle: {"angle": angle}, named))
 
 

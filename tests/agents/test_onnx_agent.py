@@ -235,11 +235,11 @@ def test_an_altered_graph_is_refused(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, "has format 2; this version reads 3"),
+        ({"format": 2}, "has format 2; this version reads 4"),
         ({"format": ...}, "has format None"),
         ({"sha256": "0" * 64}, "is not as it was exported"),
         ({"sha256": ...}, "is not as it was exported"),
-        ({"env_id": ...}, "is not as it was exported"),
+        ({"environment": ...}, "is not as it was exported"),
         ({"state_start": ...}, "is not as it was exported"),
         ({"observation_space": "many"}, "is not as it was exported"),
         ({"action_space": {"type": "box", "low": [[1], 2]}}, "is not as it was exported"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import warnings
@@ -11,13 +12,13 @@ from typing import Any, cast
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.data.spaces import Box, space_of
 from aaren_rl.envs.flattening import flatten_observations
 from aaren_rl.envs.memory import MEMORY_CHAIN, T_MAZE
 from aaren_rl.envs.repeat_previous import REPEAT_PREVIOUS
+from aaren_rl.envs.vector import RestingVectorEnv
 from aaren_rl.errors import AarenError, InvalidInput, unknown_name
 
 _making = threading.Lock()
@@ -126,11 +127,14 @@ def describe(spec: EnvironmentSpec) -> Description:
         env.close()
 
 
-def make_vector(
-    spec: EnvironmentSpec, num_envs: int, autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP
-) -> VectorEnv[np.ndarray, np.ndarray, np.ndarray]:
-    """Makes several copies of an environment, which this process steps one after another."""
-    return SyncVectorEnv([lambda: make(spec)] * num_envs, autoreset_mode=autoreset_mode)
+def make_vector(spec: EnvironmentSpec, num_envs: int, processes: int = 0) -> RestingVectorEnv:
+    """Makes several copies of an environment, in this process or in worker processes (see `RestingVectorEnv`).
+
+    Raises:
+        InvalidInput: an environment cannot be made, as `make`.
+        EpisodeFailed: it cannot be made so many times, or fails otherwise.
+    """
+    return RestingVectorEnv(functools.partial(make, spec), num_envs, processes, spec.id)
 
 
 def make_for_video(spec: EnvironmentSpec) -> gym.Env[np.ndarray, np.ndarray]:

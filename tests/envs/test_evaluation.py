@@ -7,8 +7,8 @@ import pytest
 from aaren_rl.envs.baselines import random_actor
 from aaren_rl.envs.catalogue import Reference
 from aaren_rl.envs.environments import EnvironmentSpec
+from aaren_rl.envs.episodes import Episodes
 from aaren_rl.envs.evaluation import Protocol, confidence_interval, evaluate, result, success_interval
-from aaren_rl.envs.rollout import Episodes
 from aaren_rl.errors import InvalidInput
 
 HOPPER = EnvironmentSpec("Hopper-v5", {"terminate_when_unhealthy": False, "max_episode_steps": 20})

@@ -24,6 +24,12 @@ class StableBaselines3Policy:
     def __init__(self) -> None:
         self._observed_reward: Array | None = None
         self._target_given: float | Array | None = None
+        # Whether the last predict started episodes without having been given a state, and an environment to check.
+        self._predicted_anew, self._checks_environment = False, False
+
+    def check_environment(self, env: Any) -> None:
+        """See `aaren_rl.agents.agent.Agent.check_environment`."""
+        raise NotImplementedError
 
     def reset(self, target_return: float | Array | None, num_envs: int | None, autoreset_mode: AutoresetMode) -> None:
         """See `aaren_rl.agents.agent.Agent.reset`."""
@@ -45,7 +51,8 @@ class StableBaselines3Policy:
         That convention hands over no rewards, without which the return-to-go cannot count down: pass
         `callback=agent.sb3_callback` to `evaluate_policy`, or call `observe_reward` after every step. It asks for the
         target return of the last `reset`. The state is kept inside the agent; what is returned and taken back is a
-        token that says that an episode is under way.
+        token that says that an episode is under way. A second call without it in a row, which would start anew again,
+        warns, unless `reset` was called in between or `episode_start` says so.
 
         Args:
             observation: of the observation space's shape, or (rows, *shape).
@@ -67,11 +74,21 @@ class StableBaselines3Policy:
         rows = len(observation) if observation.ndim > len(self.observation_space.shape) else None
         batch = observation if rows else observation[None]
         if state is None or self._state is None:
+            if self._predicted_anew and (episode_start is None or not np.all(episode_start)):
+                warnings.warn(
+                    "predict was called again without a state, so it starts a new episode and forgets all that it saw; "
+                    "pass what it returned, as action, state = agent.predict(observation, state), and the reward with "
+                    "agent.observe_reward(reward); call agent.reset() where an episode starts",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
             # An SB3 vector environment returns the first observation of the next episode with the end of the last.
             self.reset(self._target_given, rows or 1, AutoresetMode.SAME_STEP)
             self._observed_reward = None
+            self._predicted_anew = self._checks_environment = True
             action = self.act(batch)
         else:
+            self._predicted_anew = False
             starts = np.zeros(len(self._timestep), dtype=np.bool_) if episode_start is None else episode_start
             if self._observed_reward is None and not np.all(starts):
                 warnings.warn(
@@ -90,5 +107,12 @@ class StableBaselines3Policy:
         self._observed_reward = np.atleast_1d(np.asarray(reward, dtype=np.float64)).copy()
 
     def sb3_callback(self, local_variables: Mapping[str, Any], _global_variables: Mapping[str, Any]) -> None:
-        """A callback for Stable-Baselines3's `evaluate_policy` that passes the rewards on to the agent."""
+        """A callback for Stable-Baselines3's `evaluate_policy` that passes the rewards on to the agent.
+
+        Raises:
+            InvalidInput: the agent does not fit the environment (see `check_environment`).
+        """
+        if self._checks_environment and "env" in local_variables:
+            self.check_environment(local_variables["env"])
+        self._checks_environment = False
         self.observe_reward(local_variables["rewards"])

@@ -1,0 +1,164 @@
+"""Checks that an agent fits an environment: its spaces, and the wrappers around it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+import gymnasium as gym
+import numpy as np
+
+from aaren_rl.checkpoint import AgentCard
+from aaren_rl.data.spaces import Space, space_of
+from aaren_rl.errors import InvalidInput
+
+Environment: TypeAlias = gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any]
+
+RESCALING = frozenset(
+    {
+        "ClipReward",
+        "NormalizeObservation",
+        "NormalizeReward",
+        "RescaleObservation",
+        "TransformReward",
+        "VecNormalize",
+        "VectorizeTransformReward",
+    }
+)
+"""Classes of wrappers that change the scale of observations or rewards: Gymnasium's, and Stable-Baselines3's. They are
+known by their names, since Stable-Baselines3 need not be installed."""
+
+WIDER = 1.5
+"""Ratio of an environment's range of actions to the agent's from which on the two hardly mean the same numbers."""
+
+FLATTEN = (
+    "flatten its observations as those of the training data were: "
+    "aaren_rl.envs.flattening.flatten_observations(env), or make it with aaren_rl.envs.environments.make"
+)
+"""The way out for environments whose observations come in parts."""
+
+
+def check(env: Environment, card: AgentCard, observation_space: Space, action_space: Space) -> None:
+    """Checks that an agent fits an environment.
+
+    Wrappers are found around environments and vector environments, and inside vector environments of this process; not
+    in worker processes.
+
+    Args:
+        env: single, or a vector environment of Gymnasium or of Stable-Baselines3.
+        card: of the agent.
+        observation_space: that the agent expects.
+        action_space: of its actions.
+
+    Raises:
+        InvalidInput: the environment has other spaces, or a wrapper that the agent's own does not have changes the
+            scale of observations, rewards or actions.
+    """
+    trained = f"this agent was trained on {card.dataset_id}" + (f" for {card.env_id}" if card.env_id else "")
+    _check_spaces(env, observation_space, action_space, trained)
+    _check_scale(env, card, trained)
+    _check_range(env, card, action_space, trained)
+
+
+def layers(env: Any) -> Iterator[Any]:
+    """An environment and all that it wraps, from the outside to the inside; of a vector environment all rows."""
+    yield env
+    for name in ("env", "venv"):
+        # A simulator may keep something else under this name.
+        if hasattr(inner := getattr(env, name, None), "action_space"):
+            yield from layers(inner)
+            return
+    rows = getattr(env, "envs", None)
+    for row in rows if isinstance(rows, list | tuple) else ():
+        yield from layers(row)
+
+
+def _check_spaces(env: Environment, observation_space: Space, action_space: Space, trained: str) -> None:
+    spaces = _spaces(env)
+    try:
+        observations, actions = (space_of(space) for space in spaces)
+    except InvalidInput as error:
+        nested = isinstance(spaces[0], gym.spaces.Dict | gym.spaces.Tuple)
+        raise InvalidInput(
+            f"{error}; the agent expects observations of shape {observation_space.shape} and gives actions of "
+            f"shape {action_space.shape}; {trained}" + (f"; {FLATTEN}" if nested else "")
+        ) from error
+    if type(observations) is not type(observation_space) or observations.shape != observation_space.shape:
+        raise InvalidInput(
+            f"the environment's observations have shape {observations.shape}; the agent expects "
+            f"{observation_space.shape}; {trained}"
+        )
+    if type(actions) is not type(action_space) or actions.shape != action_space.shape:
+        raise InvalidInput(
+            f"the environment's action space is {spaces[1]}; the agent gives actions of shape {action_space.shape}; "
+            f"{trained}"
+        )
+    (low, high), (least, greatest) = action_space.bounds(), actions.bounds()
+    if (low < least - 1e-5).any() or (high > greatest + 1e-5).any():
+        raise InvalidInput(
+            f"the agent gives actions from {low} to {high}, outside the environment's {spaces[1]}; {trained}"
+        )
+
+
+def _check_scale(env: Environment, card: AgentCard, trained: str) -> None:
+    """Refuses wrappers that change the scale of observations or rewards, unless the agent's environment has them."""
+    for layer in layers(env):
+        name = type(layer).__name__
+        bases = {base.__name__ for base in type(layer).__mro__}
+        if not bases & RESCALING or name in _recorded_wrappers(card) or _is_switched_off(layer):
+            continue
+        told = (
+            f"the environment is wrapped in {name}, which changes the scale of observations or rewards; the agent "
+            f"scales what the environment itself gives; {trained}"
+        )
+        if card.env_id is not None:
+            raise InvalidInput(f"{told}, without that wrapper; take {name} off")
+        warnings.warn(f"{told}; take {name} off unless its data came through it", RuntimeWarning, stacklevel=4)
+
+
+def _check_range(env: Environment, card: AgentCard, action_space: Space, trained: str) -> None:
+    """Refuses actions that a wrapper would rescale, and warns where another environment takes a far wider range."""
+    low, high = action_space.bounds()
+    bounds = space_of(_spaces(env)[1]).bounds()
+    # In float32 the difference of finite bounds can be infinite.
+    width, agents = (np.subtract(*pair, dtype=np.float64) for pair in ((bounds[1], bounds[0]), (high, low)))
+    # Without bounds there is no scale that could differ: wrappers that clip have none, for example.
+    if not (np.isfinite(width) & (width > WIDER * agents)).any():
+        return
+    told = f"the environment takes actions from {bounds[0]} to {bounds[1]}, the agent gives {low} to {high}"
+    for layer in layers(env):
+        name = type(layer).__name__
+        if name != "RescaleAction" or name in _recorded_wrappers(card):
+            continue
+        inner = space_of(_spaces(layer.env)[1]).bounds()
+        if np.allclose(inner, space_of(_spaces(layer)[1]).bounds()):
+            continue
+        told += f", and RescaleAction makes numbers from {inner[0]} to {inner[1]} of them; {trained}"
+        if card.env_id is not None:
+            raise InvalidInput(f"{told}, without that wrapper; take RescaleAction off")
+        warnings.warn(f"{told}; take it off unless its data came through it", RuntimeWarning, stacklevel=4)
+        return
+    spec = next((layer.spec for layer in layers(env) if getattr(layer, "spec", None) is not None), None)
+    if card.env_id is not None and spec is not None and spec.id != card.env_id.rpartition(":")[2]:
+        warnings.warn(
+            f"{told}; it was trained for {card.env_id}, and the same number may mean another action in {spec.id}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+def _spaces(env: Any) -> tuple[gym.Space[Any], gym.Space[Any]]:
+    """Observation and action space of one row."""
+    prefix = "single_" if isinstance(env, gym.vector.VectorEnv) else ""
+    return getattr(env, f"{prefix}observation_space"), getattr(env, f"{prefix}action_space")
+
+
+def _recorded_wrappers(card: AgentCard) -> set[str]:
+    """Names of the wrappers of the environment that the agent was trained for."""
+    return {wrapper.name for wrapper in getattr(getattr(card, "environment", None), "wrappers", ())}
+
+
+def _is_switched_off(layer: Any) -> bool:
+    """True for a `VecNormalize` that neither normalises observations nor rewards."""
+    return type(layer).__name__ == "VecNormalize" and not layer.norm_obs and not layer.norm_reward

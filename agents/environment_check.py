@@ -55,7 +55,7 @@ def check(env: Environment, card: AgentCard, observation_space: Space, action_sp
         InvalidInput: the environment has other spaces, or a wrapper that the agent's own does not have changes the
             scale of observations, rewards or actions.
     """
-    trained = f"this agent was trained on {card.dataset_id}" + (f" for {card.env_id}" if card.env_id else "")
+    trained = f"this agent was trained on {card.dataset_id}" + (f" for {card.environment}" if card.environment else "")
     _check_spaces(env, observation_space, action_space, trained)
     _check_scale(env, card, trained)
     _check_range(env, card, action_space, trained)
@@ -76,13 +76,17 @@ def layers(env: Any) -> Iterator[Any]:
 
 def _check_spaces(env: Environment, observation_space: Space, action_space: Space, trained: str) -> None:
     spaces = _spaces(env)
+    if isinstance(spaces[0], gym.spaces.Dict | gym.spaces.Tuple):
+        raise InvalidInput(
+            f"the environment's observations come in parts, {spaces[0]}; the agent expects one array of shape "
+            f"{observation_space.shape}; {trained}; {FLATTEN}"
+        )
     try:
         observations, actions = (space_of(space) for space in spaces)
     except InvalidInput as error:
-        nested = isinstance(spaces[0], gym.spaces.Dict | gym.spaces.Tuple)
         raise InvalidInput(
             f"{error}; the agent expects observations of shape {observation_space.shape} and gives actions of "
-            f"shape {action_space.shape}; {trained}" + (f"; {FLATTEN}" if nested else "")
+            f"shape {action_space.shape}; {trained}"
         ) from error
     if type(observations) is not type(observation_space) or observations.shape != observation_space.shape:
         raise InvalidInput(
@@ -112,7 +116,7 @@ def _check_scale(env: Environment, card: AgentCard, trained: str) -> None:
             f"the environment is wrapped in {name}, which changes the scale of observations or rewards; the agent "
             f"scales what the environment itself gives; {trained}"
         )
-        if card.env_id is not None:
+        if card.environment is not None:
             raise InvalidInput(f"{told}, without that wrapper; take {name} off")
         warnings.warn(f"{told}; take {name} off unless its data came through it", RuntimeWarning, stacklevel=4)
 
@@ -129,20 +133,20 @@ def _check_range(env: Environment, card: AgentCard, action_space: Space, trained
     told = f"the environment takes actions from {bounds[0]} to {bounds[1]}, the agent gives {low} to {high}"
     for layer in layers(env):
         name = type(layer).__name__
-        if name != "RescaleAction" or name in _recorded_wrappers(card):
+        if name != "RescaleAction":
             continue
-        inner = space_of(_spaces(layer.env)[1]).bounds()
-        if np.allclose(inner, space_of(_spaces(layer)[1]).bounds()):
+        inner, outer = (space_of(_spaces(one)[1]).bounds() for one in (layer.env, layer))
+        if np.allclose(inner, outer) or _is_recorded(outer, card):
             continue
         told += f", and RescaleAction makes numbers from {inner[0]} to {inner[1]} of them; {trained}"
-        if card.env_id is not None:
+        if card.environment is not None:
             raise InvalidInput(f"{told}, without that wrapper; take RescaleAction off")
         warnings.warn(f"{told}; take it off unless its data came through it", RuntimeWarning, stacklevel=4)
         return
     spec = next((layer.spec for layer in layers(env) if getattr(layer, "spec", None) is not None), None)
-    if card.env_id is not None and spec is not None and spec.id != card.env_id.rpartition(":")[2]:
+    if card.environment is not None and spec is not None and spec.id != card.environment.registered_id:
         warnings.warn(
-            f"{told}; it was trained for {card.env_id}, and the same number may mean another action in {spec.id}",
+            f"{told}; it was trained for {card.environment}, and the same number may mean another action in {spec.id}",
             RuntimeWarning,
             stacklevel=4,
         )
@@ -156,7 +160,16 @@ def _spaces(env: Any) -> tuple[gym.Space[Any], gym.Space[Any]]:
 
 def _recorded_wrappers(card: AgentCard) -> set[str]:
     """Names of the wrappers of the environment that the agent was trained for."""
-    return {wrapper.name for wrapper in getattr(getattr(card, "environment", None), "wrappers", ())}
+    return set() if card.environment is None else {wrapper.name for wrapper in card.environment.wrappers}
+
+
+def _is_recorded(bounds: tuple[Any, Any], card: AgentCard) -> bool:
+    """True if the agent's own environment has a RescaleAction to these bounds."""
+    recorded = () if card.environment is None else card.environment.wrappers
+    ranges = [
+        (each.kwargs["min_action"], each.kwargs["max_action"]) for each in recorded if each.name == "RescaleAction"
+    ]
+    return any(np.allclose(low, bounds[0]) and np.allclose(high, bounds[1]) for low, high in ranges)
 
 
 def _is_switched_off(layer: Any) -> bool:

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from aaren_rl.actor import Actor
+from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.envs import success
 from aaren_rl.envs.catalogue import Reference
-from aaren_rl.envs.environments import EnvironmentSpec, make_vector
+from aaren_rl.envs.environments import make_vector, registered_limit
 from aaren_rl.envs.episodes import Episodes
 from aaren_rl.envs.rollout import roll_out
 from aaren_rl.errors import InvalidInput
@@ -39,11 +40,11 @@ class Protocol:
         reference: returns for the normalised score; None without a table.
         instances: largest number of environments that are open at once. Their number determines which seeds are
             played.
-        processes: worker processes that step the environments; 0 for none, and never more than there are instances.
-            Episodes are the same either way.
+        processes: processes that the environments are spread over; 1 for this process alone, more for as many worker
+            processes, never more than there are instances. Episodes are the same either way.
 
     Raises:
-        InvalidInput: the number of episodes or of instances is below 1, or that of processes below 0.
+        InvalidInput: the number of episodes, of instances or of processes is below 1.
     """
 
     environment: EnvironmentSpec
@@ -52,12 +53,12 @@ class Protocol:
     target_return: float | None
     reference: Reference | None
     instances: int = INSTANCES
-    processes: int = 0
+    processes: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("episodes", 1), ("instances", 1), ("processes", 0)):
-            if getattr(self, name) < least:
-                raise InvalidInput(f"{getattr(self, name)} {name}; expected at least {least}")
+        for name in ("episodes", "instances", "processes"):
+            if getattr(self, name) < 1:
+                raise InvalidInput(f"{getattr(self, name)} {name}; expected at least 1")
 
     @property
     def rows(self) -> int:
@@ -115,6 +116,9 @@ def result(episodes: Episodes, protocol: Protocol, **about: Any) -> dict[str, An
         "target": protocol.target_return,
         "environment": protocol.environment.id,
         "environment_kwargs": protocol.environment.kwargs,
+        "max_episode_steps": protocol.environment.max_episode_steps
+        or registered_limit(protocol.environment.registered_id),
+        "wrappers": list(map(str, protocol.environment.wrappers)),
         "reference": reference.name if reference else None,
         **about,
         "versions": versions(),

@@ -30,19 +30,20 @@ class RestingVectorEnv(VectorEnv[Array, Array, Array]):
     Args:
         make: makes the environment; each row has its own.
         num_envs: rows.
-        processes: worker processes that the rows are spread over; 0 for none. Episodes are the same either way.
+        processes: processes that the rows are spread over; 1 for this process alone, more for as many worker processes.
+            Episodes are the same either way.
         name: of the environment, for messages.
 
     Raises:
-        InvalidInput: fewer than 1 row or 0 processes, or as `make`.
+        InvalidInput: fewer than 1 row or 1 process, or as `make`.
         EpisodeFailed: an environment cannot be made; those made before it are closed.
     """
 
     def __init__(
-        self, make: Callable[[], gym.Env[Any, Any]], num_envs: int, processes: int = 0, name: str = "environment"
+        self, make: Callable[[], gym.Env[Any, Any]], num_envs: int, processes: int = 1, name: str = "environment"
     ) -> None:
-        if num_envs < 1 or processes < 0:
-            raise InvalidInput(f"{num_envs} rows in {processes} processes; expected at least 1 row and 0 processes")
+        if num_envs < 1 or processes < 1:
+            raise InvalidInput(f"{num_envs} rows in {processes} processes; expected at least 1 of each")
         self.name, self.num_envs = name, num_envs
         self.metadata = {"autoreset_mode": AutoresetMode.DISABLED}
         self._groups: list[LocalRows | WorkerRows] = []
@@ -109,7 +110,7 @@ class RestingVectorEnv(VectorEnv[Array, Array, Array]):
 
     def _make(self, make: Callable[[], gym.Env[Any, Any]], processes: int) -> tuple[gym.Space[Any], gym.Space[Any]]:
         """Makes all environments, and returns their observation and action space."""
-        if not processes:
+        if processes == 1:
             local = LocalRows(make, range(self.num_envs))
             self._groups.append(local)
             return local.spaces

@@ -71,9 +71,11 @@ class LocalRows:
                 self.envs[row] = make()
             except Exception as error:
                 self.close()
-                if isinstance(error, AarenError):
+                # Of a later row the cause may be that there are others, which the caller says.
+                if isinstance(error, AarenError) and row == 0:
                     raise
-                raise RowFailed(describe_error(error), [row]) from error
+                cause = error.__cause__ if isinstance(error, AarenError) and error.__cause__ else error
+                raise RowFailed(describe_error(cause), [row]) from cause
         first = next(iter(self.envs.values()))
         self.spaces = first.observation_space, first.action_space
 

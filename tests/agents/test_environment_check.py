@@ -1,8 +1,6 @@
 """Environments that do not give an agent what it was trained on, and how that is noticed."""
 
 import warnings
-from dataclasses import dataclass
-from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -14,6 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNorm
 
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.checkpoint import AgentCard
+from aaren_rl.data.environment_spec import EnvironmentSpec, Wrapper
 from aaren_rl.data.spaces import Box
 from aaren_rl.envs.flattening import flatten_observations
 from aaren_rl.errors import InvalidInput
@@ -23,7 +22,9 @@ from aaren_rl.model import DecisionModel, ModelConfig, Scaling
 def make_agent(env_id="Pendulum-v1", low=-2.0, high=2.0):
     spaces = Box.unbounded((3,)), Box.bounded([low], [high])
     model = DecisionModel(ModelConfig(blocks=1, width=8), *spaces, Scaling.identity(spaces[0]))
-    return DecisionAgent(model, AgentCard(env_id, "some data", "d4rl", (-200.0,)))
+    return DecisionAgent(
+        model, AgentCard(None if env_id is None else EnvironmentSpec(env_id), "some data", "d4rl", (-200.0,))
+    )
 
 
 def pendulum():
@@ -185,18 +186,26 @@ def test_observations_in_parts_are_refused_with_the_way_out():
     assert env.action_space.contains(agent.act(env.reset()[0]))
 
 
-@dataclass(frozen=True)
-class CardWithWrappers(AgentCard):
-    environment: SimpleNamespace | None = None
+RECORDED = {
+    "ClipReward": (Wrapper("ClipReward", {"min_reward": -1, "max_reward": 1}), RESCALED["clipped rewards"][0]),
+    "NormalizeReward": (Wrapper("NormalizeReward"), RESCALED["rewards"][0]),
+    "a vector's rewards": (Wrapper("NormalizeReward"), RESCALED["a vector's rewards"][0]),
+    "RescaleAction": (Wrapper("RescaleAction", {"min_action": -5.0, "max_action": 5.0}), WIDENED["single"]),
+}
 
 
-@pytest.mark.parametrize("name", ["NormalizeReward", "NormalizeObservation", "TransformReward", "RescaleAction"])
-def test_wrappers_of_the_agents_own_environment_pass_quietly(name):
-    make = {case[1]: case[0] for case in RESCALED.values()} | {"RescaleAction": WIDENED["single"]}
-    make["TransformReward"] = RESCALED["rewards by a function"][0]
-    agent = make_agent()
-    wrappers = SimpleNamespace(wrappers=(SimpleNamespace(name=name),))
-    card = CardWithWrappers("Pendulum-v1", "some data", "minari", (-200.0,), environment=wrappers)
+@pytest.mark.parametrize("case", RECORDED)
+def test_wrappers_of_the_agents_own_environment_pass_quietly(case):
+    wrapper, make = RECORDED[case]
+    spec = EnvironmentSpec("Pendulum-v1", wrappers=(wrapper,))
+    card = AgentCard(spec, "some data", "minari", (-200.0,))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        DecisionAgent(agent.model, card).check_environment(make[name]())
+        DecisionAgent(make_agent().model, card).check_environment(make())
+
+
+def test_another_range_than_the_recorded_one_is_refused():
+    spec = EnvironmentSpec("Pendulum-v1", wrappers=(Wrapper("RescaleAction", {"min_action": -2.5, "max_action": 2.5}),))
+    agent = DecisionAgent(make_agent().model, AgentCard(spec, "some data", "minari", (-200.0,)))
+    with pytest.raises(InvalidInput, match="take RescaleAction off"):
+        agent.check_environment(WIDENED["single"]())

@@ -105,13 +105,13 @@ class Stuck(Faulty):
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
     for kind in (Small, Robot, Licensed, Faulty, Stuck, Goal):
-        name = f"tests/{kind.__name__}-v0"
+        name = f"resting/{kind.__name__}-v0"
         gym.register(name, kind)
         for count in ("opened", "most", "stepped", "resets"):
             monkeypatch.setattr(kind, count, 0, raising=False)
     yield
     for kind in (Small, Robot, Licensed, Faulty, Stuck, Goal):
-        del gym.registry[f"tests/{kind.__name__}-v0"]
+        del gym.registry[f"resting/{kind.__name__}-v0"]
 
 
 class Still:
@@ -127,7 +127,7 @@ class Still:
 
 
 def small(lengths):
-    return EnvironmentSpec("tests/Small-v0", {"lengths": lengths})
+    return EnvironmentSpec("resting/Small-v0", {"lengths": lengths})
 
 
 @pytest.mark.parametrize("lengths", [(10, 10, 10, 200), (1, 50), (7,)])
@@ -179,7 +179,7 @@ def test_rows_in_several_processes_are_all_of_them():
 
 @pytest.mark.parametrize(("kind", "instances"), [("Robot", 1), ("Licensed", 3), ("Small", 5)])
 def test_no_more_instances_are_open_than_asked_for(kind, instances):
-    spec = EnvironmentSpec(f"tests/{kind}-v0")
+    spec = EnvironmentSpec(f"resting/{kind}-v0")
     actor = random_actor(spec)
     protocol = Protocol(spec, 10, 4, None, None, instances=instances)
     found = evaluate(actor, protocol)
@@ -196,12 +196,12 @@ def test_instances_beyond_what_can_be_open_are_an_error_that_says_so():
         ("Robot", 2, "ConnectionError: port 5005 is taken"),
         ("Licensed", 4, "RuntimeError: no licence left"),
     ):
-        protocol = Protocol(EnvironmentSpec(f"tests/{kind}-v0"), 10, 0, None, None)
+        protocol = Protocol(EnvironmentSpec(f"resting/{kind}-v0"), 10, 0, None, None)
         with pytest.raises(
             EpisodeFailed, match=rf"cannot be made, instance {number} of 10: .*{cause}; .*fewer"
         ) as caught:
             evaluate(Still(), protocol)
-        assert (caught.value.row, caught.value.environment) == (number - 1, f"tests/{kind}-v0")
+        assert (caught.value.row, caught.value.environment) == (number - 1, f"resting/{kind}-v0")
         assert globals()[kind].opened == 0
         assert "\n" not in str(caught.value)
 
@@ -226,13 +226,13 @@ FAULTS = {
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_failing_environment_is_reported_with_episode_step_and_seed(fault, processes):
-    protocol = Protocol(EnvironmentSpec("tests/Faulty-v0", {"fault": fault}), 9, 10, None, None, 4, processes)
+    protocol = Protocol(EnvironmentSpec("resting/Faulty-v0", {"fault": fault}), 9, 10, None, None, 4, processes)
     told = "failed at step 4 of episode 2 of the 2 of row 2, whose first reset has seed 12: "
-    with pytest.raises(EpisodeFailed, match=f"environment tests/Faulty-v0 {told}{FAULTS[fault]}; 1 instance") as caught:
+    with pytest.raises(EpisodeFailed, match=f"environment resting/Faulty-v0 {told}{FAULTS[fault]}; 1 instance") as caught:
         evaluate(Still(), protocol)
     found = caught.value
     assert (found.row, found.episode, found.episodes, found.seed, found.step) == (2, 2, 2, 12, 4)
-    assert found.environment == "tests/Faulty-v0"
+    assert found.environment == "resting/Faulty-v0"
     assert Faulty.opened == 0
     # What the message says plays it again.
     with pytest.raises(EpisodeFailed, match=f"step 4 of episode 2 of the 2 of row 0.*seed 12: {FAULTS[fault]}"):
@@ -241,7 +241,7 @@ def test_a_failing_environment_is_reported_with_episode_step_and_seed(fault, pro
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_the_cause_of_a_failure_is_chained(processes):
-    spec = EnvironmentSpec("tests/Faulty-v0", {"fault": "error"})
+    spec = EnvironmentSpec("resting/Faulty-v0", {"fault": "error"})
     with pytest.raises(EpisodeFailed) as caught:
         evaluate(Still(), Protocol(spec, 9, 10, None, None, 4, processes))
     if processes > 1:
@@ -252,14 +252,14 @@ def test_the_cause_of_a_failure_is_chained(processes):
 
 
 def test_a_failing_reset_is_step_0():
-    spec = EnvironmentSpec("tests/Faulty-v0", {"fault": "reset"})
+    spec = EnvironmentSpec("resting/Faulty-v0", {"fault": "reset"})
     with pytest.raises(EpisodeFailed, match="at the reset of episode 2 of the 2 of row 2.*OSError: the arm") as caught:
         evaluate(Still(), Protocol(spec, 8, 10, None, None, 4))
     assert (caught.value.row, caught.value.episode, caught.value.step) == (2, 2, 0)
 
 
 def test_a_worker_process_that_dies_is_reported():
-    spec = EnvironmentSpec("tests/Faulty-v0", {"fault": "exit"})
+    spec = EnvironmentSpec("resting/Faulty-v0", {"fault": "exit"})
     message = "in one of the rows 2 to 3, .*seeds 12 to 13: its worker process ended with exit code 7"
     with pytest.raises(EpisodeFailed, match=message):
         evaluate(Still(), Protocol(spec, 8, 10, None, None, 4, processes=2))
@@ -298,14 +298,14 @@ def test_failures_of_rows_at_rest_are_nobodys(mode):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_close_that_fails_hides_nothing(processes):
-    spec = EnvironmentSpec("tests/Stuck-v0", {"fault": "error"})
+    spec = EnvironmentSpec("resting/Stuck-v0", {"fault": "error"})
     with (
-        pytest.warns(RuntimeWarning, match="tests/Stuck-v0 was not closed in row 3: RuntimeError: the lock"),
+        pytest.warns(RuntimeWarning, match="resting/Stuck-v0 was not closed in row 3: RuntimeError: the lock"),
         pytest.raises(EpisodeFailed, match="ZeroDivisionError"),
     ):
         evaluate(Still(), Protocol(spec, 8, 10, None, None, 4, processes))
     assert Stuck.opened == 0
-    spec = EnvironmentSpec("tests/Stuck-v0", {"fault": "none"})
+    spec = EnvironmentSpec("resting/Stuck-v0", {"fault": "none"})
     with pytest.warns(RuntimeWarning, match="was not closed in row 0"):
         assert len(evaluate(Still(), Protocol(spec, 8, 10, None, None, 4, processes)).returns) == 8
 
@@ -358,7 +358,7 @@ def wins(rows, episodes, seed):
 def test_success_is_counted_wherever_infos_report_it(how, vector):
     rows, episodes = 3, 17
     if vector in ("resting", "processes"):
-        envs = make_vector(EnvironmentSpec("tests/Goal-v0", {"how": how}), rows, 1 + (vector == "processes"))
+        envs = make_vector(EnvironmentSpec("resting/Goal-v0", {"how": how}), rows, 1 + (vector == "processes"))
     else:
         envs = SyncVectorEnv([lambda: Goal(how)] * rows, autoreset_mode=vector)
     found = roll_out(Still(), envs, episodes, seed=40)
@@ -366,7 +366,7 @@ def test_success_is_counted_wherever_infos_report_it(how, vector):
     expected = wins(rows, episodes, 40)
     assert found.success.tolist() == expected
     assert 0 < sum(expected) < episodes
-    protocol = Protocol(EnvironmentSpec("tests/Goal-v0"), episodes, 40, None, None, rows)
+    protocol = Protocol(EnvironmentSpec("resting/Goal-v0"), episodes, 40, None, None, rows)
     figures = result(found, protocol)
     assert json.loads(json.dumps(figures)) == figures
     assert figures["success_rate"] == sum(expected) / episodes
@@ -378,11 +378,11 @@ def test_success_is_counted_wherever_infos_report_it(how, vector):
 @pytest.mark.parametrize("how", ["nothing", "reset"])
 def test_no_step_that_says_so_means_no_success_rate(how, mode):
     if mode == "resting":
-        envs = make_vector(EnvironmentSpec("tests/Goal-v0", {"how": how}), 2)
+        envs = make_vector(EnvironmentSpec("resting/Goal-v0", {"how": how}), 2)
     else:
         envs = SyncVectorEnv([lambda: Goal(how)] * 2, autoreset_mode=mode)
     found = roll_out(Still(), envs, 5)
     envs.close()
     assert found.success is None
-    figures = result(found, Protocol(EnvironmentSpec("tests/Goal-v0"), 5, 0, None, None))
+    figures = result(found, Protocol(EnvironmentSpec("resting/Goal-v0"), 5, 0, None, None))
     assert figures["success_rate"] is figures["success_ci95"] is figures["success_rule"] is None

@@ -228,7 +228,9 @@ FAULTS = {
 def test_a_failing_environment_is_reported_with_episode_step_and_seed(fault, processes):
     protocol = Protocol(EnvironmentSpec("resting/Faulty-v0", {"fault": fault}), 9, 10, None, None, 4, processes)
     told = "failed at step 4 of episode 2 of the 2 of row 2, whose first reset has seed 12: "
-    with pytest.raises(EpisodeFailed, match=f"environment resting/Faulty-v0 {told}{FAULTS[fault]}; 1 instance") as caught:
+    with pytest.raises(
+        EpisodeFailed, match=f"environment resting/Faulty-v0 {told}{FAULTS[fault]}; 1 instance"
+    ) as caught:
         evaluate(Still(), protocol)
     found = caught.value
     assert (found.row, found.episode, found.episodes, found.seed, found.step) == (2, 2, 2, 12, 4)

@@ -146,7 +146,9 @@ def _recording(
     except InvalidInput as error:
         raise InvalidInput(f"{name} cannot be learned from: {error}") from error
     if not isinstance(action_space, Box):
-        raise InvalidInput(f"{name} has {dataset.action_space} actions; this agent gives a Box of one shape")
+        raise InvalidInput(
+            f"{name} has {dataset.action_space} actions; this agent gives continuous ones, a Box of one shape"
+        )
     trajectories = _trajectories(dataset, name, observation_space, action_space)
     return Recording(name, trajectories, observation_space, action_space, collected_in, evaluated_in)
 

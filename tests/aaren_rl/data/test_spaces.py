@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aaren_rl.data.spaces import Box, DictSpace, TupleSpace, differences, space_from_json, space_of
+from aaren_rl.data.spaces import Box, DictSpace, DiscreteSpace, TupleSpace, differences, space_from_json, space_of
 from aaren_rl.errors import InvalidInput
 
 numbers = st.floats(allow_nan=False, allow_infinity=False, width=32)
@@ -154,9 +154,11 @@ def test_a_gymnasium_box_is_described():
     assert space_of(gym.spaces.Box(-np.inf, np.inf, (17,), np.float64)) == Box.unbounded((17,), "float64")
 
 
-@pytest.mark.parametrize("space", [gym.spaces.Discrete(3), gym.spaces.Dict({"a": gym.spaces.Discrete(2)})], ids=str)
-def test_a_gymnasium_space_that_is_no_box_is_refused(space):
-    with pytest.raises(InvalidInput, match="this version needs Boxes"):
+@pytest.mark.parametrize(
+    "space", [gym.spaces.Text(3), gym.spaces.Dict({"a": gym.spaces.Graph(gym.spaces.Discrete(2), None)})], ids=str
+)
+def test_a_gymnasium_space_without_numbers_is_refused(space):
+    with pytest.raises(InvalidInput, match="this version takes observations of numbers"):
         space_of(space)
 
 
@@ -255,3 +257,27 @@ def test_differences_name_the_parts():
 def test_boxes_of_impossible_sizes_are_refused(shape):
     with pytest.raises(InvalidInput, match="expected sizes from 0"):
         Box(shape, (0.0,), (1.0,))
+
+
+@pytest.mark.parametrize(
+    ("space", "values", "flat"),
+    [
+        (DiscreteSpace((), (3,), (5,)), [5, 7, 6], [[1, 0, 0], [0, 0, 1], [0, 1, 0]]),
+        (DiscreteSpace((2,), (2, 3), (0, 1)), [[1, 1], [0, 3]], [[0, 1, 1, 0, 0], [1, 0, 0, 0, 1]]),
+    ],
+)
+def test_discrete_values_are_one_hot(space, values, flat):
+    np.testing.assert_array_equal(space.flatten(values, batch=1), flat)
+    assert space_from_json(json.loads(json.dumps(space.to_json()))) == space
+
+
+@pytest.mark.parametrize("values", [4, 8, 5.5, [5]])
+def test_discrete_values_outside_are_refused(values):
+    with pytest.raises(InvalidInput, match="values .*expected"):
+        DiscreteSpace((), (3,), (5,)).flatten(values)
+
+
+@pytest.mark.parametrize(("shape", "counts", "starts"), [((), (0,), (0,)), ((2,), (3,), (0,)), ((), (3,), (0, 0))])
+def test_discrete_spaces_that_do_not_fit_are_refused(shape, counts, starts):
+    with pytest.raises(InvalidInput, match="expected one count from 1"):
+        DiscreteSpace(shape, counts, starts)

@@ -145,7 +145,7 @@ def _recording(
         observation_space, action_space = space_of(dataset.observation_space), space_of(dataset.action_space)
     except InvalidInput as error:
         raise InvalidInput(f"{name} cannot be learned from: {error}") from error
-    if not isinstance(action_space, Box):
+    if not isinstance(dataset.action_space, gym.spaces.Box) or not isinstance(action_space, Box):
         raise InvalidInput(
             f"{name} has {dataset.action_space} actions; this agent gives continuous ones, a Box of one shape"
         )

@@ -452,9 +452,7 @@ def test_environments_of_another_size_or_range_are_refused(agent):
 def test_environments_of_other_kinds_of_spaces_are_refused():
     agent, env = make_agent("Pendulum-v1"), make_env("Pendulum-v1")
     discrete = gym.wrappers.TransformAction(env, int, gym.spaces.Discrete(2))
-    message = (
-        r"the space is Discrete\(2\).*the agent expects observations of shape \(3,\) and gives actions of shape \(1,\)"
-    )
+    message = r"action space is Discrete\(2\); the agent gives actions of shape \(1,\)"
     with pytest.raises(InvalidInput, match=message):
         agent.check_environment(discrete)
     with pytest.raises(InvalidInput, match=message):

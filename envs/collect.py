@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import shutil
 import threading
 import zlib
 from collections.abc import Callable
@@ -10,12 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gymnasium as gym
+import h5py
 import minari
 import numpy as np
 import numpy.typing as npt
-from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
-from minari.namespace import create_namespace, list_local_namespaces
+from minari.namespace import NAMESPACE_METADATA_FILENAME
 from tqdm import tqdm
 
 from aaren_rl import __version__
@@ -24,9 +27,10 @@ from aaren_rl.data.trajectories import Episode
 from aaren_rl.envs import baselines, minari_reader
 from aaren_rl.envs.behaviours import Behaviour
 from aaren_rl.envs.catalogue import Entry
-from aaren_rl.envs.environments import EnvironmentSpec, describe, make
+from aaren_rl.envs.environments import Description, EnvironmentSpec, describe, make
+from aaren_rl.envs.turns import one_at_a_time
 from aaren_rl.errors import DataError, InvalidInput
-from aaren_rl.folders import whole_folder
+from aaren_rl.folders import replace_file, whole_folder, write_file
 
 STEPS = 200_000
 """Default number of steps of a bundled dataset."""
@@ -35,10 +39,18 @@ _JOB_STEPS = 50_000
 _JOB_SLOTS = 8
 
 
-def collect(entry: Entry, steps: int = STEPS, seed: int = 0, overwrite: bool = False, progress: bool = True) -> Path:
+def collect(
+    entry: Entry,
+    steps: int = STEPS,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: bool = True,
+    say: Callable[[str], object] = print,
+) -> Path:
     """Makes an entry's dataset from its bundled behaviours, under the local Minari root.
 
-    The folder takes its name only once it is whole; an interrupted run leaves nothing.
+    The folder takes its name only once it is whole; an interrupted run leaves nothing. Of several processes that make
+    the same dataset at once, one does, and the others wait for it and take what it made.
 
     Args:
         entry: entry of the catalogue.
@@ -46,28 +58,76 @@ def collect(entry: Entry, steps: int = STEPS, seed: int = 0, overwrite: bool = F
         seed: the same seed gives the same data.
         overwrite: replace a dataset of this name.
         progress: show a progress bar.
+        say: called with a line where another process makes the dataset, or has made it.
 
     Returns:
         The folder of the dataset.
 
     Raises:
         InvalidInput: no behaviour is bundled for the entry, or steps is below 1.
-        DataError: the dataset exists already and may not be overwritten, or cannot be written.
+        DataError: another dataset exists already and may not be overwritten, or it cannot be written.
     """
     policies = baselines.behaviour_policies(entry)
     if steps < 1:
         raise InvalidInput(f"{steps} steps; expected at least 1")
     folder = minari_reader.local_folder(entry.bundled_id)
-    if folder.exists() and not overwrite:
-        raise DataError(f"{entry.bundled_id} exists already at {folder}; pass --overwrite to make it anew")
-    spec = entry.environments["bundled"]
-    with tqdm(
-        total=steps, unit="step", unit_scale=True, desc=entry.bundled_id, mininterval=1.0, disable=not progress
-    ) as bar:
-        episodes = roll_out(spec, policies, steps, (zlib.crc32(entry.name.encode()), seed), bar.update)
-    with whole_folder(folder, DataError, replace=overwrite) as partial:
-        _write(partial, entry, spec, episodes, seed)
+    with one_at_a_time(folder, say):
+        _clean_up(folder)
+        if folder.exists() and not overwrite:
+            if not _holds(folder, _description(entry, seed), steps):
+                raise DataError(f"{entry.bundled_id} exists already at {folder}; pass --overwrite to make it anew")
+            say(f"data: {entry.bundled_id} has been made already, with these steps and this seed; it stands")
+            return folder
+        spec = entry.environments["bundled"]
+        described = describe(spec)
+        _require_space(folder.parent, _least_size(described, steps))
+        with tqdm(
+            total=steps, unit="step", unit_scale=True, desc=entry.bundled_id, mininterval=1.0, disable=not progress
+        ) as bar:
+            episodes = roll_out(spec, policies, steps, (zlib.crc32(entry.name.encode()), seed), bar.update)
+        with whole_folder(folder, DataError, replace=overwrite) as partial:
+            _write(partial, entry, described, episodes, seed)
+            _write_namespaces(entry.bundled_id)
     return folder
+
+
+def _clean_up(folder: Path) -> None:
+    """Takes away what killed processes left of a folder, whose lock is held; one that was set aside comes back."""
+    for partial in folder.parent.glob(f".{folder.name}.partial-*"):
+        shutil.rmtree(partial, ignore_errors=True)
+    for old in folder.parent.glob(f".{folder.name}.old-*"):
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(old, folder)
+
+
+def _holds(folder: Path, description: str, steps: int) -> bool:
+    """True if a dataset's metadata say that it was made as described, with enough steps."""
+    try:
+        metadata = MinariStorage.read_raw_metadata(folder / "data")
+    except (OSError, ValueError):
+        return False
+    return metadata.get("description") == description and metadata.get("total_steps", 0) >= steps
+
+
+def _least_size(described: Description, steps: int) -> int:
+    numbers = math.prod(described.observation_space.shape) + math.prod(described.action_space.shape)
+    return steps * 4 * numbers
+
+
+def _require_space(folder: Path, needed: int) -> None:
+    """Refuses to write where the disk is too full, before anything is done.
+
+    Raises:
+        DataError: it is.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise DataError(
+            f"{folder} has {free / 2**20:.1f} MiB of free space, {needed / 2**20:.1f} MiB are needed; free some, "
+            "set MINARI_DATASETS_PATH to another disk, or make fewer steps"
+        )
 
 
 def roll_out(
@@ -185,38 +245,68 @@ class _Slot:
         )
 
 
-def _write(folder: Path, entry: Entry, spec: EnvironmentSpec, episodes: list[Episode], seed: int) -> None:
-    namespace = entry.bundled_id.rpartition("/")[0]
-    if namespace not in list_local_namespaces():
-        create_namespace(namespace, description="Roll-outs of the behaviours bundled with aaren-rl.")
-    described = describe(spec)
+def _write(folder: Path, entry: Entry, described: Description, episodes: list[Episode], seed: int) -> None:
     # Readers take observations in single precision, so they are stored in it.
     observation_space = gym.spaces.Box(*described.observation_space.bounds())
     action_space = _gymnasium_box(described.action_space)
     storage = MinariStorage.new(folder / "data", observation_space, action_space, described.recorded)
-    storage.update_episodes(
-        EpisodeBuffer(
-            observations=episode.observations,
-            actions=episode.actions,
-            rewards=episode.rewards,
-            terminations=_last(len(episode.rewards), episode.terminated),
-            truncations=_last(len(episode.rewards), episode.truncated),
-            infos={},
-        )
-        for episode in episodes
-    )
-    made_by = "scripted expert" if entry.scripted else "uniform random actions"
-    if entry.behaviours:
-        made_by = f"SAC after {', '.join(map(str, entry.behaviours))} steps"
+    image = _hdf5_image(episodes)
+    _require_space(folder, len(image))
+    write_file(folder / "data" / "main_data.hdf5", image)
     storage.update_metadata(
         {
             "dataset_id": entry.bundled_id,
             "minari_version": minari.__version__,
             "author": {"aaren-rl"},
-            "algorithm_name": made_by,
-            "description": f"Roll-out of the behaviours bundled with aaren-rl {__version__}: {made_by}; seed {seed}.",
+            "algorithm_name": _made_by(entry),
+            "description": _description(entry, seed),
+            "total_episodes": len(episodes),
+            "total_steps": sum(len(episode.rewards) for episode in episodes),
+            "dataset_size": storage.get_size(),
         }
     )
+
+
+def _hdf5_image(episodes: list[Episode]) -> bytes:
+    """The file of Minari's HDF5 format, made in memory: HDF5 crashes where a disk is full."""
+    with h5py.File("main_data.hdf5", "w", driver="core", backing_store=False, track_order=True) as file:
+        for number, episode in enumerate(episodes):
+            length = len(episode.rewards)
+            group = file.create_group(f"episode_{number}")
+            group.attrs["id"], group.attrs["total_steps"] = number, length
+            for name, values in (
+                ("observations", episode.observations),
+                ("actions", episode.actions),
+                ("rewards", episode.rewards),
+                ("terminations", _last(length, episode.terminated)),
+                ("truncations", _last(length, episode.truncated)),
+            ):
+                # Minari may append to what is chunked and has no greatest length.
+                group.create_dataset(name, data=values, chunks=True, maxshape=(None, *values.shape[1:]))
+            group.create_group("infos")
+        file.flush()
+        image: bytes = file.id.get_file_image()
+        return image
+
+
+def _made_by(entry: Entry) -> str:
+    if entry.behaviours:
+        return f"SAC after {', '.join(map(str, entry.behaviours))} steps"
+    return "scripted expert" if entry.scripted else "uniform random actions"
+
+
+def _description(entry: Entry, seed: int) -> str:
+    return f"Roll-out of the behaviours bundled with aaren-rl {__version__}: {_made_by(entry)}; seed {seed}."
+
+
+def _write_namespaces(dataset_id: str) -> None:
+    """Describes the namespaces above a dataset as Minari does, each file whole or not at all."""
+    namespace = Path(dataset_id).parent
+    for name in (namespace, *namespace.parents[:-1]):
+        path = minari_reader.local_folder(str(name)) / NAMESPACE_METADATA_FILENAME
+        if not path.exists():
+            described = "Roll-outs of the behaviours bundled with aaren-rl."
+            replace_file(path, json.dumps({"description": described} if name == namespace else {}))
 
 
 def _gymnasium_box(space: Box) -> gym.spaces.Box:

@@ -108,7 +108,10 @@ def _holds(folder: Path, description: str, steps: int) -> bool:
         metadata = MinariStorage.read_raw_metadata(folder / "data")
     except (OSError, ValueError):
         return False
-    return metadata.get("description") == description and metadata.get("total_steps", 0) >= steps
+    if not isinstance(metadata, dict):
+        return False
+    found = metadata.get("total_steps")
+    return metadata.get("description") == description and isinstance(found, int) and found >= steps
 
 
 def _least_size(described: Description, steps: int) -> int:

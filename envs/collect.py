@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -13,24 +12,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gymnasium as gym
-import h5py
-import minari
 import numpy as np
 import numpy.typing as npt
 from minari.dataset.minari_storage import MinariStorage
-from minari.namespace import NAMESPACE_METADATA_FILENAME
 from tqdm import tqdm
 
 from aaren_rl import __version__
-from aaren_rl.data.spaces import Box
+from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.trajectories import Episode
-from aaren_rl.envs import baselines, minari_reader
+from aaren_rl.envs import baselines, minari_reader, minari_writer
 from aaren_rl.envs.behaviours import Behaviour
 from aaren_rl.envs.catalogue import Entry
-from aaren_rl.envs.environments import Description, EnvironmentSpec, describe, make
+from aaren_rl.envs.environments import Description, describe, make
 from aaren_rl.envs.turns import one_at_a_time
 from aaren_rl.errors import DataError, InvalidInput
-from aaren_rl.folders import replace_file, whole_folder, write_file
+from aaren_rl.folders import whole_folder
 
 STEPS = 200_000
 """Default number of steps of a bundled dataset."""
@@ -80,14 +76,16 @@ def collect(
             return folder
         spec = entry.environments["bundled"]
         described = describe(spec)
-        _require_space(folder.parent, _least_size(described, steps))
+        minari_writer.require_space(folder.parent, _least_size(described, steps))
         with tqdm(
             total=steps, unit="step", unit_scale=True, desc=entry.bundled_id, mininterval=1.0, disable=not progress
         ) as bar:
             episodes = roll_out(spec, policies, steps, (zlib.crc32(entry.name.encode()), seed), bar.update)
         with whole_folder(folder, DataError, replace=overwrite) as partial:
-            _write(partial, entry, described, episodes, seed)
-            _write_namespaces(entry.bundled_id)
+            minari_writer.write_dataset(
+                partial, entry.bundled_id, described, episodes, _made_by(entry), _description(entry, seed)
+            )
+            minari_writer.describe_namespaces(entry.bundled_id, "Roll-outs of the behaviours bundled with aaren-rl.")
     return folder
 
 
@@ -117,20 +115,6 @@ def _holds(folder: Path, description: str, steps: int) -> bool:
 def _least_size(described: Description, steps: int) -> int:
     numbers = math.prod(described.observation_space.shape) + math.prod(described.action_space.shape)
     return steps * 4 * numbers
-
-
-def _require_space(folder: Path, needed: int) -> None:
-    """Refuses to write where the disk is too full, before anything is done.
-
-    Raises:
-        DataError: it is.
-    """
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise DataError(
-            f"{folder} has {free / 2**20:.1f} MiB of free space, {needed / 2**20:.1f} MiB are needed; free some, "
-            "set MINARI_DATASETS_PATH to another disk, or make fewer steps"
-        )
 
 
 def roll_out(
@@ -248,50 +232,6 @@ class _Slot:
         )
 
 
-def _write(folder: Path, entry: Entry, described: Description, episodes: list[Episode], seed: int) -> None:
-    # Readers take observations in single precision, so they are stored in it.
-    observation_space = gym.spaces.Box(*described.observation_space.bounds())
-    action_space = _gymnasium_box(described.action_space)
-    storage = MinariStorage.new(folder / "data", observation_space, action_space, described.recorded)
-    image = _hdf5_image(episodes)
-    _require_space(folder, len(image))
-    write_file(folder / "data" / "main_data.hdf5", image)
-    storage.update_metadata(
-        {
-            "dataset_id": entry.bundled_id,
-            "minari_version": minari.__version__,
-            "author": {"aaren-rl"},
-            "algorithm_name": _made_by(entry),
-            "description": _description(entry, seed),
-            "total_episodes": len(episodes),
-            "total_steps": sum(len(episode.rewards) for episode in episodes),
-            "dataset_size": storage.get_size(),
-        }
-    )
-
-
-def _hdf5_image(episodes: list[Episode]) -> bytes:
-    """The file of Minari's HDF5 format, made in memory: HDF5 crashes where a disk is full."""
-    with h5py.File("main_data.hdf5", "w", driver="core", backing_store=False, track_order=True) as file:
-        for number, episode in enumerate(episodes):
-            length = len(episode.rewards)
-            group = file.create_group(f"episode_{number}")
-            group.attrs["id"], group.attrs["total_steps"] = number, length
-            for name, values in (
-                ("observations", episode.observations),
-                ("actions", episode.actions),
-                ("rewards", episode.rewards),
-                ("terminations", _last(length, episode.terminated)),
-                ("truncations", _last(length, episode.truncated)),
-            ):
-                # Minari may append to what is chunked and has no greatest length.
-                group.create_dataset(name, data=values, chunks=True, maxshape=(None, *values.shape[1:]))
-            group.create_group("infos")
-        file.flush()
-        image: bytes = file.id.get_file_image()
-        return image
-
-
 def _made_by(entry: Entry) -> str:
     if entry.behaviours:
         return f"SAC after {', '.join(map(str, entry.behaviours))} steps"
@@ -300,25 +240,3 @@ def _made_by(entry: Entry) -> str:
 
 def _description(entry: Entry, seed: int) -> str:
     return f"Roll-out of the behaviours bundled with aaren-rl {__version__}: {_made_by(entry)}; seed {seed}."
-
-
-def _write_namespaces(dataset_id: str) -> None:
-    """Describes the namespaces above a dataset as Minari does, each file whole or not at all."""
-    namespace = Path(dataset_id).parent
-    for name in (namespace, *namespace.parents[:-1]):
-        path = minari_reader.local_folder(str(name)) / NAMESPACE_METADATA_FILENAME
-        if not path.exists():
-            described = "Roll-outs of the behaviours bundled with aaren-rl."
-            replace_file(path, json.dumps({"description": described} if name == namespace else {}))
-
-
-def _gymnasium_box(space: Box) -> gym.spaces.Box:
-    dtype = np.dtype(space.dtype)
-    low, high = (np.array(bound).astype(dtype).reshape(space.shape) for bound in (space.low, space.high))
-    return gym.spaces.Box(low, high, dtype=dtype.type)
-
-
-def _last(length: int, flag: bool) -> npt.NDArray[np.bool_]:
-    flags = np.zeros(length, dtype=np.bool_)
-    flags[-1] = flag
-    return flags

@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from aaren_rl.agents import DecisionAgent, OnnxAgent
 from aaren_rl.checkpoint import AgentCard
+from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.spaces import Box, space_of
 from aaren_rl.envs.rollout import roll_out
 from aaren_rl.errors import CheckpointError, InvalidInput
@@ -41,7 +42,7 @@ def source():
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn(parameter.shape) * 0.2)
-    return DecisionAgent(model, AgentCard("Hopper-v5", "untrained", "bundled", (30.0, 10.0), {}, 3))
+    return DecisionAgent(model, AgentCard(EnvironmentSpec("Hopper-v5"), "untrained", "bundled", (30.0, 10.0), 3))
 
 
 @pytest.fixture(scope="module")

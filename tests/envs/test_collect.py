@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +16,10 @@ import pytest
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
 
+from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.envs import baselines, collect
 from aaren_rl.envs.behaviours import RandomBehaviour
 from aaren_rl.envs.catalogue import find
-from aaren_rl.envs.environments import EnvironmentSpec
 from aaren_rl.envs.minari_reader import read_folder
 from aaren_rl.errors import DataError, InvalidInput
 
@@ -66,9 +67,10 @@ def test_dataset_is_whole_and_plain_minari_reads_it(name, steps):
         assert ends[-1]
         assert not ends[:-1].any()
         assert not episode.truncations[-1] or length == 1000
-    trajectories, environment, dataset_id = read_folder(folder)
+    read = read_folder(folder)
+    trajectories, environment, dataset_id = read.trajectories, read.collected_in, read.id
     assert (trajectories.steps, trajectories.episodes) == (sum(lengths), len(lengths))
-    assert (environment, dataset_id) == (EnvironmentSpec("Hopper-v5"), entry.bundled_id)
+    assert (environment, dataset_id) == (EnvironmentSpec("Hopper-v5", {}, 1000), entry.bundled_id)
 
 
 def test_same_seed_same_bits_other_seed_other_data():
@@ -300,7 +302,7 @@ def test_limit_on_the_size_of_files_is_one_error_and_leaves_nothing(root):
 
 
 def test_disk_without_space_is_known_before_anything_is_rolled_out(monkeypatch, root):
-    monkeypatch.setattr(collect.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1_000}))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1_000}))
     monkeypatch.setattr(collect, "roll_out", lambda *given: pytest.fail("rolled out"))
     with pytest.raises(DataError, match=r"0\.0 MiB of free space, 10\.7 MiB are needed.*MINARI_DATASETS_PATH"):
         collect.collect(find("hopper-random"), 200_000, progress=False)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import struct
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import h5py
 import numpy as np
@@ -34,6 +36,13 @@ _FILTERS = {
     _LZF,
 }
 """Filters built into h5py. HDF5 would load any other as a program from the folder that HDF5_PLUGIN_PATH names."""
+
+_RECORD = np.dtype([("length", "<u4"), ("heap", "<u8"), ("index", "<u4")])
+"""What a dataset stores of a value of variable length: the value lies in a heap."""
+_HEAP = struct.Struct("<4s4sQ")
+"""Head of a heap: signature, version, bytes in all."""
+_VALUE = struct.Struct("<H6xQ")
+"""Head of a value in a heap: index, bytes."""
 
 
 @contextmanager
@@ -189,26 +198,48 @@ class _Check:
             raise self._refused(where, f"holds {dataset.get_type().__class__.__name__} values: references or mixtures")
         if plan.get_nfilters():
             raise self._refused(where, "holds compressed values of variable length, whose size cannot be known")
-        address = self.file.id.get_create_plist().get_sizes()[0]
-        record = np.dtype([("length", "<u4"), ("place", f"V{address + 4}")])
+        if self.file.id.get_create_plist().get_sizes() != (8, 8):
+            raise self._refused(where, "holds values of variable length in a file with short addresses")
         width = base.itemsize if isinstance(base, np.dtype) else 1
         # A numpy object each, beside its bytes.
         size = count * 64
         parts: list[tuple[int, int]] = []
         if plan.get_layout() == h5d.CHUNKED:
             dataset.chunk_iter(lambda chunk: parts.append((chunk.byte_offset, chunk.size)))
-        elif plan.get_layout() == h5d.CONTIGUOUS and dataset.get_offset() is not None:
-            parts.append((dataset.get_offset(), count * record.itemsize))
+        elif plan.get_layout() == h5d.CONTIGUOUS:
+            # Without storage the offset means nothing.
+            parts += [(dataset.get_offset(), count * _RECORD.itemsize)] if dataset.get_storage_size() else []
         else:
-            # Compact values number a few thousand; each may be as long as the file.
-            return size + (count * self.path.stat().st_size if dataset.get_storage_size() else 0)
+            raise self._refused(where, "holds values of variable length in its header")
+        heaps: set[int] = set()
         with self.path.open("rb") as raw:
             for start, length in parts:
-                raw.seek(start + self.file.userblock_size)
-                records = np.frombuffer(raw.read(min(length, self.limit)), dtype=np.uint8)
-                whole = records[: len(records) // record.itemsize * record.itemsize].view(record)
-                size += int(whole["length"].sum(dtype=np.int64)) * width
+                raw.seek(start)
+                content = raw.read(min(length, self.limit))
+                records = np.frombuffer(content, _RECORD, count=len(content) // _RECORD.itemsize)
+                size += int(records["length"].sum(dtype=np.int64)) * width
+                heaps.update(records["heap"].tolist())
+            for heap in sorted(heaps - {0}):
+                self._check_heap(where, raw, heap + self.file.userblock_size)
         return size
+
+    def _check_heap(self, where: bytes, raw: BinaryIO, start: int) -> None:
+        """Walks over the values of a global heap, over which HDF5 walks for ever if a damaged size is zero."""
+        raw.seek(min(start, self.path.stat().st_size))
+        signature, _, size = _HEAP.unpack(raw.read(_HEAP.size).ljust(_HEAP.size, b"\0"))
+        content = raw.read(max(0, min(size, self.path.stat().st_size) - _HEAP.size))
+        place = 0
+        while signature == b"GCOL" and place + _VALUE.size <= len(content):
+            index, length = _VALUE.unpack_from(content, place)
+            # The free space after the last value has the index 0, and counts its own header.
+            step = _VALUE.size + -(-length // 8) * 8 if index else length
+            if step < _VALUE.size or place + step > len(content):
+                break
+            place += step
+        else:
+            if signature == b"GCOL":
+                return
+        raise self._refused(where, "holds values of variable length in a damaged heap")
 
     def _refused(self, where: bytes, reason: str) -> DataError:
         return DataError(f"{self.path}: {_shown(where)} {reason}; such files are not read")

@@ -218,6 +218,32 @@ def test_one_value_under_many_addresses_counts_many_times(tmp_path):
         checked(path)
 
 
+@pytest.mark.parametrize("userblock", [0, 1024])
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+def test_heaps_of_whole_files_pass(tmp_path, libver, userblock):
+    path = tmp_path / "a.hdf5"
+    with h5py.File(path, "w", libver=libver, userblock_size=userblock) as file:
+        file.create_dataset("texts", data=["abc" * i for i in range(500)], dtype=h5py.string_dtype(), chunks=True)
+        file["text"] = "SAC"
+        file.create_dataset("never written", (5,), h5py.string_dtype())
+        numbers = file.create_dataset("numbers", (4,), h5py.vlen_dtype("f8"), chunks=(2,))
+        for i in range(3):
+            numbers[i] = np.arange(i * 1_000.0)
+    checked(path)
+
+
+@pytest.mark.parametrize(("index", "length"), [(0, 0), (0, 8), (0, 2**40), (1, 2**40), (1, 2**64 - 16), (1, 2**64 - 1)])
+def test_heap_that_has_no_end_is_refused_and_not_walked(tmp_path, index, length):
+    """HDF5 itself walks a heap with a size of zero for ever."""
+    path = write(tmp_path / "a.hdf5", lambda file: put(file, "x", ["abc", "de"]))
+    content = bytearray(path.read_bytes())
+    value = content.find(b"GCOL") + 16
+    content[value : value + 16] = index.to_bytes(2, "little") + bytes(6) + length.to_bytes(8, "little")
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="'/x' holds values of variable length in a damaged heap"):
+        checked(path)
+
+
 def test_names_with_terminal_escapes_are_shown_escaped(tmp_path):
     path = write(tmp_path / "a.hdf5", lambda file: put(file, "x\x1b[2J\n", h5py.SoftLink("/\x1b]0;title\x07")))
     with pytest.raises(DataError) as error:

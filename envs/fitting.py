@@ -158,7 +158,7 @@ def _inside(
         least, greatest = trajectories.actions.min(0), trajectories.actions.max(0)
         raise DataError(
             f"{data.id} has actions from {least} to {greatest}, outside the action space of {environment}, from "
-            f"{_words(space)}; if that environment clips what it is given, pass --clip-actions"
+            f"{_words(space)}; if that environment clips what it is given, pass --clip-actions True"
         )
     why = "as asked" if clip else "as a wrapper does" if described.clips_actions else "since wider ones were recorded"
     say(f"data: {outside.sum()} of {len(outside)} actions are clipped into the bounds of {environment.id}, {why}")

@@ -78,6 +78,9 @@ def describe(name: str, figures: dict[str, Any]) -> str:
     """One line on a result."""
     spread = f"{rounded(figures['mean'])} +- {rounded(figures['std'])}"
     line = f"{name + ':':<11} return {spread} over {figures['episodes']} episodes"
+    if figures["success_rate"] is not None:
+        low, high = figures["success_ci95"]
+        line += f", success {100 * figures['success_rate']:.0f}% [{100 * low:.0f}, {100 * high:.0f}]"
     if figures["normalized_score"] is not None:
         line += f", normalised score {figures['normalized_score']:.1f}"
         line += "" if figures["ci95"] is None else " [{:.1f}, {:.1f}]".format(*figures["ci95"])

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -304,7 +304,9 @@ def _configuration(config: RunConfig) -> dict[str, Any]:
     """Settings of a run that influence its costs."""
     settings = dataclasses.asdict(config)
     del settings["training"]["seed"]
-    return {name: settings[name] for name in (*DATA, "device", "acting", "model", "training")}
+    chosen = {name: settings[name] for name in (*DATA, "device", "acting", "model", "training")}
+    # As JSON has it, since that is what it is compared with.
+    return cast("dict[str, Any]", json.loads(json.dumps(chosen)))
 
 
 def _spread(values: Iterable[float]) -> Spread:

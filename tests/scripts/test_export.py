@@ -71,7 +71,7 @@ def test_the_export_lies_beside_the_agent_and_is_described(exported):
     card = json.loads((run / "last-onnx" / "export.json").read_text())
     assert returned.described == card
     assert "evaluation" not in card
-    assert (card["env_id"], card["target_returns"], card["updates"], card["int8"]) == (
+    assert (card["environment"]["id"], card["target_returns"], card["updates"], card["int8"]) == (
         "Hopper-v5",
         [3600.0, 1800.0],
         5,

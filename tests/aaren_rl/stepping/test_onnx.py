@@ -233,7 +233,7 @@ def test_int8_stores_the_perceptrons_in_8_bits_and_stays_near(exported, quick, t
     assert card["int8"]
     assert card["sha256"]["agent.onnx"] != plain["sha256"]["agent.onnx"]
     for key in (
-        "env_id",
+        "environment",
         "target_returns",
         "observation_space",
         "action_space",
@@ -330,7 +330,7 @@ def test_an_earlier_export_is_replaced(quick, tmp_path):
     to_onnx(quick, CARD, tmp_path / "out", int8=True)
     to_onnx(quick, AgentCard(EnvironmentSpec("Other-v0"), "d", "bundled", (1.0,)), tmp_path / "out")
     card = card_of(tmp_path / "out")
-    assert (card["env_id"], card["int8"], card["target_returns"]) == ("Other-v0", False, [1.0])
+    assert (card["environment"]["id"], card["int8"], card["target_returns"]) == ("Other-v0", False, [1.0])
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

@@ -162,10 +162,7 @@ def limit_files(size: int) -> None:
 
 def drop_capabilities() -> None:
     """Takes from root the right to write where permissions forbid it."""
-    header = (ctypes.c_uint32 * 2)(_EXCEPTION = re.compile(r"^\w[\w.]*(?:Error|Exception|Interrupt|Exit)\b.*", re.MULTILINE)
-"""The line of a traceback that names the exception."""
-
-_CAPABILITY_VERSION, 0)
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
     nothing = (ctypes.c_uint32 * 6)()
     if os.geteuid() == 0 and ctypes.CDLL(None, use_errno=True).capset(header, nothing) != 0:
         raise OSError(ctypes.get_errno(), "capabilities cannot be dropped")

@@ -16,7 +16,8 @@ from aaren_rl import checkpoint
 from aaren_rl.agents.agent import Agent
 from aaren_rl.envs import sources
 from aaren_rl.envs.behaviours import ActorBehaviour
-from aaren_rl.envs.sources import Dataset
+from aaren_rl.envs.environment_choice import EnvironmentChoice
+from aaren_rl.envs.sources import Dataset, Reading
 from aaren_rl.experiments import config as run_config
 from aaren_rl.experiments import evaluation
 from aaren_rl.experiments.comparison import matrix, scores
@@ -36,6 +37,10 @@ else:
 
 STEPS = 10
 """Steps that an agent acts after it was loaded from a mutated folder."""
+
+
+_GIVEN = Reading(EnvironmentChoice(samples.ENVIRONMENT))
+"""Reads data with the environment that a user names."""
 
 
 class WrongSuccess(Exception):
@@ -127,12 +132,15 @@ def _mutate_minari(rng: Rng, folder: Path, other: Path) -> Mutation:
 
 
 def plant_code(rng: Rng, folder: Path) -> Mutation:
-    """Names code in a dataset's metadata: it makes a folder if it is run."""
+    """Names code in a dataset's metadata: it makes a folder if it is run or imported."""
     file = folder / "data" / "metadata.json"
     metadata = json.loads(file.read_text())
     spec = json.loads(metadata["env_spec"])
-    spec |= {"entry_point": "os:mkdir", "kwargs": {"path": str(folder / CANARY)}, "order_enforce": False}
-    spec |= {"id": str(rng.choice(["Pendulum-v1", "Unheard-v0"])), "disable_env_checker": True}
+    spec |= [
+        {"entry_point": "os:mkdir", "kwargs": {"path": str(folder / CANARY)}},
+        {"entry_point": f"{_write_module(folder)}:make", "kwargs": {}},
+    ][int(rng.integers(2))]
+    spec |= {"id": str(rng.choice(["Pendulum-v1", "Unheard-v0"])), "order_enforce": False, "disable_env_checker": True}
     metadata["env_spec"] = json.dumps(spec)
     removed = [name for name in ("observation_space", "action_space") if rng.random() < 0.7]
     for name in removed:
@@ -141,35 +149,58 @@ def plant_code(rng: Rng, folder: Path) -> Mutation:
     return Mutation("an entry point", f"metadata without {removed}")
 
 
+def _mutate_card(rng: Rng, folder: Path, other: Path) -> Mutation:
+    if rng.random() > 0.04:
+        return _file("agent/agent.json", _reseal_agent)(rng, folder, other)
+    file = folder / "agent" / checkpoint.CARD
+    description = json.loads(file.read_text())
+    description["environment"]["id"] = f"{_write_module(folder)}:{samples.ENVIRONMENT}"
+    file.write_text(json.dumps(description))
+    _reseal_agent(file.parent)
+    return Mutation("a package of an environment", "agent/agent.json")
+
+
 CANARY = "canary"
-"""Folder that planted code makes in that of a dataset."""
+"""Folder that planted code makes beside the file that names it."""
+
+
+def _write_module(folder: Path) -> str:
+    """Writes a module that shows that it was imported, and returns its name."""
+    name = "planted_by_stress"
+    (folder / f"{name}.py").write_text(
+        f"from pathlib import Path\nPath({str(folder / CANARY)!r}).mkdir()\ndef make(**kwargs): raise ValueError\n"
+    )
+    return name
 
 
 def _read_d4rl(folder: Path) -> None:
-    check_data(sources.load(str(folder / "data.hdf5"), env_id=samples.ENVIRONMENT, say=_nothing))
+    check_data(sources.load(folder / "data.hdf5", reading=_GIVEN, say=_nothing))
 
 
 def _read_minari(folder: Path) -> None:
     """Reads it with the environment that it names, and with one that is given."""
 
     def read() -> None:
-        for env_id in (None, samples.ENVIRONMENT):
-            check_data(sources.load(str(folder), env_id=env_id, say=_nothing))
+        for reading in (Reading(), _GIVEN):
+            check_data(sources.load(folder, reading=reading, say=_nothing))
 
     without_running_code(folder, read)
 
 
 def without_running_code(folder: Path, read: Callable[[], object]) -> None:
-    """Reads a dataset's folder.
+    """Reads a folder.
 
     Raises:
-        WrongSuccess: code that its metadata name was run, whatever reading gave.
+        WrongSuccess: code that its contents name was run, whatever reading gave.
     """
+    # Where a package of that name would be found.
+    sys.path.insert(0, str(folder))
     try:
         read()
     finally:
+        sys.path.remove(str(folder))
         if (folder / CANARY).exists():
-            raise WrongSuccess("code that the data name was run")
+            raise WrongSuccess("code that a file names was run")
 
 
 def check_data(dataset: Dataset) -> None:
@@ -185,8 +216,11 @@ def check_data(dataset: Dataset) -> None:
 
 
 def _read_agent(folder: Path) -> None:
-    act(load(folder / "agent"))
-    evaluation.prepare(str(folder / "agent"), evaluation.Options(episodes=1))
+    def read() -> None:
+        act(load(folder / "agent"))
+        evaluation.prepare(str(folder / "agent"), evaluation.Options(episodes=1))
+
+    without_running_code(folder, read)
 
 
 def _read_export(folder: Path) -> None:
@@ -300,7 +334,7 @@ _CHECKPOINT = "run/checkpoints/000000004"
 FORMATS = (
     Format("D4RL HDF5", 13, samples.write_d4rl, _mutate_d4rl, _read_d4rl),
     Format("Minari folder", 13, samples.write_minari, _mutate_minari, _read_minari),
-    Format("agent.json", 11, samples.write_agent, _file("agent/agent.json", _reseal_agent), _read_agent),
+    Format("agent.json", 11, samples.write_agent, _mutate_card, _read_agent),
     Format("model.safetensors", 11, samples.write_agent, _file("agent/model.safetensors", _reseal_agent), _read_agent),
     Format("training.json", 5, samples.write_run, _file(f"{_CHECKPOINT}/training.json", _reseal_training), _read_run),
     Format(

@@ -145,7 +145,7 @@ class Collecting(Operation):
     def result(self, folder: Path) -> str:
         """See `Operation.result`."""
         found = folder / "minari" / catalogue.find(DATA).bundled_id
-        data = minari_reader.read_folder(found)[0]
+        data = minari_reader.read_folder(found).trajectories
         return checkpoint.digest(*(np.ascontiguousarray(part).data for part in (data.observations, data.actions)))
 
 

@@ -16,6 +16,7 @@ from minari.dataset.minari_storage import MinariStorage
 
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.checkpoint import AgentCard
+from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.spaces import Box
 from aaren_rl.data.trajectories import Episode, Trajectories
 from aaren_rl.envs.behaviours import ActorBehaviour
@@ -32,7 +33,8 @@ ENVIRONMENT = "Pendulum-v1"
 """Environment of all samples: observations of shape (3,), actions of shape (1,)."""
 
 OBSERVATIONS, ACTIONS = Box.unbounded((3,)), Box.bounded([-2.0], [2.0])
-CARD = AgentCard(ENVIRONMENT, "stress/pendulum-v0", "arrays", (-200.0, -400.0), data_returns=(-900.0, -400.0, -200.0))
+RETURNS = (-900.0, -400.0, -200.0)
+CARD = AgentCard(EnvironmentSpec(ENVIRONMENT), "stress/pendulum-v0", "arrays", (-200.0, -400.0), data_returns=RETURNS)
 
 COMPARISON = Path("comparison", "hopper-medium", "small", "seed-0")
 """Folder of a run in a comparison."""

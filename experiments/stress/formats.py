@@ -164,13 +164,15 @@ CANARY = "canary"
 """Folder that planted code makes beside the file that names it."""
 
 
+_MODULE = "planted_by_stress"
+
+
 def _write_module(folder: Path) -> str:
     """Writes a module that shows that it was imported, and returns its name."""
-    name = "planted_by_stress"
-    (folder / f"{name}.py").write_text(
+    (folder / f"{_MODULE}.py").write_text(
         f"from pathlib import Path\nPath({str(folder / CANARY)!r}).mkdir()\ndef make(**kwargs): raise ValueError\n"
     )
-    return name
+    return _MODULE
 
 
 def _read_d4rl(folder: Path) -> None:
@@ -199,6 +201,7 @@ def without_running_code(folder: Path, read: Callable[[], object]) -> None:
         read()
     finally:
         sys.path.remove(str(folder))
+        sys.modules.pop(_MODULE, None)
         if (folder / CANARY).exists():
             raise WrongSuccess("code that a file names was run")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,6 +31,10 @@ LONGEST = 4_000
 
 _BATCH = 50
 """Inputs that one process reads."""
+
+
+_ENDS = {"read": 1, "refused": 2}
+"""Ends of an input without a fault."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ class Fuzzer:
 
     def __init__(self, folder: Path, seed: int, jobs: int = 1, formats: Sequence[Format] = FORMATS) -> None:
         self.folder, self.seed, self.jobs, self.formats = folder, seed, jobs, formats
+        self._ends: dict[str, Any] = {}
 
     def write_samples(self) -> None:
         """Writes two samples of every format, and makes sure that each can be read.
@@ -79,6 +86,8 @@ class Fuzzer:
             rows: receives a row for each format.
         """
         rows |= {one.name: Row(one.name) for one in self.formats}
+        # Written by the processes; without a lock, since they may be killed while they hold it.
+        self._ends = {one.name: multiprocessing.RawArray("B", self._count(one, inputs)) for one in self.formats}
         workers = Workers(self.attempt, self.folder, self.jobs, SECONDS, MEMORY)
         batches = list(self._batches(inputs))
         # Slow formats last would leave one process alone with them.
@@ -87,6 +96,8 @@ class Fuzzer:
             for one, findings in workers.run(batches):
                 rows[one.format.name].add(str(one), findings)
                 advance(1)
+        for name, ends in self._ends.items():
+            rows[name].figures |= {end: sum(value == code for value in ends) for end, code in _ENDS.items()}
 
     def attempt(self, one: Input) -> list[Finding]:
         """What one input shows, in this process."""
@@ -94,7 +105,10 @@ class Fuzzer:
         try:
             mutation = self.mutate(one, folder)
             found = judge(one.format, folder, mutation)
-            return [] if found is None else [found]
+            if isinstance(found, Finding):
+                return [found]
+            self._ends[one.format.name][one.number] = _ENDS[found]
+            return []
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -133,7 +147,7 @@ class Fuzzer:
                 said = traceback.format_exc()
             (self.folder / "explained.txt").write_text(said)
             found = judge(given.format, folder, mutation)
-            return [] if found is None else [found]
+            return [found] if isinstance(found, Finding) else []
 
         ((_, findings),) = Workers(attempt, self.folder, 1, SECONDS, MEMORY).run([[one]])
         said = (self.folder / "explained.txt").read_text()
@@ -158,34 +172,34 @@ class Fuzzer:
             shutil.rmtree(copy)
         return []
 
+    def _count(self, one: Format, inputs: int) -> int:
+        return max(1, round(inputs * one.share / sum(other.share for other in self.formats)))
+
     def _batches(self, inputs: int) -> Iterator[list[Input]]:
-        total = sum(one.share for one in self.formats)
         for one in self.formats:
-            whole = [Input(one, number) for number in range(max(1, round(inputs * one.share / total)))]
+            whole = [Input(one, number) for number in range(self._count(one, inputs))]
             for start in range(0, len(whole), _BATCH):
                 yield whole[start : start + _BATCH]
 
 
-def judge(one: Format, folder: Path, mutation: Mutation) -> Finding | None:
-    """What reading a mutated input shows; None where it is read or refused as it should be."""
+def judge(one: Format, folder: Path, mutation: Mutation) -> Finding | Literal["read", "refused"]:
+    """What reading a mutated input shows: a fault, or that it was read or refused as it should be."""
     try:
         one.read(folder)
     except AarenError as error:
-        return _judge_message(str(error))
+        return _judge_message(str(error)) or "refused"
     except SystemExit as stop:
-        return None if stop.code in (0, 2) else Finding("wrong", f"exit status {stop.code}")
+        return "refused" if stop.code in (0, 2) else Finding("wrong", f"exit status {stop.code}")
     except WrongSuccess as error:
         return Finding("wrong", error.about, error.detail or str(mutation))
     except OSError as error:
         # Command lines print it as one line.
-        return None if error.filename is not None else _traceback(error)
+        return "refused" if error.filename is not None else _traceback(error)
     except Exception as error:
         return _traceback(error)
-    return (
-        Finding("wrong", f"{mutation.about}: taken, though it should be refused", mutation.where)
-        if mutation.refuse
-        else None
-    )
+    if mutation.refuse:
+        return Finding("wrong", f"{mutation.about}: taken, though it should be refused", mutation.where)
+    return "read"
 
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x80-\x9f]")

@@ -18,6 +18,7 @@ from aaren_rl.agents.decision_agent import SMALL
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.data.spaces import Box
 from aaren_rl.data.trajectories import Episode, Trajectories
+from aaren_rl.errors import AarenError
 from aaren_rl.experiments.console import progress
 from aaren_rl.experiments.stress.processes import Workers
 from aaren_rl.experiments.stress.rows import Finding, Row
@@ -164,8 +165,14 @@ def act(agent: DecisionAgent, steps: int, seed: int) -> Report:
             rewards, rewarded = extremes(rng, 1)
         if call == calls // 10:
             memory = _resident()
-        action = agent.act(observations[call % LENGTH], reward, ended)
-        bad = ~(np.isfinite(action) & (action >= low) & (action <= high)).all(-1)
+        refused = np.zeros(ROWS, np.bool_)
+        try:
+            action = agent.act(observations[call % LENGTH], reward, ended)
+            bad = ~(np.isfinite(action) & (action >= low) & (action <= high)).all(-1)
+        except AarenError as error:
+            # All that it was given is finite.
+            findings.setdefault(Finding("wrong", "an agent that does not act", str(error)[:150]))
+            action, bad, refused = np.zeros((ROWS, *low.shape)), np.zeros(ROWS, np.bool_), ~refused
         # The rows of state that both steps carry, (rows, state size).
         lost = ~np.isfinite(np.asarray(agent._state.state)).all(-1)  # type: ignore[union-attr]
         for what, rows in (
@@ -177,8 +184,8 @@ def act(agent: DecisionAgent, steps: int, seed: int) -> Report:
                 findings.setdefault(Finding("wrong", what, detail))
         if agent.state_bytes != size:
             findings[Finding("wrong", "a state that changed its size", f"{size} and {agent.state_bytes} bytes")] = None
-        if (bad | lost).any():
-            wrong += int((bad | lost).sum())
+        if (bad | lost | refused).any():
+            wrong += int((bad | lost | refused).sum())
             agent.reset(num_envs=ROWS)
             reward, ended = None, np.zeros(ROWS, np.bool_)
             continue

@@ -155,14 +155,15 @@ def shown_by(read, tmp_path, **more):
     fuzzer.run(3, found)
     row = found["text"]
     assert row.tried == 3
+    assert row.figures["read"] + row.figures["refused"] == 3 - sum(row.faults.values())
     return {finding.kind: count for finding, count in row.faults.items()}, list(row.faults)
 
 
 def fails_with(error):
-    def read(folder):
+    def fail(*given):
         raise error
 
-    return read
+    return fail
 
 
 def test_a_reader_with_a_bare_exception_is_counted(tmp_path):
@@ -202,15 +203,15 @@ def test_a_success_that_must_be_refused_is_counted(tmp_path):
     assert "external link" in finding.about
 
 
-def nan_agent():
-    model = samples.model(0)
-    with torch.no_grad():
-        model.head.linear.bias.fill_(torch.nan)
-    return DecisionAgent(model, samples.CARD)
+class NanAgent(DecisionAgent):
+    """Acts, but not with numbers."""
+
+    def act(self, *given, **more):
+        return super().act(*given, **more) * np.nan
 
 
 def test_an_agent_that_acts_nan_is_counted(tmp_path):
-    counts, (finding,) = shown_by(lambda folder: formats.act(nan_agent()), tmp_path)
+    counts, (finding,) = shown_by(lambda folder: formats.act(NanAgent(samples.model(0), samples.CARD)), tmp_path)
     assert counts == {"wrong": 3}
     assert "not finite" in finding.about
 
@@ -408,21 +409,34 @@ def test_a_command_can_be_killed_before_its_nth_file(tmp_path):
 # --- Planted faults of what acts ----------------------------------------------------------------------------------
 
 
-def test_a_stream_counts_actions_that_are_not_finite():
+def test_a_stream_counts_actions_that_are_not_finite(monkeypatch):
     agent = stream.make_agent(stream.Stream("none", "torch"), 0)
     report = stream.act(agent, 800, 0)
     assert report.steps == 800
-    with torch.no_grad():
-        agent.model.head.linear.bias.fill_(torch.nan)
+    monkeypatch.setattr(agent, "act", lambda *given: np.full((stream.ROWS, 2), np.nan))
     report = stream.act(agent, 800, 0)
     assert report.wrong == 800
     assert "an action" in report.findings[0].about
 
 
+def test_a_stream_counts_a_refusal_to_act(monkeypatch):
+    agent = stream.make_agent(stream.Stream("none", "torch"), 0)
+    monkeypatch.setattr(agent, "act", fails_with(InvalidInput("observation holds a NaN")))
+    monkeypatch.setattr(stream, "EXTREMES", ("ordinary",))
+    report = stream.act(agent, 160, 0)
+    assert (report.wrong, [finding.about for finding in report.findings]) == (160, ["an agent that does not act"])
+
+
+def test_a_stream_of_ordinary_values_shows_nothing(monkeypatch):
+    monkeypatch.setattr(stream, "EXTREMES", ("ordinary", "zeros", "1e-30"))
+    for one in stream.streams(["aaren", "gru"]):
+        report = stream.act(stream.make_agent(one, 0), 3_200, 0)
+        assert (report.wrong, report.findings) == (0, [])
+
+
 def test_a_stream_counts_actions_out_of_bounds(monkeypatch):
     agent = stream.make_agent(stream.Stream("none", "torch"), 0)
-    act = agent.act
-    monkeypatch.setattr(agent, "act", lambda *given: act(*given) * 0 + 51)
+    monkeypatch.setattr(agent, "act", lambda *given: np.full((stream.ROWS, 2), 51))
     assert stream.act(agent, 160, 0).wrong == 160
 
 
@@ -510,6 +524,9 @@ def test_a_short_run_of_fuzz(script, tmp_path):
     found, _ = short(script, tmp_path, "fuzz", "--inputs", 200)
     assert set(found) == {one.name for one in FORMATS}
     assert sum(row["tried"] for row in found.values()) == 200
+    # Some are read and some refused, so that both are put to the test.
+    assert sum(row["read"] for row in found.values()) > 20
+    assert sum(row["refused"] for row in found.values()) > 60
 
 
 def test_a_short_run_of_streams(script, tmp_path):

@@ -14,7 +14,8 @@ from aaren_rl.errors import InvalidInput, unknown_name
 from aaren_rl.experiments.stress import processes, stream
 from aaren_rl.experiments.stress.faults import Faults
 from aaren_rl.experiments.stress.fuzz import Fuzzer
-from aaren_rl.experiments.stress.operations import OPERATIONS, Operation
+from aaren_rl.experiments.stress.operation import Operation
+from aaren_rl.experiments.stress.operations import OPERATIONS
 from aaren_rl.experiments.stress.rows import Row
 
 _DATA_FOLDERS = ("MINARI_DATASETS_PATH", "D4RL_DATASET_DIR")

@@ -17,9 +17,10 @@ import numpy as np
 
 from aaren_rl.errors import AarenError, InvalidInput, unknown_name
 from aaren_rl.experiments.console import progress
-from aaren_rl.experiments.stress.formats import FORMATS, Format, WrongSuccess
+from aaren_rl.experiments.stress.formats import FORMATS, Format
 from aaren_rl.experiments.stress.mutations import Mutation
 from aaren_rl.experiments.stress.processes import Workers
+from aaren_rl.experiments.stress.readers import WrongSuccess
 from aaren_rl.experiments.stress.rows import Finding, Row
 
 SECONDS, MEMORY = 20.0, 2 * 2**30

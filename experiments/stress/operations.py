@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -19,9 +17,7 @@ from aaren_rl.agents import DecisionAgent
 from aaren_rl.envs import catalogue, minari_reader
 from aaren_rl.errors import AarenError
 from aaren_rl.experiments.fit import load
-
-Main = Callable[[], None]
-"""Entry point of a command line, which reads the words of the process."""
+from aaren_rl.experiments.stress.operation import Main, Operation, unless
 
 DATA = "hopper-medium"
 """Dataset of all operations; its behaviours are bundled."""
@@ -32,91 +28,6 @@ STEPS = 600
 MODEL = {"width": 16, "blocks": 1}
 SCHEDULE = {"updates": 60, "batch_size": 4, "log_every": 5, "evaluate_every": 20, "checkpoint_every": 2}
 """Many short checkpoints, so that many moments fall into a saving."""
-
-
-@dataclass(frozen=True)
-class World:
-    """What all operations find.
-
-    Attributes:
-        folder: of the datasets, of a finished run and of its export.
-        commands: entry points of the command lines, by name.
-    """
-
-    folder: Path
-    commands: Mapping[str, Main]
-
-    @property
-    def datasets(self) -> Path:
-        """Root of the Minari datasets."""
-        return self.folder / "minari"
-
-    @property
-    def run(self) -> Path:
-        """Folder of a finished run."""
-        return self.folder / "run"
-
-    def command(self, name: str, *words: object) -> Main:
-        """A command with its words."""
-
-        def call() -> None:
-            sys.argv = [name, *map(str, words)]
-            self.commands[name]()
-
-        return call
-
-
-class Operation:
-    """Something that writes, in a folder that is the working directory.
-
-    Args:
-        world: what it finds.
-    """
-
-    name: ClassVar[str]
-    share: ClassVar[int]
-    """Of all kills, in hundredths."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-
-    def prepare(self, folder: Path) -> None:
-        """Writes what lies there before."""
-
-    def begin(self, folder: Path) -> Main:
-        """The operation from its start."""
-        raise NotImplementedError
-
-    def again(self, folder: Path) -> Main:
-        """The operation after it was interrupted."""
-        return self.begin(folder)
-
-    def damage(self, folder: Path) -> str | None:
-        """What is lost of what was there before, or cannot be read, at any moment; None for nothing."""
-        for old in folder.rglob(".*.old-*"):
-            name = old.name[1:].rpartition(".old-")[0]
-            if not old.with_name(name).exists():
-                return f"the folder {name} is gone, it lies under a hidden name"
-        return None
-
-    def result(self, folder: Path) -> str:
-        """What the finished operation leaves, in words that are equal for equal results."""
-        raise NotImplementedError
-
-    def together(self, folder: Path, statuses: list[int]) -> str | None:
-        """What is wrong after two processes did the same at once and ended with these statuses; None for nothing."""
-        return None if 0 in statuses else f"none of both succeeded, exit statuses {sorted(statuses)}"
-
-
-def leftovers(folder: Path) -> list[str]:
-    """Hidden files and folders that a finished operation should not leave."""
-    return sorted(
-        {
-            path.name.rpartition("-")[0]
-            for path in folder.rglob(".*")
-            if ".partial-" in path.name or ".old-" in path.name
-        }
-    )
 
 
 class Collecting(Operation):
@@ -140,7 +51,7 @@ class Collecting(Operation):
 
     def damage(self, folder: Path) -> str | None:
         """See `Operation.damage`."""
-        return super().damage(folder) or _unless(lambda: self.result(folder), "the dataset")
+        return super().damage(folder) or unless(lambda: self.result(folder), "the dataset")
 
     def result(self, folder: Path) -> str:
         """See `Operation.result`."""
@@ -180,7 +91,7 @@ class Training(Operation):
         for card in folder.glob("run/**/agent.json"):
             # A partial folder may hold anything.
             if not any(".partial-" in part for part in card.parts):
-                found = _unless(partial(checkpoint.load_agent, card.parent), f"the agent {card.parent.name}")
+                found = unless(partial(checkpoint.load_agent, card.parent), f"the agent {card.parent.name}")
                 if found is not None:
                     return found
         return super().damage(folder)
@@ -233,7 +144,7 @@ class Saving(Operation):
 
     def damage(self, folder: Path) -> str | None:
         """See `Operation.damage`."""
-        return super().damage(folder) or _unless(lambda: load(folder / "agent"), "the agent")
+        return super().damage(folder) or unless(lambda: load(folder / "agent"), "the agent")
 
     def result(self, folder: Path) -> str:
         """See `Operation.result`."""
@@ -258,7 +169,7 @@ class Evaluating(Operation):
         first = (self.world.run / "result.json").read_bytes()
         if first not in [file.read_bytes() for file in folder.glob("run/result*.json")]:
             return "the result from before is gone"
-        return _unless(lambda: [checkpoint.read_json(file) for file in folder.glob("run/result*.json")], "a result")
+        return unless(lambda: [checkpoint.read_json(file) for file in folder.glob("run/result*.json")], "a result")
 
     def result(self, folder: Path) -> str:
         """See `Operation.result`."""
@@ -288,7 +199,7 @@ class Exporting(Operation):
 
     def damage(self, folder: Path) -> str | None:
         """See `Operation.damage`."""
-        return super().damage(folder) or _unless(lambda: load(folder / "last-onnx"), "the export")
+        return super().damage(folder) or unless(lambda: load(folder / "last-onnx"), "the export")
 
     def result(self, folder: Path) -> str:
         """See `Operation.result`."""
@@ -338,12 +249,3 @@ OPERATIONS: tuple[type[Operation], ...] = (
     Comparing,
 )
 """Everything that writes what one would keep; their shares sum up to 100."""
-
-
-def _unless(read: Callable[[], object], what: str) -> str | None:
-    """What is wrong with something that must be readable; None if it can be read."""
-    try:
-        read()
-    except Exception as error:
-        return f"{what} cannot be read: {type(error).__name__}"
-    return None

@@ -231,5 +231,7 @@ def _death(status: int | None, log: Path) -> Finding:
     """What the end of a process in the midst of a try shows."""
     if status is not None and status < 0:
         return Finding("crashes", f"ended by {signal.Signals(-status).name}")
-    said = log.read_text("utf-8", errors="replace").strip().splitlines()[-1:]
-    return Finding("crashes", f"ended with exit status {status}: {said[0] if said else 'it said nothing'}")
+    output = log.read_text("utf-8", errors="replace")
+    said = output.strip().splitlines()[-1:]
+    kind = "tracebacks" if "Traceback (most recent call last)" in output else "crashes"
+    return Finding(kind, f"ended with exit status {status}: {said[0] if said else 'it said nothing'}")

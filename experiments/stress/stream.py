@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ def run(chosen: list[Stream], steps: int, seed: int, jobs: int, folder: Path, ro
         report = act(make_agent(one, seed), steps, seed)
         # Figures come back by a file, findings by the pipe.
         (folder / f"{one}.txt").write_text(f"{report.steps} {report.seconds} {report.wrong}")
-        return report.findings
+        return list(report.findings)
 
     with progress(len(chosen), "agent") as advance:
         for one, findings in Workers(attempt, folder, jobs, SECONDS).run([[one] for one in chosen]):
@@ -121,14 +121,25 @@ class Report:
     Attributes:
         steps: taken, of all rows together.
         seconds: that they took.
-        wrong: steps with a wrong action or a wrong state.
-        findings: one for each kind of fault.
+        wrong: steps with something wrong.
+        findings: one for each kind of fault, as keys.
     """
 
     steps: int
-    seconds: float
-    wrong: int
-    findings: list[Finding]
+    seconds: float = 0.0
+    wrong: int = 0
+    findings: dict[Finding, None] = field(default_factory=dict)
+
+    def add(self, wrong: dict[str, Array], given: list[str]) -> None:
+        """Counts what is wrong with a step.
+
+        Args:
+            wrong: rows by what is wrong with them, (rows,) bool.
+            given: what each row was given, in words.
+        """
+        self.wrong += int(np.logical_or.reduce(list(wrong.values())).sum())
+        for what, rows in wrong.items():
+            self.findings.setdefault(Finding("wrong", what, given[int(np.flatnonzero(rows)[0])]))
 
 
 def make_agent(one: Stream, seed: int) -> DecisionAgent:
@@ -153,47 +164,47 @@ def _model(mixer: str, width: int) -> DecisionModel:
 def act(agent: DecisionAgent, steps: int, seed: int) -> Report:
     """Acts on extremes. After a wrong step all episodes begin anew, so that the next one shows a new fault."""
     rng, calls = np.random.default_rng(seed), max(2, -(-steps // ROWS))
-    low, high = agent.action_space.bounds()
     agent.reset(num_envs=ROWS)
-    size, began, wrong, memory = agent.state_bytes, time.perf_counter(), 0, 0
-    findings: dict[Finding, None] = {}
+    report, size, began, memory = Report(calls * ROWS), agent.state_bytes, time.perf_counter(), 0
     reward: Array | None = None
     ended = np.zeros(ROWS, np.bool_)
     for call in range(calls):
         if call % LENGTH == 0:
             observations, observed = extremes(rng, 3)
             rewards, rewarded = extremes(rng, 1)
+            given = list(zip(observed, rewarded, strict=True))
         if call == calls // 10:
             memory = _resident()
-        refused = np.zeros(ROWS, np.bool_)
-        try:
-            action = agent.act(observations[call % LENGTH], reward, ended)
-            bad = ~(np.isfinite(action) & (action >= low) & (action <= high)).all(-1)
-        except AarenError as error:
-            # All that it was given is finite.
-            findings.setdefault(Finding("wrong", "an agent that does not act", str(error)[:150]))
-            action, bad, refused = np.zeros((ROWS, *low.shape)), np.zeros(ROWS, np.bool_), ~refused
-        # The rows of state that both steps carry, (rows, state size).
-        lost = ~np.isfinite(np.asarray(agent._state.state)).all(-1)  # type: ignore[union-attr]
-        for what, rows in (
-            ("an action that is not finite or out of bounds", bad),
-            ("a state that is not finite", lost),
-        ):
-            for row in np.flatnonzero(rows)[:1]:
-                detail = f"observations {observed[row]}, rewards {rewarded[row]}, action {action[row]}"
-                findings.setdefault(Finding("wrong", what, detail))
-        if agent.state_bytes != size:
-            findings[Finding("wrong", "a state that changed its size", f"{size} and {agent.state_bytes} bytes")] = None
-        if (bad | lost | refused).any():
-            wrong += int((bad | lost | refused).sum())
+        wrong = _step(agent, observations[call % LENGTH], reward, ended, size)
+        if wrong:
+            report.add(wrong, [f"observations {one}, rewards {other}" for one, other in given])
             agent.reset(num_envs=ROWS)
             reward, ended = None, np.zeros(ROWS, np.bool_)
             continue
         reward = rewards[call % LENGTH, :, 0]
         ended = (rng.random(ROWS) < END) & (np.arange(ROWS) % 2 == 0)
     if _resident() - memory > GROWTH:
-        findings[Finding("memory", f"the process grew by more than {GROWTH >> 20} MiB")] = None
-    return Report(calls * ROWS, time.perf_counter() - began, wrong, list(findings))
+        report.findings[Finding("memory", f"the process grew by more than {GROWTH >> 20} MiB")] = None
+    report.seconds = time.perf_counter() - began
+    return report
+
+
+def _step(agent: DecisionAgent, observation: Array, reward: Array | None, ended: Array, size: int) -> dict[str, Array]:
+    """What is wrong with a step, and in which rows, (rows,) bool."""
+    low, high = agent.action_space.bounds()
+    try:
+        action = agent.act(observation, reward, ended)
+    except AarenError as error:
+        # All that it was given is finite.
+        return {f"an agent that does not act: {str(error)[:60]}": np.ones(ROWS, np.bool_)}
+    # The rows of state that both steps carry, (rows, state size).
+    state = np.asarray(agent._state.state)  # type: ignore[union-attr]
+    wrong = {
+        "an action not finite or out of bounds": ~(np.isfinite(action) & (action >= low) & (action <= high)).all(-1),
+        "a state that is not finite": ~np.isfinite(state).all(-1),
+        "a state that changed its size": np.full(ROWS, agent.state_bytes != size),
+    }
+    return {what: rows for what, rows in wrong.items() if rows.any()}
 
 
 def extremes(rng: np.random.Generator, size: int) -> tuple[Array, list[str]]:

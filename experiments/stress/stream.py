@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -196,7 +197,8 @@ def _step(agent: DecisionAgent, observation: Array, reward: Array | None, ended:
         action = agent.act(observation, reward, ended)
     except AarenError as error:
         # All that it was given is finite.
-        return {f"an agent that does not act: {str(error)[:60]}": np.ones(ROWS, np.bool_)}
+        said = re.sub(r"\d+", "N", str(error))[:60]
+        return {f"an agent that does not act: {said}": np.ones(ROWS, np.bool_)}
     # The rows of state that both steps carry, (rows, state size).
     state = np.asarray(agent._state.state)  # type: ignore[union-attr]
     wrong = {

@@ -9,8 +9,9 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from aaren_rl.data.bounds import action_space_of
 from aaren_rl.data.spaces import Box
-from aaren_rl.data.trajectories import Floats, Trajectories
+from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.envs import catalogue, collect, d4rl_reader, download, minari_reader
 from aaren_rl.envs.catalogue import Entry, Reference
 from aaren_rl.envs.download import Unreachable
@@ -37,7 +38,7 @@ class Dataset:
         trajectories: the data.
         environment: the environment to act in; None for arrays without one.
         observation_space: space of the environment's observations.
-        action_space: space of its actions; where it sets no bound, the data's least or greatest action is the bound.
+        action_space: space of the agent's actions, inside the environment's (`aaren_rl.data.bounds.action_space_of`).
         reference: returns for normalised scores; None where the catalogue has none.
         target_returns: returns to ask an agent for.
         return_scale: number that a model divides returns-to-go by; without a catalogue entry, the data's largest
@@ -230,28 +231,16 @@ def _spaces(environment: EnvironmentSpec, trajectories: Trajectories, dataset_id
             f"{dataset_id} has observations of shape {shapes[0]} and actions of shape {shapes[1]}; {environment.id} "
             f"has {observation_space.shape} and {action_space.shape}; pass the environment it is from as --env-id"
         )
-    dtype = np.dtype(action_space.dtype)
-    given = (np.array(bound).astype(dtype).reshape(shapes[1]) for bound in (action_space.low, action_space.high))
+    low, high = action_space.bounds()
     least, greatest = trajectories.actions.min(0), trajectories.actions.max(0)
-    low, high = (
-        np.where(np.isfinite(bound), bound, seen) for bound, seen in zip(given, (least, greatest), strict=True)
-    )
     if (least < low - 1e-3).any() or (greatest > high + 1e-3).any():
         raise DataError(
             f"{dataset_id} has actions from {least} to {greatest}, outside the action space of {environment.id}, from "
             f"{low} to {high}"
         )
-    return observation_space, _bounded(low, high, action_space.dtype)
+    return observation_space, action_space_of(trajectories.actions, action_space)
 
 
 def _spaces_of_data(trajectories: Trajectories) -> tuple[Box, Box]:
     """Observation space and action space of data without an environment."""
-    least, greatest = trajectories.actions.min(0), trajectories.actions.max(0)
-    return Box.unbounded(trajectories.observations.shape[1:]), _bounded(least, greatest, "float32")
-
-
-def _bounded(low: Floats, high: Floats, dtype: str) -> Box:
-    # A component that never varies still needs a range to be scaled by.
-    least_range = np.maximum(1e-6, 1e-6 * np.abs(low))
-    bounds = low.astype(np.float32), np.maximum(high, low + least_range).astype(np.float32)
-    return Box.bounded(*bounds, dtype)
+    return Box.unbounded(trajectories.observations.shape[1:]), action_space_of(trajectories.actions, None)

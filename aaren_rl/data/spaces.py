@@ -104,13 +104,12 @@ class Box(Space):
         """
         least, greatest = (np.array(bound, np.float64).reshape(self.shape) for bound in (self.low, self.high))
         with np.errstate(over="ignore"):
-            low, high = least.astype(np.float32), greatest.astype(np.float32)
-        if self.dtype == "float32":
-            # The space rounds its bounds as we do.
-            return low, high
-        nearest = low
-        low = np.where(low < least, np.nextafter(low, np.float32(np.inf)), low)
-        high = np.where(high > greatest, np.nextafter(high, np.float32(-np.inf)), high)
+            nearest, high = least.astype(np.float32), greatest.astype(np.float32)
+            if self.dtype == "float32":
+                # The space rounds its bounds as we do.
+                return nearest, high
+            low = np.where(nearest < least, np.nextafter(nearest, np.float32(np.inf)), nearest)
+            high = np.where(high > greatest, np.nextafter(high, np.float32(-np.inf)), high)
         crossed = low > high
         return np.where(crossed, nearest, low), np.where(crossed, nearest, high)
 

@@ -58,13 +58,9 @@ class _BoxEncoder(Encoder):
     def __init__(self, space: Box) -> None:
         super().__init__(space, space.size)
 
-    def _scale(self, values: Tensor, origin: Tensor, unit: Tensor, at_origin: float = 0.0) -> Tensor:
-        """Features of values: units from an origin, whose feature is `at_origin`; 0 where the unit is 0."""
-        varies = unit > 0
-        # Values far out may overflow to an infinity here, which the bound takes up like any other size.
-        scaled = (values - origin) / torch.where(varies, unit, 1.0) + at_origin
-        scaled = torch.where(varies, clip_scaled(scaled), 0.0)
-        # (..., *shape) -> (..., size)
+    def _flat(self, scaled: Tensor, unit: Tensor) -> Tensor:
+        """Features (..., size) of scaled values (..., *shape); 0 where the unit is 0."""
+        scaled = torch.where(unit > 0, scaled, 0.0)
         dimensions = len(self.space.shape)
         return scaled if dimensions == 1 else scaled.reshape(*scaled.shape[: scaled.ndim - dimensions], self.size)
 
@@ -98,7 +94,7 @@ class StandardisedBox(_BoxEncoder):
 
     def forward(self, values: Tensor) -> Tensor:
         """See `Encoder.forward`."""
-        return self._scale(values, self.mean, self.std)
+        return self._flat(clip_scaled(_units(values, self.mean, self.std)), self.std)
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """See `Encoder.affine`."""
@@ -110,7 +106,7 @@ class StandardisedBox(_BoxEncoder):
 
 
 class BoundedBox(_BoxEncoder):
-    """A bounded Box whose bounds are mapped to -1 and 1.
+    """A bounded Box whose bounds are mapped to -1 and 1; what lies beyond a bound counts as at it.
 
     A component whose bounds are equal is held there: its feature is 0 whatever its value.
 
@@ -144,7 +140,7 @@ class BoundedBox(_BoxEncoder):
 
     def forward(self, values: Tensor) -> Tensor:
         """See `Encoder.forward`."""
-        return self._scale(values, self.low, self.half_range, at_origin=-1.0)
+        return self._flat((_units(values, self.low, self.half_range) - 1).clamp(-1, 1), self.half_range)
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """See `Encoder.affine`."""
@@ -158,6 +154,11 @@ class BoundedBox(_BoxEncoder):
 def clip_scaled(scaled: Tensor) -> Tensor:
     """Scaled values within -`SCALED_BOUND` and `SCALED_BOUND`."""
     return scaled.clamp(-SCALED_BOUND, SCALED_BOUND)
+
+
+def _units(values: Tensor, origin: Tensor, unit: Tensor) -> Tensor:
+    """How many units values are from an origin; infinite where float32 does not hold the distance, so clip it."""
+    return (values - origin) / torch.where(unit > 0, unit, 1.0)
 
 
 def _affine(centre: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:

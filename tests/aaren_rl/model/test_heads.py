@@ -220,3 +220,12 @@ def test_statistics_of_another_shape_are_refused():
         StandardisedBox(Box.unbounded((3,)), np.zeros(1), np.ones(3))
     with pytest.raises(InvalidInput, match=r"the std of observations has shape \(3,\); expected \(2, 3\)"):
         StandardisedBox(Box.unbounded((2, 3)), np.zeros((2, 3)), np.ones(3))
+
+
+@all_shapes
+def test_actions_beyond_the_bounds_count_as_at_them(loud, shape):
+    head = make_head(shape, loud)
+    prediction = head(draw(2, 7), segment(2, 7))
+    for bound, beyond in zip(map(torch.from_numpy, head.scale.space.bounds()), (-3e38, 3e38), strict=True):
+        at = bound.expand(2, 7, *shape)
+        assert_close("loss", prediction.loss(torch.full_like(at, beyond)), prediction.loss(at), rtol=1e-5, atol=1e-6)

@@ -21,7 +21,7 @@ from aaren_rl.model import DecisionModel, ModelConfig, Scaling
 from aaren_rl.model.encoders import StandardisedBox
 from aaren_rl.model.inputs_stepper import RETURN_TO_GO
 from aaren_rl.stepping import ModelStepper, NumpyModelStepper
-from aaren_rl.stepping.onnx import session, to_onnx
+from aaren_rl.stepping.onnx import ExportFailed, session, to_onnx
 from aaren_rl.training.config import TrainingConfig
 from aaren_rl.training.learner import SingleLearner
 
@@ -224,8 +224,8 @@ def test_the_weights_of_constant_components_are_not_trained():
 
 
 @exporting
-def test_an_exported_step_holds_and_clips_as_the_model(loud, tmp_path):
-    """With a constant action besides, whose share of a half range of 0 says nothing."""
+def test_an_exported_step_holds_and_clips_as_the_model(loud, tmp_path, monkeypatch):
+    """With a constant action besides, whose half range of 0 may not hide a difference in the other."""
     scaling = Scaling.of(constant_data())
     model = build(loud, scaling, Box.bounded([-1.0, 90.0], [1.0, 90.0]), layout="interleaved")
     running = session(str(to_onnx(model, CARD, tmp_path / "exported")))
@@ -240,6 +240,12 @@ def test_an_exported_step_holds_and_clips_as_the_model(loud, tmp_path):
     given = observations, rewards, targets
     actions = assert_one_function(model, given, forms=(in_torch, in_numpy, lambda model: exported))
     assert (actions[..., 1] == 90).all()
+    graph = (tmp_path / "exported" / "agent.onnx").read_bytes()
+    monkeypatch.setattr("aaren_rl.stepping.onnx._graph", lambda step: graph)
+    with torch.no_grad():
+        model.head.linear.bias.add_(2e-3)
+    with pytest.raises(ExportFailed):
+        to_onnx(model, CARD, tmp_path / "other")
 
 
 # What is far out
@@ -409,7 +415,7 @@ def test_no_finite_data_make_training_diverge(kind, context):
 # What bounds that do not suit would spoil
 
 
-@pytest.mark.parametrize("limit", [1.0, 100.0, LARGEST], ids=str)
+@pytest.mark.parametrize("limit", [1.0, 1e4, LARGEST], ids=str)
 def test_actions_are_learned_whatever_the_environments_bounds(limit):
     """The right action is 0.8 times what is observed; a mean error of 0.4 is that of a constant."""
     rng = np.random.default_rng(0)

@@ -4,17 +4,20 @@ import copy
 import importlib.util
 from dataclasses import replace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from helpers import assert_close, assert_same, double, open_norms, predict
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from aaren_rl import mixers
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.checkpoint import AgentCard, load_agent, save_agent
 from aaren_rl.data.bounds import SCALED_BOUND, action_space_of
 from aaren_rl.data.segment import Segment
-from aaren_rl.data.spaces import Box
+from aaren_rl.data.spaces import Box, space_of
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.mixers import state_tensors
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
@@ -433,3 +436,30 @@ def test_actions_are_learned_whatever_the_environments_bounds(limit):
     seen = np.linspace(-1, 1, 100, dtype=np.float32)[:, None]
     agent.reset(0.0, num_envs=100)
     assert np.abs(agent.act(seen) - 0.8 * seen).mean() < 0.1
+
+
+@given(
+    st.sampled_from(["float16", "float32", "float64"]),
+    st.floats(-1e3, 1e3),
+    st.floats(1e-2, 1e3),
+    st.floats(0.01, 2.0),
+    st.sampled_from([-1e4, -1.0, 0.0, 1.0, 1e4]),
+)
+@settings(max_examples=60, deadline=None)
+def test_actions_fit_the_environments_space_in_its_dtype(dtype, low, width, share, push):
+    """Saturated or not, whatever part of the bounds the data fill."""
+    env = gym.spaces.Box(np.array([low, -0.1], dtype), np.array([low + width, 0.1], dtype), dtype=np.dtype(dtype))
+    rng = np.random.default_rng(0)
+    middle, half = (env.low.astype(np.float64) + env.high) / 2, (env.high.astype(np.float64) - env.low) / 2
+    actions = np.clip(middle + share * half * rng.uniform(-1, 1, (50, 2)), env.low, env.high)
+    space = action_space_of(actions.astype(np.float32), space_of(env))
+    torch.manual_seed(0)
+    scaling = Scaling(np.zeros(2), np.ones(2))
+    model = DecisionModel(ModelConfig(blocks=1, width=8, heads=1), Box.unbounded((2,)), space, scaling)
+    torch.nn.init.constant_(model.head.linear.bias, push)
+    for acting in ("stream", "window:3"):
+        agent = DecisionAgent(model, CARD, acting=acting)
+        agent.reset(1.0)
+        for t in range(3):
+            action = agent.act(rng.normal(size=2), 0.0 if t else None)
+            assert env.contains(action.astype(dtype))

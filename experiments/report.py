@@ -131,7 +131,9 @@ def _evaluated(job: Job, learner: SingleLearner, name: str, folder: Path) -> dic
     if dataset.environment is None:
         nothing = {"target": job.target, "environment": None, "reference": None, "episodes": 0}
         return {**nothing, **about, "versions": versions()}
-    protocol = Protocol(dataset.environment, config.episodes, 0, job.target, dataset.reference)
+    protocol = Protocol(
+        dataset.environment, config.episodes, 0, job.target, dataset.reference, config.instances, config.processes
+    )
     return result(evaluate(agent, protocol), protocol, **about)
 
 

@@ -73,7 +73,7 @@ def train(
         )
     folder = run_folder(config)
     if dataset is None:
-        dataset = sources.load(config.env, config.source, config.env_id, say)
+        dataset = sources.load(config.env, config.source, run_config.reading(config), say)
     job = Job(config, dataset, folder, device, tuple(callbacks), say, progress)
     if config.seeds == 1:
         return _train_alone(job)
@@ -189,15 +189,16 @@ def _outcome_before(job: Job) -> dict[str, Any] | None:
 
 def _card(job: Job) -> AgentCard:
     dataset, environment, target = job.dataset, job.dataset.environment, job.target
+    raw = dataset.raw_observation_space
     quantiles = np.quantile(dataset.trajectories.returns, np.linspace(0, 1, QUANTILES))
     return AgentCard(
-        env_id=None if environment is None else environment.id,
-        env_kwargs={} if environment is None else environment.kwargs,
+        environment=environment,
         dataset_id=dataset.id,
         source=dataset.source,
         target_returns=(target, *(other for other in dataset.target_returns if other != target)),
         acting=job.config.acting,
         data_returns=tuple(quantiles.round(3).tolist()),
+        raw_observation_space=None if raw == dataset.observation_space else raw,
     )
 
 
@@ -211,7 +212,9 @@ def _check(job: Job, card: AgentCard) -> Evaluate | None:
     environment, reference = job.dataset.environment, job.dataset.reference
     if environment is None or not job.config.check_episodes:
         return None
-    protocol = Protocol(environment, job.config.check_episodes, CHECK_SEED, job.target, reference)
+    config = job.config
+    rows = config.instances, config.processes
+    protocol = Protocol(environment, config.check_episodes, CHECK_SEED, job.target, reference, *rows)
 
     def check(model: DecisionModel) -> Mapping[str, float]:
         mean = float(evaluate(DecisionAgent(model, card, job.device), protocol).returns.mean())

@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from aaren_rl.agents import DecisionAgent, OnnxAgent
 from aaren_rl.checkpoint import AgentCard
+from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.spaces import Box, space_of
 from aaren_rl.envs.rollout import roll_out
 from aaren_rl.errors import CheckpointError, InvalidInput
@@ -41,7 +42,7 @@ def source():
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn(parameter.shape) * 0.2)
-    return DecisionAgent(model, AgentCard("Hopper-v5", "untrained", "bundled", (30.0, 10.0), {}, 3))
+    return DecisionAgent(model, AgentCard(EnvironmentSpec("Hopper-v5"), "untrained", "bundled", (30.0, 10.0), 3))
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +219,7 @@ def test_what_does_not_fit_is_refused(agent):
         agent.act(np.zeros(10))
     with pytest.raises(InvalidInput, match="NaN"):
         agent.act(np.full(11, np.nan))
-    with pytest.raises(InvalidInput, match=r"observations have shape \(17,\); the agent expects \(11,\)"):
+    with pytest.raises(InvalidInput, match=r"observations have shape \(17,\) in place of \(11,\)"):
         agent.check_environment(gym.make("HalfCheetah-v5"))
     agent.check_environment(make_env())
 
@@ -234,11 +235,11 @@ def test_an_altered_graph_is_refused(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, "has format 2; this version reads 3"),
+        ({"format": 2}, "has format 2; this version reads 4"),
         ({"format": ...}, "has format None"),
         ({"sha256": "0" * 64}, "is not as it was exported"),
         ({"sha256": ...}, "is not as it was exported"),
-        ({"env_id": ...}, "is not as it was exported"),
+        ({"environment": ...}, "is not as it was exported"),
         ({"state_start": ...}, "is not as it was exported"),
         ({"observation_space": "many"}, "is not as it was exported"),
         ({"action_space": {"type": "box", "low": [[1], 2]}}, "is not as it was exported"),

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from aaren_rl.errors import AarenError, InvalidInput, unknown_name
+from aaren_rl.experiments import console
 from aaren_rl.experiments.console import progress
 from aaren_rl.experiments.stress.formats import FORMATS, Format
 from aaren_rl.experiments.stress.mutations import Mutation
@@ -207,7 +208,9 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x80-\x9f]")
 _NO_MEMORY = re.compile(r"allocate|out of memory|bad_alloc|MemoryError", re.IGNORECASE)
 
 
-def _judge_message(message: str) -> Finding | None:
+def _judge_message(error: str) -> Finding | None:
+    """What a message shows, as command lines print it."""
+    message = console.printable(error)
     if _CONTROL.search(message):
         return Finding("wrong", "an error prints control characters raw", ascii(message[:200]))
     if _NO_MEMORY.search(message):

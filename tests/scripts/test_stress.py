@@ -185,7 +185,6 @@ def test_a_clear_error_and_a_success_are_no_faults(tmp_path):
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (DataError("a.txt has the id \x1b[31mred; expected a name"), "wrong"),
         (DataError("bad"), "wrong"),
         (DataError("a.txt has the id " + "x" * 10_000), "wrong"),
         (DataError("a.txt cannot be read: Unable to allocate 8 GiB"), "memory"),
@@ -196,6 +195,13 @@ def test_a_clear_error_and_a_success_are_no_faults(tmp_path):
 )
 def test_an_error_that_is_not_clear_is_counted(error, kind, tmp_path):
     assert shown_by(fails_with(error), tmp_path)[0] == {kind: 3}
+
+
+def test_control_characters_that_are_printed_raw_are_counted(tmp_path, monkeypatch):
+    read = fails_with(DataError("a.txt has the id \x1b[31mred; expected a name"))
+    assert shown_by(read, tmp_path / "escaped") == ({}, [])
+    monkeypatch.setattr("aaren_rl.experiments.console.printable", lambda text: text)
+    assert shown_by(read, tmp_path / "raw")[0] == {"wrong": 3}
 
 
 def test_a_success_that_must_be_refused_is_counted(tmp_path):
@@ -520,6 +526,7 @@ def test_a_short_run_of_faults(script, tmp_path):
     assert found["kill: training"]["tried"] + found["kill: saving"]["tried"] == 4
     assert {row["tried"] for name, row in found.items() if not name.startswith("kill")} == {1}
     assert len(found) == 2 * len(ATTACKS)
+    assert found["kill: training"]["lost"] == 0
     assert not [one for one in faults if one["kind"] in ("hangs", "crashes")]
 
 
@@ -537,7 +544,7 @@ def test_a_short_run_of_streams(script, tmp_path):
     assert set(found) == {"aaren, NumPy", "aaren, torch", "gru, torch", "local, torch"}
     assert {row["tried"] for row in found.values()} == {1_600}
     assert all(row["steps_per_second"] > 0 for row in found.values())
-    assert not [one for one in faults if one["kind"] != "wrong"]
+    assert faults == []
 
 
 def test_one_input_is_explained():

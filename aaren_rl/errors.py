@@ -5,9 +5,20 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 
+LONGEST = 2_000
+"""Characters of the longest message; values that files hold may be of any length."""
+
 
 class AarenError(Exception):
     """Base of all errors that this package raises on purpose; command lines print it without a traceback."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        left_out = len(text) - LONGEST
+        if left_out <= 0:
+            return text
+        # What is wrong stands at the start, what to do at the end.
+        return f"{text[: LONGEST - 500]} [... {left_out} characters ...] {text[-500:]}"
 
 
 class InvalidInput(AarenError, ValueError):

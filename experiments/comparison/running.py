@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
+import reprlib
 import signal
 import sys
 import threading
@@ -17,12 +18,13 @@ from typing import Any, cast
 
 import torch
 from tqdm import tqdm
+from typeguard import TypeCheckError, check_type
 
 from aaren_rl.checkpoint import read_json
 from aaren_rl.envs import sources
 from aaren_rl.envs.catalogue import catalogue
 from aaren_rl.envs.sources import Say
-from aaren_rl.errors import AarenError, DataError, InvalidInput
+from aaren_rl.errors import AarenError, CheckpointError, DataError, InvalidInput
 from aaren_rl.experiments import config as run_config
 from aaren_rl.experiments import console
 from aaren_rl.experiments.comparison.matrix import Run
@@ -33,6 +35,18 @@ from aaren_rl.training.run import Interrupted
 from aaren_rl.training.signals import stop_signal
 
 RESULT, LOG = "result.json", "log.txt"
+
+FIGURES: dict[str, Any] = {
+    "normalized_score": float,
+    "ci95": list[float],
+    "train_seconds": float,
+    "target": float,
+    "best": dict[str, Any],
+    "versions": dict[str, Any],
+    **dict.fromkeys(("source", "environment", "reference", "acting", "data_sha256"), str),
+    **dict.fromkeys(("updates", "episodes", "parameters"), int),
+}
+"""Entries of a result that comparisons read, and their types where they are not null."""
 
 
 class RunsFailed(AarenError):
@@ -70,10 +84,27 @@ def outcome(run: Run) -> dict[str, Any] | None:
     ended = {"checkpoint": "last", "updates": run.config.training.updates, "episodes": run.config.episodes}
     # An evaluation by hand renames the run's result to the next free number; its result has no "train_seconds".
     for file in sorted(run.folder.glob("result*.json"), key=lambda file: file.stat().st_mtime, reverse=True):
-        figures = read_json(file)
+        figures = _checked(file, read_json(file))
         if "train_seconds" in figures and ended.items() <= figures.items():
             return figures
     return None
+
+
+def _checked(file: Path, figures: dict[str, Any]) -> dict[str, Any]:
+    """A result whose entries have the types that comparisons count on.
+
+    Raises:
+        CheckpointError: one has another.
+    """
+    for name, hint in FIGURES.items():
+        try:
+            check_type(figures.get(name), hint | None)
+        except TypeCheckError as error:
+            raise CheckpointError(
+                f"{file} says {name} is {reprlib.repr(figures[name])}: {error}; delete that file and run again: the "
+                "agent is kept, and evaluated anew"
+            ) from error
+    return figures
 
 
 def check_sources(found: Iterable[tuple[Run, str]]) -> None:

@@ -12,6 +12,9 @@ from aaren_rl.errors import DataError
 from aaren_rl.experiments.comparison import running
 from aaren_rl.experiments.comparison.matrix import Run
 
+_CONDITIONS = {"max_episode_steps": "limit", "wrappers": "wrappers", "instances": "instances"}
+"""Entries of a result under which returns are comparable, beside the environment, and words for them."""
+
 Row = dict[str, Any]
 
 
@@ -194,6 +197,7 @@ def _check_columns(finished: list[tuple[Run, dict[str, Any]]]) -> None:
     columns: dict[str, dict[str, list[str]]] = {}
     for run, figures in finished:
         measured = f"{figures['environment']} {figures.get('environment_kwargs') or ''}".strip()
+        measured += "".join(f", {word} {figures[name]}" for name, word in _CONDITIONS.items() if figures.get(name))
         measured += f" against {figures.get('reference')}, data {str(figures.get('data_sha256'))[:12]}"
         columns.setdefault(run.dataset, {}).setdefault(measured, []).append(run.name)
     for dataset, ways in columns.items():

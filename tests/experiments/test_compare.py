@@ -223,7 +223,7 @@ def test_environments_are_not_mixed(command, folder):
     edit(results(folder)[1], environment="Hopper-v4")
     status, _, errors = command(main, "tiny.toml", "--table")
     assert status == 2
-    assert "in Hopper-v4 against D4RL v2, data " in errors
+    assert "in Hopper-v4, limit 1000, " in errors
     assert ": hopper-medium/default/seed-1" in errors
 
 

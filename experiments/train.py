@@ -31,9 +31,10 @@ from aaren_rl.ops import prefix_attention
 from aaren_rl.training.callbacks import Callback
 from aaren_rl.training.checkpoints import checkpoints
 from aaren_rl.training.ensemble import EnsembleLearner
+from aaren_rl.training.evaluations import Evaluate
 from aaren_rl.training.learner import Learner, SingleLearner
 from aaren_rl.training.optimiser import learning_rate
-from aaren_rl.training.run import Evaluate, Interrupted, Run
+from aaren_rl.training.run import Interrupted, Run
 
 QUANTILES = 11
 """Quantiles of the data's returns that an agent's card holds."""

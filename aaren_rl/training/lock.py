@@ -47,7 +47,9 @@ def locked(folder: Path, say: Callable[[str], object] = print) -> Iterator[None]
         yield
         return
     if real in _held:
-        raise Locked(f"{folder} is in training already, in another thread of this process; give this run another folder")
+        raise Locked(
+            f"{folder} is in training already, in another thread of this process; give this run another folder"
+        )
     made = [path for path in (real, *real.parents) if not path.exists()]
     try:
         real.mkdir(parents=True, exist_ok=True)

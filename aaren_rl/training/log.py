@@ -15,6 +15,9 @@ from aaren_rl.folders import replace_file
 
 METRICS = "metrics.jsonl"
 
+CHECKING = "throughput/seconds_checking"
+"""Metric that every evaluation logs, whatever else it finds."""
+
 
 class RunLog:
     """Appends metrics to a run folder: a callback.
@@ -22,11 +25,14 @@ class RunLog:
     Args:
         folder: of the run; made if need be.
         update: where the run stands; what was logged after it, before an interruption, is dropped.
+        evaluates: True if the run evaluates that update again; what was logged of its evaluation is dropped too.
     """
 
-    def __init__(self, folder: Path, update: int = 0) -> None:
+    def __init__(self, folder: Path, update: int = 0, evaluates: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         kept = [point for point in read_metrics(folder) if point["update"] <= update] if update else []
+        if evaluates:
+            kept = [point for point in kept if point["update"] < update or CHECKING not in point]
         replace_file(folder / METRICS, "".join(json.dumps(point) + "\n" for point in kept))
         self._file = (folder / METRICS).open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder), purge_step=update + 1 if update else None)

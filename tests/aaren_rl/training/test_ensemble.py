@@ -167,18 +167,20 @@ def test_a_failed_evaluation_of_one_seed_is_made_up_for(tmp_path):
 
     whole = make_all()
     make_run(tmp_path / "whole", whole, lambda model: {"return": 1.0}).run(progress=False)
-    with pytest.raises(RuntimeError, match="the simulator crashed"):
-        make_run(tmp_path / "parts", make_all(), evaluate).run(progress=False)
-    assert checkpoints(tmp_path / "parts") == [6]
+    first = make_run(tmp_path / "parts", make_all(updates=6), evaluate).run(progress=False)
+    assert [[failed["update"] for failed in each.failed_evaluations] for each in first] == [[], [6], []]
+    assert [each.best_update for each in first] == [6, None, 6]
     resumed = make_all(model_seed=99)
     run = make_run(tmp_path / "parts", resumed, evaluate)
     run.restore()
     run.run(progress=False)
-    # One evaluation, one that failed, and two of three seeds.
-    assert len(calls) == 2 + 6
+    # One that failed for one of three seeds, the same anew, and the next.
+    assert len(calls) == 9
     for seed, learner, other in zip(SEEDS, resumed, whole, strict=True):
         assert_same("states", learner.state_dict(), other.state_dict())
         assert set(logged(tmp_path / "parts" / f"seed-{seed}", "evaluation/return")) == {6, 12}
+        updates = [point["update"] for point in read_metrics(tmp_path / "parts" / f"seed-{seed}")]
+        assert updates == [point["update"] for point in read_metrics(tmp_path / "whole" / f"seed-{seed}")]
 
 
 def test_callbacks_get_the_means_of_all_seeds(tmp_path):
@@ -236,5 +238,5 @@ def test_learners_that_differ_beyond_their_seed_are_refused():
 
 def test_a_run_of_other_seeds_is_not_resumed(tmp_path):
     make_run(tmp_path, make_all(updates=6)).run(progress=False)
-    with pytest.raises(CheckpointError, match=r"has the seeds \[0, 1, 2\]; asked to resume \[0, 1\]"):
+    with pytest.raises(CheckpointError, match=r"seeds is \[0, 1, 2\] there and \[0, 1\] here"):
         make_run(tmp_path, make_all()[:2]).restore()

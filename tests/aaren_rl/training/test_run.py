@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from helpers import assert_same
 from tiny_training import checkpoints, logged, make_data, make_run, train, weights
 
 from aaren_rl.checkpoint import load_agent
-from aaren_rl.errors import CheckpointError, InvalidInput
+from aaren_rl.errors import AarenError, CheckpointError, InvalidInput
 from aaren_rl.training.log import read_metrics
 from aaren_rl.training.run import Diverged, Interrupted
 
@@ -129,7 +130,8 @@ def test_a_signal_ends_the_run_after_the_update(tmp_path, number):
     before = signal.getsignal(number)
     with pytest.raises(Interrupted, match="stopped after update 10"):
         train(tmp_path, evaluate=evaluate)
-    assert checkpoints(tmp_path) == [10]
+    # The newest two: a damaged one costs little.
+    assert checkpoints(tmp_path) == [5, 10]
     # The old handler comes back.
     assert signal.getsignal(number) == before
 
@@ -141,7 +143,7 @@ def test_a_signal_between_checkpoints_saves_one(tmp_path):
 
     with pytest.raises(Interrupted, match="stopped after update 7"):
         train(tmp_path, callbacks=[stop])
-    assert checkpoints(tmp_path) == [7]
+    assert checkpoints(tmp_path) == [5, 7]
     resumed = make_run(tmp_path, model_seed=99)
     resumed.restore()
     resumed.run(progress=False)
@@ -170,7 +172,11 @@ def test_best_is_the_agent_that_evaluated_best(tmp_path):
     assert checkpoints(tmp_path) == [20, 40]
     assert logged(tmp_path, "evaluation/return") == returns
     assert logged(tmp_path, "evaluation/normalized_score")[20] == 0.9
-    assert json.loads((tmp_path / "evaluations.json").read_text()) == {"updates": 40, "best": [[20, 9.0]]}
+    assert json.loads((tmp_path / "evaluations.json").read_text()) == {
+        "updates": 40,
+        "best": [[20, 9.0]],
+        "failed": [[]],
+    }
 
 
 def test_a_better_agent_replaces_the_checkpoint_of_the_best(tmp_path):
@@ -209,36 +215,111 @@ def test_an_evaluation_leaves_training_as_it_was(tmp_path, average):
     assert_same("last", weights(tmp_path / "evaluated" / "last"), weights(tmp_path / "plain" / "last"))
 
 
-@pytest.mark.parametrize("average", [0.0, 0.9])
-@pytest.mark.parametrize("failing", [10, 20])
-def test_a_failed_evaluation_is_made_up_for(tmp_path, average, failing):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(whole, average=average, evaluate=size_of)
-    evaluations = iter([size_of, None] if failing == 20 else [None])
+FAILURES = [
+    RuntimeError("the simulator crashed"),
+    InvalidInput("observation holds a NaN or an infinite value"),
+    MemoryError("of the simulator"),
+]
+
+
+def failing_at(failing, error=FAILURES[0]):
+    """An evaluation that fails at some updates, of a run that evaluates every 10."""
+    numbers = itertools.count(10, 10)
 
     def evaluate(model):
-        found = next(evaluations)
-        if found is None:
-            raise RuntimeError("the simulator crashed")
-        return found(model)
+        if next(numbers) in failing:
+            raise error
+        return size_of(model)
 
-    with pytest.raises(RuntimeError, match="the simulator crashed"):
+    return evaluate
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+@pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
+def test_an_evaluation_that_fails_costs_itself_only(tmp_path, average, error):
+    lines = []
+    run = make_run(tmp_path / "failing", failing_at({10}, error), updates=30, average=average)
+    run.say = lines.append
+    (trained,) = run.run(progress=False)
+    train(tmp_path / "whole", evaluate=size_of, updates=30, average=average)
+    assert_same("last", weights(trained.last), weights(tmp_path / "whole" / "last"))
+    (failed,) = trained.failed_evaluations
+    assert failed["update"] == 10
+    assert str(error) in failed["message"]
+    assert type(error).__name__ in failed["message"] or isinstance(error, AarenError)
+    (line,) = lines
+    assert "evaluation after update 10 failed and is left out, training goes on" in line
+    assert failed["message"] in line
+    assert set(logged(tmp_path / "failing", "evaluation/return")) == {20, 30}
+    assert set(logged(tmp_path / "failing", "validation/loss")) == {10, 20, 30}
+    assert trained.best_update in (20, 30)
+
+
+def test_a_run_whose_evaluations_all_fail_ends_without_a_best(tmp_path):
+    trained = train(tmp_path, evaluate=failing_at({10, 20}))
+    assert [failed["update"] for failed in trained.failed_evaluations] == [10, 20]
+    assert trained.best is None
+    assert load_agent(trained.last)[1].updates == 20
+
+
+def test_the_checkpoint_is_there_before_the_evaluation(tmp_path):
+    seen = []
+
+    def evaluate(model):
+        seen.append(checkpoints(tmp_path)[-1])
+        raise RuntimeError("the simulator crashed")
+
+    train(tmp_path, evaluate=evaluate, checkpoint_every=1000)
+    assert seen == [10, 20]
+
+
+@pytest.mark.parametrize("fails_again", [False, True])
+def test_a_failed_evaluation_is_made_up_for_by_a_resume(tmp_path, fails_again):
+    train(tmp_path, evaluate=failing_at({10}), updates=10)
+    assert logged(tmp_path, "evaluation/return") == {}
+    resumed = make_run(tmp_path, evaluate=failing_at({10} if fails_again else ()), model_seed=99)
+    resumed.restore()
+    (trained,) = resumed.run(progress=False)
+    assert [failed["update"] for failed in trained.failed_evaluations] == ([10] if fails_again else [])
+    assert set(logged(tmp_path, "evaluation/return")) == ({20} if fails_again else {10, 20})
+    train(tmp_path / "whole", evaluate=size_of)
+    assert_same("last", weights(tmp_path / "last"), weights(tmp_path / "whole" / "last"))
+    # No point is logged twice.
+    assert [p["update"] for p in read_metrics(tmp_path)] == [p["update"] for p in read_metrics(tmp_path / "whole")]
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+@pytest.mark.parametrize("cut", [10, 20])
+def test_an_evaluation_that_a_signal_cut_is_made_up_for(tmp_path, average, cut):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(whole, average=average, evaluate=size_of)
+    numbers = itertools.count(10, 10)
+
+    def evaluate(model):
+        if next(numbers) == cut:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+        return size_of(model)
+
+    began = time.monotonic()
+    with pytest.raises(Interrupted, match=f"stopped after update {cut}, its checkpoint is saved"):
         train(parts, average=average, evaluate=evaluate)
-    assert failing in checkpoints(parts)
-    assert failing in logged(parts, "train/loss")
-    assert failing not in logged(parts, "evaluation/return")
+    assert time.monotonic() - began < 30
+    assert cut in checkpoints(parts)
+    assert cut in logged(parts, "train/loss")
+    assert cut not in logged(parts, "evaluation/return")
     assert not (parts / "last").exists()
     calls = []
     resumed = make_run(
         parts, evaluate=size_of, callbacks=[lambda *call: calls.append(call)], model_seed=99, average=average
     )
     resumed.restore()
-    assert resumed.learner.updates == failing
+    assert resumed.learner.updates == cut
     (trained,) = resumed.run(progress=False)
     # It begins with the evaluation, and makes every update after it once.
-    assert calls[0][0] == failing
+    assert calls[0][0] == cut
     assert "evaluation/return" in calls[0][1]
-    assert [update for update, metrics in calls if "evaluation/return" not in metrics] == [*range(failing + 1, 21)]
+    assert [update for update, metrics in calls if "evaluation/return" not in metrics] == [*range(cut + 1, 21)]
     assert_same_runs(parts, whole)
     assert_same("best", weights(trained.best), weights(whole / "best"))
     assert [p["update"] for p in read_metrics(parts)] == [p["update"] for p in read_metrics(whole)]
@@ -264,16 +345,28 @@ def test_an_evaluation_without_a_return_is_refused(tmp_path):
         train(tmp_path, evaluate=lambda model: {"score": 1.0})
 
 
-@pytest.mark.parametrize("content", ["{", "{}", '{"updates": 10, "best": [["x", 1.0]]}'])
-def test_damaged_evaluations_are_refused_with_what_to_do(tmp_path, content):
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "{}",
+        "[]",
+        '{"updates": 10, "best": [["x", 1.0]], "failed": [[]]}',
+        '{"updates": 10, "best": [], "failed": []}',
+    ],
+)
+def test_damaged_evaluations_cost_the_best_agent_only(tmp_path, content):
     train(tmp_path, updates=10, evaluate=size_of)
     (tmp_path / "evaluations.json").write_text(content)
-    resumed = make_run(tmp_path, evaluate=size_of)
-    with pytest.raises(CheckpointError, match=r"evaluations\.json cannot be read"):
-        resumed.restore()
-    (tmp_path / "evaluations.json").unlink()
+    resumed, lines = make_run(tmp_path, evaluate=size_of), []
+    resumed.say = lines.append
     resumed.restore()
+    (line,) = lines
+    assert "evaluations.json" in line
+    assert "going on without the best agent until now" in line
     (trained,) = resumed.run(progress=False)
+    # The newest checkpoint is evaluated again.
+    assert set(logged(tmp_path, "evaluation/return")) == {10, 20}
     assert trained.best_update in (10, 20)
 
 
@@ -349,12 +442,12 @@ def test_callbacks_that_are_context_managers_are_left(tmp_path):
     train(tmp_path / "good", callbacks=[recorder])
     assert recorder.events == ["entered", ("left", None)]
 
-    def fail(model):
-        raise RuntimeError("the simulator crashed")
+    def fail(update, metrics):
+        raise RuntimeError("a callback's mistake")
 
     recorder = Recorder()
-    with pytest.raises(RuntimeError, match="the simulator crashed"):
-        train(tmp_path / "bad", callbacks=[recorder], evaluate=fail)
+    with pytest.raises(RuntimeError, match="a callback's mistake"):
+        train(tmp_path / "bad", callbacks=[recorder, fail])
     assert recorder.events == ["entered", ("left", RuntimeError)]
 
 
@@ -369,14 +462,27 @@ def test_the_progress_bar_goes_on_from_a_resume(tmp_path, capfd):
     assert "loss=" in shown
 
 
-def test_resuming_with_other_data_or_another_model_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": make_data(episodes=11)}, "data.episodes differs, 12 there and 11 here: the data are not those"),
+        ({"shape": {"width": 32}}, "model.width is 16 there and 32 here; leave --width out, a resumed run keeps it"),
+        ({"shape": {"layout": "fused"}}, "model.layout is interleaved there and fused here; leave --layout out"),
+        ({"seed": 1}, "seeds is [0] there and [1] here; resume with the seeds"),
+        ({"held_out": 0.5}, "data.held_out is 0.2 there and 0.5 here; leave --held-out out"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused_by_the_field(tmp_path, changes, message):
     train(tmp_path, updates=5)
-    with pytest.raises(CheckpointError, match="has the data .* asked to resume"):
-        make_run(tmp_path, data=make_data(episodes=11)).restore()
-    with pytest.raises(CheckpointError, match="has the model .* asked to resume"):
-        make_run(tmp_path, shape={"width": 32}).restore()
-    with pytest.raises(CheckpointError, match=r"has the seeds \[0\]; asked to resume \[1\]"):
-        make_run(tmp_path, seed=1).restore()
+    other = make_run(tmp_path, **changes)
+    before = other.learner.state_dict()
+    with pytest.raises(CheckpointError) as caught:
+        other.restore()
+    assert message in str(caught.value)
+    assert_same("the learner", other.learner.state_dict(), before)
+
+
+def test_a_folder_without_checkpoints_is_not_resumed(tmp_path):
     with pytest.raises(CheckpointError, match="has no checkpoint to resume from"):
         make_run(tmp_path / "elsewhere").restore()
 
@@ -403,7 +509,7 @@ def test_a_half_written_checkpoint_is_not_resumed_from(tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     run = make_run(tmp_path)
     torch.nn.init.constant_(run.learner.model.head.linear.bias, torch.nan)
-    with pytest.raises(Diverged, match="not finite at update 5"):
+    with pytest.raises(Diverged, match="not finite at update 5: train/loss is nan"):
         run.run(progress=False)
 
 
@@ -514,14 +620,31 @@ def test_evaluations_of_an_earlier_run_are_forgotten(tmp_path):
     assert trained.best_update == 20
 
 
-def test_resuming_with_other_spaces_or_observations_is_refused(tmp_path):
+def test_resuming_with_other_spaces_is_refused(tmp_path):
     train(tmp_path, updates=5)
     other = make_run(tmp_path)
     for model in (other.learner.model, other.learner.acting):
         model.action_space = dataclasses.replace(model.action_space, high=(3.0, 3.0))
-    with pytest.raises(CheckpointError, match="has the spaces .* asked to resume"):
+    with pytest.raises(CheckpointError, match=r"spaces.actions.high is \[1.0, 1.0\] there and \[3.0, 3.0\] here"):
         other.restore()
-    data = make_data()
-    moved = dataclasses.replace(data, observations=data.observations + 1)
-    with pytest.raises(CheckpointError, match="has the data .* asked to resume"):
-        make_run(tmp_path, data=moved).restore()
+
+
+def moved(data, name):
+    """The data with one array changed."""
+    array = getattr(data, name)
+    return dataclasses.replace(data, **{name: ~array if array.dtype == bool else array + 0.5})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(lambda data, name=name: moved(data, name) for name in ("observations", "actions", "rewards")),
+        *(lambda data, name=name: moved(data, name) for name in ("terminated", "truncated", "final_observations")),
+        lambda data: dataclasses.replace(data, final_observations=None),
+        lambda data: dataclasses.replace(data, terminated=data.truncated, truncated=data.terminated),
+    ],
+)
+def test_resuming_with_data_that_differ_anywhere_is_refused(tmp_path, change):
+    train(tmp_path, updates=5)
+    with pytest.raises(CheckpointError, match="data.sha256 differs: the data are not those that the run began with"):
+        make_run(tmp_path, data=change(make_data())).restore()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import itertools
 import os
 import re
@@ -15,6 +16,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from aaren_rl.errors import AarenError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<what>partial|old)-(?P<pid>\d+)(-\d+)?(@(?P<host>.+))?")
 """Hidden name of what is being written, or was set aside: whose it is, by process and machine."""
@@ -85,6 +91,36 @@ def clean_up(parent: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Lets one process, or one thread, at a time into the block for a folder; the others wait.
+
+    A file system without locks lets all in at once.
+    """
+    if os.name != "posix":
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            lock(descriptor, wait=True)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def lock(descriptor: int, wait: bool) -> None:
+    """Locks an open file or folder against other processes and threads, until it is closed or its process dies.
+
+    Raises:
+        BlockingIOError: another has it, and this one does not wait.
+        OSError: the system or the file system has no locks.
+    """
+    if fcntl is None:
+        raise OSError(errno.ENOTSUP, "this system has no file locks")
+    fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+
+
 def replace_file(path: Path, content: str) -> None:
     """Writes a text file whole or not at all."""
     partial = _hidden(path, "partial")
@@ -118,7 +154,10 @@ def process_start(pid: int) -> float | None:
 
 
 def is_alive(pid: int) -> bool:
-    """True if this machine has a process of this number."""
+    """True if this machine has a process of this number, or cannot say."""
+    if os.name != "posix":
+        # There the call below would end it.
+        return True
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

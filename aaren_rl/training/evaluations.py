@@ -53,7 +53,7 @@ class Evaluations:
         saved = checkpoint.read_json(file)
         try:
             best = [None if one is None else (int(one[0]), float(one[1])) for one in saved["best"]]
-            failed = [
+            failed: list[list[dict[str, Any]]] = [
                 [{"update": int(one["update"]), "message": str(one["message"])} for one in failures]
                 for failures in saved["failed"]
             ]
@@ -63,7 +63,7 @@ class Evaluations:
         except (LookupError, TypeError, ValueError) as error:
             raise CheckpointError(f"{file} cannot be read: {shortened(repr(error))}") from error
         best = [one if one is not None and one[0] <= updates else None for one in best]
-        return cls(best, [[one for one in each if int(one["update"]) <= updates] for each in failed], made)
+        return cls(best, [[one for one in each if one["update"] <= updates] for each in failed], made)
 
     def write(self, folder: Path) -> None:
         """Writes them into a run's folder.

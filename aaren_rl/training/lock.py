@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from aaren_rl.errors import CheckpointError
-from aaren_rl.folders import is_alive, process_start
+from aaren_rl.folders import is_alive, lock, process_start
 
 LOCK = ".lock"
 """File in a run's folder while it trains; it says who holds the folder."""
@@ -28,7 +27,7 @@ class Locked(CheckpointError):
 
 
 @contextmanager
-def locked(folder: Path, say: Callable[[str], object] = print) -> Iterator[None]:
+def locked(folder: Path, say: Callable[[str], object] = print, new: bool = False) -> Iterator[None]:
     """Holds a run's folder, which is made if it is missing and removed if it is left empty.
 
     The kernel frees the lock when its holder dies. Its file then says who that was, and is taken over. A thread that
@@ -37,9 +36,10 @@ def locked(folder: Path, say: Callable[[str], object] = print) -> Iterator[None]
     Args:
         folder: of the run.
         say: takes a line where a lock is taken over, or where the file system has no locks.
+        new: the folder has to be made here, which only one of several processes can do.
 
     Raises:
-        Locked: the folder is held; the message names the holder.
+        Locked: the folder is held, the message names the holder; or it is to be new, and exists.
         CheckpointError: the folder cannot be written.
     """
     real = folder.resolve()
@@ -52,8 +52,11 @@ def locked(folder: Path, say: Callable[[str], object] = print) -> Iterator[None]
         )
     made = [path for path in (real, *real.parents) if not path.exists()]
     try:
-        real.mkdir(parents=True, exist_ok=True)
+        real.parent.mkdir(parents=True, exist_ok=True)
+        real.mkdir(exist_ok=not new)
         file = _open_locked(real, say)
+    except FileExistsError as error:
+        raise Locked(f"{folder} exists; give this run another folder") from error
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be locked for training: {error}") from error
     _held[real] = threading.get_ident()
@@ -79,10 +82,10 @@ def _open_locked(folder: Path, say: Callable[[str], object]) -> int:
     """
     path = folder / LOCK
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(file, wait=False)
             except BlockingIOError:
                 raise Locked(
                     f"{folder} is in training already, by {_described(_read(file))}; wait until that has ended, or "
@@ -113,13 +116,15 @@ def _take(file: int, folder: Path, say: Callable[[str], object]) -> None:
         "since": time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(now)),
     }
     os.ftruncate(file, 0)
-    os.pwrite(file, (json.dumps(holder) + "\n").encode(), 0)
+    os.lseek(file, 0, os.SEEK_SET)
+    os.write(file, (json.dumps(holder) + "\n").encode())
 
 
 def _read(file: int) -> dict[str, Any]:
     """The holder that a lock's file names; empty if it names none."""
     try:
-        holder = json.loads(os.pread(file, 4096, 0))
+        os.lseek(file, 0, os.SEEK_SET)
+        holder = json.loads(os.read(file, 4096))
     except (OSError, ValueError, RecursionError):
         return {}
     return holder if isinstance(holder, dict) else {}

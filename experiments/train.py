@@ -270,9 +270,7 @@ def _claimed(config: RunConfig, say: Say) -> Iterator[Path]:
             yield config.resume
         return
     if config.run is not None:
-        _refuse_run(config.run)
         with locked(config.run, say):
-            # Another run may have been made there in the meantime.
             _refuse_run(config.run)
             yield config.run
         return

@@ -55,9 +55,9 @@ def locked(folder: Path, say: Callable[[str], object] = print, new: bool = False
         real.parent.mkdir(parents=True, exist_ok=True)
         real.mkdir(exist_ok=not new)
         file = _open_locked(real, say)
-    except FileExistsError as error:
-        raise Locked(f"{folder} exists; give this run another folder") from error
     except OSError as error:
+        if new and real.is_dir():
+            raise Locked(f"{folder} exists; give this run another folder") from error
         raise CheckpointError(f"{folder} cannot be locked for training: {error}") from error
     _held[real] = threading.get_ident()
     try:

@@ -3,6 +3,7 @@ import threading
 import time
 
 import pytest
+import torch
 from helpers import assert_close, assert_same
 from tiny_training import CARD, checkpoints, logged, make_learner, weights
 
@@ -240,3 +241,28 @@ def test_a_run_of_other_seeds_is_not_resumed(tmp_path):
     make_run(tmp_path, make_all(updates=6)).run(progress=False)
     with pytest.raises(CheckpointError, match=r"seeds is \[0, 1, 2\] there and \[0, 1\] here"):
         make_run(tmp_path, make_all()[:2]).restore()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("seed-2.average.head.linear.bias", None, "seed-2.average.head.linear.bias is missing"),
+        ("seed-1.random.sampler", lambda part: part[:5], "seed-1.random.sampler is uint8 of shape \\(5,\\)"),
+        ("seed-1.random.cpu", torch.zeros_like, "seed-1.random.cpu is no state of a random generator"),
+        ("seed-2.optimiser.model.head.linear.bias.exp_avg", lambda part: part.repeat(2), "of shape \\(4,\\), expected"),
+        ("seed-0.objective.model.head.linear.bias", lambda part: part * torch.nan, "holds a NaN"),
+        ("seed-7.average.head.linear.bias", lambda part: part, "seed-7.average.head.linear.bias is unknown"),
+        ("average.head.linear.bias", lambda part: part, " average.head.linear.bias is unknown"),
+    ],
+)
+def test_a_tensor_of_one_seed_that_does_not_fit_changes_no_seed(name, change, message):
+    saved = EnsembleLearner(make_all())
+    saved.update()
+    state = saved.state_dict()
+    part = state.pop(name, torch.zeros(2))
+    state |= {} if change is None else {name: change(part)}
+    other = EnsembleLearner(make_all(model_seed=99))
+    before = {each: tensor.clone() for each, tensor in other.state_dict().items()}
+    with pytest.raises(CheckpointError, match=message):
+        other.load_state_dict(state)
+    assert_same("all seeds", other.state_dict(), before)

@@ -14,9 +14,10 @@ import pytest
 import tiny_training
 import torch
 from helpers import assert_same
+from safetensors.torch import load_file, save_file
 from tiny_training import checkpoints, logged, make_data, make_run, train, weights
 
-from aaren_rl.checkpoint import load_agent
+from aaren_rl.checkpoint import digest, load_agent
 from aaren_rl.errors import AarenError, CheckpointError, InvalidInput
 from aaren_rl.training.log import read_metrics
 from aaren_rl.training.run import Diverged, Interrupted
@@ -487,15 +488,155 @@ def test_a_folder_without_checkpoints_is_not_resumed(tmp_path):
         make_run(tmp_path / "elsewhere").restore()
 
 
-def test_resuming_from_a_damaged_checkpoint_is_refused(tmp_path):
+FILES = ("training.safetensors", "training.json", "model.safetensors", "agent.json")
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("damage", [cut, flip, Path.unlink])
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_checkpoint_without_an_older_one_is_named(tmp_path, name, damage):
     train(tmp_path, updates=5)
-    for name in ("training.safetensors", "training.json", "model.safetensors"):
-        damaged = tmp_path / f"without-{name}"
-        shutil.copytree(tmp_path / "checkpoints", damaged / "checkpoints")
-        path = damaged / "checkpoints" / "000000005" / name
-        path.write_bytes(path.read_bytes()[:-9])
-        with pytest.raises(CheckpointError, match=name):
-            make_run(damaged).restore()
+    damage(tmp_path / "checkpoints" / "000000005" / name)
+    with pytest.raises(CheckpointError, match=f"checkpoint 000000005 .*{name}.*no older one is left"):
+        make_run(tmp_path).restore()
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """The folder of a run of 20 updates that was stopped after 17, with the checkpoints of 15 and 17."""
+    folder = tmp_path_factory.mktemp("interrupted")
+
+    def stop(update, metrics):
+        if update == 17:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        train(folder, callbacks=[stop], evaluate=size_of)
+    assert checkpoints(folder) == [10, 15, 17]
+    return folder
+
+
+@pytest.mark.parametrize("damage", [cut, flip, Path.unlink])
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, interrupted, name, damage):
+    folder, lines = shutil.copytree(interrupted, tmp_path / "run"), []
+    damage(folder / "checkpoints" / "000000017" / name)
+    resumed = make_run(folder, evaluate=size_of, model_seed=99)
+    resumed.say = lines.append
+    resumed.restore()
+    assert resumed.learner.updates == 15
+    (line,) = lines
+    assert line.startswith("checkpoint 000000017 is damaged: ")
+    assert name in line
+    assert line.endswith("going on from the one before, 000000015")
+    resumed.run(progress=False)
+    train(tmp_path / "whole", evaluate=size_of)
+    assert_same_runs(folder, tmp_path / "whole")
+    assert [p["update"] for p in read_metrics(folder)] == [p["update"] for p in read_metrics(tmp_path / "whole")]
+
+
+@pytest.mark.parametrize("changes", [{"updates": 16}, {"updates": "17"}, {"seconds": None}, {"seconds": float("nan")}])
+def test_a_state_that_contradicts_its_checkpoint_is_damage(tmp_path, interrupted, changes):
+    folder = shutil.copytree(interrupted, tmp_path / "run")
+    file = folder / "checkpoints" / "000000017" / "training.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    resumed = make_run(folder)
+    resumed.restore()
+    assert resumed.learner.updates == 15
+
+
+def sign_tensors(checkpoint, change):
+    """Changes the tensors of a checkpoint, and their digest with them."""
+    path, state = checkpoint / "training.safetensors", checkpoint / "training.json"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+    said = {**json.loads(state.read_text()), "sha256": digest(path.read_bytes())}
+    state.write_text(json.dumps(said))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: tensors.update({"optimiser.model.head.linear.bias.exp_avg": torch.zeros(100_000)}),
+        lambda tensors: tensors.update({"random.cpu": torch.zeros(5056, dtype=torch.uint8)}),
+        lambda tensors: tensors.update({"objective.model.head.linear.bias": torch.full((2,), torch.nan)}),
+        lambda tensors: [tensors.pop(name) for name in list(tensors) if name.startswith("optimiser.")],
+    ],
+)
+def test_a_checkpoint_of_tensors_that_do_not_fit_is_not_loaded(tmp_path, interrupted, change):
+    """Even if its digest is right: another program may have written it."""
+    folder, lines = shutil.copytree(interrupted, tmp_path / "run"), []
+    sign_tensors(folder / "checkpoints" / "000000017", change)
+    resumed = make_run(folder)
+    resumed.say = lines.append
+    resumed.restore()
+    assert resumed.learner.updates == 15
+    assert "checkpoint 000000017 is damaged: " in lines[0]
+
+
+@pytest.mark.parametrize("damage", [cut, flip, Path.unlink])
+@pytest.mark.parametrize("name", ["model.safetensors", "agent.json"])
+def test_a_damaged_best_agent_costs_itself_only(tmp_path, interrupted, name, damage):
+    folder, lines = shutil.copytree(interrupted, tmp_path / "run"), []
+    damage(folder / "checkpoints" / "000000010" / name)
+    resumed = make_run(folder, evaluate=lambda model: {"return": -1e9}, model_seed=99)
+    resumed.say = lines.append
+    resumed.restore()
+    assert resumed.learner.updates == 17
+    (line,) = lines
+    assert "the best agent, of update 10, is damaged and left out" in line
+    assert name in line
+    (trained,) = resumed.run(progress=False)
+    # The next one is the best, however bad.
+    assert trained.best_update == 20
+
+
+def test_a_best_agent_that_is_damaged_until_the_end_is_left_out(tmp_path):
+    lines = []
+
+    def spoil(update, metrics):
+        if update == 20 and "evaluation/return" in metrics:
+            cut(tmp_path / "checkpoints" / "000000010" / "model.safetensors")
+
+    returns = iter([2.0, 1.0])
+    run = make_run(tmp_path, lambda model: {"return": next(returns)}, callbacks=[spoil])
+    run.say = lines.append
+    (trained,) = run.run(progress=False)
+    assert (trained.best, trained.best_update) == (None, None)
+    assert load_agent(trained.last)[1].updates == 20
+    assert "the best agent, of update 10, is damaged" in lines[0]
+
+
+def test_a_run_begun_on_another_device_goes_on_and_says_so(tmp_path, interrupted):
+    folder, lines = shutil.copytree(interrupted, tmp_path / "run"), []
+
+    def as_on_a_gpu(tensors):
+        tensors |= {"random.cuda": torch.zeros(16, dtype=torch.uint8), "random.sampler": torch.arange(16).byte()}
+
+    newest = folder / "checkpoints" / "000000017"
+    sign_tensors(newest, as_on_a_gpu)
+    state = {**json.loads((newest / "training.json").read_text()), "device": "cuda"}
+    # As versions before wrote it, beside what identifies the data.
+    state["data"]["device"] = "cuda"
+    (newest / "training.json").write_text(json.dumps(state))
+    resumed = make_run(folder, evaluate=size_of)
+    resumed.say = lines.append
+    resumed.restore()
+    assert resumed.learner.updates == 17
+    (line,) = lines
+    assert "the run was on cuda until update 17 and goes on on cpu: not bit for bit" in line
+    (trained,) = resumed.run(progress=False)
+    assert load_agent(trained.last)[1].updates == 20
 
 
 def test_a_half_written_checkpoint_is_not_resumed_from(tmp_path):
@@ -509,8 +650,42 @@ def test_a_half_written_checkpoint_is_not_resumed_from(tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     run = make_run(tmp_path)
     torch.nn.init.constant_(run.learner.model.head.linear.bias, torch.nan)
-    with pytest.raises(Diverged, match="not finite at update 5: train/loss is nan"):
+    with pytest.raises(Diverged) as caught:
         run.run(progress=False)
+    message = str(caught.value)
+    assert "not finite at update 5: train/loss is nan, train/gradient_norm is nan" in message
+    assert "the weight head.linear.bias holds a NaN or infinity" not in message
+    assert "holds a NaN or infinity; start again and a --learning-rate below 0.001" in message
+
+
+def test_an_infinite_loss_with_finite_weights_says_so(tmp_path):
+    run = make_run(tmp_path, checkpoint_every=2, log_every=2)
+    loss = run.learner.model.loss
+
+    def infinite(*given):
+        value, state = loss(*given)
+        return value * 0 + (torch.inf if run.learner.updates == 3 else 1.0), state
+
+    run.learner.model.loss = infinite
+    with pytest.raises(Diverged) as caught:
+        run.run(progress=False)
+    message = str(caught.value)
+    assert "not finite at update 4: train/loss is inf" in message
+    assert "the weights are finite; go on from update 2 with --resume" in message
+
+
+def test_weights_that_are_not_finite_are_named_though_the_loss_is(tmp_path):
+    """An average may go astray that training does not look at."""
+    run = make_run(tmp_path, average=0.9, checkpoint_every=3)
+
+    def spoil(update, metrics):
+        if update == 4:
+            torch.nn.init.constant_(run.learner.acting.head.linear.bias, torch.inf)
+
+    run.callbacks = [spoil]
+    with pytest.raises(Diverged, match="at update 6: the weight head.linear.bias holds a NaN or infinity; go on from"):
+        run.run(progress=False)
+    assert checkpoints(tmp_path) == [3]
 
 
 def test_weights_that_are_not_finite_replace_no_checkpoint(tmp_path):
@@ -563,6 +738,42 @@ def test_a_signal_while_the_run_finishes_loses_no_agent(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "save_agent", interrupted)
     trained = train(tmp_path, updates=5)
     assert load_agent(trained.last)[1].updates == 5
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_two_signals_save_what_one_saves(tmp_path, monkeypatch, signals):
+    """The second comes while the first one's checkpoint is written."""
+    from aaren_rl import checkpoint
+
+    write = checkpoint.write_agent
+
+    def interrupted(*agent):
+        for _ in range(signals - 1):
+            os.kill(os.getpid(), signal.SIGINT)
+        write(*agent)
+
+    def stop(update, metrics):
+        if update == 7:
+            monkeypatch.setattr(checkpoint, "write_agent", interrupted)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="stopped after update 7, its checkpoint is saved"):
+        train(tmp_path, callbacks=[stop])
+    assert checkpoints(tmp_path) == [5, 7]
+
+
+def test_a_third_signal_stops_at_once_and_loses_no_earlier_checkpoint(tmp_path):
+    def stop(update, metrics):
+        if update == 7:
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, callbacks=[stop])
+    assert checkpoints(tmp_path) == [5]
+    resumed = make_run(tmp_path)
+    resumed.restore()
+    assert resumed.learner.updates == 5
 
 
 def test_a_signal_before_the_first_update_says_that_nothing_is_saved(tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ import safetensors
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
-from typeguard import TypeCheckError, check_type
+from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from aaren_rl import __version__, folders
 from aaren_rl.data.spaces import space_from_json
@@ -35,6 +34,10 @@ EXPORTED = frozenset({EXPORTED_GRAPH, EXPORTED_CARD})
 
 FORMAT = 3
 """Version of the folder's format; it rises with every change that older code cannot read."""
+
+
+LARGEST = float(torch.finfo(torch.float32).max)
+"""Greatest number of a card; agents count in float32."""
 
 
 @dataclass(frozen=True)
@@ -159,18 +162,21 @@ def check_types(settings: Any) -> None:
     """Checks that the fields of a dataclass have the types that it declares, and numbers in them are finite.
 
     Raises:
-        InvalidInput: one has another type, or holds a NaN or an infinite number.
+        InvalidInput: one has another type, or holds a NaN or a number beyond float32.
     """
     hints = typing.get_type_hints(type(settings))
     for name in settings.__dataclass_fields__:
         value = getattr(settings, name)
         try:
-            check_type(value, hints[name])
+            check_type(value, hints[name], collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+            # To Python it is an integer.
+            if isinstance(value, bool) and hints[name] is not bool:
+                raise TypeCheckError("is a bool")
         except TypeCheckError as error:
             raise InvalidInput(f"{name} is {shortened(repr(value))}; {error}") from error
         for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, float) and not math.isfinite(number):
-                raise InvalidInput(f"{name} is {shortened(repr(value))}; expected finite numbers")
+            if isinstance(number, float | int) and not abs(number) <= LARGEST:
+                raise InvalidInput(f"{name} is {shortened(repr(value))}; expected finite numbers, as float32 has them")
 
 
 def shortened(text: str) -> str:

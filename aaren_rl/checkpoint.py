@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from torch import Tensor
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from aaren_rl import __version__, folders
-from aaren_rl.data.spaces import space_from_json
+from aaren_rl.data.environment_spec import EnvironmentSpec
+from aaren_rl.data.spaces import Space, space_from_json
 from aaren_rl.errors import AarenError, CheckpointError, InvalidInput
 from aaren_rl.model import DecisionModel, Scaling, config_from_dict
 from aaren_rl.model.weights_check import check_weights, first_not_finite
@@ -32,7 +33,7 @@ EXPORTED_GRAPH, EXPORTED_CARD = "agent.onnx", "export.json"
 EXPORTED = frozenset({EXPORTED_GRAPH, EXPORTED_CARD})
 """Files in the folder of an exported agent."""
 
-FORMAT = 3
+FORMAT = 4
 """Version of the folder's format; it rises with every change that older code cannot read."""
 
 
@@ -45,32 +46,53 @@ class AgentCard:
     """Data, environment and targets of an agent, kept beside its weights.
 
     Attributes:
-        env_id: Gymnasium id of the environment to act in; None if none is known.
+        environment: to act in; None if none is known.
         dataset_id: name of the training data.
         source: source of the data ("minari", "d4rl", "bundled", "arrays").
-        env_kwargs: arguments of `gymnasium.make`.
         target_returns: target returns of its environment; the first is the default.
         updates: number of optimiser updates.
         acting: default way of acting, as "stream" or "window:20" (`aaren_rl.agents.acting.Acting`).
         data_returns: quantiles of the returns in its data, from the lowest to the highest episode in equal steps of
             probability; empty if they are unknown.
+        raw_observation_space: of the environment's own observations; None where the model takes them as they are.
 
     Raises:
         InvalidInput: no target return is given.
     """
 
-    env_id: str | None
+    environment: EnvironmentSpec | None
     dataset_id: str
     source: str
     target_returns: tuple[float, ...]
-    env_kwargs: dict[str, Any] = field(default_factory=dict)
     updates: int = 0
     acting: str = "stream"
     data_returns: tuple[float, ...] = ()
+    raw_observation_space: Space | None = None
 
     def __post_init__(self) -> None:
         if not self.target_returns:
             raise InvalidInput("target_returns is empty; expected at least one target return")
+
+    def to_json(self) -> dict[str, Any]:
+        """The card in JSON's types."""
+        saved = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name in ("environment", "raw_observation_space"):
+            saved[name] = None if saved[name] is None else saved[name].to_json()
+        return saved
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> AgentCard:
+        """Reads what `to_json` wrote, among other entries.
+
+        Raises:
+            KeyError: a field is missing.
+            InvalidInput: one does not fit.
+        """
+        given = {field.name: saved[field.name] for field in fields(cls)}
+        given |= {name: tuple(given[name]) for name in ("target_returns", "data_returns")}
+        readers = {"environment": EnvironmentSpec.from_json, "raw_observation_space": space_from_json}
+        given |= {name: read(given[name]) for name, read in readers.items() if given[name] is not None}
+        return cls(**given)
 
 
 def save_agent(folder: Path, model: DecisionModel, card: AgentCard) -> None:
@@ -100,7 +122,7 @@ def write_agent(folder: Path, model: DecisionModel, card: AgentCard) -> None:
         "model": asdict(model.config),
         "observation_space": model.observation_space.to_json(),
         "action_space": model.action_space.to_json(),
-        **asdict(card),
+        **card.to_json(),
         "sha256": {WEIGHTS: digest(weights)},
     }
     description["sha256"][CARD] = card_digest(description, WEIGHTS)
@@ -137,7 +159,7 @@ def load_agent(folder: Path) -> tuple[DecisionModel, AgentCard]:
             # The weights bring the scaling that counts.
             model = DecisionModel(config, observations, actions, Scaling.identity(observations))
             model.load_state_dict(weights)
-            card = card_of(description)
+            card = AgentCard.from_json(description)
             check_types(card)
     return model.eval(), card
 
@@ -260,17 +282,6 @@ def read_tensors(path: Path, sha256: str | None) -> dict[str, Tensor]:
     # The last four: a dtype or a shape in the header that torch does not have.
     except (OSError, safetensors.SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-
-
-def card_of(description: dict[str, Any]) -> AgentCard:
-    """Card in the contents of an agent.json or export.json.
-
-    Raises:
-        KeyError: a field is missing.
-    """
-    fields = {name: description[name] for name in AgentCard.__dataclass_fields__}
-    tuples = {name: tuple(fields[name]) for name in ("target_returns", "data_returns")}
-    return AgentCard(**{**fields, **tuples})
 
 
 def card_digest(description: dict[str, Any], content: str) -> str:

@@ -88,7 +88,7 @@ class Agent(StableBaselines3Policy):
             else (env.observation_space, env.action_space)
         )
         trained = f"this agent was trained on {self.card.dataset_id}"
-        trained += f" for {self.card.env_id}" if self.card.env_id else ""
+        trained += f" for {self.card.environment}" if self.card.environment else ""
         try:
             observations, actions = (space_of(space) for space in spaces)
         except InvalidInput as error:

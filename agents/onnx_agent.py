@@ -10,6 +10,7 @@ import numpy as np
 from aaren_rl import checkpoint
 from aaren_rl.agents.agent import Agent
 from aaren_rl.agents.states import ActingState, Array, Rows
+from aaren_rl.checkpoint import AgentCard
 from aaren_rl.data.spaces import Space, space_from_json
 from aaren_rl.errors import CheckpointError, InvalidInput
 from aaren_rl.stepping import onnx as export
@@ -50,7 +51,7 @@ class OnnxAgent(Agent):
         if altered or known.get(export.CARD) != checkpoint.card_digest(described, export.GRAPH):
             raise CheckpointError(f"{folder} is not as it was exported; export the agent again")
         with checkpoint.described_by(folder, export.CARD):
-            card = checkpoint.card_of(described)
+            card = AgentCard.from_json(described)
             checkpoint.check_types(card)
             observations, actions = (space_from_json(described[f"{name}_space"]) for name in ("observation", "action"))
             longest = described["longest_episode"]

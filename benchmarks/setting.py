@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from aaren_rl.checkpoint import AgentCard
+from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.spaces import Box
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
@@ -38,7 +39,7 @@ def make_model(**changes: str) -> DecisionModel:
 
 def make_card() -> AgentCard:
     """Card of an agent that acts in hopper."""
-    return AgentCard("Hopper-v5", "made-up", "bundled", (3_600.0,))
+    return AgentCard(EnvironmentSpec("Hopper-v5"), "made-up", "bundled", (3_600.0,))
 
 
 def make_trajectories(steps: int, episode: int | None = None) -> Trajectories:

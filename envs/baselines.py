@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 
+from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.envs import behaviours
 from aaren_rl.envs.behaviours import Behaviour, ExpertBehaviour, RandomBehaviour
 from aaren_rl.envs.catalogue import Entry
-from aaren_rl.envs.environments import EnvironmentSpec, describe, make
+from aaren_rl.envs.environments import describe, make
 from aaren_rl.errors import InvalidInput
 
 

@@ -8,7 +8,8 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from aaren_rl.envs.environments import EnvironmentSpec
+from aaren_rl.data.environment_spec import EnvironmentSpec
+from aaren_rl.envs.environments import registered_limit
 from aaren_rl.errors import unknown_name
 
 if sys.version_info >= (3, 11):
@@ -122,13 +123,20 @@ def find(name: str) -> Entry:
     return catalogue()[name]
 
 
-def by_environment(env_id: str) -> Entry | None:
-    """The first entry that acts in an environment, whose task's returns serve; None if no entry does."""
-    specs = ((entry, spec) for entry in catalogue().values() for spec in entry.environments.values())
-    return next((entry for entry, spec in specs if spec.id == env_id), None)
+def by_environment(spec: EnvironmentSpec) -> Entry | None:
+    """The first entry that acts in an environment, whose task's returns serve.
+
+    Returns are comparable only where id, arguments, wrappers and time limit are the entry's; None if no entry has them.
+    """
+    for entry in catalogue().values():
+        for known in entry.environments.values():
+            same = (spec.registered_id, spec.kwargs, spec.wrappers) == (known.id, known.kwargs, known.wrappers)
+            if same and spec.max_episode_steps in (None, entry.horizon, registered_limit(known.id)):
+                return entry
+    return None
 
 
-def reference_of(env_id: str) -> Reference | None:
+def reference_of(spec: EnvironmentSpec) -> Reference | None:
     """The reference returns of an environment; None if no table has it."""
-    entry = by_environment(env_id)
+    entry = by_environment(spec)
     return entry.reference if entry else None

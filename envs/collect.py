@@ -19,12 +19,13 @@ from minari.namespace import create_namespace, list_local_namespaces
 from tqdm import tqdm
 
 from aaren_rl import __version__
+from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.spaces import Box
 from aaren_rl.data.trajectories import Episode
 from aaren_rl.envs import baselines, minari_reader
 from aaren_rl.envs.behaviours import Behaviour
 from aaren_rl.envs.catalogue import Entry
-from aaren_rl.envs.environments import EnvironmentSpec, describe, make
+from aaren_rl.envs.environments import describe, make
 from aaren_rl.errors import DataError, InvalidInput
 from aaren_rl.folders import whole_folder
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
+import sys
 import threading
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import gymnasium as gym
@@ -14,11 +18,18 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from aaren_rl.checkpoint import AgentCard
-from aaren_rl.data.spaces import Box, space_of
-from aaren_rl.envs.flattening import flatten_observations
+from aaren_rl.data.environment_spec import EnvironmentSpec
+from aaren_rl.data.spaces import Box, Space, space_of
+from aaren_rl.envs.flattening import FlatObservations, flatten_observations
 from aaren_rl.envs.memory import MEMORY_CHAIN, T_MAZE
 from aaren_rl.envs.repeat_previous import REPEAT_PREVIOUS
+from aaren_rl.envs.wrappers import clipped_action_space, wrap
 from aaren_rl.errors import AarenError, InvalidInput, unknown_name
+
+KNOWN_PACKAGES = frozenset(
+    {"ale_py", "bsuite", "gymnasium_robotics", "highway_env", "metaworld", "minigrid", "ogbench", "popgym"}
+)
+"""Packages that are imported where data or an agent name one; any other must be named by the user."""
 
 _making = threading.Lock()
 
@@ -35,30 +46,23 @@ class RenderingUnavailable(AarenError):
 
 
 @dataclass(frozen=True)
-class EnvironmentSpec:
-    """An environment's name and arguments, in types that JSON can hold.
-
-    Attributes:
-        id: Gymnasium id, version included.
-        kwargs: arguments of `gymnasium.make`.
-    """
-
-    id: str
-    kwargs: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Description:
     """What an environment says of itself.
 
     Attributes:
         observation_space: of the flat observations that `make` gives.
-        action_space: of its actions.
+        action_space: of its actions; where a wrapper clips them, the space that it clips to.
+        clips_actions: True if a wrapper clips them.
+        raw_observation_space: of the environment's own observations, before they are flattened.
+        limit: steps after which an episode is truncated; None for no limit.
         recorded: Gymnasium's record of the environment, for datasets.
     """
 
     observation_space: Box
     action_space: Box
+    clips_actions: bool
+    raw_observation_space: Space
+    limit: int | None
     recorded: EnvSpec | None
 
 
@@ -68,39 +72,52 @@ def environment_of(card: AgentCard) -> EnvironmentSpec:
     Raises:
         InvalidInput: it was trained without one.
     """
-    if card.env_id is None:
+    if card.environment is None:
         raise InvalidInput(
             f"this agent was trained on {card.dataset_id} without an environment; name one with --env-id, as "
             "--env-id Hopper-v5"
         )
-    return EnvironmentSpec(card.env_id, card.env_kwargs)
+    return card.environment
+
+
+def import_packages(packages: Iterable[str]) -> None:
+    """Imports packages that register environments. To be called with names that the user gave, never with data's.
+
+    Raises:
+        InvalidInput: one cannot be imported.
+    """
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except Exception as error:
+            hint = "" if _is_installed(package) else "; install it, or put its folder on PYTHONPATH"
+            raise InvalidInput(f"the package {package} cannot be imported: {error!r}{hint}") from error
+
+
+def registered_limit(env_id: str) -> int | None:
+    """Steps after which Gymnasium truncates episodes of an id; None for no limit, or an id that is not registered."""
+    registered = gym.registry.get(env_id)
+    return registered.max_episode_steps if registered else None
+
+
+def is_special(spec: EnvironmentSpec) -> bool:
+    """True if an environment is more than its id: if it has arguments, wrappers or a time limit of its own."""
+    usual = spec.max_episode_steps in (None, registered_limit(spec.registered_id))
+    return bool(spec.kwargs or spec.wrappers or not usual)
 
 
 def make(spec: EnvironmentSpec, **more: Any) -> gym.Env[np.ndarray, np.ndarray]:
     """Makes an environment with flat Box observations and Box actions.
 
     Args:
-        spec: its name and arguments.
+        spec: its name, arguments, time limit and wrappers.
         **more: further arguments of `gymnasium.make`, as `render_mode`.
 
     Raises:
         InvalidInput: the id is not registered, the environment cannot be made, its observations cannot be flattened,
             or its actions are not a Box.
     """
-    _silence_mujoco()
-    if spec.id not in gym.registry:
-        raise InvalidInput(
-            f"{unknown_name('environment', spec.id, gym.registry)}; one of yours is known once the module that "
-            "registers it is imported"
-        )
-    try:
-        # Warning filters belong to the process, and several threads make environments.
-        with _making, warnings.catch_warnings():
-            # D4RL's data come from v2 environments; v4, the nearest that still runs, is out of date on purpose.
-            warnings.filterwarnings("ignore", message=".*is out of date.*")
-            env = gym.make(spec.id, disable_env_checker=True, **{**spec.kwargs, **more})
-    except (gym.error.Error, ImportError, TypeError, AttributeError) as error:
-        raise InvalidInput(f"environment {spec.id} cannot be made with {spec.kwargs | more}: {error}") from error
+    env = _make(spec, **more)
     if not isinstance(env.action_space, gym.spaces.Box):
         given = type(env.action_space).__name__
         env.close()
@@ -120,10 +137,68 @@ def describe(spec: EnvironmentSpec) -> Description:
     """
     env = make(spec)
     try:
-        # `make` gives no others.
-        return Description(cast(Box, space_of(env.observation_space)), cast(Box, space_of(env.action_space)), env.spec)
+        inner = env.env if isinstance(env, FlatObservations) else env
+        acted = clipped_action_space(env)
+        return Description(
+            # `make` gives no others.
+            observation_space=cast(Box, space_of(env.observation_space)),
+            action_space=cast(Box, space_of(acted)),
+            clips_actions=acted != env.action_space,
+            raw_observation_space=space_of(inner.observation_space),
+            limit=env.spec.max_episode_steps if env.spec else None,
+            recorded=env.spec,
+        )
     finally:
         env.close()
+
+
+def _make(spec: EnvironmentSpec, **more: Any) -> gym.Env[Any, Any]:
+    _silence_mujoco()
+    _register(spec)
+    own = {} if spec.max_episode_steps is None else {"max_episode_steps": spec.max_episode_steps}
+    try:
+        # Warning filters belong to the process, and several threads make environments.
+        with _making, warnings.catch_warnings():
+            # D4RL's data come from v2 environments; v4, the nearest that still runs, is out of date on purpose.
+            warnings.filterwarnings("ignore", message=".*is out of date.*")
+            env = gym.make(spec.registered_id, disable_env_checker=True, **{**spec.kwargs, **own, **more})
+    except Exception as error:  # An environment's constructor is anyone's code.
+        raise InvalidInput(f"environment {spec} cannot be made: {error!r}") from error
+    try:
+        return wrap(env, spec)
+    except InvalidInput:
+        env.close()
+        raise
+
+
+def _register(spec: EnvironmentSpec) -> None:
+    """Makes sure that an id is registered, and imports its package if that is known or imported already.
+
+    Raises:
+        InvalidInput: the id is not registered; the message says what to install or to import.
+    """
+    package = spec.package
+    if spec.registered_id in gym.registry:
+        return
+    if package in KNOWN_PACKAGES:
+        import_packages([package])
+    elif package is not None and package not in sys.modules:
+        missing = "" if _is_installed(package) else ", which is not installed here,"
+        raise InvalidInput(
+            f"environment {spec.registered_id} is of the package {package}{missing} and not registered; packages are "
+            f"imported only where you name them: pass --import {package} (in Python: import {package} first)"
+        )
+    if spec.registered_id not in gym.registry:
+        by = f", not even by {package}" if package else "; one of yours is known once its package is imported, with "
+        by += "" if package else "--import PACKAGE or as package:Id"
+        raise InvalidInput(f"{unknown_name('environment', spec.registered_id, gym.registry)}{by}")
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def make_vector(

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from aaren_rl.actor import Actor
+from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.envs.catalogue import Reference
-from aaren_rl.envs.environments import EnvironmentSpec, make_vector
+from aaren_rl.envs.environments import make_vector, registered_limit
 from aaren_rl.envs.rollout import Episodes, roll_out
 from aaren_rl.errors import InvalidInput
 from aaren_rl.folders import alone_in, replace_file
@@ -93,6 +94,9 @@ def result(episodes: Episodes, protocol: Protocol, **about: Any) -> dict[str, An
         "target": protocol.target_return,
         "environment": protocol.environment.id,
         "environment_kwargs": protocol.environment.kwargs,
+        "max_episode_steps": protocol.environment.max_episode_steps
+        or registered_limit(protocol.environment.registered_id),
+        "wrappers": list(map(str, protocol.environment.wrappers)),
         "reference": reference.name if reference else None,
         **about,
         "versions": versions(),

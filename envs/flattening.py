@@ -1,4 +1,4 @@
-"""Nested spaces as flat ones, in Gymnasium's order of keys; no other file knows that spaces are flattened."""
+"""Environments with nested or shaped observations as ones of vectors; no other file knows that they are flattened."""
 
 from __future__ import annotations
 
@@ -7,65 +7,38 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
-from gymnasium.spaces import Box, Dict, Tuple
 
-from aaren_rl.errors import InvalidInput
-
-
-def is_continuous(space: gym.Space[Any]) -> bool:
-    """True if the space is a Box, or nested spaces that end in Boxes."""
-    if isinstance(space, Dict | Tuple):
-        return all(map(is_continuous, space.values() if isinstance(space, Dict) else space.spaces))
-    return isinstance(space, Box)
+from aaren_rl.data.spaces import Box, space_of
 
 
-def flat_space(space: gym.Space[Any]) -> Box:
-    """The Box of vectors that the values of a space are flattened to.
+class FlatObservations(gym.ObservationWrapper[npt.NDArray[Any], Any, Any], gym.utils.RecordConstructorArgs):
+    """An environment whose observations are vectors, in the one order of `aaren_rl.data.spaces`.
+
+    Gymnasium's own FlattenObservation takes the order in which a Dict was written down, which files do not keep.
 
     Raises:
-        InvalidInput: its values have no flat form of fixed size.
+        InvalidInput: a part of the observations is no Box.
     """
-    try:
-        flat = gym.spaces.flatten_space(space)
-    except NotImplementedError:
-        flat = None
-    if not isinstance(flat, Box):
-        raise InvalidInput(f"{space} cannot be flattened to vectors of fixed size; expected a space made of Boxes")
-    return flat
 
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self)
+        super().__init__(env)
+        self.raw_space = space_of(env.observation_space)
+        flat = self.raw_space.flat()
+        dtype = np.dtype(flat.dtype)
+        low, high = (np.array(bound, dtype=np.float64).astype(dtype) for bound in (flat.low, flat.high))
+        self.observation_space = gym.spaces.Box(low, high, dtype=dtype.type)
 
-def flat_values(space: gym.Space[Any], values: Any) -> npt.NDArray[Any]:
-    """Values of a whole episode, each laid out as `gymnasium.spaces.flatten` does.
-
-    Args:
-        space: made of Boxes.
-        values: as Minari stores them: an array (time, *shape) for a Box, a dict or tuple of such for nested spaces.
-
-    Returns:
-        (time, size).
-
-    Raises:
-        InvalidInput: a part of the space is no Box.
-    """
-    if isinstance(space, Dict):
-        return np.concatenate([flat_values(part, values[key]) for key, part in space.spaces.items()], axis=1)
-    if isinstance(space, Tuple):
-        parts = zip(space.spaces, values, strict=True)
-        return np.concatenate([flat_values(part, value) for part, value in parts], axis=1)
-    if not isinstance(space, Box):
-        raise InvalidInput(f"{space} is not made of Boxes; this agent reads continuous observations and actions only")
-    array = np.asarray(values)
-    return array.reshape(len(array), -1)
+    def observation(self, observation: Any) -> npt.NDArray[Any]:
+        """The observation as a vector."""
+        return self.raw_space.flatten(observation)
 
 
 def flatten_observations(env: gym.Env[Any, Any]) -> gym.Env[npt.NDArray[Any], Any]:
     """The environment with vectors for observations; unchanged if it has them already.
 
     Raises:
-        InvalidInput: its observations have no flat form of fixed size.
+        InvalidInput: a part of its observations is no Box.
     """
-    space = env.observation_space
-    if isinstance(space, Box) and len(space.shape) == 1:
-        return env
-    flat_space(space)
-    return gym.wrappers.FlattenObservation(env)
+    space = space_of(env.observation_space)
+    return env if isinstance(space, Box) and len(space.shape) == 1 else FlatObservations(env)

@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
+import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from minari import MinariDataset
+from minari.dataset._storages import get_minari_storage
+from minari.dataset.minari_storage import MinariStorage
 from minari.storage import get_dataset_path
 
+from aaren_rl.data.environment_spec import EnvironmentSpec
+from aaren_rl.data.spaces import Box, Space, space_of
 from aaren_rl.data.trajectories import Trajectories
-from aaren_rl.envs.environments import EnvironmentSpec
-from aaren_rl.envs.flattening import flat_space, flat_values, is_continuous
+from aaren_rl.envs import minari_metadata
+from aaren_rl.envs.environments import describe
 from aaren_rl.errors import DataError, InvalidInput
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a Minari dataset holds.
+
+    Attributes:
+        id: of the dataset.
+        trajectories: its episodes; nested observations are flattened in the order of `aaren_rl.data.spaces`.
+        observation_space: as recorded.
+        action_space: as recorded.
+        collected_in: the environment that the data are from; None without a record.
+        evaluated_in: the environment that the data's author names for evaluation; None without a record.
+    """
+
+    id: str
+    trajectories: Trajectories
+    observation_space: Space
+    action_space: Box
+    collected_in: EnvironmentSpec | None
+    evaluated_in: EnvironmentSpec | None
 
 
 def is_local(dataset_id: str) -> bool:
@@ -33,68 +62,124 @@ def local_folder(dataset_id: str) -> Path:
         ) from error
 
 
-def read_folder(folder: Path) -> tuple[Trajectories, EnvironmentSpec | None, str]:
+def read_folder(folder: Path, with_environment: bool = True) -> Recording:
     """Reads a Minari dataset from its folder, which holds `data/`.
 
-    Observations and actions are flattened in Gymnasium's order. The last of an episode's T + 1 observations is its
-    final observation.
+    Minari itself would make the environment of data that record no spaces, from an entry point that the data name.
+    Here only environments that are registered already are made, by their id.
 
     Args:
         folder: the dataset's folder.
-
-    Returns:
-        The trajectories, the environment recorded with them (None without a record), and the dataset's id.
+        with_environment: False leaves out what is recorded of environments, so that it may be whatever it is.
 
     Raises:
         DataError: the folder is missing or damaged, or its contents do not fit.
-        InvalidInput: its actions are not continuous.
+        InvalidInput: its actions or observations are not continuous.
     """
-    if not (folder / "data" / "metadata.json").is_file():
-        raise DataError(f"{folder} is not a Minari dataset: it has no data/metadata.json")
+    metadata = minari_metadata.read(folder)
+    where = str(metadata.get("dataset_id", folder))
+    recorded = [
+        minari_metadata.environment(metadata, entry, where) if with_environment else None
+        for entry in ("env_spec", "eval_env_spec")
+    ]
     try:
-        dataset = MinariDataset(folder / "data")
-        if not is_continuous(dataset.action_space):
-            raise InvalidInput(
-                f"{dataset.spec.dataset_id} has {dataset.action_space} actions; this agent needs continuous ones (Box)"
-            )
-        return _read(dataset), _environment(dataset), dataset.spec.dataset_id
-    except (OSError, KeyError, ValueError, AssertionError) as error:
-        if isinstance(error, DataError | InvalidInput):
-            raise
+        return _recording(MinariDataset(_storage(folder, metadata, where, recorded[0])), *recorded)
+    except (DataError, InvalidInput):
+        raise
+    except Exception as error:  # Minari and h5py raise whatever a damaged file makes them stumble over.
         raise DataError(
             f"{folder} cannot be read as a Minari dataset: {error!r}; delete it and fetch it again"
         ) from error
 
 
-def _read(dataset: MinariDataset) -> Trajectories:
+def read_dataset(dataset: MinariDataset, with_environment: bool = True) -> Recording:
+    """Reads the episodes that a Minari dataset in memory shows, as `filter_episodes` returns it; as `read_folder`."""
+    metadata = minari_metadata.read(Path(dataset.storage.data_path).parent)
+    where = str(metadata.get("dataset_id"))
+    recorded = [
+        minari_metadata.environment(metadata, entry, where) if with_environment else None
+        for entry in ("env_spec", "eval_env_spec")
+    ]
+    return _recording(dataset, *recorded)
+
+
+def _storage(folder: Path, metadata: dict[str, Any], where: str, collected_in: EnvironmentSpec | None) -> MinariStorage:
+    observation_space, action_space = (
+        minari_metadata.space(metadata, entry, where) for entry in ("observation_space", "action_space")
+    )
+    if observation_space is None or action_space is None:
+        if collected_in is None:
+            raise DataError(f"{where} records neither its spaces nor an environment that has them")
+        described = describe(collected_in)
+        observation_space = observation_space or _gymnasium_space(described.raw_observation_space)
+        action_space = action_space or _gymnasium_space(described.action_space)
+    form = metadata["data_format"]
+    if form != "hdf5" and importlib.util.find_spec("pyarrow") is None:
+        raise DataError(f"{where} is stored in the format {form}; install pyarrow to read it (pip install pyarrow)")
+    storage: MinariStorage = get_minari_storage(form)(
+        folder / "data",
+        observation_space,
+        action_space,
+        jpeg_encoding=bool(metadata.get("jpeg_encoding", True)),
+    )
+    return storage
+
+
+def _gymnasium_space(space: Space) -> gym.Space[Any]:
+    """The Gymnasium space that a description is of."""
+    parts = dict(getattr(space, "named_parts", ()))
+    if parts:
+        made = {name: _gymnasium_space(part) for name, part in parts.items()}
+        return gym.spaces.Dict(made) if space.to_json()["type"] == "dict" else gym.spaces.Tuple(tuple(made.values()))
+    box = space.flat()
+    dtype = np.dtype(box.dtype)
+    low, high = (np.array(bound).astype(dtype).reshape(space.shape) for bound in (box.low, box.high))
+    return gym.spaces.Box(low, high, dtype=dtype.type)
+
+
+def _recording(
+    dataset: MinariDataset, collected_in: EnvironmentSpec | None, evaluated_in: EnvironmentSpec | None
+) -> Recording:
+    name = dataset.spec.dataset_id
+    try:
+        observation_space, action_space = space_of(dataset.observation_space), space_of(dataset.action_space)
+    except InvalidInput as error:
+        raise InvalidInput(f"{name} cannot be learned from: {error}") from error
+    if not isinstance(action_space, Box):
+        raise InvalidInput(f"{name} has {dataset.action_space} actions; this agent gives a Box of one shape")
+    trajectories = _trajectories(dataset, name, observation_space, action_space)
+    return Recording(name, trajectories, observation_space, action_space, collected_in, evaluated_in)
+
+
+def _trajectories(dataset: MinariDataset, name: str, observation_space: Space, action_space: Box) -> Trajectories:
     steps, episodes = dataset.total_steps, dataset.total_episodes
     if not steps:
-        raise DataError(f"{dataset.spec.dataset_id} is empty")
-    observation_shape = flat_space(dataset.observation_space).shape
-    observations = np.empty((steps, *observation_shape), dtype=np.float32)
-    final_observations = np.empty((episodes, *observation_shape), dtype=np.float32)
-    actions = np.empty((steps, *flat_space(dataset.action_space).shape), dtype=np.float32)
+        raise DataError(f"{name} is empty")
+    observations = np.empty((steps, observation_space.size), dtype=np.float32)
+    final_observations = np.empty((episodes, observation_space.size), dtype=np.float32)
+    actions = np.empty((steps, *action_space.shape), dtype=np.float32)
     rewards = np.empty(steps, dtype=np.float32)
     offsets = np.zeros(episodes + 1, dtype=np.int64)
     terminated, truncated = np.zeros(episodes, dtype=np.bool_), np.zeros(episodes, dtype=np.bool_)
     for number, episode in enumerate(dataset.iterate_episodes()):
         length, start = len(episode.rewards), int(offsets[number])
-        observed = flat_values(dataset.observation_space, episode.observations)
-        acted = flat_values(dataset.action_space, episode.actions)
-        if length == 0 or len(observed) != length + 1 or len(acted) != length or start + length > steps:
+        try:
+            observed = observation_space.flatten(episode.observations, batch=1)
+            acted = np.asarray(episode.actions)
+            action_space.flatten(acted, batch=1)
+        except InvalidInput as error:
+            raise DataError(f"episode {number} of {name} does not fit the recorded space: {error}") from error
+        flags = np.asarray(episode.terminations), np.asarray(episode.truncations)
+        lengths = len(observed) - 1, len(acted), *map(len, flags)
+        if length == 0 or set(lengths) != {length} or np.ndim(episode.rewards) != 1 or start + length > steps:
             raise DataError(
-                f"episode {number} of {dataset.spec.dataset_id} has {len(observed)} observations, {len(acted)} actions "
-                f"and {length} rewards; expected T + 1, T and T"
+                f"episode {number} of {name} has {len(observed)} observations, {len(acted)} actions, {length} rewards "
+                f"of {np.ndim(episode.rewards)} dimensions and {lengths[2]} and {lengths[3]} flags; expected T + 1, T, "
+                "T, T and T"
             )
         here = slice(start, start + length)
         observations[here], final_observations[number] = observed[:-1], observed[-1]
         actions[here], rewards[here] = acted, episode.rewards
         offsets[number + 1] = here.stop
-        terminated[number], truncated[number] = episode.terminations[-1], episode.truncations[-1]
+        terminated[number], truncated[number] = flags[0][-1], flags[1][-1]
     return Trajectories(observations, actions, rewards, offsets, terminated, truncated, final_observations)
-
-
-def _environment(dataset: MinariDataset) -> EnvironmentSpec | None:
-    spec = dataset.spec.env_spec
-    # Only the name and the arguments are taken: a dataset may not say which code to run.
-    return None if spec is None else EnvironmentSpec(spec.id, dict(spec.kwargs))

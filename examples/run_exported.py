@@ -11,7 +11,8 @@ import onnxruntime
 folder = Path(sys.argv[1])
 card = json.loads((folder / "export.json").read_text())
 step = onnxruntime.InferenceSession(folder / "agent.onnx")
-env = gymnasium.make(card["env_id"], **card["env_kwargs"])
+acts_in = card["environment"]
+env = gymnasium.make(acts_in["id"], max_episode_steps=acts_in["max_episode_steps"], **acts_in["kwargs"])
 state = np.array([card["state_start"]], np.float64)
 state[0, card["return_to_go_at"]] = card["target_returns"][0]
 observation, _ = env.reset(seed=0)

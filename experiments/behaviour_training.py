@@ -10,8 +10,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.envs.behaviours import ActorBehaviour
-from aaren_rl.envs.environments import EnvironmentSpec, describe, make
+from aaren_rl.envs.environments import describe, make
 from aaren_rl.envs.sources import Say
 from aaren_rl.errors import InvalidInput
 

@@ -16,6 +16,9 @@ import tyro
 
 T = TypeVar("T")
 
+NAMES = {"imports": "import"}
+"""Options whose names are keywords of Python, which no field can have."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -120,6 +123,7 @@ def _field(option: _Option, positional: bool = False) -> tuple[Any, ...]:
     # The sentence describes a default that is no value.
     hidden = option.default in (None, ()) or typing.get_origin(option.hint) is list
     about = tyro.conf.arg(
+        name=NAMES.get(option.name),
         help=option.help,
         help_behavior_hint="" if hidden else None,
         metavar=option.name.upper() if positional else None,

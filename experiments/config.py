@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 import sys
@@ -13,7 +14,8 @@ from typing import Any, Literal
 import tomli_w
 
 from aaren_rl.agents.acting import Acting
-from aaren_rl.envs.sources import Source
+from aaren_rl.envs.environment_choice import EnvironmentChoice
+from aaren_rl.envs.sources import Reading, Source
 from aaren_rl.errors import CheckpointError, InvalidInput, unknown_name
 from aaren_rl.experiments import command_line, settings
 from aaren_rl.experiments.command_line import Group
@@ -36,7 +38,21 @@ class RunConfig:
     source: Source = "auto"
     """Source of a dataset that the catalogue names."""
     env_id: str | None = None
-    """Gymnasium id of the environment to act in; by default the one that the data name."""
+    """Gymnasium id of the environment to act in, or package:Id; "none" trains without roll-outs; by default the one
+    that the data name."""
+    env_kwargs: tuple[str, ...] = ()
+    """Arguments of the environment, each as NAME=VALUE, as use_contact_forces=true; they replace those that the data
+    record."""
+    horizon: int | None = None
+    """Steps after which an episode is truncated; by default as recorded."""
+    imports: tuple[str, ...] = ()
+    """Packages that register environments, to be imported first."""
+    clip_actions: bool = False
+    """Clip actions of the data into the environment's bounds, for environments that clip what they are given."""
+    keep_best: float = 1.0
+    """Share of the episodes to learn from, those with the highest returns."""
+    least_return: float | None = None
+    """Least return of the episodes to learn from."""
     preset: str | None = None
     """Start from a preset ("quick"); other options override it."""
     run: Path | None = None
@@ -56,6 +72,10 @@ class RunConfig:
     """Episodes of each evaluation during training; 0 for none."""
     episodes: int = 100
     """Episodes of the final evaluation."""
+    instances: int = 25
+    """Largest number of copies of the environment at once in an evaluation."""
+    processes: int = 1
+    """Processes that the copies of the environment are spread over; 1 for this one."""
     seeds: int = 1
     """Number of agents to train, with consecutive seeds; a GPU trains them as one batch."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -67,6 +87,8 @@ class RunConfig:
                 f"episodes {self.episodes} and check_episodes {self.check_episodes}; expected at least 1 and at least 0"
             )
         Acting.parse(self.acting)
+        if self.instances < 1 or self.processes < 1:
+            raise InvalidInput(f"instances {self.instances} and processes {self.processes}; expected at least 1 each")
         if self.seeds < 1:
             raise InvalidInput(f"seeds is {self.seeds}; expected at least 1")
 
@@ -77,7 +99,11 @@ GROUPS = (
         "Folder, device and seeds of the run, and the settings that it starts from.",
         ("preset", "run", "resume", "device", "seed", "seeds"),
     ),
-    Group("data", "Episodes to learn from.", ("env", "source", "return_scale", "held_out")),
+    Group(
+        "data",
+        "Episodes to learn from.",
+        ("env", "source", "keep_best", "least_return", "clip_actions", "return_scale", "held_out"),
+    ),
     Group(
         "model",
         "Shape of the decision model.",
@@ -100,13 +126,32 @@ GROUPS = (
     ),
     Group("speed", "Precision, compilation and CUDA graphs.", ("precision", "compile", "cuda_graph")),
     Group(
+        "environment",
+        "Environment to act in, in place of the recorded one.",
+        ("env_id", "env_kwargs", "horizon", "imports"),
+    ),
+    Group(
         "evaluation",
         "Roll-outs during training and after it.",
-        ("env_id", "acting", "target", "episodes", "check_episodes", "evaluate_every"),
+        ("acting", "target", "episodes", "check_episodes", "evaluate_every", "instances", "processes"),
     ),
     Group("log", "Points of the curves, and checkpoints.", ("log_every", "checkpoint_every")),
 )
 """Options of the command line by their groups; a TOML file has the fields of `RunConfig` instead."""
+
+
+DATA = ("env", "source", "env_id", "env_kwargs", "horizon", "imports", "clip_actions", "keep_best", "least_return")
+"""Settings that determine the data and their environment."""
+
+
+def reading(config: RunConfig) -> Reading:
+    """How the data of a run are read; imports the packages that it names.
+
+    Raises:
+        InvalidInput: a package cannot be imported, or an option does not fit.
+    """
+    choice = EnvironmentChoice.of_options(config.env_id, config.env_kwargs, config.horizon, config.imports)
+    return Reading(choice, config.clip_actions, config.keep_best, config.least_return)
 
 
 def parse(arguments: list[str] | None = None) -> RunConfig:
@@ -127,10 +172,12 @@ def parse(arguments: list[str] | None = None) -> RunConfig:
         for option in ("--preset", "--run"):
             if _peek(arguments, option) is not None:
                 raise InvalidInput(f"{option} does not go with --resume, which takes the settings of {resume}")
-        default = load(Path(resume) / CONFIG)
+        # Packages are imported where this command line names them, not where a file does.
+        default = dataclasses.replace(load(Path(resume) / CONFIG), imports=())
     elif preset is not None:
         default = load(_preset(preset))
-    return command_line.parse(RunConfig, "train", GROUPS, arguments=arguments, default=default, switches=False)
+    config = command_line.parse(RunConfig, "train", GROUPS, arguments=arguments, default=default, switches=False)
+    return config if _peek(arguments, "--env-id") is None else _with_package(config)
 
 
 def load(path: Path) -> RunConfig:
@@ -167,7 +214,15 @@ def from_table(table: dict[str, Any], where: str) -> RunConfig:
     preset = table.get("preset")
     if preset is not None:
         table = settings.merge(settings.read(_preset(str(preset))), table, where)
-    return settings.from_table(RunConfig, table, where)
+    return _with_package(settings.from_table(RunConfig, table, where))
+
+
+def _with_package(config: RunConfig) -> RunConfig:
+    """The configuration with the package of an env_id like "package:Id" among its imports."""
+    package, colon, _ = (config.env_id or "").rpartition(":")
+    if not colon or package in config.imports:
+        return config
+    return dataclasses.replace(config, imports=(*config.imports, package))
 
 
 def save(config: RunConfig, path: Path) -> None:

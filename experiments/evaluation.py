@@ -14,13 +14,15 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from aaren_rl.actor import Actor
 from aaren_rl.agents import DecisionAgent, OnnxAgent
 from aaren_rl.agents.agent import Agent
+from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.envs import baselines, catalogue
-from aaren_rl.envs.environments import EnvironmentSpec, environment_of, make, make_for_video
-from aaren_rl.envs.evaluation import Protocol, evaluate, result
+from aaren_rl.envs.environment_choice import EnvironmentChoice
+from aaren_rl.envs.environments import environment_of, is_special, make, make_for_video
+from aaren_rl.envs.evaluation import SLOTS, Protocol, evaluate, result
 from aaren_rl.envs.rollout import roll_out
 from aaren_rl.errors import CheckpointError, InvalidInput, unknown_name
 from aaren_rl.experiments import target_sweep
-from aaren_rl.experiments.console import device_named, progress
+from aaren_rl.experiments.console import device_named, progress, say
 from aaren_rl.model import count_parameters
 from aaren_rl.stepping import onnx as export
 
@@ -34,7 +36,11 @@ class Options:
     env: str | None = None
     """Name of the catalogue, as hopper-medium; baselines only."""
     env_id: str | None = None
-    """Gymnasium id of the environment; by default the one that the agent was trained for."""
+    """Gymnasium id of the environment, or package:Id; by default the one that the agent was trained for."""
+    env_kwargs: tuple[str, ...] = ()
+    """Arguments of the environment, each as NAME=VALUE; they replace the agent's."""
+    imports: tuple[str, ...] = ()
+    """Packages that register environments, to be imported first."""
     episodes: int = 100
     """Number of whole episodes."""
     target: float | None = None
@@ -42,7 +48,11 @@ class Options:
     acting: str | None = None
     """Way of acting, stream, reset:STEPS or window:STEPS; by default the agent's."""
     horizon: int | None = None
-    """Steps after which an episode is truncated; by default the environment's time limit."""
+    """Steps after which an episode is truncated; by default the limit of the agent's environment."""
+    instances: int = SLOTS
+    """Largest number of copies of the environment at once."""
+    processes: int = 1
+    """Processes that the copies of the environment are spread over; 1 for this one."""
     renew: int | None = None
     """Resets the return-to-go to the target every this many steps, for episodes longer than the data's."""
     seed: int = 0
@@ -51,10 +61,23 @@ class Options:
     """Device to compute on; the CPU steps small models faster."""
 
     def __post_init__(self) -> None:
-        for name in ("horizon", "renew"):
-            steps = getattr(self, name)
-            if steps is not None and steps < 1:
-                raise InvalidInput(f"--{name} {steps}; expected at least 1 step")
+        for name in ("horizon", "renew", "instances", "processes"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise InvalidInput(f"--{name} {number}; expected at least 1")
+
+    def acting_in(self, known: EnvironmentSpec | None) -> EnvironmentSpec | None:
+        """The environment to act in, on top of the one that is known; imports the packages that the user named.
+
+        Raises:
+            InvalidInput: a package cannot be imported, or "none" is asked for.
+        """
+        package, colon, _ = (self.env_id or "").rpartition(":")
+        imports = (*self.imports, package) if colon else self.imports
+        choice = EnvironmentChoice.of_options(self.env_id, self.env_kwargs, self.horizon, imports)
+        if choice.is_none:
+            raise InvalidInput("an evaluation needs an environment; leave out --env-id none, or name one")
+        return choice.over(known)
 
 
 @dataclass(frozen=True)
@@ -153,16 +176,14 @@ def _agent(name: str, options: Options) -> Candidate:
         raise CheckpointError(f"{folder} is no agent folder here, and {unknown_name('baseline', name, BASELINES)}")
     agent, how = _loaded(folder, options)
     card = agent.card
-    spec = EnvironmentSpec(options.env_id) if options.env_id else environment_of(card)
-    if options.horizon is not None:
-        spec = EnvironmentSpec(spec.id, {**spec.kwargs, "max_episode_steps": options.horizon})
+    spec = options.acting_in(card.environment) or environment_of(card)
+    if is_special(spec):
+        say(f"environment: {spec}")
     env = make(spec)
     agent.check_environment(env)
     env.close()
     target = card.target_returns[0] if options.target is None else options.target
-    # References are returns of episodes with the environment's time limit.
-    reference = catalogue.reference_of(spec.id) if options.horizon is None else None
-    protocol = Protocol(spec, options.episodes, options.seed, target, reference)
+    protocol = Protocol(spec, options.episodes, options.seed, target, catalogue.reference_of(spec))
     about = {"checkpoint": folder.name, "source": card.source, "dataset": card.dataset_id, "updates": card.updates}
     about |= how | {"acting": str(agent.acting), "renew": options.renew}
     return Candidate(agent, protocol, about, folder.parent)
@@ -183,18 +204,19 @@ def _loaded(folder: Path, options: Options) -> tuple[Agent, dict[str, Any]]:
 def _baseline(name: str, options: Options) -> Candidate:
     if options.env is None:
         raise InvalidInput(f"which environment? pass --env, as {name} --env hopper-medium")
-    for option in ("target", "acting", "horizon", "renew"):
+    for option in ("target", "acting", "renew"):
         if getattr(options, option) is not None:
             raise InvalidInput(f"a baseline has no --{option} {getattr(options, option)}; leave it out")
     entry = catalogue.find(options.env)
-    if name == "behaviour" and options.env_id is not None:
-        raise InvalidInput(f"a behaviour acts in its own environment; leave out --env-id {options.env_id}")
-    spec = EnvironmentSpec(options.env_id) if options.env_id else entry.environments["bundled"]
+    if name == "behaviour" and (options.env_id is not None or options.env_kwargs):
+        raise InvalidInput("a behaviour acts in its own environment; leave out --env-id and --env-kwargs")
+    spec = options.acting_in(entry.environments["bundled"])
+    assert spec is not None, "one is known"
     actor = (
         baselines.random_actor(spec, options.seed)
         if name == "random"
         else baselines.BehaviourActor(baselines.behaviour_policies(entry), options.seed)
     )
-    protocol = Protocol(spec, options.episodes, options.seed, None, catalogue.reference_of(spec.id))
+    protocol = Protocol(spec, options.episodes, options.seed, None, catalogue.reference_of(spec))
     about = {"checkpoint": name, "source": "bundled", "dataset": entry.bundled_id, "acting": name}
     return Candidate(actor, protocol, about, Path("runs") / f"{options.env}-{name}-{time.strftime('%Y%m%d-%H%M%S')}")

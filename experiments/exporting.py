@@ -73,7 +73,7 @@ def compare(exported: Export, episodes: int) -> dict[str, Any]:
     """
     card = exported.agent.card
     spec = environment_of(card)
-    protocol = Protocol(spec, episodes, 0, card.target_returns[0], catalogue.reference_of(spec.id))
+    protocol = Protocol(spec, episodes, 0, card.target_returns[0], catalogue.reference_of(spec))
 
     def measured(name: str, actor: Actor) -> dict[str, Any]:
         about = {"checkpoint": name, "source": card.source, "dataset": card.dataset_id}

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from minari import MinariDataset
+
 from aaren_rl import checkpoint
 from aaren_rl.agents import DecisionAgent, OnnxAgent
 from aaren_rl.agents.agent import Agent
+from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.envs import sources
-from aaren_rl.envs.environments import EnvironmentSpec
+from aaren_rl.envs.environment_choice import NONE
 from aaren_rl.errors import InvalidInput, unknown_name
 from aaren_rl.experiments import config as run_config
 from aaren_rl.experiments.config import CONFIG, RunConfig
@@ -23,12 +27,18 @@ from aaren_rl.model import ModelConfig
 from aaren_rl.training.callbacks import Callback
 from aaren_rl.training.config import TrainingConfig
 
-SET_BY_ARGUMENTS = {"env": "data", "env_id": "environment", "run": "folder", "resume": "folder"}
+SET_BY_ARGUMENTS = {
+    "env": "data",
+    "env_id": "environment",
+    "env_kwargs": "environment",
+    "run": "folder",
+    "resume": "folder",
+}
 """Settings of a run that `fit` takes by arguments of other names."""
 
 
 def fit(
-    data: str | Path | Trajectories,
+    data: str | Path | Trajectories | MinariDataset,
     *,
     environment: str | EnvironmentSpec | None = None,
     folder: str | Path | None = None,
@@ -43,9 +53,11 @@ def fit(
     `result.json`, and the agent under `last`.
 
     Args:
-        data: a dataset by name or path, as `--env` takes it, or trajectories of your own.
-        environment: Gymnasium id, or id and arguments, of the environment to act in; None for the one that the data
-            name. Trajectories of your own name none: without an environment the agent is trained and not rolled out.
+        data: a dataset by name or path, as `--env` takes it, trajectories of your own, or a Minari dataset in memory,
+            as `filter_episodes` returns it.
+        environment: Gymnasium id, or id and arguments, of the environment to act in, on top of what data record of it;
+            None for the one that the data name, "none" for none. Trajectories of your own name none: without an
+            environment the agent is trained and not rolled out. The package of "package:Id" is imported.
         folder: of the run; by default runs/<data>-<time>.
         resume: goes on with the interrupted run in the folder, on the same data, with its settings but for those given.
         callbacks: called with the number of updates and their metrics after every update (see
@@ -63,10 +75,10 @@ def fit(
         CheckpointError: the folder to resume has no checkpoint, or one of other data or another model.
         Interrupted: Ctrl-C; a checkpoint was saved, and `resume` goes on.
     """
-    if not isinstance(data, str | Path | Trajectories):
+    if not isinstance(data, str | Path | Trajectories | MinariDataset):
         raise InvalidInput(
-            f"data is a {type(data).__name__}; expected the name or path of a dataset, or Trajectories (see "
-            "Trajectories.from_episodes)"
+            f"data is a {type(data).__name__}; expected the name or path of a dataset, a MinariDataset, or "
+            "Trajectories (see Trajectories.from_episodes)"
         )
     if not isinstance(environment, str | EnvironmentSpec | None):
         raise InvalidInput(
@@ -75,19 +87,23 @@ def fit(
         )
     if resume and folder is None:
         raise InvalidInput("resume without a folder; give the folder of the run to go on with")
-    place = None if folder is None else Path(folder)
+    place, tell = None if folder is None else Path(folder), say if progress else _nothing
     config = _config(settings, place if resume else None)
     config = dataclasses.replace(config, resume=place) if resume else dataclasses.replace(config, run=place)
+    if environment is not None:
+        config = dataclasses.replace(config, **_environment_settings(data, environment, config))
     dataset = None
-    if isinstance(data, Trajectories):
-        dataset = sources.of_trajectories(data, _spec(environment))
-        config = dataclasses.replace(config, env=dataset.name)
+    if isinstance(data, str | Path):
+        config = dataclasses.replace(config, env=str(data))
     else:
-        spec = _spec(environment)
-        if spec is not None and spec.kwargs:
-            raise InvalidInput(f"{data} brings the arguments of its environment; give the id alone, {spec.id!r}")
-        config = dataclasses.replace(config, env=str(data), env_id=config.env_id if spec is None else spec.id)
-    outcome = train(config, dataset, callbacks, say if progress else _nothing, progress)
+        reading = run_config.reading(config)
+        dataset = (
+            sources.of_trajectories(data, _spec(environment), reading, tell)
+            if isinstance(data, Trajectories)
+            else sources.load(data, reading=reading, say=tell)
+        )
+        config = dataclasses.replace(config, env=sources.ARRAYS)
+    outcome = train(config, dataset, callbacks, tell, progress)
     return DecisionAgent.load(outcome["agents"][0])
 
 
@@ -133,7 +149,27 @@ def _config(settings: dict[str, Any], resume: Path | None) -> RunConfig:
     return run_config.from_table(tables, "fit")
 
 
+def _environment_settings(
+    data: str | Path | Trajectories | MinariDataset, environment: str | EnvironmentSpec, config: RunConfig
+) -> dict[str, Any]:
+    """Settings of a run that say what `environment` says; its package is imported, since the caller names it."""
+    spec = EnvironmentSpec(environment) if isinstance(environment, str) else environment
+    if spec.wrappers and not isinstance(data, Trajectories):
+        raise InvalidInput(
+            f"{spec} has wrappers, which data by name bring along; register an environment with them and name that"
+        )
+    imports = (*config.imports, spec.package) if spec.package else config.imports
+    return {
+        "env_id": spec.id,
+        "env_kwargs": tuple(f"{name}={json.dumps(value)}" for name, value in spec.kwargs.items()),
+        "horizon": spec.max_episode_steps if config.horizon is None else config.horizon,
+        "imports": imports,
+    }
+
+
 def _spec(environment: str | EnvironmentSpec | None) -> EnvironmentSpec | None:
+    if environment is None or environment == NONE:
+        return None
     return EnvironmentSpec(environment) if isinstance(environment, str) else environment
 
 

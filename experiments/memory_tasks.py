@@ -14,8 +14,10 @@ import numpy as np
 import torch
 
 from aaren_rl.agents import DecisionAgent
+from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.envs import catalogue
-from aaren_rl.envs.environments import EnvironmentSpec, environment_of, make
+from aaren_rl.envs.catalogue import Reference
+from aaren_rl.envs.environments import environment_of, make
 from aaren_rl.envs.evaluation import Protocol, evaluate, success_interval
 from aaren_rl.envs.memory import MEMORY_CHAIN, T_MAZE
 from aaren_rl.errors import InvalidInput
@@ -194,9 +196,10 @@ def draw(points: list[Point], path: Path) -> None:
 
 def _check(label: str, agent: DecisionAgent, longest: int) -> None:
     """Checks that an agent can be measured at these lengths, before anything is played."""
-    if agent.card.env_id not in (T_MAZE, MEMORY_CHAIN):
+    task = agent.card.environment.id if agent.card.environment else None
+    if task not in (T_MAZE, MEMORY_CHAIN):
         raise InvalidInput(
-            f"{label} was trained for {agent.card.env_id}, which has no length to set; expected {T_MAZE} or "
+            f"{label} was trained for {task}, which has no length to set; expected {T_MAZE} or "
             f"{MEMORY_CHAIN}, as trained on t-maze-expert or memory-chain-expert"
         )
     if agent.longest is not None and longest >= agent.longest:
@@ -208,14 +211,17 @@ def _check(label: str, agent: DecisionAgent, longest: int) -> None:
 def _protocol(agent: DecisionAgent, length: int, episodes: int, seed: int) -> Protocol:
     own = environment_of(agent.card)
     spec = EnvironmentSpec(own.id, own.kwargs | {"shortest": length, "longest": length})
-    reference = catalogue.reference_of(spec.id)
-    return Protocol(spec, episodes, seed, agent.card.target_returns[0], reference)
+    return Protocol(spec, episodes, seed, agent.card.target_returns[0], _reference(spec.id))
+
+
+def _reference(env_id: str) -> Reference:
+    """Returns of a memory task, which its rules determine at every length."""
+    entries = catalogue.catalogue().values()
+    return next(entry.reference for entry in entries if env_id in {spec.id for spec in entry.environments.values()})
 
 
 def _chance(env_id: str) -> float:
-    reference = catalogue.reference_of(env_id)
-    assert reference is not None
-    return reference.random
+    return _reference(env_id).random
 
 
 def _about(agent: DecisionAgent) -> dict[str, Any]:

@@ -57,8 +57,12 @@ def to_table(settings: Any) -> dict[str, Any]:
         if dataclasses.is_dataclass(value):
             table[setting.name] = to_table(value)
         elif value is not None:
-            table[setting.name] = str(value) if isinstance(value, Path) else value
+            table[setting.name] = str(value) if isinstance(value, Path) else _as_toml(value)
     return table
+
+
+def _as_toml(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def from_table(form: type[T], table: dict[str, Any], where: str) -> T:
@@ -82,6 +86,8 @@ def from_table(form: type[T], table: dict[str, Any], where: str) -> T:
             values[name] = from_table(typing.cast("type[Any]", hints[name]), value, where)
             continue
         values[name] = Path(value) if hints[name] == Path | None and isinstance(value, str) else value
+        if typing.get_origin(hints[name]) is tuple and isinstance(value, list):
+            values[name] = tuple(value)
         try:
             check_type(values[name], hints[name])
         except TypeCheckError as error:

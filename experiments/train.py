@@ -79,7 +79,7 @@ def train(
         if config.resume is not None and run_config.was_edited(folder / CONFIG):
             say(f"{folder / CONFIG} was edited since the run wrote it; its settings count as they stand now")
         if dataset is None:
-            dataset = sources.load(config.env, config.source, config.env_id, say)
+            dataset = sources.load(config.env, config.source, run_config.reading(config), say)
         job = Job(config, dataset, folder, device, tuple(callbacks), say, progress)
         outcome = _train_alone(job) if config.seeds == 1 else _train_seeds(job)
     if "failure" in outcome:
@@ -213,15 +213,16 @@ def _outcome_before(job: Job) -> dict[str, Any] | None:
 
 def _card(job: Job) -> AgentCard:
     dataset, environment, target = job.dataset, job.dataset.environment, job.target
+    raw = dataset.raw_observation_space
     quantiles = np.quantile(dataset.trajectories.returns, np.linspace(0, 1, QUANTILES))
     return AgentCard(
-        env_id=None if environment is None else environment.id,
-        env_kwargs={} if environment is None else environment.kwargs,
+        environment=environment,
         dataset_id=dataset.id,
         source=dataset.source,
         target_returns=(target, *(other for other in dataset.target_returns if other != target)),
         acting=job.config.acting,
         data_returns=tuple(quantiles.round(3).tolist()),
+        raw_observation_space=None if raw == dataset.observation_space else raw,
     )
 
 

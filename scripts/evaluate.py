@@ -30,9 +30,9 @@ class Arguments:
 
 
 GROUPS = (
-    Group("environment", "Environment to act in.", ("env", "env_id", "horizon")),
+    Group("environment", "Environment to act in.", ("env", "env_id", "env_kwargs", "horizon", "imports")),
     Group("acting", "Way of acting and target return.", ("acting", "target", "targets", "renew", "device")),
-    Group("protocol", "Episodes to play and to record.", ("episodes", "seed", "video")),
+    Group("protocol", "Episodes to play and to record.", ("episodes", "seed", "instances", "processes", "video")),
 )
 
 

@@ -80,7 +80,7 @@ data = aaren_rl.Trajectories.from_episodes(episodes)
 agent = aaren_rl.fit(data, environment="InvertedPendulum-v5", updates=6, width=16, blocks=1, episodes=2,
                      check_episodes=1, evaluate_every=3, folder="run")
 agent.check_environment(env)
-print(agent.card.env_id, agent.card.source)
+print(agent.card.environment, agent.card.source)
 """
     )
     assert "InvertedPendulum-v5 arrays" in printed

@@ -20,6 +20,7 @@ import torch
 
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.checkpoint import AgentCard
+from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.spaces import Box
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
@@ -108,7 +109,7 @@ def record(name):
         losses.append(learner.update()["loss"].item())
         if update % 25 == 0:
             validation.append(learner.validate()[0]["loss"])
-    agent = DecisionAgent(learner.models[0], AgentCard("Hopper-v5", "made-up", "bundled", (20.0,)))
+    agent = DecisionAgent(learner.models[0], AgentCard(EnvironmentSpec("Hopper-v5"), "made-up", "bundled", (20.0,)))
     rng = np.random.default_rng(1)
     observations, rewards = draw_observations(rng, STEPS), rng.normal(size=STEPS)
     agent.reset(15.0)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from aaren_rl.checkpoint import AgentCard, load_agent
+from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.spaces import Box
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
@@ -15,7 +16,7 @@ from aaren_rl.training.learner import SingleLearner
 from aaren_rl.training.log import read_metrics
 from aaren_rl.training.run import Interrupted, Run
 
-CARD = AgentCard("Hopper-v5", "made-up/tiny-v0", "bundled", (10.0,))
+CARD = AgentCard(EnvironmentSpec("Hopper-v5"), "made-up/tiny-v0", "bundled", (10.0,))
 LONG = {"checkpoint_every": 20, "evaluate_every": 60}
 """Schedule of the run that is interrupted."""
 

@@ -37,6 +37,26 @@ class Space:
         """The least and the greatest value, each of the space's shape."""
         raise NotImplementedError
 
+    def flat(self) -> Box:
+        """The Box of vectors that `flatten` makes of values."""
+        raise NotImplementedError
+
+    def flatten(self, values: Any, batch: int = 0) -> npt.NDArray[Any]:
+        """Values as vectors: a Box in C order, parts of a Dict in the order of their sorted keys, those of a Tuple as
+        they stand.
+
+        Args:
+            values: an array for a Box, a mapping or a sequence of such for nested spaces.
+            batch: number of dimensions in front of a value's own.
+
+        Returns:
+            (*batch dimensions, size).
+
+        Raises:
+            InvalidInput: the values do not have the space's parts or shape.
+        """
+        raise NotImplementedError
+
     def to_json(self) -> dict[str, Any]:
         """The space in JSON's types, with the name of its class under "type"."""
         raise NotImplementedError
@@ -70,6 +90,8 @@ class Box(Space):
         for name in ("shape", "low", "high"):
             # Lists would neither compare nor hash.
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        if min(self.shape, default=0) < 0 or np.dtype(self.dtype).kind not in "fiub":
+            raise InvalidInput(f"a Box of shape {self.shape} and dtype {self.dtype}; expected sizes from 0 and numbers")
         if not len(self.low) == len(self.high) == self.size:
             raise InvalidInput(
                 f"a Box of shape {self.shape} has {len(self.low)} lows and {len(self.high)} highs; expected {self.size}"
@@ -102,6 +124,17 @@ class Box(Space):
         low, high = (np.array(bound, np.float32).reshape(self.shape) for bound in (self.low, self.high))
         return low, high
 
+    def flat(self) -> Box:
+        """See `Space.flat`."""
+        return self if len(self.shape) == 1 else Box((self.size,), self.low, self.high, self.dtype)
+
+    def flatten(self, values: Any, batch: int = 0) -> npt.NDArray[Any]:
+        """See `Space.flatten`."""
+        array = np.asarray(values)
+        if array.shape[batch:] != self.shape or array.ndim < batch:
+            raise InvalidInput(f"values have shape {array.shape[batch:]}; expected {self.shape}")
+        return array.reshape(*array.shape[:batch], self.size)
+
     def to_json(self) -> dict[str, Any]:
         """See `Space.to_json`; null stands for a missing bound."""
 
@@ -119,7 +152,124 @@ class Box(Space):
         return cls(tuple(map(int, saved["shape"])), low, high, str(saved["dtype"]))
 
 
-_TYPES: dict[str, type[Space]] = {"box": Box}
+class _Nested(Space):
+    """Parts with names, in the one order in which their numbers stand."""
+
+    @property
+    def named_parts(self) -> tuple[tuple[str, Space], ...]:
+        """Names and spaces of the parts."""
+        raise NotImplementedError
+
+    def _values_of(self, values: Any) -> list[Any]:
+        """Values of the parts, in the same order."""
+        raise NotImplementedError
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Of a flattened value."""
+        return (sum(part.size for _, part in self.named_parts),)
+
+    def bounds(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """See `Space.bounds`."""
+        return self.flat().bounds()
+
+    def flat(self) -> Box:
+        """See `Space.flat`."""
+        boxes = [part.flat() for _, part in self.named_parts]
+        low, high = (tuple(value for box in boxes for value in getattr(box, name)) for name in ("low", "high"))
+        dtype = str(np.result_type(*(box.dtype for box in boxes))) if boxes else "float32"
+        return Box((len(low),), low, high, dtype)
+
+    def flatten(self, values: Any, batch: int = 0) -> npt.NDArray[Any]:
+        """See `Space.flatten`."""
+        parts = []
+        for (name, space), value in zip(self.named_parts, self._values_of(values), strict=True):
+            try:
+                parts.append(space.flatten(value, batch))
+            except InvalidInput as error:
+                raise InvalidInput(f"part {name!r}: {error}") from error
+        if len({part.shape[:-1] for part in parts}) != 1:
+            raise InvalidInput(f"parts of the shapes {[part.shape for part in parts]}; expected as many values of each")
+        return np.concatenate(parts, axis=-1)
+
+
+@dataclass(frozen=True)
+class DictSpace(_Nested):
+    """Spaces by key, as `gymnasium.spaces.Dict`.
+
+    Gymnasium keeps the order in which keys were given and JSON files are often sorted, so only the sorted order is the
+    same everywhere.
+
+    Attributes:
+        parts: keys and spaces, sorted by key.
+    """
+
+    parts: tuple[tuple[str, Space], ...]
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise InvalidInput("a Dict without parts; expected at least one")
+        object.__setattr__(self, "parts", tuple(sorted(self.parts, key=lambda part: part[0])))
+
+    @property
+    def named_parts(self) -> tuple[tuple[str, Space], ...]:
+        """See `_Nested.named_parts`."""
+        return self.parts
+
+    def _values_of(self, values: Any) -> list[Any]:
+        keys = [key for key, _ in self.parts]
+        given = sorted(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
+        if given != keys:
+            raise InvalidInput(f"values have the keys {given}; expected {keys}")
+        return [values[key] for key in keys]
+
+    def to_json(self) -> dict[str, Any]:
+        """See `Space.to_json`."""
+        return {"type": "dict", "parts": {key: part.to_json() for key, part in self.parts}}
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> DictSpace:
+        """See `Space.from_json`."""
+        return cls(tuple((key, space_from_json(part)) for key, part in saved["parts"].items()))
+
+
+@dataclass(frozen=True)
+class TupleSpace(_Nested):
+    """Spaces by place, as `gymnasium.spaces.Tuple`.
+
+    Attributes:
+        parts: spaces in their order.
+    """
+
+    parts: tuple[Space, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", tuple(self.parts))
+        if not self.parts:
+            raise InvalidInput("a Tuple without parts; expected at least one")
+
+    @property
+    def named_parts(self) -> tuple[tuple[str, Space], ...]:
+        """See `_Nested.named_parts`."""
+        return tuple((str(number), part) for number, part in enumerate(self.parts))
+
+    def _values_of(self, values: Any) -> list[Any]:
+        if not isinstance(values, tuple | list) or len(values) != len(self.parts):
+            size = len(values) if isinstance(values, tuple | list) else type(values).__name__
+            raise InvalidInput(f"values have {size} parts; expected {len(self.parts)}")
+        return list(values)
+
+    def to_json(self) -> dict[str, Any]:
+        """See `Space.to_json`."""
+        return {"type": "tuple", "parts": [part.to_json() for part in self.parts]}
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> TupleSpace:
+        """See `Space.from_json`."""
+        return cls(tuple(map(space_from_json, saved["parts"])))
+
+
+_TYPES: dict[str, type[Space]] = {"box": Box, "dict": DictSpace, "tuple": TupleSpace}
 """Classes of spaces by their "type" in JSON."""
 
 
@@ -144,10 +294,38 @@ def space_of(space: gym.Space[Any]) -> Space:
     """The description of a Gymnasium space.
 
     Raises:
-        InvalidInput: it is not a Box.
+        InvalidInput: a part of it is no Box.
     """
     import gymnasium as gym
 
+    if isinstance(space, gym.spaces.Dict):
+        return DictSpace(tuple((key, space_of(part)) for key, part in space.spaces.items()))
+    if isinstance(space, gym.spaces.Tuple):
+        return TupleSpace(tuple(map(space_of, space.spaces)))
     if not isinstance(space, gym.spaces.Box):
-        raise InvalidInput(f"the space is {space}; this version needs a Box, continuous observations and actions")
+        raise InvalidInput(
+            f"the space is {space}; this version needs Boxes (continuous observations and actions), or Dicts and "
+            "Tuples of Boxes"
+        )
     return Box.bounded(space.low, space.high, str(space.dtype))
+
+
+def differences(expected: Space, given: Space, name: str) -> list[str]:
+    """What differs in parts and shapes between two spaces, a phrase for each part; bounds and dtypes may differ.
+
+    Args:
+        expected: space that is needed.
+        given: space that is there.
+        name: of the values, as "observations".
+    """
+    if isinstance(expected, _Nested) and type(expected) is type(given):
+        ours, theirs = dict(expected.named_parts), dict(given.named_parts)
+        found = [f"{name} lack the part {key!r}" for key in ours if key not in theirs]
+        found += [f"{name} have a part {key!r} too many" for key in theirs if key not in ours]
+        shared = [key for key in ours if key in theirs]
+        return found + [line for key in shared for line in differences(ours[key], theirs[key], f"{name}[{key!r}]")]
+    if isinstance(expected, Box) and isinstance(given, Box):
+        same = expected.shape == given.shape
+        return [] if same else [f"{name} have shape {given.shape} in place of {expected.shape}"]
+    words = {Box: "a Box", DictSpace: "a Dict", TupleSpace: "a Tuple"}
+    return [f"{name} are {words[type(given)]} in place of {words[type(expected)]}"]

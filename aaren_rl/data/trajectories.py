@@ -114,6 +114,26 @@ class Trajectories:
             final,
         )
 
+    def select(self, numbers: npt.NDArray[np.int64]) -> Trajectories:
+        """Some of the episodes, (chosen,) by number, in the order given.
+
+        Raises:
+            DataError: none are chosen.
+            IndexError: a number is out of range.
+        """
+        lengths, starts = self.lengths[numbers], self.offsets[:-1][numbers]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        steps = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
+        return Trajectories(
+            self.observations[steps],
+            self.actions[steps],
+            self.rewards[steps],
+            offsets,
+            self.terminated[numbers],
+            self.truncated[numbers],
+            None if self.final_observations is None else self.final_observations[numbers],
+        )
+
     @property
     def episodes(self) -> int:
         """Number of episodes."""

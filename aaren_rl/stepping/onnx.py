@@ -9,7 +9,6 @@ import io
 import json
 import logging
 import warnings
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,7 +25,7 @@ from aaren_rl.model.inputs_stepper import RETURN_TO_GO, TIMESTEP
 from aaren_rl.stepping.model_stepper import ModelStepper
 
 GRAPH, CARD = checkpoint.EXPORTED_GRAPH, checkpoint.EXPORTED_CARD
-FORMAT = 3
+FORMAT = 4
 STEPS, ROWS = 200, 3
 """Of the check against torch."""
 
@@ -75,7 +74,7 @@ def to_onnx(model: DecisionModel, card: AgentCard, folder: Path, int8: bool = Fa
     description: dict[str, Any] = {
         "format": FORMAT,
         "aaren_rl": __version__,
-        **asdict(card),
+        **card.to_json(),
         "int8": int8,
         "observation_space": step.observation_space.to_json(),
         "action_space": step.action_space.to_json(),

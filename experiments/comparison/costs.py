@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -24,7 +24,7 @@ from aaren_rl.experiments import config as run_config
 from aaren_rl.experiments.comparison.matrix import Run
 from aaren_rl.experiments.comparison.scores import Comparison
 from aaren_rl.experiments.comparison.table import grid, mean_in_words
-from aaren_rl.experiments.config import CONFIG, RunConfig
+from aaren_rl.experiments.config import CONFIG, DATA, RunConfig, reading
 from aaren_rl.experiments.console import device_named
 from aaren_rl.experiments.measuring import SCALES, Side, alternate, machine, timed
 from aaren_rl.folders import replace_file
@@ -201,7 +201,7 @@ def to_markdown(comparison: Comparison, costs: Costs, command: str) -> str:
 def _measure(configs: Mapping[str, RunConfig], agents: Mapping[str, Path], say: Say) -> Costs:
     """Measures training and then acting of the agents in these folders."""
     one = next(iter(configs.values()))
-    data = sources.load(one.env, one.source, one.env_id, say)
+    data = sources.load(one.env, one.source, reading(one), say)
     with _one_thread(), TemporaryDirectory() as folder:
         about = machine()
         updating = alternate(
@@ -304,7 +304,9 @@ def _configuration(config: RunConfig) -> dict[str, Any]:
     """Settings of a run that influence its costs."""
     settings = dataclasses.asdict(config)
     del settings["training"]["seed"]
-    return {name: settings[name] for name in ("env", "source", "env_id", "device", "acting", "model", "training")}
+    chosen = {name: settings[name] for name in (*DATA, "device", "acting", "model", "training")}
+    # As JSON has it, since that is what it is compared with.
+    return cast("dict[str, Any]", json.loads(json.dumps(chosen)))
 
 
 def _spread(values: Iterable[float]) -> Spread:

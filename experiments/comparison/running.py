@@ -26,7 +26,7 @@ from aaren_rl.errors import AarenError, DataError, InvalidInput
 from aaren_rl.experiments import config as run_config
 from aaren_rl.experiments import console
 from aaren_rl.experiments.comparison.matrix import Run
-from aaren_rl.experiments.config import CONFIG, RunConfig
+from aaren_rl.experiments.config import CONFIG, DATA, RunConfig, reading
 from aaren_rl.experiments.train import train
 from aaren_rl.training.checkpoints import checkpoints
 from aaren_rl.training.run import Interrupted
@@ -113,7 +113,7 @@ def prepare(runs: list[Run], whole: Iterable[Run], say: Say) -> list[Run]:
         CheckpointError: a result or a configuration cannot be read.
     """
     begun = {run.dataset: config.source for run in whole if (config := _saved_configuration(run)) is not None}
-    loaded: dict[tuple[str, sources.Source, str | None], sources.Source] = {}
+    loaded: dict[tuple[Any, ...], sources.Source] = {}
     found: list[tuple[Run, str]] = []
     left: list[Run] = []
     for run in runs:
@@ -123,9 +123,9 @@ def prepare(runs: list[Run], whole: Iterable[Run], say: Say) -> list[Run]:
             found.append((run, str(figures.get("source"))))
             continue
         wanted = begun.get(run.dataset, "auto") if config.source == "auto" else config.source
-        key = (config.env, wanted, config.env_id)
+        key = (wanted, *(getattr(config, name) for name in DATA if name != "source"))
         if key not in loaded:
-            dataset = sources.load(*key, say)
+            dataset = sources.load(config.env, wanted, reading(config), say)
             if dataset.reference is None:
                 assert dataset.environment is not None, "data that are found by name have one"
                 raise InvalidInput(

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from aaren_rl.checkpoint import AgentCard
+from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.spaces import Box
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
@@ -56,7 +57,7 @@ def make_model(loud, observation_space, action_space, scaling):
 
 @pytest.fixture
 def card():
-    return AgentCard("Hopper-v5", "made-up/tiny-v0", "bundled", (100.0, 50.0), {"exclude": True}, 7)
+    return AgentCard(EnvironmentSpec("Hopper-v5", {"exclude": True}), "made-up/tiny-v0", "bundled", (100.0, 50.0), 7)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import aaren_rl
 from aaren_rl.checkpoint import AgentCard, load_agent, save_agent
+from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.spaces import Box
 from aaren_rl.errors import CheckpointError, InvalidInput
 
@@ -116,10 +117,10 @@ def test_a_truncated_file_is_found(saved, name, kept):
         load_agent(saved)
 
 
-@pytest.mark.parametrize("version", [0, 1, 2, 4, None, "3"])
+@pytest.mark.parametrize("version", [0, 1, 2, 3, 5, None, "4"])
 def test_another_format_version_is_refused(saved, version):
     rewrite_card(saved, format=version, aaren_rl="0.1.7")
-    message = f"has format {version}, written by aaren-rl 0.1.7; this version .* reads format 3 only: train the agent"
+    message = f"has format {version}, written by aaren-rl 0.1.7; this version .* reads format 4 only: train the agent"
     with pytest.raises(CheckpointError, match=message):
         load_agent(saved)
 
@@ -165,7 +166,7 @@ def test_a_card_that_is_not_text_is_refused(saved):
         load_agent(saved)
 
 
-@pytest.mark.parametrize("changes", [{"target_returns": [1e9]}, {"env_id": "Ant-v5"}, {"updates": 8}])
+@pytest.mark.parametrize("changes", [{"target_returns": [1e9]}, {"environment": None}, {"updates": 8}])
 def test_an_altered_card_is_found(saved, changes):
     rewrite_card(saved, **changes)
     load_agent(saved)
@@ -197,7 +198,9 @@ def test_a_card_that_does_not_fit_its_weights_is_refused(saved, changes):
         load_agent(saved)
 
 
-@pytest.mark.parametrize("name", ["model", "env_id", "target_returns", "observation_space", "action_space", "sha256"])
+@pytest.mark.parametrize(
+    "name", ["model", "environment", "target_returns", "observation_space", "action_space", "sha256"]
+)
 def test_a_card_without_a_field_is_refused(saved, name):
     description = json.loads((saved / "agent.json").read_text())
     del description[name]
@@ -264,10 +267,10 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path, make_model, card):
 
 
 def test_a_card_keeps_its_defaults(tmp_path, make_model):
-    card = AgentCard("Ant-v5", "data", "minari", (1.0,))
+    card = AgentCard(EnvironmentSpec("Ant-v5"), "data", "minari", (1.0,))
     save_agent(tmp_path / "agent", make_model(), card)
     assert load_agent(tmp_path / "agent")[1] == card
-    assert (card.env_kwargs, card.updates) == ({}, 0)
+    assert (card.data_returns, card.updates) == ((), 0)
 
 
 def test_a_card_may_have_no_environment(tmp_path, make_model):
@@ -278,12 +281,12 @@ def test_a_card_may_have_no_environment(tmp_path, make_model):
 
 def test_a_card_without_target_returns_is_refused():
     with pytest.raises(InvalidInput, match="target_returns is empty"):
-        AgentCard("Ant-v5", "data", "minari", ())
+        AgentCard(EnvironmentSpec("Ant-v5"), "data", "minari", ())
 
 
 def test_the_card_describes_the_spaces(saved, make_model):
     model, description = make_model(), json.loads((saved / "agent.json").read_text())
-    assert description["format"] == 3
+    assert description["format"] == 4
     for name in ("observation_space", "action_space"):
         assert description[name] == getattr(model, name).to_json()
 

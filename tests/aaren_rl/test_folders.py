@@ -168,7 +168,7 @@ while True:
 
 def test_a_name_that_is_replaced_is_never_gone(folder):
     """Another process replaces the folder over and over, until it is killed."""
-    process = subprocess.Popen([sys.executable, "-c", REPLACING, str(folder)])
+    process = subprocess.Popen([sys.executable, "-c", REPLACING, str(folder)], cwd=folder.parent.parent)
     try:
         deadline = time.monotonic() + 60
         while not (folder / "c").exists():

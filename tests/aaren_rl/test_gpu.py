@@ -10,6 +10,7 @@ from gymnasium.vector import AutoresetMode
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.cuda_graph import CudaGraph
+from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.spaces import Box
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
@@ -19,7 +20,7 @@ from aaren_rl.training.ensemble import EnsembleLearner
 from aaren_rl.training.learner import SingleLearner
 from aaren_rl.training.run import Run
 
-CARD = AgentCard("none", "none", "bundled", (1.0,))
+CARD = AgentCard(EnvironmentSpec("none"), "none", "bundled", (1.0,))
 
 pytestmark = [
     pytest.mark.gpu,

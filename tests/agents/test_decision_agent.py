@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.agents.acting import Acting
 from aaren_rl.checkpoint import AgentCard
+from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.segment import Segment
 from aaren_rl.data.spaces import space_of
 from aaren_rl.envs.rollout import roll_out
@@ -41,7 +42,7 @@ def make_agent(env_id="Hopper-v5", seed=0, **shape):
         # Without a bias the norm after the embedding leaves of a return, a single number, no more than its sign.
         torch.nn.init.normal_(model.inputs.embed_return.bias)
     env.close()
-    return DecisionAgent(model, AgentCard(env_id, "untrained", "bundled", (30.0, 10.0)))
+    return DecisionAgent(model, AgentCard(EnvironmentSpec(env_id), "untrained", "bundled", (30.0, 10.0)))
 
 
 @pytest.fixture
@@ -456,7 +457,9 @@ def test_environments_of_other_kinds_of_spaces_are_refused():
     with pytest.raises(InvalidInput, match=message):
         agent.check_environment(SyncVectorEnv([lambda: discrete]))
     named = gym.spaces.Dict({"angle": env.observation_space})
-    with pytest.raises(InvalidInput, match=r"the space is Dict.*trained on untrained for Pendulum-v1"):
+    with pytest.raises(
+        InvalidInput, match=r"observations .*a Dict in place of a Box.*trained on untrained for Pendulum-v1"
+    ):
         agent.check_environment(gym.wrappers.TransformObservation(env, lambda angle: {"angle": angle}, named))
 
 

@@ -14,6 +14,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from aaren_rl.agents import DecisionAgent, OnnxAgent
 from aaren_rl.checkpoint import AgentCard, card_digest, digest
+from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.spaces import Box, space_of
 from aaren_rl.envs.rollout import roll_out
 from aaren_rl.errors import CheckpointError, InvalidInput
@@ -43,7 +44,7 @@ def source():
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn(parameter.shape) * 0.2)
-    return DecisionAgent(model, AgentCard("Hopper-v5", "untrained", "bundled", (30.0, 10.0), {}, 3))
+    return DecisionAgent(model, AgentCard(EnvironmentSpec("Hopper-v5"), "untrained", "bundled", (30.0, 10.0), 3))
 
 
 @pytest.fixture(scope="module")
@@ -236,11 +237,11 @@ def test_an_altered_graph_is_refused(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, "has format 2; this version reads 3"),
+        ({"format": 2}, "has format 2; this version reads 4"),
         ({"format": ...}, "has format None"),
         ({"sha256": "0" * 64}, "is not as it was exported"),
         ({"sha256": ...}, "is not as it was exported"),
-        ({"env_id": ...}, "is not as it was exported"),
+        ({"environment": ...}, "is not as it was exported"),
         ({"state_start": ...}, "is not as it was exported"),
         ({"observation_space": "many"}, "is not as it was exported"),
         ({"action_space": {"type": "box", "low": [[1], 2]}}, "is not as it was exported"),

@@ -11,6 +11,7 @@ from aaren_rl.agents import DecisionAgent, decision_agent
 from aaren_rl.agents.model_states import GrowingState, Window
 from aaren_rl.agents.states import DeviceRows, Rows
 from aaren_rl.checkpoint import AgentCard
+from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.spaces import space_of
 from aaren_rl.errors import InvalidInput
 from aaren_rl.mixers import Aaren, Mixer
@@ -25,7 +26,7 @@ def make_agent(seed=0, std=0.4, **shape):
     config = ModelConfig(**{"blocks": 1, "width": 16, "dropout": 0.0, "layout": "interleaved", **shape})
     model = DecisionModel(config, *spaces, replace(Scaling.identity(spaces[0]), return_scale=10.0))
     shake(model, seed, std)
-    return DecisionAgent(model, AgentCard("Hopper-v5", "untrained", "bundled", (30.0,)))
+    return DecisionAgent(model, AgentCard(EnvironmentSpec("Hopper-v5"), "untrained", "bundled", (30.0,)))
 
 
 def shake(model, seed, std=0.4):

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
+from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.envs import behaviours
 from aaren_rl.envs.baselines import BehaviourActor, behaviour_policies, random_actor
 from aaren_rl.envs.behaviours import ActorBehaviour, ExpertBehaviour, RandomBehaviour
 from aaren_rl.envs.catalogue import find
-from aaren_rl.envs.environments import EnvironmentSpec
 from aaren_rl.envs.evaluation import Protocol, evaluate
 from aaren_rl.errors import DataError, InvalidInput
 

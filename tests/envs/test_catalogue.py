@@ -1,8 +1,9 @@
 import gymnasium as gym
 import pytest
 
+from aaren_rl.data.environment_spec import EnvironmentSpec, Wrapper
 from aaren_rl.envs import behaviours
-from aaren_rl.envs.catalogue import Reference, by_environment, catalogue, find
+from aaren_rl.envs.catalogue import Reference, by_environment, catalogue, find, reference_of
 from aaren_rl.envs.environments import make
 from aaren_rl.envs.minari_reader import local_folder
 from aaren_rl.errors import InvalidInput
@@ -143,6 +144,24 @@ def test_name_unlike_any_lists_all():
 
 
 def test_entry_by_environment():
-    assert by_environment("Hopper-v5").task == by_environment("Hopper-v4").task == "hopper"
-    assert by_environment("aaren/PassiveTMaze-v0").task == "t-maze"
-    assert by_environment("Pendulum-v1") is None
+    for spec in (EnvironmentSpec("Hopper-v5"), EnvironmentSpec("Hopper-v4"), EnvironmentSpec("Hopper-v5", {}, 1000)):
+        assert by_environment(spec).task == "hopper"
+    assert by_environment(find("t-maze-expert").environments["bundled"]).task == "t-maze"
+    assert by_environment(EnvironmentSpec("Ant-v4", {"use_contact_forces": True})).task == "ant"
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        EnvironmentSpec("Pendulum-v1"),
+        EnvironmentSpec("Hopper-v5", {"healthy_reward": 2.0}),
+        EnvironmentSpec("Hopper-v5", {}, 500),
+        EnvironmentSpec("Hopper-v5", wrappers=(Wrapper("RescaleAction", {"min_action": -2.0, "max_action": 2.0}),)),
+        EnvironmentSpec("Ant-v4"),
+        EnvironmentSpec("aaren/PassiveTMaze-v0", {"shortest": 1, "longest": 9}),
+    ],
+    ids=str,
+)
+def test_no_entry_for_another_environment_limit_arguments_or_wrappers(spec):
+    assert by_environment(spec) is None
+    assert reference_of(spec) is None

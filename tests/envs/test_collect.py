@@ -10,10 +10,10 @@ import minari
 import numpy as np
 import pytest
 
+from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.envs import baselines, collect
 from aaren_rl.envs.behaviours import RandomBehaviour
 from aaren_rl.envs.catalogue import find
-from aaren_rl.envs.environments import EnvironmentSpec
 from aaren_rl.envs.minari_reader import read_folder
 from aaren_rl.errors import DataError, InvalidInput
 
@@ -61,9 +61,10 @@ def test_dataset_is_whole_and_plain_minari_reads_it(name, steps):
         assert ends[-1]
         assert not ends[:-1].any()
         assert not episode.truncations[-1] or length == 1000
-    trajectories, environment, dataset_id = read_folder(folder)
+    read = read_folder(folder)
+    trajectories, environment, dataset_id = read.trajectories, read.collected_in, read.id
     assert (trajectories.steps, trajectories.episodes) == (sum(lengths), len(lengths))
-    assert (environment, dataset_id) == (EnvironmentSpec("Hopper-v5"), entry.bundled_id)
+    assert (environment, dataset_id) == (EnvironmentSpec("Hopper-v5", {}, 1000), entry.bundled_id)
 
 
 def test_same_seed_same_bits_other_seed_other_data():

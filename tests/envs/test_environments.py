@@ -3,14 +3,15 @@ import warnings
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Dict, Discrete, Sequence
+from gymnasium.spaces import Box, Dict, Sequence
 from gymnasium.vector import AutoresetMode
 
 from aaren_rl.data import spaces
-from aaren_rl.envs.environments import EnvironmentSpec, describe, make, make_vector
+from aaren_rl.data.environment_spec import EnvironmentSpec
+from aaren_rl.envs.environments import describe, make, make_vector
 from aaren_rl.errors import InvalidInput
 
-PARTS = Dict({"b": Box(-1, 1, (2, 2), np.float64), "a": Box(-1, 1, (3,), np.float64), "c": Discrete(3)})
+PARTS = Dict([("b", Box(-1, 1, (2, 2), np.float64)), ("a", Box(-1, 1, (3,), np.float64)), ("c", Box(0, 2, ()))])
 
 
 class Parts(gym.Env):
@@ -44,7 +45,7 @@ def test_discrete_actions_are_refused():
 
 
 def test_unknown_argument_is_named():
-    with pytest.raises(InvalidInput, match=r"Hopper-v5 cannot be made with .*colour"):
+    with pytest.raises(InvalidInput, match=r'Hopper-v5, colour="red" cannot be made: .*colour'):
         make(EnvironmentSpec("Hopper-v5", {"colour": "red"}))
 
 
@@ -59,12 +60,12 @@ def test_ant_with_contact_forces_has_the_observations_of_d4rl():
     env.close()
 
 
-def test_nested_observations_are_flattened_as_gymnasium_does(parts):
+def test_nested_observations_are_flattened_in_the_order_of_their_keys(parts):
     env = make(parts)
-    assert env.observation_space.shape == (3 + 4 + 3,)
+    assert env.observation_space.shape == (3 + 4 + 1,)
     flat, _ = env.reset(seed=5)
     plain, _ = Parts().reset(seed=5)
-    np.testing.assert_array_equal(flat, gym.spaces.flatten(PARTS, plain))
+    np.testing.assert_array_equal(flat, np.concatenate([plain["a"], plain["b"].ravel(), plain["c"].ravel()]))
     env.close()
 
 
@@ -94,12 +95,14 @@ def test_users_warning_filters_are_left_alone():
 
 def test_description_has_the_flat_spaces_and_the_record(parts):
     described = describe(parts)
-    assert described.observation_space == spaces.Box((10,), (-1.0,) * 7 + (0.0,) * 3, (1.0,) * 10, "float64")
+    assert described.observation_space == spaces.Box((8,), (-1.0,) * 7 + (0.0,), (1.0,) * 7 + (2.0,), "float64")
+    assert described.raw_observation_space == spaces.space_of(PARTS)
+    assert (described.limit, described.clips_actions) == (None, False)
     assert described.action_space == spaces.Box.bounded([-1, -1], [1, 1])
     assert described.recorded.id == "tests/Parts-v0"
 
 
 def test_observations_without_a_flat_form_are_refused(parts, monkeypatch):
     monkeypatch.setattr(Parts, "observation_space", Sequence(Box(0, 1, (2,))))
-    with pytest.raises(InvalidInput, match=r"tests/Parts-v0 has observations .*Sequence.* cannot be flattened"):
+    with pytest.raises(InvalidInput, match=r"tests/Parts-v0 has observations .*Sequence.*Boxes"):
         make(parts)

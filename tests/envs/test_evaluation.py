@@ -4,9 +4,9 @@ from importlib.metadata import version
 import numpy as np
 import pytest
 
+from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.envs.baselines import random_actor
 from aaren_rl.envs.catalogue import Reference
-from aaren_rl.envs.environments import EnvironmentSpec
 from aaren_rl.envs.evaluation import Protocol, confidence_interval, evaluate, result, success_interval
 from aaren_rl.envs.rollout import Episodes
 from aaren_rl.errors import InvalidInput

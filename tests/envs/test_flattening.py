@@ -1,38 +1,56 @@
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, Sequence, Tuple
-from gymnasium.vector.utils import create_empty_array
+from gymnasium.spaces import Box, Dict, Discrete, Sequence, Tuple
 
-from aaren_rl.envs.flattening import flat_space, flat_values, flatten_observations, is_continuous
+from aaren_rl.data.spaces import space_of
+from aaren_rl.envs.flattening import FlatObservations, flatten_observations
 from aaren_rl.errors import InvalidInput
 
 VECTOR = Box(-1, 1, (3,))
-NESTED = Dict({"b": Tuple((Box(0, 1, ()), Box(0, 2, (2, 2)))), "a": Dict({"z": VECTOR, "y": Box(0, 1, (1,))})})
+NESTED = Dict([("b", Tuple((Box(0, 1, ()), Box(0, 2, (2, 2))))), ("a", Dict([("z", VECTOR), ("y", Box(0, 1, (1,)))]))])
 
 
-def test_only_spaces_that_end_in_boxes_are_continuous():
-    assert all(map(is_continuous, (VECTOR, Box(0, 1, (2, 3)), NESTED, Tuple((VECTOR, NESTED)))))
-    mixed = Dict({"a": VECTOR, "b": Tuple((VECTOR, Discrete(2)))})
-    assert not any(map(is_continuous, (Discrete(3), MultiBinary(2), mixed, Sequence(VECTOR))))
+class Shows(gym.Env):
+    """Shows samples of a space."""
+
+    action_space = Box(-1, 1, (1,))
+
+    def __init__(self, space):
+        self.observation_space = space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        self.shown = self.observation_space.sample()
+        return self.shown, {}
+
+    def step(self, action):
+        return self.reset(seed=3)[0], 0.0, False, False, {}
 
 
-@pytest.mark.parametrize("space", [VECTOR, Box(0, 1, ()), Box(0, 1, (2, 3)), NESTED, Tuple((VECTOR, NESTED))], ids=str)
-def test_flat_values_are_gymnasiums_step_by_step(space):
-    space.seed(0)
-    steps = [space.sample() for _ in range(5)]
-    stored = gym.vector.utils.concatenate(space, steps, create_empty_array(space, 5))
-    flat = flat_values(space, stored)
-    np.testing.assert_array_equal(flat, [gym.spaces.flatten(space, step) for step in steps])
-    assert flat_space(space).shape == flat.shape[1:]
-    assert flat_space(space) == gym.spaces.flatten_space(space)
+@pytest.mark.parametrize("space", [Box(0, 1, ()), Box(0, 1, (2, 3)), NESTED, Tuple((VECTOR, NESTED))], ids=str)
+def test_flat_observations_are_inside_the_flat_space(space):
+    env = flatten_observations(Shows(space))
+    assert isinstance(env, FlatObservations)
+    for show in (lambda: env.reset(seed=1), lambda: env.step([0.0])):
+        observation = show()[0]
+        assert env.observation_space.contains(observation)
+        np.testing.assert_array_equal(observation, space_of(space).flatten(env.unwrapped.shown))
 
 
-def test_spaces_without_a_flat_form_are_refused():
-    with pytest.raises(InvalidInput, match="Sequence.* cannot be flattened"):
-        flat_space(Sequence(VECTOR))
-    with pytest.raises(InvalidInput, match=r"Discrete\(3\) is not made of Boxes"):
-        flat_values(Dict({"a": Discrete(3)}), {"a": np.zeros(4)})
+def test_keys_are_sorted_at_every_level():
+    env = flatten_observations(Shows(NESTED))
+    flat, _ = env.reset(seed=0)
+    shown = env.unwrapped.shown
+    expected = [shown["a"]["y"], shown["a"]["z"], shown["b"][0].ravel(), shown["b"][1].ravel()]
+    np.testing.assert_array_equal(flat, np.concatenate(expected))
+
+
+@pytest.mark.parametrize("space", [Sequence(VECTOR), Dict({"a": Discrete(3)}), Tuple((VECTOR, Discrete(2)))], ids=str)
+def test_spaces_that_are_not_made_of_boxes_are_refused(space):
+    with pytest.raises(InvalidInput, match="needs Boxes"):
+        flatten_observations(Shows(space))
 
 
 def test_vector_observations_are_left_as_they_are():

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
+from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.envs import baselines, collect
 from aaren_rl.envs.catalogue import find
-from aaren_rl.envs.environments import EnvironmentSpec, make
+from aaren_rl.envs.environments import make
 from aaren_rl.envs.evaluation import Protocol, evaluate
 from aaren_rl.envs.minari_reader import read_folder
 from aaren_rl.envs.repeat_previous import REPEAT_PREVIOUS
@@ -83,7 +84,8 @@ class TestWithPopgym:
 
     def test_data_repeat_the_suit_of_k_cards_before(self):
         entry = find("repeat-previous-easy")
-        trajectories, environment, _ = read_folder(collect.collect(entry, 300, progress=False))
+        read = read_folder(collect.collect(entry, 300, progress=False))
+        trajectories, environment = read.trajectories, read.collected_in
         assert environment == entry.environments["bundled"]
         np.testing.assert_allclose(trajectories.returns, 1.0, atol=1e-5)
         for start, end in zip(trajectories.offsets[:-1], trajectories.offsets[1:], strict=True):

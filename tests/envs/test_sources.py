@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from minari.data_collector import EpisodeBuffer
 
+from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.spaces import Box as SpaceBox
 from aaren_rl.envs import collect, sources
 from aaren_rl.envs.catalogue import find
 from aaren_rl.envs.download import d4rl_folder
-from aaren_rl.envs.environments import EnvironmentSpec
+from aaren_rl.envs.environment_choice import EnvironmentChoice
 from aaren_rl.envs.minari_reader import local_folder
 from aaren_rl.errors import DataError, InvalidInput
 
@@ -67,9 +68,13 @@ def put_bundled(name=NAME):
     return collect.collect(find(name), 30, progress=False)
 
 
-def load(name, *more, **named):
+def load(name, source="auto", env_id=None, clip_actions=False, **reading):
+    """Loads as with the options of a command line; the dataset, and what was said."""
     said = []
-    dataset = sources.load(name, *more, say=said.append, **named)
+    kwargs, horizon = reading.pop("kwargs", {}), reading.pop("horizon", None)
+    choice = EnvironmentChoice(env_id, kwargs, horizon)
+    read = sources.Reading(choice, clip_actions, **reading)
+    dataset = sources.load(name, source, read, said.append)
     return dataset, "\n".join(said)
 
 
@@ -78,7 +83,7 @@ def test_auto_prefers_minari_then_d4rl_then_bundled():
     put_bundled()
     dataset, said = load(NAME)
     assert (dataset.source, dataset.id) == ("minari", "mujoco/hopper/medium-v0")
-    assert dataset.environment == EnvironmentSpec("Hopper-v5")
+    assert dataset.environment == EnvironmentSpec("Hopper-v5", {}, 1000)
     assert "source minari" in said
     assert "cannot be reached" not in said
     shutil.rmtree(folder)
@@ -89,7 +94,7 @@ def test_auto_prefers_minari_then_d4rl_then_bundled():
     file.unlink()
     dataset, said = load(NAME)
     assert (dataset.source, dataset.id) == ("bundled", "aaren/hopper/medium-v0")
-    assert dataset.environment == EnvironmentSpec("Hopper-v5")
+    assert dataset.environment == EnvironmentSpec("Hopper-v5", {}, 1000)
     # Both hosts were asked before.
     assert said.count("cannot be reached") == 2
     assert dataset.reference.name == "D4RL v2"
@@ -152,8 +157,9 @@ def test_d4rl_file_by_path(tmp_path):
     assert (dataset.source, dataset.id) == ("d4rl", known.name)
     assert dataset.environment == EnvironmentSpec("Walker2d-v4")
     unknown = put_d4rl("mine.hdf5", folder=tmp_path)
-    with pytest.raises(InvalidInput, match=r"does not say which environment.*--env-id"):
-        load(str(unknown))
+    dataset, said = load(str(unknown))
+    assert dataset.environment is None
+    assert "environment: none (the data name none; name one with --env-id" in said
     dataset, _ = load(str(unknown), env_id="Hopper-v5")
     assert dataset.environment == EnvironmentSpec("Hopper-v5")
     assert dataset.reference.expert == 3234.3
@@ -168,13 +174,15 @@ def test_minari_folder_by_path_and_dataset_by_id():
     for name in (str(folder), "tests/hopper-v0"):
         dataset, _ = load(name)
         assert (dataset.source, dataset.id) == ("minari", "tests/hopper-v0")
-        assert dataset.environment == EnvironmentSpec("Hopper-v5")
+        assert dataset.environment == EnvironmentSpec("Hopper-v5", {}, 1000)
 
 
-def test_dataset_that_names_no_environment_needs_one():
+def test_dataset_that_names_no_environment_has_its_recorded_spaces():
     put_minari("tests/hopper-v0", env_id=None)
-    with pytest.raises(InvalidInput, match="--env-id"):
-        load("tests/hopper-v0")
+    dataset, said = load("tests/hopper-v0")
+    assert "environment: none" in said
+    assert dataset.observation_space == SpaceBox.bounded(np.full(11, -9), np.full(11, 9))
+    assert (dataset.environment, dataset.reference, dataset.collected_in) == (None, None, None)
     assert load("tests/hopper-v0", env_id="Hopper-v5")[0].environment.id == "Hopper-v5"
 
 
@@ -224,7 +232,7 @@ def test_bounds_that_the_environment_lacks_come_from_the_data():
 
     gym.register("tests/HalfBounded-v0", HalfBounded)
     try:
-        dataset, _ = load(str(put_d4rl("mine.hdf5", ((2,), (3,)))), env_id="tests/HalfBounded-v0")
+        dataset, _ = load(str(put_d4rl("mine.hdf5", ((2,), (3,)))), env_id="tests/HalfBounded-v0", horizon=6)
     finally:
         del gym.registry["tests/HalfBounded-v0"]
     actions = dataset.trajectories.actions

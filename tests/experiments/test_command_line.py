@@ -8,7 +8,7 @@ import pytest
 
 from aaren_rl.errors import InvalidInput
 from aaren_rl.experiments import config
-from aaren_rl.experiments.command_line import Group, parse
+from aaren_rl.experiments.command_line import NAMES, Group, parse
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,9 @@ def test_every_option_of_train_stands_in_one_group(capsys):
     for group in config.GROUPS:
         body = found[f"{group.title} options"]
         assert body.startswith(group.about)
-        assert re.findall(r" --([a-z-]+) (?:[A-Z]|{)", body) == [name.replace("_", "-") for name in group.options]
+        assert re.findall(r" --([a-z-]+) (?:[A-Z]|{|\[)", body) == [
+            NAMES.get(name, name).replace("_", "-") for name in group.options
+        ]
     listed = [name for group in config.GROUPS for name in group.options]
     forms = (config.RunConfig, config.ModelConfig, config.TrainingConfig)
     fields = [one.name for form in forms for one in dataclasses.fields(form)]

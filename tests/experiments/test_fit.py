@@ -7,7 +7,7 @@ import pytest
 import aaren_rl
 from aaren_rl.agents import DecisionAgent, OnnxAgent
 from aaren_rl.checkpoint import load_agent
-from aaren_rl.envs.environments import EnvironmentSpec
+from aaren_rl.data.environment_spec import EnvironmentSpec, Wrapper
 from aaren_rl.errors import CheckpointError, DataError, InvalidInput
 from aaren_rl.stepping.onnx import to_onnx
 
@@ -32,7 +32,7 @@ def weights(folder):
 def test_own_arrays_without_an_environment(data, tmp_path, capsys):
     agent = aaren_rl.fit(data, folder=tmp_path / "run", **SMALL)
     assert isinstance(agent, DecisionAgent)
-    assert (agent.card.env_id, agent.card.source, agent.card.updates) == (None, "arrays", 12)
+    assert (agent.card.environment, agent.card.source, agent.card.updates) == (None, "arrays", 12)
     assert agent.card.target_returns[0] == pytest.approx(data.returns.max())
     low, high = agent.action_space.bounds()
     assert (low, high) == (data.actions.min(), data.actions.max())
@@ -99,7 +99,7 @@ def test_command_line_says_how_a_run_on_arrays_goes_on(data, tmp_path, command):
         ({"updates": "many"}, "updates is 'many'"),
         ({"mixer": "aren"}, "did you mean 'aaren'"),
         ({"preset": "quik"}, "unknown preset 'quik'"),
-        ({"environment": "Hoper-v5"}, "unknown environment 'Hoper-v5'.*once the module that registers it is imported"),
+        ({"environment": "Hoper-v5"}, "unknown environment 'Hoper-v5'.*once its package is imported, with --import"),
         ({"environment": object()}, "environment is a object; expected a Gymnasium id or an EnvironmentSpec"),
     ],
 )
@@ -110,10 +110,11 @@ def test_mistakes_are_named(data, tmp_path, settings, message):
 
 
 def test_data_that_do_not_fit_the_environment_are_refused(data, tmp_path):
-    with pytest.raises(DataError, match="pass the environment it is from"):
+    with pytest.raises(DataError, match=r"Hopper-v5 has \(11,\) and \(3,\); give the arguments of Hopper-v5"):
         aaren_rl.fit(data, environment="Hopper-v5", folder=tmp_path / "run", **SMALL)
-    with pytest.raises(InvalidInput, match="brings the arguments of its environment"):
-        aaren_rl.fit("hopper-medium", environment=EnvironmentSpec("Hopper-v5", {"frame_skip": 2}))
+    wrapped = EnvironmentSpec("Hopper-v5", wrappers=(Wrapper("TimeAwareObservation"),))
+    with pytest.raises(InvalidInput, match="has wrappers, which data by name bring along"):
+        aaren_rl.fit("hopper-medium", environment=wrapped)
 
 
 def test_load_gives_agents_and_exported_agents(data, tmp_path):
@@ -158,7 +159,7 @@ def test_unknown_options_of_load_are_named(data, tmp_path):
     with pytest.raises(InvalidInput, match="unknown option 'devise'; did you mean 'device'"):
         aaren_rl.load(tmp_path / "run" / "last", devise="cpu")
     assert dir(aaren_rl) == sorted(aaren_rl.__all__)
-    assert agent.card.env_id is None
+    assert agent.card.environment is None
 
 
 def test_a_constant_action_away_from_zero_trains(tmp_path):

@@ -66,7 +66,7 @@ def test_a_horizon_beyond_the_environments_own(command, run_folder):
     assert status == 0
     result = result_of(run_folder)
     assert result["lengths"] == [4, 4]
-    assert (result["environment_kwargs"], result["renew"]) == ({"max_episode_steps": 4}, 2)
+    assert (result["environment_kwargs"], result["max_episode_steps"], result["renew"]) == ({}, 4, 2)
     assert result["normalized_score"] is result["reference"] is None
     assert result["mean_per_step"] == pytest.approx(result["mean"] / 4)
     assert command(main, run_folder / "last", "--renew", "0")[0] == 2

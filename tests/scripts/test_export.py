@@ -15,13 +15,14 @@ import torch
 import aaren_rl.stepping.onnx
 from aaren_rl.agents import DecisionAgent, OnnxAgent
 from aaren_rl.checkpoint import AgentCard
+from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.spaces import Box
 from aaren_rl.errors import AarenError, InvalidInput
 from aaren_rl.experiments.console import rounded
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
 from aaren_rl.scripts.export import Arguments, export, main
 
-CARD = AgentCard("Hopper-v5", "aaren/hopper/medium-v0", "bundled", (3600.0, 1800.0), {}, 5)
+CARD = AgentCard(EnvironmentSpec("Hopper-v5"), "aaren/hopper/medium-v0", "bundled", (3600.0, 1800.0), 5)
 FILES = {"agent.onnx", "export.json"}
 
 
@@ -70,7 +71,7 @@ def test_the_export_lies_beside_the_agent_and_is_described(exported):
     card = json.loads((run / "last-onnx" / "export.json").read_text())
     assert returned.described == card
     assert "evaluation" not in card
-    assert (card["env_id"], card["target_returns"], card["updates"], card["int8"]) == (
+    assert (card["environment"]["id"], card["target_returns"], card["updates"], card["int8"]) == (
         "Hopper-v5",
         [3600.0, 1800.0],
         5,

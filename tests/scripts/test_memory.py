@@ -7,6 +7,7 @@ import torch
 
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.checkpoint import AgentCard
+from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.spaces import Box
 from aaren_rl.envs.evaluation import success_interval
 from aaren_rl.envs.memory import MEMORY_CHAIN, T_MAZE
@@ -28,7 +29,7 @@ def tiny_agent(folder, env_id=T_MAZE, bits=1, answer=None, **settings):
         torch.nn.init.zeros_(model.head.linear.weight)
         torch.nn.init.constant_(model.head.linear.bias, float(np.arctanh(answer)))
     kwargs = {"bits": bits} if env_id == MEMORY_CHAIN else {"longest": 9}
-    DecisionAgent(model, AgentCard(env_id, "tests/memory-v0", "bundled", (1.0,), env_kwargs=kwargs)).save(folder)
+    DecisionAgent(model, AgentCard(EnvironmentSpec(env_id, kwargs), "tests/memory-v0", "bundled", (1.0,))).save(folder)
     return folder
 
 

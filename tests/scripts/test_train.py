@@ -36,7 +36,7 @@ def test_run_leaves_agents_result_curve_events_and_configuration(trained):
     assert (config.env, config.source) == ("hopper-medium", "bundled")
     assert (config.training.updates, config.model.width, config.episodes) == (6, 16, 2)
     agent = DecisionAgent.load(folder / "last")
-    assert (agent.card.updates, agent.card.env_id, agent.card.source) == (6, "Hopper-v5", "bundled")
+    assert (agent.card.updates, agent.card.environment.id, agent.card.source) == (6, "Hopper-v5", "bundled")
     # One evaluation came out best, if only by a tie.
     assert DecisionAgent.load(folder / "best").card.updates in (3, 6)
     events = EventAccumulator(str(folder))

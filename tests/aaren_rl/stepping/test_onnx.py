@@ -15,6 +15,7 @@ from helpers import double, predict
 
 from aaren_rl import __version__
 from aaren_rl.checkpoint import AgentCard, load_agent, save_agent
+from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.segment import Segment
 from aaren_rl.data.spaces import Box
 from aaren_rl.errors import CheckpointError, InvalidInput
@@ -24,7 +25,7 @@ from aaren_rl.stepping import onnx as export
 from aaren_rl.stepping.onnx import ExportFailed, to_onnx
 
 FILES = {"agent.onnx", "export.json"}
-CARD = AgentCard("Hopper-v5", "made-up/tiny-v0", "bundled", (100.0, 50.0), {"exclude": True}, 7)
+CARD = AgentCard(EnvironmentSpec("Hopper-v5", {"exclude": True}), "made-up/tiny-v0", "bundled", (100.0, 50.0), 7)
 SHAPES = {
     "large": {"blocks": 2, "heads": 4, "layout": "interleaved", "timesteps": "sinusoidal"},
     "small": {"blocks": 1, "layout": "fused", "timesteps": "learned", "max_steps": 300},
@@ -155,13 +156,13 @@ def test_the_card_says_all_that_running_the_graph_takes(exported, name):
     card = card_of(exported[name])
     assert {path.name for path in exported[name].iterdir()} == FILES
     expected = {
-        "format": 3,
+        "format": 4,
         "aaren_rl": __version__,
-        "env_id": "Hopper-v5",
+        "environment": {"id": "Hopper-v5", "kwargs": {"exclude": True}, "max_episode_steps": None, "wrappers": []},
+        "raw_observation_space": None,
         "dataset_id": "made-up/tiny-v0",
         "source": "bundled",
         "target_returns": [100.0, 50.0],
-        "env_kwargs": {"exclude": True},
         "updates": 7,
         "int8": False,
         "acting": "stream",
@@ -232,7 +233,7 @@ def test_int8_stores_the_perceptrons_in_8_bits_and_stays_near(exported, quick, t
     assert card["int8"]
     assert card["sha256"]["agent.onnx"] != plain["sha256"]["agent.onnx"]
     for key in (
-        "env_id",
+        "environment",
         "target_returns",
         "observation_space",
         "action_space",
@@ -327,9 +328,9 @@ def test_the_weights_of_an_agent_are_not_replaced_by_its_export(quick, tmp_path)
 
 def test_an_earlier_export_is_replaced(quick, tmp_path):
     to_onnx(quick, CARD, tmp_path / "out", int8=True)
-    to_onnx(quick, AgentCard("Other-v0", "d", "bundled", (1.0,)), tmp_path / "out")
+    to_onnx(quick, AgentCard(EnvironmentSpec("Other-v0"), "d", "bundled", (1.0,)), tmp_path / "out")
     card = card_of(tmp_path / "out")
-    assert (card["env_id"], card["int8"], card["target_returns"]) == ("Other-v0", False, [1.0])
+    assert (card["environment"]["id"], card["int8"], card["target_returns"]) == ("Other-v0", False, [1.0])
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

@@ -30,7 +30,12 @@ def holder(tmp_path):
     """A process that holds a folder until it is killed, and the folder."""
     folder = tmp_path / "run"
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD, str(folder)],
+        # Elsewhere, so that the installed package is imported.
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout.readline() == "held\n"
     yield process, folder

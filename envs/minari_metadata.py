@@ -1,0 +1,142 @@
+"""The metadata of a Minari dataset: its spaces and its environments, read without running what the data name."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+from minari.serialization import deserialize_space
+
+from aaren_rl.data.environment_spec import EnvironmentSpec
+from aaren_rl.envs.wrappers import Recorded, rebuildable
+from aaren_rl.errors import DataError
+
+
+class UnusableRecord(DataError):
+    """What data record of their environment cannot be used; an environment that the user names can."""
+
+
+LARGEST = 64 * 2**20
+"""Bytes of the largest metadata.json that is read; those of Minari's hub have some kilobytes."""
+
+MAKES_OWN = frozenset({"gymnasium", "aaren_rl", "__main__"})
+"""Packages whose environments are registered here, or cannot be imported by their name."""
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The metadata of a dataset's folder.
+
+    Raises:
+        DataError: they are missing, too large, or no JSON object.
+    """
+    file = folder / "data" / "metadata.json"
+    if not file.is_file():
+        raise DataError(f"{folder} is not a Minari dataset: it has no data/metadata.json")
+    try:
+        if file.stat().st_size > LARGEST:
+            raise DataError(f"{file} has {file.stat().st_size} bytes; expected at most {LARGEST}")
+        content = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{file} cannot be read: {error}; fetch the dataset again") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{file} holds a {type(content).__name__}; expected a JSON object")
+    return content
+
+
+def environment(metadata: Mapping[str, Any], entry: str, where: str) -> EnvironmentSpec | None:
+    """The environment that metadata record under "env_spec" or "eval_env_spec"; None where they record none.
+
+    Id, arguments, time limit and wrappers are taken; the render mode is not, and entry points only for their package,
+    which the user is asked to import.
+
+    Args:
+        metadata: of the dataset.
+        entry: key of the record.
+        where: name of the dataset, for messages.
+
+    Raises:
+        UnusableRecord: the record is damaged, names a file, or has wrappers that cannot be built again.
+    """
+    text = metadata.get(entry)
+    if text is None:
+        return None
+    try:
+        record = json.loads(text)
+        wrappers = [Recorded(one["name"], one["entry_point"], one["kwargs"]) for one in record["additional_wrappers"]]
+        saved = {
+            "id": _id(record["id"], record.get("entry_point"), where),
+            "kwargs": {name: value for name, value in record["kwargs"].items() if name != "render_mode"},
+            "max_episode_steps": record.get("max_episode_steps"),
+            "wrappers": [],
+        }
+        spec = EnvironmentSpec.from_json(saved)
+        rebuilt = rebuildable(wrappers, where)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise UnusableRecord(
+            f"{where} has a damaged record of its environment under {entry!r}: {error!r}; name one with --env-id"
+        ) from error
+    except DataError as error:
+        raise UnusableRecord(str(error)) from error
+    for name, value in [*spec.kwargs.items(), *(item for wrapper in rebuilt for item in wrapper.kwargs.items())]:
+        _check_argument(name, value, where)
+    return EnvironmentSpec(spec.id, spec.kwargs, spec.max_episode_steps, rebuilt)
+
+
+def space(metadata: Mapping[str, Any], entry: str, where: str) -> gym.Space[Any] | None:
+    """The space that metadata record under "observation_space" or "action_space"; None where they record none.
+
+    Raises:
+        DataError: the record is damaged, or claims a size that its own length denies.
+    """
+    text = metadata.get(entry)
+    if text is None:
+        return None
+    try:
+        saved = json.loads(text)
+        _check_size(saved, len(text))
+        # Minari's function passes on whatever the constructors of Gymnasium raise.
+        return deserialize_space(saved)  # type: ignore[no-any-return]
+    except Exception as error:
+        raise DataError(f"{where} has a damaged record of its {entry}: {error!r}; fetch it again") from error
+
+
+def _id(recorded: Any, entry_point: Any, where: str) -> str:
+    if not isinstance(recorded, str) or ":" in recorded:
+        raise UnusableRecord(f"{where} names the environment {recorded!r}; expected a Gymnasium id without a package")
+    package = entry_point.partition(":")[0].partition(".")[0] if isinstance(entry_point, str) else ""
+    known = not package.isidentifier() or package in MAKES_OWN
+    return recorded if known else f"{package}:{recorded}"
+
+
+def _check_argument(name: str, value: Any, where: str) -> None:
+    """Refuses arguments that name files of this machine."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            _check_argument(f"{name}.{key}", part, where)
+    elif isinstance(value, list):
+        for part in value:
+            _check_argument(name, part, where)
+    elif isinstance(value, str) and (value.startswith(("/", "~", "\\")) or ".." in value or ":" in value):
+        raise UnusableRecord(
+            f"{where} records {name}={value!r} for its environment, which names a file; data may not say which file to "
+            "read: name the environment yourself with --env-id and --env-kwargs, or train with --env-id none"
+        )
+
+
+def _check_size(saved: Any, length: int) -> None:
+    """Makes sure that a space has no more numbers than characters."""
+    if isinstance(saved, list):
+        for part in saved:
+            _check_size(part, length)
+    elif isinstance(saved, dict):
+        shape = saved.get("shape")
+        if isinstance(shape, list) and math.prod(shape) > length:
+            raise DataError(f"shape {shape} in a record of {length} characters")
+        for part in (saved.get("subspaces") or {}).values() if isinstance(saved.get("subspaces"), dict) else ():
+            _check_size(part, length)
+        if isinstance(saved.get("subspaces"), list):
+            _check_size(saved["subspaces"], length)

@@ -282,9 +282,11 @@ class Run:
         found = [f"train/{name} is {value}" for name, value in metrics.items()]
         found.append("the weights are finite" if weight is None else f"the weight {weight} holds a NaN or infinity")
         saved = checkpoints(self.folder)
-        way = f"go on from update {int(saved[-1].name)} with --resume {self.folder}" if saved else "start again"
+        way = (
+            f"go on from update {int(saved[-1].name)} with --resume {self.folder} and" if saved else "start again with"
+        )
         raise Diverged(
-            f"the training is not finite at update {self.learner.updates}: {', '.join(found)}; {way} and a "
+            f"the training is not finite at update {self.learner.updates}: {', '.join(found)}; {way} a "
             f"--learning-rate below {self.config.learning_rate:g}"
         )
 

@@ -84,8 +84,8 @@ def test_resuming_equals_never_having_stopped(tmp_path, shape, average, context)
     assert set(logged(parts, "train/loss")) == {5, 10, 15, 20}
 
 
-def interrupt(folder, number):
-    """Starts the run in another process and sends it a signal once it has saved a checkpoint."""
+def interrupt(folder, number, times=1):
+    """Starts the run in another process and sends it signals once it has saved a checkpoint."""
     process = subprocess.Popen([sys.executable, str(SCRIPT), str(folder), str(LONG)])
     try:
         deadline = time.monotonic() + 60
@@ -93,7 +93,9 @@ def interrupt(folder, number):
             assert time.monotonic() < deadline, "no checkpoint appeared"
             assert process.poll() is None, "the run ended before it could be interrupted"
             time.sleep(0.005)
-        process.send_signal(number)
+        for _ in range(times):
+            process.send_signal(number)
+            time.sleep(0.01)
         return process.wait(60)
     finally:
         process.kill()
@@ -111,8 +113,9 @@ def assert_resumes_to(folder, uninterrupted):
     assert logged(folder, "train/loss").keys() == logged(uninterrupted, "train/loss").keys()
 
 
-def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, uninterrupted):
-    assert interrupt(tmp_path, signal.SIGINT) == 3
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, uninterrupted, times):
+    assert interrupt(tmp_path, signal.SIGINT, times) == 3
     assert not (tmp_path / "last").exists()
     assert_resumes_to(tmp_path, uninterrupted)
 
@@ -655,7 +658,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     message = str(caught.value)
     assert "not finite at update 5: train/loss is nan, train/gradient_norm is nan" in message
     assert "the weight head.linear.bias holds a NaN or infinity" not in message
-    assert "holds a NaN or infinity; start again and a --learning-rate below 0.001" in message
+    assert "holds a NaN or infinity; start again with a --learning-rate below 0.001" in message
 
 
 def test_an_infinite_loss_with_finite_weights_says_so(tmp_path):

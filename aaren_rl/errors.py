@@ -22,6 +22,33 @@ class CheckpointError(AarenError):
     """An agent folder is missing, damaged, altered or does not fit."""
 
 
+class EpisodeFailed(AarenError):
+    """An environment raised an error, or returned a value that nobody can act on, in a roll-out.
+
+    Attributes:
+        environment: its name.
+        row: of the vector environment; None if that does not say which of its rows failed.
+        episode: number of the row's episode, from 1; None if the row is unknown or no episode had begun.
+        episodes: number of episodes that the row has to play; None likewise.
+        seed: of the row's first reset; None likewise.
+        step: of the episode, 0 for its reset; None likewise.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        environment: str = "",
+        row: int | None = None,
+        episode: int | None = None,
+        episodes: int | None = None,
+        seed: int | None = None,
+        step: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.environment, self.row = environment, row
+        self.episode, self.episodes, self.seed, self.step = episode, episodes, seed, step
+
+
 def unknown_name(noun: str, given: str, known: Iterable[str]) -> InvalidInput:
     """An error for a name that is not in a list, with its nearest matches.
 

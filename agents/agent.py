@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 
+from aaren_rl.agents import environment_check
 from aaren_rl.agents.acting import Acting
 from aaren_rl.agents.stable_baselines3 import StableBaselines3Policy
 from aaren_rl.agents.states import ActingState, Array
 from aaren_rl.checkpoint import AgentCard
-from aaren_rl.data.spaces import Space, space_of
+from aaren_rl.data.spaces import Space
 from aaren_rl.errors import InvalidInput
 
 
@@ -76,41 +79,16 @@ class Agent(StableBaselines3Policy):
         return self._running().return_to_go
 
     def check_environment(self, env: gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any]) -> None:
-        """Checks that the agent fits an environment.
+        """Checks that the agent fits an environment (see `aaren_rl.agents.environment_check`).
+
+        Warns of wrappers that may rescale actions, observations or rewards, where it is not known if the data came
+        through them.
 
         Raises:
-            InvalidInput: the environment has other spaces.
+            InvalidInput: the environment has other spaces, or a wrapper that the agent's own does not have changes the
+                scale of observations, rewards or actions.
         """
-        vector = isinstance(env, gym.vector.VectorEnv)
-        spaces = (
-            (env.single_observation_space, env.single_action_space)  # type: ignore[union-attr]
-            if vector
-            else (env.observation_space, env.action_space)
-        )
-        trained = f"this agent was trained on {self.card.dataset_id}"
-        trained += f" for {self.card.environment}" if self.card.environment else ""
-        try:
-            observations, actions = (space_of(space) for space in spaces)
-        except InvalidInput as error:
-            raise InvalidInput(
-                f"{error}; the agent expects observations of shape {self.observation_space.shape} and gives actions of "
-                f"shape {self.action_space.shape}; {trained}"
-            ) from error
-        if type(observations) is not type(self.observation_space) or observations.shape != self.observation_space.shape:
-            raise InvalidInput(
-                f"the environment's observations have shape {observations.shape}; the agent expects "
-                f"{self.observation_space.shape}; {trained}"
-            )
-        if type(actions) is not type(self.action_space) or actions.shape != self.action_space.shape:
-            raise InvalidInput(
-                f"the environment's action space is {spaces[1]}; the agent gives actions of shape "
-                f"{self.action_space.shape}; {trained}"
-            )
-        (low, high), (least, greatest) = self.action_space.bounds(), actions.bounds()
-        if (low < least - 1e-5).any() or (high > greatest + 1e-5).any():
-            raise InvalidInput(
-                f"the agent gives actions from {low} to {high}, outside the environment's {spaces[1]}; {trained}"
-            )
+        environment_check.check(env, self.card, self.observation_space, self.action_space)
 
     def reset(
         self,
@@ -138,7 +116,7 @@ class Agent(StableBaselines3Policy):
         target = np.array(self.card.target_returns[0] if target_return is None else target_return, dtype=np.float64)
         if not np.isfinite(target).all() or target.shape not in ((), (rows,)):
             raise InvalidInput(f"target_return is {target_return}; expected a finite number, or one for each of {rows}")
-        self._target_given = target_return
+        self._target_given, self._predicted_anew = target_return, False
         self._single = num_envs is None
         self._waits_for_reset = autoreset_mode == AutoresetMode.NEXT_STEP and not self._single
         self._target = np.broadcast_to(target, (rows,))
@@ -154,35 +132,45 @@ class Agent(StableBaselines3Policy):
 
     def act(
         self,
-        observation: Array,
+        observation: Array | Mapping[str, Any] | tuple[Any, ...],
         reward: float | Array | None = None,
         terminated: bool | Array = False,
         truncated: bool | Array = False,
+        executed_action: Array | None = None,
     ) -> Array:
         """The next action, from what the environment just returned.
 
         Args:
-            observation: of the observation space's shape, or (rows, *shape) for a batch.
+            observation: of the observation space's shape, or (rows, *shape) for a batch; where the environment's
+                observations have parts, those parts.
             reward: of the last action, a number or (rows,), counted in float32; None only on the first call after
                 `reset`.
             terminated: whether that step ended the episode, a bool or (rows,).
             truncated: whether that step cut the episode off.
+            executed_action: what was done in that step, where it was not the agent's action: a safety layer, a person,
+                or a limit of the actuators decided otherwise. Of the action's shape; rows that did as the agent said
+                repeat its action. The model sees it as its last action. A value outside the bounds of training is
+                clipped, with a warning.
 
         Returns:
             The action, of the action space's shape or (rows, *shape), float32, inside the bounds of training.
 
         Raises:
-            InvalidInput: not reset yet, shapes that do not fit, no reward, values that are not finite, or more
-                steps than a learned timestep embedding holds.
+            InvalidInput: not reset yet, shapes that do not fit, no reward, values that are not finite, more steps than
+                a learned timestep embedding holds, an executed action before the first one, or an action that is not
+                finite.
         """
         state = self._running()
-        observed = self._checked("observation", observation, self._observation_shape)
+        observed = self._checked("observation", self._flattened(observation), self._observation_shape)
         done = self._ended_rows(terminated, truncated)
         if reward is None and not self._starting:
             raise InvalidInput("act was called without a reward; give the reward of the last action, or reset first")
         if self._single and done[0]:
             raise InvalidInput("the episode has ended; reset the environment and the agent before the next act")
         earned = self._no_reward if reward is None else self._checked("reward", reward, self._timestep.shape)
+        executed = None if executed_action is None else self._checked_action(executed_action)
+        if executed is not None:
+            state.replace_action(executed)
         if self._starting:
             earned = self._no_reward
         else:
@@ -193,6 +181,13 @@ class Agent(StableBaselines3Policy):
             self._on_schedule(state, earned)
         action = state.step(observed, earned)
         self._starting = False
+        if not np.isfinite(action).all():
+            where = tuple(np.argwhere(~np.isfinite(action))[0])
+            raise InvalidInput(
+                f"the model's action is {action[where]} in row {where[0]}; its weights are damaged, or observations of "
+                f"this episode were too large (now {observed.min()} to {observed.max()}); reset the agent, and look at "
+                "the scale of its observations"
+            )
         return np.array(action[0]) if self._single else action.copy()
 
     def _start_episodes(self, state: ActingState, done: Array, earned: Array) -> Array:
@@ -228,6 +223,37 @@ class Agent(StableBaselines3Policy):
             raise InvalidInput("the agent has no episode under way; call reset first")
         return self._state
 
+    def _flattened(self, observation: Array | Mapping[str, Any] | tuple[Any, ...]) -> Array:
+        """An observation in parts as a vector, in the order of the training data; others as they are."""
+        if not isinstance(observation, Mapping | tuple):
+            return observation
+        if self.card.raw_observation_space is None:
+            raise InvalidInput(
+                f"the observation is a {type(observation).__name__} of parts; this agent was trained on arrays of "
+                f"shape {self.observation_space.shape}: give it one array, with the parts in the order of its data, or "
+                "train it on data whose observations have parts (a Minari dataset of this environment)"
+            )
+        try:
+            return self.card.raw_observation_space.flatten(observation, batch=0 if self._single else 1)
+        except InvalidInput as error:
+            raise InvalidInput(f"the observation does not fit: {error}") from error
+
+    def _checked_action(self, executed: Array) -> Array:
+        """An executed action inside the bounds of training, (rows, *shape) float32."""
+        if self._starting:
+            raise InvalidInput("executed_action was given before the agent's first action; leave it out at that call")
+        shape = (len(self._timestep), *self.action_space.shape)
+        action = self._checked("executed_action", executed, shape)
+        low, high = self.action_space.bounds()
+        inside = np.clip(action, low, high)
+        if (np.abs(inside - action) > 1e-5 * (high - low)).any():
+            warnings.warn(
+                f"executed_action is {executed}, outside the agent's {low} to {high}, and was clipped",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return inside
+
     def _checked(self, name: str, given: float | Array, shape: tuple[int, ...]) -> Array:
         """What was given as a float32 array of a shape."""
         try:
@@ -243,7 +269,7 @@ class Agent(StableBaselines3Policy):
             expected = shape[1:] if self._single else shape
             raise InvalidInput(f"{name} has shape {np.shape(given)}; expected {expected}")
         if not np.isfinite(array).all():
-            raise InvalidInput(f"{name} holds a NaN or an infinite value: {given}")
+            raise InvalidInput(f"{name} holds a NaN or an infinite value, in float32: {given}")
         return array
 
     def _ended_rows(self, terminated: bool | Array, truncated: bool | Array) -> npt.NDArray[np.bool_]:

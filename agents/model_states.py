@@ -74,6 +74,10 @@ class GrowingState(_Counted):
         """See `ActingState.forget`."""
         self.state = self.model.reset_state(self.state, self.to_device(rows))
 
+    def replace_action(self, action: Array) -> None:
+        """See `ActingState.replace_action`."""
+        self.previous_action = self.to_device(action)
+
     def step(self, observation: Array, reward: Array) -> Array:
         """See `ActingState.step`."""
         return_to_go, timestep = self._count(reward)
@@ -123,6 +127,10 @@ class Window(_Counted):
     def forget(self, rows: Array) -> None:
         """See `ActingState.forget`."""
         raise InvalidInput("a window forgets by itself")
+
+    def replace_action(self, action: Array) -> None:
+        """See `ActingState.replace_action`."""
+        self.kept["actions"][:, -1] = self.to_device(action)
 
     def step(self, observation: Array, reward: Array) -> Array:
         """See `ActingState.step`."""

@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from aaren_rl.agents.states import ActingState, Array
+from aaren_rl.checkpoint import AgentCard
 from aaren_rl.data.spaces import Space
 from aaren_rl.errors import InvalidInput
 
@@ -17,6 +18,7 @@ from aaren_rl.errors import InvalidInput
 class StableBaselines3Policy:
     """What `aaren_rl.agents.agent.Agent` offers to Stable-Baselines3."""
 
+    card: AgentCard
     observation_space: Space
     _state: ActingState | None
     _timestep: Array
@@ -24,6 +26,12 @@ class StableBaselines3Policy:
     def __init__(self) -> None:
         self._observed_reward: Array | None = None
         self._target_given: float | Array | None = None
+        # Whether the last predict started episodes without having been given a state, and an environment to check.
+        self._predicted_anew, self._checks_environment = False, False
+
+    def check_environment(self, env: Any) -> None:
+        """See `aaren_rl.agents.agent.Agent.check_environment`."""
+        raise NotImplementedError
 
     def reset(self, target_return: float | Array | None, num_envs: int | None, autoreset_mode: AutoresetMode) -> None:
         """See `aaren_rl.agents.agent.Agent.reset`."""
@@ -35,7 +43,7 @@ class StableBaselines3Policy:
 
     def predict(
         self,
-        observation: Array,
+        observation: Array | Mapping[str, Any],
         state: tuple[Array, ...] | None = None,
         episode_start: Array | None = None,
         deterministic: bool = True,
@@ -45,10 +53,11 @@ class StableBaselines3Policy:
         That convention hands over no rewards, without which the return-to-go cannot count down: pass
         `callback=agent.sb3_callback` to `evaluate_policy`, or call `observe_reward` after every step. It asks for the
         target return of the last `reset`. The state is kept inside the agent; what is returned and taken back is a
-        token that says that an episode is under way.
+        token that says that an episode is under way. A second call without it in a row, which would start anew again,
+        warns, unless `reset` was called in between or `episode_start` says so.
 
         Args:
-            observation: of the observation space's shape, or (rows, *shape).
+            observation: of the observation space's shape, or (rows, *shape), or a mapping of such parts.
             state: None to start anew, else as returned before.
             episode_start: (rows,) bool, True where a new episode starts with this observation.
             deterministic: must be True; the agent has no random actions.
@@ -63,15 +72,25 @@ class StableBaselines3Policy:
             raise InvalidInput(
                 "predict was asked for random actions; this agent is deterministic, pass deterministic=True"
             )
-        observation = np.asarray(observation)
+        observation = self._flat(observation)
         rows = len(observation) if observation.ndim > len(self.observation_space.shape) else None
         batch = observation if rows else observation[None]
         if state is None or self._state is None:
+            if self._predicted_anew and (episode_start is None or not np.all(episode_start)):
+                warnings.warn(
+                    "predict was called again without a state, so it starts a new episode and forgets all that it saw; "
+                    "pass what it returned, as action, state = agent.predict(observation, state), and the reward with "
+                    "agent.observe_reward(reward); call agent.reset() where an episode starts",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
             # An SB3 vector environment returns the first observation of the next episode with the end of the last.
             self.reset(self._target_given, rows or 1, AutoresetMode.SAME_STEP)
             self._observed_reward = None
+            self._predicted_anew = self._checks_environment = True
             action = self.act(batch)
         else:
+            self._predicted_anew = False
             starts = np.zeros(len(self._timestep), dtype=np.bool_) if episode_start is None else episode_start
             if self._observed_reward is None and not np.all(starts):
                 warnings.warn(
@@ -85,10 +104,27 @@ class StableBaselines3Policy:
             action = self.act(batch, reward, terminated=starts)
         return (action if rows else action[0]), (self._timestep.copy(),)
 
+    def _flat(self, observation: Array | Mapping[str, Any]) -> Array:
+        """One observation or a batch as an array, its parts in the order of the training data."""
+        raw = self.card.raw_observation_space
+        if raw is None or not isinstance(observation, Mapping | tuple):
+            return np.asarray(observation)
+        try:
+            return raw.flatten(observation)
+        except InvalidInput:
+            return raw.flatten(observation, batch=1)
+
     def observe_reward(self, reward: float | Array) -> None:
         """Takes the reward of the last step, for the next `predict`."""
         self._observed_reward = np.atleast_1d(np.asarray(reward, dtype=np.float64)).copy()
 
     def sb3_callback(self, local_variables: Mapping[str, Any], _global_variables: Mapping[str, Any]) -> None:
-        """A callback for Stable-Baselines3's `evaluate_policy` that passes the rewards on to the agent."""
+        """A callback for Stable-Baselines3's `evaluate_policy` that passes the rewards on to the agent.
+
+        Raises:
+            InvalidInput: the agent does not fit the environment (see `check_environment`).
+        """
+        if self._checks_environment and "env" in local_variables:
+            self.check_environment(local_variables["env"])
+        self._checks_environment = False
         self.observe_reward(local_variables["rewards"])

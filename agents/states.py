@@ -12,7 +12,7 @@ from torch import Tensor
 
 from aaren_rl.cuda_graph import CudaGraph
 from aaren_rl.mixers import state_bytes
-from aaren_rl.model.inputs_stepper import RETURN_TO_GO
+from aaren_rl.model.inputs_stepper import ACTION, RETURN_TO_GO
 from aaren_rl.stepping import ModelStepper
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -41,6 +41,10 @@ class ActingState(Protocol):
             rows: which, (batch,) bool.
             target: in each row, (batch,) float64.
         """
+        ...
+
+    def replace_action(self, action: Array) -> None:
+        """Makes something else the last action of every row, (batch, *action shape) float32."""
         ...
 
     def step(self, observation: Array, reward: Array) -> Array:
@@ -92,6 +96,10 @@ class Rows:
     def ask(self, rows: Array, target: Array) -> None:
         """See `ActingState.ask`."""
         self.state[rows, RETURN_TO_GO] = target[rows]
+
+    def replace_action(self, action: Array) -> None:
+        """See `ActingState.replace_action`."""
+        self.state[:, ACTION : self.mixed] = action.reshape(len(action), -1)
 
     def step(self, observation: Array, reward: Array) -> Array:
         """See `ActingState.step`."""
@@ -163,6 +171,11 @@ class DeviceRows(OnDevice):
     def ask(self, rows: Array, target: Array) -> None:
         """See `ActingState.ask`."""
         self._set_where(rows, target, self.state[:, RETURN_TO_GO])
+
+    def replace_action(self, action: Array) -> None:
+        """See `ActingState.replace_action`."""
+        flat = action.reshape(len(action), -1)
+        self._set_where(np.ones(len(action), dtype=np.bool_), flat, self.state[:, ACTION : self.module.mixed])
 
     def step(self, observation: Array, reward: Array) -> Array:
         """See `ActingState.step`."""

@@ -11,7 +11,7 @@ from typing import ParamSpec, TypeVar
 import setting
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.envs.environments import environment_of, make_vector
-from aaren_rl.envs.evaluation import SLOTS
+from aaren_rl.envs.evaluation import INSTANCES
 from aaren_rl.envs.rollout import roll_out
 from aaren_rl.experiments import measuring
 from aaren_rl.experiments.measuring import Report, Row
@@ -27,9 +27,10 @@ def measure(report: Report) -> None:
     """Measures the shares of 25 hopper environments, resets included, and of the agent in wall time."""
     card = setting.make_card()
     agent = DecisionAgent(setting.make_model(), card)
-    envs = make_vector(environment_of(card), SLOTS)
+    envs = make_vector(environment_of(card), INSTANCES)
     in_environment, in_agent = Clock(), Clock()
     envs.step = in_environment.around(envs.step)  # type: ignore[method-assign]
+    envs.reset = in_environment.around(envs.reset)  # type: ignore[method-assign]
     agent.act = in_agent.around(agent.act)  # type: ignore[method-assign]
     whole = measuring.timed(lambda: roll_out(agent, envs, EPISODES, card.target_returns[0]))
     shares: dict[str, list[float]] = {"environment": [], "agent": []}

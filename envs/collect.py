@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import shutil
 import threading
 import zlib
 from collections.abc import Callable
@@ -10,22 +12,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gymnasium as gym
-import minari
 import numpy as np
 import numpy.typing as npt
-from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
-from minari.namespace import create_namespace, list_local_namespaces
 from tqdm import tqdm
 
 from aaren_rl import __version__
 from aaren_rl.data.environment_spec import EnvironmentSpec
-from aaren_rl.data.spaces import Box
 from aaren_rl.data.trajectories import Episode
-from aaren_rl.envs import baselines, minari_reader
+from aaren_rl.envs import baselines, minari_reader, minari_writer
 from aaren_rl.envs.behaviours import Behaviour
 from aaren_rl.envs.catalogue import Entry
-from aaren_rl.envs.environments import describe, make
+from aaren_rl.envs.environments import Description, describe, make
+from aaren_rl.envs.turns import one_at_a_time
 from aaren_rl.errors import DataError, InvalidInput
 from aaren_rl.folders import whole_folder
 
@@ -36,10 +35,18 @@ _JOB_STEPS = 50_000
 _JOB_SLOTS = 8
 
 
-def collect(entry: Entry, steps: int = STEPS, seed: int = 0, overwrite: bool = False, progress: bool = True) -> Path:
+def collect(
+    entry: Entry,
+    steps: int = STEPS,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: bool = True,
+    say: Callable[[str], object] = print,
+) -> Path:
     """Makes an entry's dataset from its bundled behaviours, under the local Minari root.
 
-    The folder takes its name only once it is whole; an interrupted run leaves nothing.
+    The folder takes its name only once it is whole; an interrupted run leaves nothing. Of several processes that make
+    the same dataset at once, one does, and the others wait for it and take what it made.
 
     Args:
         entry: entry of the catalogue.
@@ -47,28 +54,67 @@ def collect(entry: Entry, steps: int = STEPS, seed: int = 0, overwrite: bool = F
         seed: the same seed gives the same data.
         overwrite: replace a dataset of this name.
         progress: show a progress bar.
+        say: called with a line where another process makes the dataset, or has made it.
 
     Returns:
         The folder of the dataset.
 
     Raises:
         InvalidInput: no behaviour is bundled for the entry, or steps is below 1.
-        DataError: the dataset exists already and may not be overwritten, or cannot be written.
+        DataError: another dataset exists already and may not be overwritten, or it cannot be written.
     """
     policies = baselines.behaviour_policies(entry)
     if steps < 1:
         raise InvalidInput(f"{steps} steps; expected at least 1")
     folder = minari_reader.local_folder(entry.bundled_id)
-    if folder.exists() and not overwrite:
-        raise DataError(f"{entry.bundled_id} exists already at {folder}; pass --overwrite to make it anew")
-    spec = entry.environments["bundled"]
-    with tqdm(
-        total=steps, unit="step", unit_scale=True, desc=entry.bundled_id, mininterval=1.0, disable=not progress
-    ) as bar:
-        episodes = roll_out(spec, policies, steps, (zlib.crc32(entry.name.encode()), seed), bar.update)
-    with whole_folder(folder, DataError, replace=overwrite) as partial:
-        _write(partial, entry, spec, episodes, seed)
+    with one_at_a_time(folder, say):
+        _clean_up(folder)
+        if folder.exists() and not overwrite:
+            if not _holds(folder, _description(entry, seed), steps):
+                raise DataError(f"{entry.bundled_id} exists already at {folder}; pass --overwrite to make it anew")
+            say(f"data: {entry.bundled_id} has been made already, with these steps and this seed; it stands")
+            return folder
+        spec = entry.environments["bundled"]
+        described = describe(spec)
+        minari_writer.require_space(folder.parent, _least_size(described, steps))
+        with tqdm(
+            total=steps, unit="step", unit_scale=True, desc=entry.bundled_id, mininterval=1.0, disable=not progress
+        ) as bar:
+            episodes = roll_out(spec, policies, steps, (zlib.crc32(entry.name.encode()), seed), bar.update)
+        with whole_folder(folder, DataError, replace=overwrite) as partial:
+            minari_writer.write_dataset(
+                partial, entry.bundled_id, described, episodes, _made_by(entry), _description(entry, seed)
+            )
+            minari_writer.describe_namespaces(entry.bundled_id, "Roll-outs of the behaviours bundled with aaren-rl.")
     return folder
+
+
+def _clean_up(folder: Path) -> None:
+    """Takes away what killed processes left of a folder, whose lock is held; one that was set aside comes back."""
+    for partial in folder.parent.glob(f".{folder.name}.partial-*"):
+        shutil.rmtree(partial, ignore_errors=True)
+    for old in folder.parent.glob(f".{folder.name}.old-*"):
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(old, folder)
+
+
+def _holds(folder: Path, description: str, steps: int) -> bool:
+    """True if a dataset's metadata say that it was made as described, with enough steps."""
+    try:
+        metadata = MinariStorage.read_raw_metadata(folder / "data")
+    except (OSError, ValueError):
+        return False
+    if not isinstance(metadata, dict):
+        return False
+    found = metadata.get("total_steps")
+    return metadata.get("description") == description and isinstance(found, int) and found >= steps
+
+
+def _least_size(described: Description, steps: int) -> int:
+    numbers = math.prod(described.observation_space.shape) + math.prod(described.action_space.shape)
+    return steps * 4 * numbers
 
 
 def roll_out(
@@ -186,47 +232,11 @@ class _Slot:
         )
 
 
-def _write(folder: Path, entry: Entry, spec: EnvironmentSpec, episodes: list[Episode], seed: int) -> None:
-    namespace = entry.bundled_id.rpartition("/")[0]
-    if namespace not in list_local_namespaces():
-        create_namespace(namespace, description="Roll-outs of the behaviours bundled with aaren-rl.")
-    described = describe(spec)
-    # Readers take observations in single precision, so they are stored in it.
-    observation_space = gym.spaces.Box(*described.observation_space.bounds())
-    action_space = _gymnasium_box(described.action_space)
-    storage = MinariStorage.new(folder / "data", observation_space, action_space, described.recorded)
-    storage.update_episodes(
-        EpisodeBuffer(
-            observations=episode.observations,
-            actions=episode.actions,
-            rewards=episode.rewards,
-            terminations=_last(len(episode.rewards), episode.terminated),
-            truncations=_last(len(episode.rewards), episode.truncated),
-            infos={},
-        )
-        for episode in episodes
-    )
-    made_by = "scripted expert" if entry.scripted else "uniform random actions"
+def _made_by(entry: Entry) -> str:
     if entry.behaviours:
-        made_by = f"SAC after {', '.join(map(str, entry.behaviours))} steps"
-    storage.update_metadata(
-        {
-            "dataset_id": entry.bundled_id,
-            "minari_version": minari.__version__,
-            "author": {"aaren-rl"},
-            "algorithm_name": made_by,
-            "description": f"Roll-out of the behaviours bundled with aaren-rl {__version__}: {made_by}; seed {seed}.",
-        }
-    )
+        return f"SAC after {', '.join(map(str, entry.behaviours))} steps"
+    return "scripted expert" if entry.scripted else "uniform random actions"
 
 
-def _gymnasium_box(space: Box) -> gym.spaces.Box:
-    dtype = np.dtype(space.dtype)
-    low, high = (np.array(bound).astype(dtype).reshape(space.shape) for bound in (space.low, space.high))
-    return gym.spaces.Box(low, high, dtype=dtype.type)
-
-
-def _last(length: int, flag: bool) -> npt.NDArray[np.bool_]:
-    flags = np.zeros(length, dtype=np.bool_)
-    flags[-1] = flag
-    return flags
+def _description(entry: Entry, seed: int) -> str:
+    return f"Roll-out of the behaviours bundled with aaren-rl {__version__}: {_made_by(entry)}; seed {seed}."

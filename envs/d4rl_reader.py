@@ -2,89 +2,229 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import h5py
 import numpy as np
 import numpy.typing as npt
 
 from aaren_rl.data.trajectories import Trajectories
-from aaren_rl.errors import DataError
+from aaren_rl.envs.hdf5 import open_checked, require_memory
+from aaren_rl.errors import DataError, InvalidInput
 
-KEYS = ("observations", "actions", "rewards", "terminals", "timeouts")
+KEYS = ("observations", "actions", "rewards", "terminals")
+TIMEOUTS = "timeouts"
 NEXT = "next_observations"
+
+Say: TypeAlias = Callable[[str], object]
+_Array: TypeAlias = "h5py.Dataset | npt.NDArray[Any]"
+_Bools: TypeAlias = npt.NDArray[np.bool_]
 
 _ROWS = 4_096
 """Rows of a file that are read at once where only some of them are kept."""
+_LEAST_FIT = 0.5
+"""Least share of steps that go on in `next_observations`; with fewer the key does not fit the observations."""
 
 
-def read_file(path: Path) -> Trajectories:
+class _Ends(NamedTuple):
+    """Where episodes end.
+
+    Attributes:
+        last: last step of each episode, in rising order.
+        terminated: (episodes,) bool.
+        truncated: (episodes,) bool.
+        rule: how the ends were found, for the log; empty where each flag is an end.
+    """
+
+    last: npt.NDArray[np.intp]
+    terminated: _Bools
+    truncated: _Bools
+    rule: str = ""
+
+
+def read_file(path: Path, horizon: int | None = None, say: Say = print) -> Trajectories:
     """Reads a D4RL HDF5 file (Fu et al. 2020, arXiv 2004.07219), straight into float32.
 
+    Args:
+        path: the file.
+        horizon: as in `from_arrays`.
+        say: as in `from_arrays`.
+
     Raises:
-        DataError: the file is missing, cut off, not HDF5, or its contents do not fit.
+        DataError: the file is missing, cut off, not HDF5, refers to other files, asks for more memory than it can fill,
+            or its contents do not fit.
+        InvalidInput: the horizon is below 1.
     """
-    if not path.is_file():
-        raise DataError(f"{path} does not exist; expected a D4RL HDF5 file")
-    try:
-        with h5py.File(path, "r") as file:
-            return from_arrays(file, str(path))
-    except (OSError, RuntimeError, KeyError) as error:
-        raise DataError(
-            f"{path} ({path.stat().st_size} bytes) cannot be read as HDF5: {error}; "
-            "it may be cut off or of another format: delete it and fetch it again"
-        ) from error
+    with open_checked(path) as file:
+        try:
+            return from_arrays(file, str(path), horizon, say)
+        except (OSError, RuntimeError, KeyError, MemoryError) as error:
+            raise DataError(
+                f"{path} ({path.stat().st_size} bytes) cannot be read as HDF5: {error}; "
+                "it may be cut off or of another format: delete it and fetch it again"
+            ) from error
 
 
-def from_arrays(data: Mapping[str, Any], name: str = "the dataset") -> Trajectories:
+def from_arrays(
+    data: Mapping[str, Any], name: str = "the dataset", horizon: int | None = None, say: Say = print
+) -> Trajectories:
     """Trajectories from D4RL's arrays, in memory or in an open file.
 
-    An episode ends where `terminals` or `timeouts` is set; the unfinished tail is dropped. The final observation of an
-    episode is the one under "next_observations" at its last step; None without that key.
+    Where episodes end:
+
+    1. With "timeouts": at each timeout, and at each terminal after which the data do not go on. They go on if
+       "next_observations" equals the next row of "observations". Where that key is missing or does not tell, a run of
+       terminals is one end.
+    2. Without "timeouts", with "next_observations" that tell: where the data do not go on, at the last step, and at
+       every `horizon` steps between.
+    3. Without both: at the end of each run of terminals, and at every `horizon` steps after the last end.
+
+    "next_observations" do not tell where they equal the next row from one episode to the next, or differ from it at
+    most steps. With rules 1 and 3 the unfinished tail is dropped. The final observation of an episode is the one under
+    "next_observations" at its last step; None without that key.
 
     Args:
-        data: arrays of equal length under "observations", "actions", "rewards", "terminals" and "timeouts", and
-            perhaps "next_observations"; other keys are ignored.
+        data: arrays of equal length under "observations", "actions", "rewards" and "terminals", and perhaps "timeouts"
+            and "next_observations"; other keys are ignored.
         name: of the data, for messages.
+        horizon: greatest number of steps of an episode; ignored where the data have "timeouts".
+        say: called with a line on the rule, where it is not that each flag is an end.
 
     Raises:
-        DataError: keys are missing, lengths differ, no episode is whole, or values are not finite.
+        DataError: keys are missing, lengths or shapes do not fit, nothing tells where episodes end, no episode is
+            whole, or values are not finite.
+        InvalidInput: the horizon is below 1.
     """
+    if horizon is not None and horizon < 1:
+        raise InvalidInput(f"the horizon is {horizon}; expected at least 1 step")
     missing = [key for key in KEYS if key not in data]
     if missing:
         raise DataError(
-            f"{name} lacks {missing}; expected D4RL's keys {list(KEYS)}, it has {sorted(map(str, data.keys()))}"
+            f"{name} lacks {missing}; expected D4RL's keys {[*KEYS, TIMEOUTS]}, it has {sorted(map(str, data.keys()))}"
         )
     try:
         length = _length(data)
-        terminals = np.asarray(data["terminals"][:], dtype=np.bool_).reshape(length)
-        timeouts = np.asarray(data["timeouts"][:], dtype=np.bool_).reshape(length)
-        last = np.flatnonzero(terminals | timeouts)
-        if len(last) == 0:
-            raise DataError(f"it holds no whole episode: none of {len(terminals)} steps is a terminal or a timeout")
-        steps = int(last[-1]) + 1
+        _require_memory(data, length, name)
+        ends = _ends(data, length, horizon)
+        if len(ends.last) == 0:
+            horizon_too = "" if TIMEOUTS in data else f", and there are fewer steps than the horizon of {horizon}"
+            raise DataError(
+                f"it holds no whole episode: none of {length} steps is a terminal or a timeout{horizon_too}"
+            )
+        if ends.rule:
+            say(f"data: {name}: {ends.rule}")
+        steps = int(ends.last[-1]) + 1
         return Trajectories(
             _float32(data["observations"], steps),
             _float32(data["actions"], steps),
             _float32(data["rewards"], steps).reshape(steps),
-            np.concatenate([[0], last + 1]),
-            terminals[last],
-            timeouts[last],
-            _rows(data[NEXT], last) if NEXT in data else None,
+            np.concatenate([[0], ends.last + 1]),
+            ends.terminated,
+            ends.truncated,
+            _rows(data[NEXT], ends.last) if NEXT in data else None,
         )
-    except (DataError, TypeError, ValueError) as error:
+    except (DataError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{name} does not hold D4RL's arrays: {error}") from error
+
+
+def _ends(data: Mapping[str, Any], length: int, horizon: int | None) -> _Ends:
+    """Chooses one of the rules of `from_arrays`.
+
+    Raises:
+        DataError: nothing tells where episodes end.
+    """
+    terminals = _flags(data, "terminals", length)
+    if TIMEOUTS in data:
+        return _ends_by_flags(data, terminals, _flags(data, TIMEOUTS, length))
+    if NEXT in data:
+        goes_on = _goes_on(data, np.arange(length))
+        if not goes_on[:-1].all() and goes_on.mean() >= _LEAST_FIT:
+            return _ends_by_breaks(terminals, goes_on, horizon)
+    if horizon is None:
+        raise DataError(
+            f"it lacks {TIMEOUTS!r}, which say where an episode was cut off, and no {NEXT!r} show it; pass --horizon "
+            "(in Python: horizon=) with the greatest number of steps of an episode"
+        )
+    runs = np.flatnonzero(_ends_of_runs(terminals))
+    # The unfinished tail is cut as well, up to its last whole episode.
+    cuts = _cut(runs, length, horizon)
+    last = np.union1d(runs, cuts)
+    truncated = np.diff(last, prepend=-1) == horizon
+    rule = f"no {TIMEOUTS!r}: episodes end at a terminal or after {horizon} steps"
+    return _Ends(last, terminals[last], truncated, rule + _passed_over(terminals, last))
+
+
+def _ends_by_flags(data: Mapping[str, Any], terminals: _Bools, timeouts: _Bools) -> _Ends:
+    flagged = np.flatnonzero(terminals | timeouts)
+    ends = timeouts | _ends_of_runs(terminals)
+    how = "a run of terminals is one end"
+    if NEXT in data and terminals.any():
+        goes_on = _goes_on(data, flagged)
+        # Some make next_observations by shifting observations: such data go on even from one episode to the next.
+        shifted = goes_on[flagged < len(terminals) - 1].all()
+        inside = np.flatnonzero(~(terminals | timeouts)[:_ROWS])
+        if not shifted and (len(inside) == 0 or _goes_on(data, inside).mean() >= _LEAST_FIT):
+            ends = timeouts.copy()
+            ends[flagged] |= ~goes_on
+            how = f"a terminal is an end where {NEXT!r} show that the data do not go on"
+    last = np.flatnonzero(ends)
+    passed_over = _passed_over(terminals, last)
+    return _Ends(last, terminals[last], timeouts[last], how + passed_over if passed_over else "")
+
+
+def _ends_by_breaks(terminals: _Bools, goes_on: _Bools, horizon: int | None) -> _Ends:
+    breaks = np.flatnonzero(~goes_on)
+    last = breaks if horizon is None else np.union1d(breaks, _cut(breaks, len(terminals), horizon))
+    rule = f"no {TIMEOUTS!r}: episodes end where {NEXT!r} show that the data do not go on"
+    rule += "" if horizon is None else f", or after {horizon} steps"
+    return _Ends(last, terminals[last], ~terminals[last], rule + _passed_over(terminals, last))
+
+
+def _passed_over(terminals: _Bools, last: npt.NDArray[np.intp]) -> str:
+    count = int(terminals.sum() - terminals[last].sum())
+    return f"; {count} terminals inside episodes are no ends" if count else ""
+
+
+def _ends_of_runs(terminals: _Bools) -> _Bools:
+    """True at the last of consecutive terminals."""
+    ends = terminals.copy()
+    ends[:-1] &= ~terminals[1:]
+    return ends
+
+
+def _cut(last: npt.NDArray[np.intp], length: int, horizon: int) -> npt.NDArray[np.intp]:
+    """Every `horizon`-th step after an end, up to the next end or the data's end."""
+    starts = np.concatenate([[0], last + 1])
+    stops = np.concatenate([last + 1, [length]])
+    cuts = [np.arange(start + horizon - 1, stop, horizon) for start, stop in zip(starts, stops, strict=True)]
+    return np.concatenate(cuts).astype(np.intp)
+
+
+def _goes_on(data: Mapping[str, Any], steps: npt.NDArray[np.intp]) -> _Bools:
+    """True for steps whose next observation is the observation of the next row; False for the last row of all."""
+    found = np.zeros(len(steps), dtype=np.bool_)
+    observations, following = data["observations"], data[NEXT]
+    for block in _blocks(steps):
+        first, last = int(steps[block[0]]), int(steps[block[-1]])
+        here = steps[block] - first
+        expected = np.asarray(following[first : last + 1], dtype=np.float32)[here]
+        rows = np.asarray(observations[first + 1 : last + 2], dtype=np.float32)
+        known = here < len(rows)
+        same = rows[here[known]] == expected[known]
+        found[block[known]] = same.all(axis=tuple(range(1, same.ndim)))
+    return found
 
 
 def _length(data: Mapping[str, Any]) -> int:
     """Number of steps, the same in all arrays that are read.
 
     Raises:
-        DataError: a key holds no array of numbers, or lengths differ.
+        DataError: a key holds no array of numbers, shapes do not fit, or lengths differ.
     """
-    keys = [*KEYS, *([NEXT] if NEXT in data else [])]
+    keys = [*KEYS, *(key for key in (TIMEOUTS, NEXT) if key in data)]
     for key in keys:
         numeric = getattr(getattr(data[key], "dtype", None), "kind", "?") in "fiub"
         if not numeric or not getattr(data[key], "shape", ()):
@@ -92,10 +232,46 @@ def _length(data: Mapping[str, Any]) -> int:
     lengths = {key: len(data[key]) for key in keys}
     if len(set(lengths.values())) != 1:
         raise DataError(f"its arrays differ in length: {lengths}; expected one entry per step in each")
-    return lengths["rewards"]
+    length = lengths["rewards"]
+    if length == 0:
+        raise DataError("its arrays are empty; expected at least one step")
+    for key in keys:
+        shape = tuple(data[key].shape)
+        vectors = key in ("observations", "actions", NEXT)
+        if vectors and (len(shape) < 2 or 0 in shape):
+            raise DataError(f"{key} have shape {shape}; expected (steps, numbers), with at least one number a step")
+        if not vectors and math.prod(shape) != length:
+            raise DataError(f"{key} have shape {shape}; expected ({length},), one number per step")
+    if NEXT in data and data[NEXT].shape != data["observations"].shape:
+        shapes = tuple(data[NEXT].shape), tuple(data["observations"].shape)
+        raise DataError(f"{NEXT} have shape {shapes[0]}; expected {shapes[1]}, as observations")
+    return length
 
 
-def _float32(array: h5py.Dataset | npt.NDArray[Any], steps: int) -> npt.NDArray[np.float32]:
+def _require_memory(data: Mapping[str, Any], length: int, name: str) -> None:
+    """Refuses an open file whose arrays do not fit into memory as float32, before they are allocated."""
+    if isinstance(data["observations"], h5py.Dataset):
+        numbers = sum(math.prod(data[key].shape) for key in ("observations", "actions", "rewards"))
+        # Returns-to-go in float64 and float32, flags, and the sums that they come from.
+        require_memory(4 * numbers + 32 * length, name)
+
+
+def _flags(data: Mapping[str, Any], key: str, length: int) -> _Bools:
+    """(steps,) bool of an array that holds 0 and 1.
+
+    Raises:
+        DataError: it holds something else, NaN for instance, which would count as True.
+    """
+    values = np.asarray(data[key][:]).reshape(length)
+    # A bool of a file may be any byte.
+    values = values.view(np.uint8) if values.dtype == np.bool_ else values
+    other = np.flatnonzero((values != 0) & (values != 1))
+    if len(other):
+        raise DataError(f"{key} are {values[other[0]]} at step {other[0]}; expected 0 or 1")
+    return np.asarray(values, dtype=np.bool_)
+
+
+def _float32(array: _Array, steps: int) -> npt.NDArray[np.float32]:
     if isinstance(array, h5py.Dataset):
         # HDF5 converts while it reads, so a float64 file is never in memory in float64.
         out = np.empty((steps, *array.shape[1:]), dtype=np.float32)
@@ -104,13 +280,19 @@ def _float32(array: h5py.Dataset | npt.NDArray[Any], steps: int) -> npt.NDArray[
     return np.asarray(array[:steps], dtype=np.float32)
 
 
-def _rows(array: h5py.Dataset | npt.NDArray[Any], rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
+def _rows(array: _Array, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
     """Some rows in rising order, as float32, without the whole of a file's array in memory."""
     if not isinstance(array, h5py.Dataset):
         return np.asarray(array[rows], dtype=np.float32)
     out = np.empty((len(rows), *array.shape[1:]), dtype=np.float32)
     # HDF5 takes far longer to pick many single rows than to read the blocks that hold them.
-    for block in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows // _ROWS)) + 1):
+    for block in _blocks(rows):
         first, last = rows[block[0]], rows[block[-1]]
         out[block] = array[first : last + 1][rows[block] - first]
     return out
+
+
+def _blocks(rows: npt.NDArray[np.intp]) -> Iterator[npt.NDArray[np.intp]]:
+    """Indices of rising rows, in blocks that lie within _ROWS rows of a file."""
+    if len(rows):
+        yield from np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows // _ROWS)) + 1)

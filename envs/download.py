@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import threading
 import urllib.error
@@ -11,17 +13,23 @@ from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 
-import h5py
 import minari
-from tqdm import tqdm
 
 from aaren_rl.envs import minari_reader
+from aaren_rl.envs.hdf5 import checked
+from aaren_rl.envs.partial import Partial, Say, open_url
+from aaren_rl.envs.turns import one_at_a_time
 from aaren_rl.errors import DataError
+from aaren_rl.folders import replace_file
 
-D4RL_HOST = "http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2"
+D4RL_HOST = "https://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2"
 MINARI_HOST = "https://huggingface.co"
 PATIENCE = 2.4
 """Seconds within which a host must answer. At most two hosts are tried, so a missing network costs under five."""
+
+_MOST_METADATA = 64 << 20
+_SUMS = "SHA256SUMS"
+_fetching = threading.Lock()
 
 
 class Unreachable(DataError):
@@ -33,121 +41,165 @@ def d4rl_folder() -> Path:
     return Path(os.environ.get("D4RL_DATASET_DIR") or Path.home() / ".d4rl" / "datasets")
 
 
-def fetch_d4rl(name: str, host: str = D4RL_HOST) -> Path:
+def fetch_d4rl(name: str, host: str = D4RL_HOST, say: Say = print) -> Path:
     """Downloads a D4RL HDF5 file, or the rest of it, and puts it in place once it is whole.
+
+    What the host calls the version of the file (its ETag, or else its date) is kept beside the part that has come. A
+    part is gone on with only if the host has that same version still. The SHA-256 of the whole file is kept beside it,
+    in `NAME.sha256`, as `sha256sum --check` reads it.
 
     Args:
         name: name of the file, as "hopper_medium-v2.hdf5".
         host: address of the folder that holds it.
+        say: called with lines on what came, and on a file that differs from an earlier one of its name.
 
     Returns:
         The file in `d4rl_folder()`.
 
     Raises:
         Unreachable: the host does not answer.
-        DataError: the download broke off (the next try goes on from there) or is not HDF5.
+        DataError: the download broke off (the next try goes on from there), does not fit on the disk, or is not an
+            HDF5 file that may be read.
     """
     folder = d4rl_folder()
-    target, partial = folder / name, folder / f".{name}.partial"
+    target = folder / name
     url = f"{host}/{name}"
     _check_reachable(url)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{folder} cannot be made: {error}; set D4RL_DATASET_DIR to another folder") from error
-    total = _download_rest(url, partial)
-    size = partial.stat().st_size
-    if total is not None and size > total:
-        partial.unlink()
-        raise DataError(f"{url} has {total} bytes, {size} had come; nothing was kept, run again")
-    if total is not None and size < total:
-        raise DataError(f"{url} broke off after {size} of {total} bytes; run again to go on from there")
-    _check_hdf5(url, partial)
-    os.replace(partial, target)
+    before = _time_of(target)
+    with one_at_a_time(target, say):
+        if _time_of(target) != before:
+            say(f"data: {target} has been downloaded meanwhile; it is taken")
+            return target
+        partial = Partial(folder / f".{name}.partial", url)
+        partial.complete(say)
+        try:
+            checked(partial.path)
+        except DataError as error:
+            partial.delete()
+            raise DataError(f"{url} is damaged or not what it should be: {error}; nothing was kept") from error
+        digest = _sha256(partial.path)
+        _compare_with_earlier(target, digest, say)
+        try:
+            replace_file(_digest_file(target), f"{digest}  {name}\n")
+            os.replace(partial.path, target)
+        except OSError as error:
+            raise DataError(f"{url} came, but cannot be put in place at {target}: {error}") from error
+        partial.delete()
+    say(f"data: {target} came from {url}: {target.stat().st_size} bytes, sha256 {digest}")
     return target
 
 
-def _download_rest(url: str, partial: Path) -> int | None:
-    """Appends what a partial file lacks; returns the size of the whole, None where the host does not say.
+def _time_of(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.exists() else None
 
-    Raises:
-        DataError: the host refuses, or the download breaks off.
-    """
-    here = partial.stat().st_size if partial.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={here}-"} if here else {})
+
+def _digest_file(target: Path) -> Path:
+    return target.with_name(f"{target.name}.sha256")
+
+
+def _compare_with_earlier(target: Path, digest: str, say: Say) -> None:
+    """Says so where a file of this name was downloaded before and was another one."""
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            # A host that ignores the range sends the file from its start.
-            begin = here if answer.status == 206 else 0
-            length = answer.headers.get("Content-Length")
-            total = None if length is None else int(length) + begin
-            name = url.rpartition("/")[2]
-            with (
-                partial.open("ab" if answer.status == 206 else "wb") as file,
-                tqdm(total=total, initial=begin, unit="B", unit_scale=True, desc=name) as bar,
-            ):
-                while block := answer.read(1 << 20):
-                    file.write(block)
-                    bar.update(len(block))
-            return total
-    except urllib.error.HTTPError as error:
-        if error.code != 416:
-            raise DataError(f"{url} answered {error.code} {error.reason}") from error
-        # The range starts beyond the file's end, and the answer gives the file's size.
-        size = (error.headers.get("Content-Range") or "").rpartition("/")[2]
-        return int(size) if size.isdigit() else None
-    except (OSError, HTTPException) as error:
-        raise DataError(f"{url} broke off: {error}; run again to go on from where it stopped") from error
+        earlier = _digest_file(target).read_text("ascii").split()[0]
+    except (OSError, ValueError, IndexError):
+        return
+    if earlier != digest:
+        say(
+            f"data: {target.name} is not the file that was downloaded before: its sha256 was {earlier} and is "
+            f"{digest}; results on the two are not comparable"
+        )
 
 
-def _check_hdf5(url: str, partial: Path) -> None:
-    """Opens a downloaded file, and deletes it if it is damaged.
-
-    Raises:
-        DataError: it is not HDF5, or damaged.
-    """
-    if not h5py.is_hdf5(partial):
-        size = partial.stat().st_size
-        partial.unlink()
-        raise DataError(f"{url} is not an HDF5 file ({size} bytes); nothing was kept")
-    try:
-        h5py.File(partial, "r").close()
-    except OSError as error:
-        partial.unlink()
-        raise DataError(f"{url} is damaged: {error}; nothing was kept, run again") from error
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        # Python 3.10 lacks hashlib.file_digest.
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
-def fetch_minari(dataset_id: str) -> Path:
-    """Downloads a dataset from the Minari hub and puts it in place once it is whole.
+def fetch_minari(dataset_id: str, say: Say = print) -> Path:
+    """Downloads a dataset from the Minari hub and puts it in place once it is whole and checked.
 
-    Downloaded files stay in a hidden folder beside the datasets; a second try fetches only the rest.
+    Downloaded files stay in a hidden folder beside the datasets; a second try fetches only the rest. Nothing that the
+    dataset says is run: its environment is not made. The SHA-256 of its files are kept in SHA256SUMS in its folder.
+
+    Args:
+        dataset_id: id on the hub.
+        say: called with a line on what came.
 
     Returns:
         The dataset's folder under the local Minari root.
 
     Raises:
         Unreachable: the hub does not answer.
-        DataError: the hub has no such dataset, or the download broke off.
+        DataError: the hub has no such dataset, the download broke off, or it holds what may not be read.
     """
+    # Minari's root is a variable of the process, so of all downloads one runs at a time.
+    with _fetching:
+        return _fetch_minari(dataset_id, say)
+
+
+def _fetch_minari(dataset_id: str, say: Say) -> Path:
     target, staging = minari_reader.local_folder(dataset_id), minari_reader.local_folder(".downloads")
-    if target.exists():
+    if target.exists() and not minari_reader.is_local(dataset_id):
         raise DataError(f"{target} is in the way: it is not a whole Minari dataset; move it elsewhere and run again")
     _check_reachable(os.environ.get("HF_ENDPOINT", MINARI_HOST))
-    try:
-        with _minari_root(staging):
-            # Without force, Minari takes the folder of an interrupted download for the dataset.
-            minari.download_dataset(dataset_id, force_download=True)
-            steps = minari.load_dataset(dataset_id).total_steps
-    except Exception as error:
-        raise DataError(f"Minari's hub did not give {dataset_id}: {error}") from error
-    if steps < 1:
-        raise DataError(f"Minari's hub gave an empty {dataset_id}; its files are in {staging}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(staging / dataset_id, target)
-    except OSError as error:
-        raise DataError(f"{dataset_id} came, but cannot be put in place at {target}: {error}") from error
+    with one_at_a_time(staging, say):
+        if minari_reader.is_local(dataset_id):
+            say(f"data: {target} has been downloaded meanwhile; it is taken")
+            return target
+        try:
+            with _minari_root(staging):
+                # Without force, Minari takes the folder of an interrupted download for the dataset.
+                minari.download_dataset(dataset_id, force_download=True)
+        except Exception as error:
+            raise DataError(f"Minari's hub did not give {dataset_id}: {error}") from error
+        _check_minari(staging / dataset_id)
+        try:
+            sums = _write_sums(staging / dataset_id)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(staging / dataset_id, target)
+        except OSError as error:
+            raise DataError(f"{dataset_id} came, but cannot be put in place at {target}: {error}") from error
+    say(f"data: {target} came from Minari's hub: {sums}")
     return target
+
+
+def _check_minari(folder: Path) -> None:
+    """Checks a downloaded dataset without a look at what environment it names.
+
+    Raises:
+        DataError: it is empty, damaged, or leads outside its folder.
+    """
+    outside = [path for path in folder.rglob("*") if path.is_symlink()]
+    if outside:
+        raise DataError(f"Minari's hub gave {outside[0]}, a link; such datasets are not read")
+    metadata_file = folder / "data" / "metadata.json"
+    try:
+        if metadata_file.stat().st_size > _MOST_METADATA:
+            raise DataError(f"{metadata_file} has more than {_MOST_METADATA} bytes; such datasets are not read")
+        metadata = json.loads(metadata_file.read_text("utf-8"))
+        steps = metadata["total_steps"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DataError(f"Minari's hub gave {folder} without metadata that can be read: {error!r}") from error
+    if not isinstance(steps, int) or steps < 1:
+        raise DataError(f"Minari's hub gave an empty dataset; its files are in {folder}")
+    for path in folder.rglob("*.hdf5"):
+        checked(path)
+
+
+def _write_sums(folder: Path) -> str:
+    """Keeps the SHA-256 of each file of a dataset, and gives the one of its data in words."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _SUMS)
+    lines = [f"{_sha256(path)}  {path.relative_to(folder)}\n" for path in files]
+    replace_file(folder / _SUMS, "".join(lines))
+    return f"{len(lines)} files, sha256 of their list {hashlib.sha256(''.join(lines).encode()).hexdigest()}"
 
 
 @contextmanager
@@ -173,7 +225,7 @@ def _check_reachable(url: str) -> None:
 
     def ask() -> None:
         try:
-            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PATIENCE).close()
+            open_url(urllib.request.Request(url, method="HEAD"), PATIENCE).close()
             outcome.append(None)
         except urllib.error.HTTPError:
             outcome.append(None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -15,7 +16,6 @@ from typing import Any, cast
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.data.environment_spec import EnvironmentSpec
@@ -23,6 +23,7 @@ from aaren_rl.data.spaces import Box, Space, space_of
 from aaren_rl.envs.flattening import FlatObservations, flatten_observations
 from aaren_rl.envs.memory import MEMORY_CHAIN, T_MAZE
 from aaren_rl.envs.repeat_previous import REPEAT_PREVIOUS
+from aaren_rl.envs.vector import RestingVectorEnv
 from aaren_rl.envs.wrappers import clipped_action_space, wrap
 from aaren_rl.errors import AarenError, InvalidInput, unknown_name
 
@@ -98,6 +99,13 @@ def registered_limit(env_id: str) -> int | None:
     """Steps after which Gymnasium truncates episodes of an id; None for no limit, or an id that is not registered."""
     registered = gym.registry.get(env_id)
     return registered.max_episode_steps if registered else None
+
+
+def limit_of(spec: EnvironmentSpec) -> int | None:
+    """Steps after which episodes of a spec are truncated, by itself, a wrapper or its id; None for no limit."""
+    limits = [wrapper.kwargs.get("max_episode_steps") for wrapper in spec.wrappers if wrapper.name == "TimeLimit"]
+    own = spec.max_episode_steps or registered_limit(spec.registered_id)
+    return min((limit for limit in (*limits, own) if limit is not None), default=None)
 
 
 def is_special(spec: EnvironmentSpec) -> bool:
@@ -201,11 +209,14 @@ def _is_installed(package: str) -> bool:
         return False
 
 
-def make_vector(
-    spec: EnvironmentSpec, num_envs: int, autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP
-) -> VectorEnv[np.ndarray, np.ndarray, np.ndarray]:
-    """Makes several copies of an environment, which this process steps one after another."""
-    return SyncVectorEnv([lambda: make(spec)] * num_envs, autoreset_mode=autoreset_mode)
+def make_vector(spec: EnvironmentSpec, num_envs: int, processes: int = 1) -> RestingVectorEnv:
+    """Makes several copies of an environment, in this process or in worker processes (see `RestingVectorEnv`).
+
+    Raises:
+        InvalidInput: an environment cannot be made, as `make`.
+        EpisodeFailed: it cannot be made so many times, or fails otherwise.
+    """
+    return RestingVectorEnv(functools.partial(make, spec), num_envs, processes, spec.id)
 
 
 def make_for_video(spec: EnvironmentSpec) -> gym.Env[np.ndarray, np.ndarray]:

@@ -15,16 +15,22 @@ import numpy as np
 
 from aaren_rl.actor import Actor
 from aaren_rl.data.environment_spec import EnvironmentSpec
+from aaren_rl.envs import success
 from aaren_rl.envs.catalogue import Reference
-from aaren_rl.envs.environments import make_vector, registered_limit
-from aaren_rl.envs.rollout import Episodes, roll_out
+from aaren_rl.envs.environments import limit_of, make_vector
+from aaren_rl.envs.episodes import Episodes
+from aaren_rl.envs.rollout import roll_out
 from aaren_rl.errors import InvalidInput
 from aaren_rl.folders import alone_in, replace_file
 
-SLOTS = 25
-"""Rows of the vector environment; each plays its share of the episodes."""
+INSTANCES = 25
+"""Environments that are open at once unless something else is asked for; each plays its share of the episodes."""
 
 PACKAGES = ("aaren-rl", "torch", "gymnasium", "mujoco", "minari", "numpy")
+
+
+UNLIMITED = 100_000
+"""Steps after which an episode is taken to have no end, in an environment without a time limit."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +43,13 @@ class Protocol:
         seed: row i of the vector environment is seeded with seed + i.
         target_return: return to ask for; None for actors that take none.
         reference: returns for the normalised score; None without a table.
+        instances: largest number of environments that are open at once. Their number determines which seeds are
+            played.
+        processes: processes that the environments are spread over; 1 for this process alone, more for as many worker
+            processes, never more than there are instances. Episodes are the same either way.
 
     Raises:
-        InvalidInput: the number of episodes is below 1.
+        InvalidInput: the number of episodes, of instances or of processes is below 1.
     """
 
     environment: EnvironmentSpec
@@ -47,22 +57,32 @@ class Protocol:
     seed: int
     target_return: float | None
     reference: Reference | None
+    instances: int = INSTANCES
+    processes: int = 1
 
     def __post_init__(self) -> None:
-        if self.episodes < 1:
-            raise InvalidInput(f"{self.episodes} episodes; expected at least 1")
+        for name in ("episodes", "instances", "processes"):
+            if getattr(self, name) < 1:
+                raise InvalidInput(f"{getattr(self, name)} {name}; expected at least 1")
 
     @property
-    def slots(self) -> int:
+    def rows(self) -> int:
         """Rows of the vector environment."""
-        return min(SLOTS, self.episodes)
+        return min(self.instances, self.episodes)
 
 
 def evaluate(actor: Actor, protocol: Protocol, progress: Callable[[int], object] = lambda done: None) -> Episodes:
-    """Rolls an actor out as the protocol says."""
-    envs = make_vector(protocol.environment, protocol.slots)
+    """Rolls an actor out as the protocol says; all environments are closed afterwards, whatever happened.
+
+    Raises:
+        EpisodeFailed: an environment cannot be made, fails, or returns what nobody can act on.
+        InvalidInput: there is no such environment, or the actor refuses to act.
+    """
+    envs = make_vector(protocol.environment, protocol.rows, protocol.processes)
     try:
-        return roll_out(actor, envs, protocol.episodes, protocol.target_return, protocol.seed, progress)
+        longest = None if limit_of(protocol.environment) else UNLIMITED
+        asked = protocol.episodes, protocol.target_return, protocol.seed
+        return roll_out(actor, envs, *asked, progress, longest=longest)
     finally:
         envs.close()
 
@@ -77,31 +97,40 @@ def result(episodes: Episodes, protocol: Protocol, **about: Any) -> dict[str, An
 
     Returns:
         Mean, standard deviation and 95% confidence interval of the return over episodes; mean and interval as
-        normalised scores (0 = random, 100 = expert of the reference; None without one); and the whole protocol.
+        normalised scores (0 = random, 100 = expert of the reference; None without one); the share of episodes that
+        reached the goal, with its interval and the rule (None where the environment does not say); and the whole
+        protocol.
     """
     mean, interval = float(episodes.returns.mean()), confidence_interval(episodes.returns, protocol.seed)
     reference = protocol.reference
+    succeeded = None if episodes.success is None else int(episodes.success.sum())
+    count = len(episodes.returns)
     return {
         "normalized_score": reference.score(mean) if reference else None,
         "ci95": [reference.score(bound) for bound in interval] if reference and interval else None,
         "mean": mean,
         "std": float(episodes.returns.std()),
         "ci95_return": list(interval) if interval else None,
+        "success_rate": None if succeeded is None else succeeded / count,
+        "success_ci95": None if succeeded is None else list(success_interval(succeeded, count)),
+        "success_rule": None if succeeded is None else success.RULE,
         "mean_length": float(episodes.lengths.mean()),
         "mean_per_step": float(episodes.returns.sum() / episodes.lengths.sum()),
         "episodes": protocol.episodes,
-        "seeds": [protocol.seed + row for row in range(protocol.slots)],
+        "instances": protocol.instances,
+        "processes": protocol.processes,
+        "seeds": [protocol.seed + row for row in range(protocol.rows)],
         "target": protocol.target_return,
         "environment": protocol.environment.id,
         "environment_kwargs": protocol.environment.kwargs,
-        "max_episode_steps": protocol.environment.max_episode_steps
-        or registered_limit(protocol.environment.registered_id),
+        "max_episode_steps": limit_of(protocol.environment),
         "wrappers": list(map(str, protocol.environment.wrappers)),
         "reference": reference.name if reference else None,
         **about,
         "versions": versions(),
         "returns": episodes.returns.round(3).tolist(),
         "lengths": episodes.lengths.tolist(),
+        "successes": None if episodes.success is None else episodes.success.tolist(),
     }
 
 

@@ -17,7 +17,7 @@ class FlatObservations(gym.ObservationWrapper[npt.NDArray[Any], Any, Any], gym.u
     Gymnasium's own FlattenObservation takes the order in which a Dict was written down, which files do not keep.
 
     Raises:
-        InvalidInput: a part of the observations is no Box.
+        InvalidInput: a part of the observations is no array of numbers.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
@@ -38,7 +38,7 @@ def flatten_observations(env: gym.Env[Any, Any]) -> gym.Env[npt.NDArray[Any], An
     """The environment with vectors for observations; unchanged if it has them already.
 
     Raises:
-        InvalidInput: a part of its observations is no Box.
+        InvalidInput: a part of its observations is no array of numbers.
     """
     space = space_of(env.observation_space)
     return env if isinstance(space, Box) and len(space.shape) == 1 else FlatObservations(env)

@@ -145,8 +145,10 @@ def _recording(
         observation_space, action_space = space_of(dataset.observation_space), space_of(dataset.action_space)
     except InvalidInput as error:
         raise InvalidInput(f"{name} cannot be learned from: {error}") from error
-    if not isinstance(action_space, Box):
-        raise InvalidInput(f"{name} has {dataset.action_space} actions; this agent gives a Box of one shape")
+    if not isinstance(dataset.action_space, gym.spaces.Box) or not isinstance(action_space, Box):
+        raise InvalidInput(
+            f"{name} has {dataset.action_space} actions; this agent gives continuous ones, a Box of one shape"
+        )
     trajectories = _trajectories(dataset, name, observation_space, action_space)
     return Recording(name, trajectories, observation_space, action_space, collected_in, evaluated_in)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,26 +11,13 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from aaren_rl.actor import Actor
-from aaren_rl.data.trajectories import Episode
+from aaren_rl.envs import success
+from aaren_rl.envs.episodes import Counter, Episodes, Recorder
+from aaren_rl.envs.failures import Watch
 from aaren_rl.errors import InvalidInput
 
 Array = npt.NDArray[Any]
 Flags = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Episodes:
-    """Whole episodes, in the order of the vector's rows.
-
-    Attributes:
-        returns: undiscounted, (episodes,).
-        lengths: steps, (episodes,).
-        recorded: the episodes themselves, T + 1 observations each; empty unless `roll_out` records.
-    """
-
-    returns: npt.NDArray[np.float64]
-    lengths: npt.NDArray[np.int64]
-    recorded: tuple[Episode, ...] = ()
 
 
 def roll_out(
@@ -41,11 +28,14 @@ def roll_out(
     seed: int = 0,
     progress: Callable[[int], object] = lambda done: None,
     record: bool = False,
+    longest: int | None = None,
 ) -> Episodes:
     """Runs whole episodes.
 
     Each row of the vector has its share of the episodes from the start; otherwise short episodes would count for more.
-    Every autoreset mode of Gymnasium gives the same episodes.
+    Every autoreset mode of Gymnasium gives the same episodes. A row that has played its share rests: a
+    `RestingVectorEnv` simulates it no more, others go on without being looked at, and the actor sees the row's first
+    observation, as of an episode that has ended.
 
     Args:
         actor: acts in all rows; it is reset first.
@@ -55,118 +45,80 @@ def roll_out(
         seed: row i is seeded with seed + i before its first episode.
         progress: called with the number of episodes done since the last call.
         record: keep the episodes as well as their returns.
+        longest: steps after which an episode that goes on is an error; None for never.
 
     Returns:
         The episodes.
 
     Raises:
-        InvalidInput: the number of episodes is below 1, or they are to be recorded and the environment resets in the
-            same step without giving the observation before the reset.
+        InvalidInput: the number of episodes is below 1, an episode is longer than `longest`, or they are to be recorded
+            and the environment resets in the same step without giving the observation before the reset.
+        EpisodeFailed: an environment raised an error, or an observation or a reward is not finite or has another shape
+            than its space.
     """
     if episodes < 1:
         raise InvalidInput(f"{episodes} episodes; expected at least 1")
     mode = AutoresetMode(envs.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))
     rows = envs.num_envs
-    counter = _Counter(np.full(rows, episodes // rows) + (np.arange(rows) < episodes % rows))
+    counter = Counter(np.full(rows, episodes // rows) + (np.arange(rows) < episodes % rows))
+    watch = Watch(envs, counter, seed)
+    observation = watch.first(~counter.rests)
+    first, reward = copy.deepcopy(observation), None
     done = terminated = truncated = np.zeros(rows, dtype=np.bool_)
-    reward = None
-    # A list of seeds, since vector environments differ in how they spread a single seed.
-    observation, _ = envs.reset(seed=[seed + row for row in range(rows)])  # type: ignore[arg-type]
-    recorder = _Recorder(observation) if record else None
+    recorder = Recorder(observation) if record else None
     actor.reset(target_return, rows, mode)
     while True:
-        action = actor.act(observation, reward, terminated, truncated)
-        observation, reward, terminated, truncated, info = envs.step(action)
+        awake = ~counter.rests
+        action = actor.act(*_shown(awake, first, observation, reward, terminated, truncated))
         # In NEXT_STEP mode the step after an end only resets: its action and its reward belong to no episode.
         resets = done if mode == AutoresetMode.NEXT_STEP else np.zeros_like(done)
+        observation, reward, terminated, truncated, info = watch.step(action, awake, resets)
         done = terminated | truncated
-        counted = counter.step(reward, done, resets)
+        # In SAME_STEP mode the observation is of the next episode where one ends; the last one is in the info.
+        watch.check(observation, awake & ~done if mode == AutoresetMode.SAME_STEP else awake)
         if recorder is not None:
             last = _before_reset(observation, info, done) if mode == AutoresetMode.SAME_STEP else observation
-            recorder.step(action, reward, last, resets)
+            watch.check(last, awake & done)
+            recorder.step(action, reward, last, awake & ~resets)
+            recorder.start(observation, awake & resets)
+        counted = counter.step(reward, done, resets, success.read(info, done))
+        if longest is not None and counter.steps[~counter.rests].max(initial=0) >= longest:
+            raise InvalidInput(
+                f"an episode has not ended after {longest} steps, and the environment has no time limit; pass one as "
+                "--horizon (in Python: max_episode_steps of the EnvironmentSpec)"
+            )
+        if recorder is not None:
             recorder.end(counted, terminated, truncated)
         if counted:
             progress(len(counted))
-        if counter.complete:
+        if counter.rests.all():
             return counter.episodes(recorder)
-        if mode == AutoresetMode.DISABLED and done.any():
-            observation, _ = envs.reset(options={"reset_mask": done})
-        if recorder is not None and mode != AutoresetMode.NEXT_STEP:
-            recorder.start(observation, done)
+        begins = done & ~counter.rests
+        if mode != AutoresetMode.NEXT_STEP and done.any():
+            observation = watch.next(observation, begins, done, mode)
+            if recorder is not None:
+                recorder.start(observation, begins)
 
 
-class _Counter:
-    """Returns and lengths of the episodes of each row, up to the row's share.
-
-    Args:
-        share: episodes of each row, (rows,).
-    """
-
-    def __init__(self, share: npt.NDArray[np.int64]) -> None:
-        self._share = share
-        self._returns: list[list[float]] = [[] for _ in share]
-        self._lengths: list[list[int]] = [[] for _ in share]
-        self._total, self._steps = np.zeros(len(share)), np.zeros(len(share), dtype=np.int64)
-
-    @property
-    def complete(self) -> bool:
-        return all(len(ended) == wanted for ended, wanted in zip(self._returns, self._share, strict=True))
-
-    def step(self, reward: Array, done: Flags, resets: Flags) -> list[int]:
-        """Adds a step to the rows that do not reset, and returns the rows in which an episode of the share ends."""
-        self._total, self._steps = self._total + np.where(resets, 0.0, reward), self._steps + ~resets
-        ended = [int(row) for row in np.flatnonzero(done) if len(self._returns[row]) < self._share[row]]
-        for row in ended:
-            self._returns[row].append(float(self._total[row]))
-            self._lengths[row].append(int(self._steps[row]))
-        self._total[done], self._steps[done] = 0.0, 0
-        return ended
-
-    def episodes(self, recorder: _Recorder | None) -> Episodes:
-        returns = np.array([value for row in self._returns for value in row])
-        lengths = np.array([value for row in self._lengths for value in row])
-        return Episodes(returns, lengths, () if recorder is None else recorder.episodes())
+def _shown(
+    awake: Flags, first: Any, observation: Any, reward: Array | None, terminated: Flags, truncated: Flags
+) -> Any:
+    """What the actor sees: of rows at rest an episode that has ended, with its first observation and no reward."""
+    if awake.all():
+        return observation, reward, terminated, truncated
+    earned = None if reward is None else np.where(awake, reward, 0.0)
+    return _where(awake, observation, first), earned, terminated | ~awake, truncated & awake
 
 
-class _Recorder:
-    """The episode under way in each row, and the whole ones.
-
-    Args:
-        observation: the first of each row, (rows, *observation shape).
-    """
-
-    def __init__(self, observation: Array) -> None:
-        rows = len(observation)
-        self._whole: list[list[Episode]] = [[] for _ in range(rows)]
-        self._observations: list[list[Array]] = [[] for _ in range(rows)]
-        self._actions: list[list[Array]] = [[] for _ in range(rows)]
-        self._rewards: list[list[float]] = [[] for _ in range(rows)]
-        self.start(observation, np.ones(rows, dtype=np.bool_))
-
-    def start(self, observation: Array, rows: Flags) -> None:
-        """Starts an episode in some rows with their first observation."""
-        for row in np.flatnonzero(rows):
-            # Copies, since environments and actors may write into their arrays again.
-            self._observations[row] = [np.array(observation[row])]
-            self._actions[row], self._rewards[row] = [], []
-
-    def step(self, action: Array, reward: Array, observation: Array, resets: Flags) -> None:
-        """Adds a step and the observation after it; rows that only reset start with that observation instead."""
-        for row in np.flatnonzero(~resets):
-            self._observations[row].append(np.array(observation[row]))
-            self._actions[row].append(np.array(action[row]))
-            self._rewards[row].append(float(reward[row]))
-        self.start(observation, resets)
-
-    def end(self, rows: list[int], terminated: Flags, truncated: Flags) -> None:
-        """Keeps the episodes of some rows, which are whole."""
-        for row in rows:
-            observations, actions = np.stack(self._observations[row]), np.stack(self._actions[row])
-            ends = bool(terminated[row]), bool(truncated[row])
-            self._whole[row].append(Episode(observations, actions, np.array(self._rewards[row]), *ends))
-
-    def episodes(self) -> tuple[Episode, ...]:
-        return tuple(episode for row in self._whole for episode in row)
+def _where(rows: Flags, chosen: Any, other: Any) -> Any:
+    """Some rows of one batch of observations, the rest of another; batches may be nested, as their spaces."""
+    if isinstance(chosen, dict):
+        return {key: _where(rows, part, other[key]) for key, part in chosen.items()}
+    if np.shape(chosen)[:1] == rows.shape and isinstance(chosen, np.ndarray):
+        return np.where(rows.reshape(-1, *[1] * (chosen.ndim - 1)), chosen, other)
+    if isinstance(chosen, tuple):
+        return tuple(_where(rows, *parts) for parts in zip(chosen, other, strict=True))
+    return chosen
 
 
 def _before_reset(observation: Array, info: dict[str, Any], done: Flags) -> Array:

@@ -15,6 +15,7 @@ import tomli_w
 
 from aaren_rl.agents.acting import Acting
 from aaren_rl.envs.environment_choice import EnvironmentChoice
+from aaren_rl.envs.evaluation import INSTANCES
 from aaren_rl.envs.sources import Reading, Source
 from aaren_rl.errors import CheckpointError, InvalidInput, unknown_name
 from aaren_rl.experiments import command_line, settings
@@ -72,7 +73,7 @@ class RunConfig:
     """Episodes of each evaluation during training; 0 for none."""
     episodes: int = 100
     """Episodes of the final evaluation."""
-    instances: int = 25
+    instances: int = INSTANCES
     """Largest number of copies of the environment at once in an evaluation."""
     processes: int = 1
     """Processes that the copies of the environment are spread over; 1 for this one."""

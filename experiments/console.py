@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,16 +14,19 @@ from tqdm import tqdm
 from aaren_rl.errors import AarenError, InvalidInput
 from aaren_rl.training.run import Interrupted
 
+_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+"""Unicode categories of what is no visible character: controls, directions of text, halves of pairs, unassigned."""
+
 
 def run(command: Callable[[], object]) -> None:
     """Runs a command. Errors that a user can mend are printed without a traceback; exit status 2, after Ctrl-C 130."""
     try:
         command()
     except Interrupted as error:
-        print(f"\n{error}", file=sys.stderr)
+        print(f"\n{printable(str(error))}", file=sys.stderr)
         sys.exit(130)
     except (AarenError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
@@ -31,13 +35,26 @@ def run(command: Callable[[], object]) -> None:
 
 def say(line: str) -> None:
     """Prints a line without buffering, also into a pipe."""
-    print(line, flush=True)
+    print(printable(line), flush=True)
+
+
+def printable(text: str) -> str:
+    r"""Text with its control characters as escapes, as \x1b.
+
+    Names in data and files may hold sequences that move the cursor, change the window's title or hide text.
+    """
+    return "".join(
+        character.encode("unicode_escape").decode("ascii")
+        if character not in "\n\t" and unicodedata.category(character) in _HIDDEN
+        else character
+        for character in text
+    )
 
 
 @contextmanager
 def progress(total: int, unit: str, name: str | None = None) -> Iterator[Callable[[int], object]]:
     """Shows a progress bar. The function that it yields takes the number of units done since the last call."""
-    with tqdm(total=total, unit=unit, desc=name, mininterval=1.0) as bar:
+    with tqdm(total=total, unit=unit, desc=name and printable(name), mininterval=1.0) as bar:
         yield bar.update
 
 
@@ -61,6 +78,9 @@ def describe(name: str, figures: dict[str, Any]) -> str:
     """One line on a result."""
     spread = f"{rounded(figures['mean'])} +- {rounded(figures['std'])}"
     line = f"{name + ':':<11} return {spread} over {figures['episodes']} episodes"
+    if figures["success_rate"] is not None:
+        low, high = figures["success_ci95"]
+        line += f", success {100 * figures['success_rate']:.0f}% [{100 * low:.0f}, {100 * high:.0f}]"
     if figures["normalized_score"] is not None:
         line += f", normalised score {figures['normalized_score']:.1f}"
         line += "" if figures["ci95"] is None else " [{:.1f}, {:.1f}]".format(*figures["ci95"])

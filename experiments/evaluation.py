@@ -18,7 +18,7 @@ from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.envs import baselines, catalogue
 from aaren_rl.envs.environment_choice import EnvironmentChoice
 from aaren_rl.envs.environments import environment_of, is_special, make, make_for_video
-from aaren_rl.envs.evaluation import SLOTS, Protocol, evaluate, result
+from aaren_rl.envs.evaluation import INSTANCES, Protocol, evaluate, result
 from aaren_rl.envs.rollout import roll_out
 from aaren_rl.errors import CheckpointError, InvalidInput, unknown_name
 from aaren_rl.experiments import target_sweep
@@ -49,7 +49,7 @@ class Options:
     """Way of acting, stream, reset:STEPS or window:STEPS; by default the agent's."""
     horizon: int | None = None
     """Steps after which an episode is truncated; by default the limit of the agent's environment."""
-    instances: int = SLOTS
+    instances: int = INSTANCES
     """Largest number of copies of the environment at once."""
     processes: int = 1
     """Processes that the copies of the environment are spread over; 1 for this one."""
@@ -65,6 +65,12 @@ class Options:
             number = getattr(self, name)
             if number is not None and number < 1:
                 raise InvalidInput(f"--{name} {number}; expected at least 1")
+
+    def protocol(self, environment: EnvironmentSpec, target: float | None) -> Protocol:
+        """How an actor is evaluated in an environment."""
+        reference = catalogue.reference_of(environment)
+        shape = self.instances, self.processes
+        return Protocol(environment, self.episodes, self.seed, target, reference, *shape)
 
     def acting_in(self, known: EnvironmentSpec | None) -> EnvironmentSpec | None:
         """The environment to act in, on top of the one that is known; imports the packages that the user named.
@@ -180,10 +186,12 @@ def _agent(name: str, options: Options) -> Candidate:
     if is_special(spec):
         say(f"environment: {spec}")
     env = make(spec)
-    agent.check_environment(env)
-    env.close()
+    try:
+        agent.check_environment(env)
+    finally:
+        env.close()
     target = card.target_returns[0] if options.target is None else options.target
-    protocol = Protocol(spec, options.episodes, options.seed, target, catalogue.reference_of(spec))
+    protocol = options.protocol(spec, target)
     about = {"checkpoint": folder.name, "source": card.source, "dataset": card.dataset_id, "updates": card.updates}
     about |= how | {"acting": str(agent.acting), "renew": options.renew}
     return Candidate(agent, protocol, about, folder.parent)
@@ -217,6 +225,6 @@ def _baseline(name: str, options: Options) -> Candidate:
         if name == "random"
         else baselines.BehaviourActor(baselines.behaviour_policies(entry), options.seed)
     )
-    protocol = Protocol(spec, options.episodes, options.seed, None, catalogue.reference_of(spec))
+    protocol = options.protocol(spec, None)
     about = {"checkpoint": name, "source": "bundled", "dataset": entry.bundled_id, "acting": name}
     return Candidate(actor, protocol, about, Path("runs") / f"{options.env}-{name}-{time.strftime('%Y%m%d-%H%M%S')}")

@@ -153,7 +153,8 @@ def _evaluated(job: Job, learner: SingleLearner, name: str, folder: Path) -> dic
         about |= {"updates": agent.card.updates, "acting": str(agent.acting)}
         if dataset.environment is None:
             return {**nothing, **about, "versions": versions()}
-        protocol = Protocol(dataset.environment, config.episodes, 0, job.target, dataset.reference)
+        how = config.instances, config.processes
+        protocol = Protocol(dataset.environment, config.episodes, 0, job.target, dataset.reference, *how)
         return result(evaluate(agent, protocol), protocol, **about)
     # Whatever an environment raises.
     except Exception as error:

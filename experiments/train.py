@@ -236,7 +236,9 @@ def _check(job: Job, card: AgentCard) -> Evaluate | None:
     environment, reference = job.dataset.environment, job.dataset.reference
     if environment is None or not job.config.check_episodes:
         return None
-    protocol = Protocol(environment, job.config.check_episodes, CHECK_SEED, job.target, reference)
+    config = job.config
+    rows = config.instances, config.processes
+    protocol = Protocol(environment, config.check_episodes, CHECK_SEED, job.target, reference, *rows)
 
     def check(model: DecisionModel) -> Mapping[str, float]:
         mean = float(evaluate(DecisionAgent(model, card, job.device), protocol).returns.mean())

@@ -38,7 +38,7 @@ def collect_named(arguments: Arguments) -> None:
     entries = [catalogue.find(name) for name in arguments.names]
     for entry in entries:
         began = time.perf_counter()
-        folder = collect(entry, arguments.steps, arguments.seed, arguments.overwrite)
+        folder = collect(entry, arguments.steps, arguments.seed, arguments.overwrite, say=say)
         say(f"{entry.bundled_id}: {folder}, {time.perf_counter() - began:.0f} s")
 
 

@@ -45,6 +45,12 @@ class EnvironmentSpec:
     def __post_init__(self) -> None:
         # Lists from JSON would not compare.
         object.__setattr__(self, "wrappers", tuple(self.wrappers))
+        if "max_episode_steps" in self.kwargs:
+            # `gymnasium.make` takes the limit among the arguments; here it has one place.
+            kwargs = dict(self.kwargs)
+            limit = kwargs.pop("max_episode_steps")
+            object.__setattr__(self, "kwargs", kwargs)
+            object.__setattr__(self, "max_episode_steps", self.max_episode_steps or limit)
 
     @property
     def package(self) -> str | None:

@@ -152,6 +152,71 @@ class Box(Space):
         return cls(tuple(map(int, saved["shape"])), low, high, str(saved["dtype"]))
 
 
+@dataclass(frozen=True)
+class DiscreteSpace(Space):
+    """Whole numbers from small ranges, as `gymnasium.spaces.Discrete` and `MultiDiscrete`; flat ones are one-hot.
+
+    Attributes:
+        shape: of a value; () for one number.
+        counts: how many values each number can have, in C order.
+        starts: least value of each.
+
+    Raises:
+        InvalidInput: the counts do not fit the shape, or one is below 1.
+    """
+
+    shape: tuple[int, ...]
+    counts: tuple[int, ...]
+    starts: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("shape", "counts", "starts"):
+            object.__setattr__(self, name, tuple(map(int, getattr(self, name))))
+        if not len(self.counts) == len(self.starts) == math.prod(self.shape) or min(self.counts, default=0) < 1:
+            raise InvalidInput(
+                f"a discrete space of shape {self.shape}, counts {self.counts} and starts {self.starts}; expected one "
+                "count from 1 and one start for each number"
+            )
+
+    @property
+    def size(self) -> int:
+        """Numbers in a flat value."""
+        return sum(self.counts)
+
+    def flat(self) -> Box:
+        """See `Space.flat`."""
+        return Box((self.size,), (0.0,) * self.size, (1.0,) * self.size, "float32")
+
+    def bounds(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """See `Space.bounds`."""
+        return self.flat().bounds()
+
+    def flatten(self, values: Any, batch: int = 0) -> npt.NDArray[Any]:
+        """See `Space.flatten`."""
+        array = np.asarray(values)
+        if array.ndim < batch or array.shape[batch:] != self.shape or array.dtype.kind not in "iub":
+            raise InvalidInput(
+                f"values have shape {array.shape[batch:]} and dtype {array.dtype}; expected whole numbers of shape "
+                f"{self.shape}"
+            )
+        places = array.reshape(*array.shape[:batch], len(self.counts)).astype(np.int64) - np.array(self.starts)
+        if (places < 0).any() or (places >= np.array(self.counts)).any():
+            raise InvalidInput(
+                f"values from {array.min()} to {array.max()}; expected counts {self.counts} from {self.starts}"
+            )
+        hot = [np.eye(count, dtype=np.float32)[places[..., i]] for i, count in enumerate(self.counts)]
+        return np.concatenate(hot, axis=-1)
+
+    def to_json(self) -> dict[str, Any]:
+        """See `Space.to_json`."""
+        return {"type": "discrete", **{name: list(getattr(self, name)) for name in ("shape", "counts", "starts")}}
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> DiscreteSpace:
+        """See `Space.from_json`."""
+        return cls(saved["shape"], saved["counts"], saved["starts"])
+
+
 class _Nested(Space):
     """Parts with names, in the one order in which their numbers stand."""
 
@@ -269,7 +334,12 @@ class TupleSpace(_Nested):
         return cls(tuple(map(space_from_json, saved["parts"])))
 
 
-_TYPES: dict[str, type[Space]] = {"box": Box, "dict": DictSpace, "tuple": TupleSpace}
+_TYPES: dict[str, type[Space]] = {
+    "box": Box,
+    "discrete": DiscreteSpace,
+    "dict": DictSpace,
+    "tuple": TupleSpace,
+}
 """Classes of spaces by their "type" in JSON."""
 
 
@@ -294,7 +364,7 @@ def space_of(space: gym.Space[Any]) -> Space:
     """The description of a Gymnasium space.
 
     Raises:
-        InvalidInput: a part of it is no Box.
+        InvalidInput: a part of it is no array of numbers.
     """
     import gymnasium as gym
 
@@ -302,10 +372,16 @@ def space_of(space: gym.Space[Any]) -> Space:
         return DictSpace(tuple((key, space_of(part)) for key, part in space.spaces.items()))
     if isinstance(space, gym.spaces.Tuple):
         return TupleSpace(tuple(map(space_of, space.spaces)))
+    if isinstance(space, gym.spaces.Discrete):
+        return DiscreteSpace((), (int(space.n),), (int(space.start),))
+    if isinstance(space, gym.spaces.MultiDiscrete):
+        return DiscreteSpace(space.nvec.shape, tuple(space.nvec.ravel()), tuple(space.start.ravel()))
+    if isinstance(space, gym.spaces.MultiBinary):
+        return Box.bounded(np.zeros(space.shape), np.ones(space.shape), "int8")
     if not isinstance(space, gym.spaces.Box):
         raise InvalidInput(
-            f"the space is {space}; this version needs Boxes (continuous observations and actions), or Dicts and "
-            "Tuples of Boxes"
+            f"the space is {space}; this version takes observations of numbers (Box, Discrete, MultiDiscrete, "
+            "MultiBinary) and Dicts and Tuples of them, and actions in a Box"
         )
     return Box.bounded(space.low, space.high, str(space.dtype))
 
@@ -327,5 +403,9 @@ def differences(expected: Space, given: Space, name: str) -> list[str]:
     if isinstance(expected, Box) and isinstance(given, Box):
         same = expected.shape == given.shape
         return [] if same else [f"{name} have shape {given.shape} in place of {expected.shape}"]
-    words = {Box: "a Box", DictSpace: "a Dict", TupleSpace: "a Tuple"}
+    if expected == given:
+        return []
+    words = {Box: "a Box", DiscreteSpace: "discrete", DictSpace: "a Dict", TupleSpace: "a Tuple"}
+    if type(expected) is type(given):
+        return [f"{name} are {given} in place of {expected}"]
     return [f"{name} are {words[type(given)]} in place of {words[type(expected)]}"]

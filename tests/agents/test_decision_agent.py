@@ -1,3 +1,5 @@
+import copy
+import pickle
 import warnings
 from dataclasses import replace
 
@@ -15,6 +17,7 @@ from aaren_rl.checkpoint import AgentCard
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.segment import Segment
 from aaren_rl.data.spaces import space_of
+from aaren_rl.envs.environments import make_vector
 from aaren_rl.envs.rollout import roll_out
 from aaren_rl.errors import CheckpointError, InvalidInput
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
@@ -434,7 +437,7 @@ def test_the_environment_it_was_made_for_fits(agent):
 
 
 def test_environments_of_another_size_or_range_are_refused(agent):
-    with pytest.raises(InvalidInput, match=r"observations have shape \(17,\); the agent expects \(11,\)"):
+    with pytest.raises(InvalidInput, match=r"observations have shape \(17,\) in place of \(11,\)"):
         agent.check_environment(make_env("HalfCheetah-v5"))
     with pytest.raises(InvalidInput, match=r"observations have shape \(17,\)"):
         agent.check_environment(SyncVectorEnv([lambda: make_env("HalfCheetah-v5")]))
@@ -449,9 +452,7 @@ def test_environments_of_another_size_or_range_are_refused(agent):
 def test_environments_of_other_kinds_of_spaces_are_refused():
     agent, env = make_agent("Pendulum-v1"), make_env("Pendulum-v1")
     discrete = gym.wrappers.TransformAction(env, int, gym.spaces.Discrete(2))
-    message = (
-        r"the space is Discrete\(2\).*the agent expects observations of shape \(3,\) and gives actions of shape \(1,\)"
-    )
+    message = r"action space is Discrete\(2\); the agent gives actions of shape \(1,\)"
     with pytest.raises(InvalidInput, match=message):
         agent.check_environment(discrete)
     with pytest.raises(InvalidInput, match=message):
@@ -544,3 +545,171 @@ def test_predict_without_a_state_starts_anew(agent):
 def test_random_actions_are_refused(agent):
     with pytest.raises(InvalidInput, match="pass deterministic=True"):
         agent.predict(np.zeros(11), deterministic=False)
+
+
+@pytest.mark.parametrize("starts", [None, [False]])
+def test_predict_without_a_state_in_a_loop_warns_each_time(agent, starts):
+    given = () if starts is None else (np.array(starts),)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first, _ = agent.predict(np.ones(11), None, *given)
+    for _ in range(3):
+        with pytest.warns(RuntimeWarning, match=r"again without a state.*state = agent.predict\(observation, state\)"):
+            action, _ = agent.predict(np.ones(11), None, *given)
+        assert (action == first).all()
+
+
+def test_predict_without_a_state_is_quiet_where_an_episode_starts(agent):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            agent.reset()
+            agent.predict(np.ones(11))
+        _, state = agent.predict(np.ones(11), None, np.array([True]))
+        for _ in range(2):
+            agent.observe_reward(1.0)
+            _, state = agent.predict(np.ones(11), state)
+        agent.predict(np.ones(11))
+
+
+EXECUTED = [
+    ({}, "stream"),
+    ({"layout": "fused", "reward": True}, "stream"),
+    ({"timesteps": "learned"}, "stream"),
+    ({"width": 256}, "stream"),
+    ({"mixer": "softmax"}, "stream"),
+    ({"mixer": "gru"}, "reset:50"),
+    ({}, "window:50"),
+    ({"reward": True}, "window:50"),
+]
+
+
+@pytest.mark.parametrize(("shape", "acting"), EXECUTED)
+def test_executed_actions_equal_a_forward_over_them(shape, acting):
+    """Another action than the agent's is executed at every third step, and the episode is the executed one's."""
+    agent = acting_as(make_agent("HalfCheetah-v5", **shape), acting)
+    env, rng = make_env("HalfCheetah-v5", 40), np.random.default_rng(0)
+    observation, _ = env.reset(seed=0)
+    agent.reset(20.0)
+    observations, chosen, executed, rewards = [observation], [agent.act(observation)], [], []
+    for t in range(39):
+        override = rng.uniform(-1, 1, 6).astype(np.float32) if t % 3 == 0 else None
+        executed.append(chosen[-1] if override is None else override)
+        observation, reward, *_ = env.step(executed[-1])
+        observations.append(observation)
+        rewards.append(reward)
+        chosen.append(agent.act(observation, reward, executed_action=override))
+    expected = forward(
+        agent, np.array(observations), np.array([*executed, chosen[-1]]), np.array([*rewards, 0.0]), 20.0
+    )
+    np.testing.assert_allclose(chosen, expected, rtol=0, atol=1e-4)
+    blind = forward(agent, np.array(observations), np.array(chosen), np.array([*rewards, 0.0]), 20.0)
+    assert np.abs(blind - expected).max() > 0.01
+
+
+def test_executed_actions_of_a_batch_are_those_of_its_rows(agent):
+    rng, singles = np.random.default_rng(0), [make_agent() for _ in range(3)]
+    observations, rewards = rng.normal(size=(8, 3, 11)), rng.normal(size=(8, 3))
+    executed, ended = rng.uniform(-1, 1, (8, 3, 3)), np.zeros((8, 3), dtype=bool)
+    ended[4, 1] = True
+    agent.reset(30.0, 3, AutoresetMode.SAME_STEP)
+    for single in singles:
+        single.reset(30.0)
+    for t in range(8):
+        together = agent.act(observations[t], *((rewards[t], ended[t], False, executed[t]) if t else ()))
+        for row, single in enumerate(singles):
+            if ended[t, row]:
+                # What was executed last belongs to the episode that has ended.
+                single.reset(30.0)
+            last = () if t == 0 or ended[t, row] else (rewards[t, row], False, False, executed[t, row])
+            np.testing.assert_allclose(together[row], single.act(observations[t, row], *last), rtol=0, atol=1e-5)
+
+
+def test_executed_actions_outside_the_bounds_are_clipped_with_a_warning(agent):
+    def second_action(executed):
+        agent.reset()
+        agent.act(np.ones(11))
+        return agent.act(np.ones(11), 1.0, executed_action=executed)
+
+    with pytest.warns(RuntimeWarning, match="executed_action is .* and was clipped"):
+        clipped = second_action(np.array([3.0, -0.5, -7.0]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(clipped, second_action(np.array([1.0, -0.5, -1.0])))
+
+
+@pytest.mark.parametrize(
+    ("rows", "executed", "message"),
+    [
+        (None, np.zeros(2), r"executed_action has shape \(2,\); expected \(3,\)"),
+        (2, np.zeros(3), r"executed_action has shape \(3,\); expected \(2, 3\)"),
+        (2, np.full((2, 3), np.nan), "executed_action holds a NaN"),
+        (None, ["left", "right", "up"], "executed_action is not made of numbers"),
+    ],
+)
+def test_executed_actions_that_do_not_fit_are_refused_and_the_episode_goes_on(agent, rows, executed, message):
+    shape = (11,) if rows is None else (rows, 11)
+    reward = 1.0 if rows is None else np.ones(rows)
+
+    def second_action(refused):
+        agent.reset(num_envs=rows)
+        agent.act(np.ones(shape))
+        if refused:
+            with pytest.raises(InvalidInput, match=message):
+                agent.act(np.ones(shape), reward, executed_action=executed)
+        return agent.act(np.ones(shape), reward)
+
+    assert (second_action(True) == second_action(False)).all()
+
+
+def test_nothing_was_executed_before_the_first_action(agent):
+    agent.reset()
+    with pytest.raises(InvalidInput, match="before the agent's first action"):
+        agent.act(np.zeros(11), executed_action=np.zeros(3))
+    agent.act(np.zeros(11))
+
+
+@pytest.mark.parametrize(("shape", "acting"), EXECUTED)
+def test_copies_in_mid_episode_act_on_alike(shape, acting):
+    agent = acting_as(make_agent("HalfCheetah-v5", **shape), acting)
+    rng = np.random.default_rng(0)
+    observations = rng.normal(size=(20, 2, 17))
+    agent.reset(20.0, 2)
+    for t in range(10):
+        agent.act(observations[t], np.ones(2) if t else None)
+    copies = copy.deepcopy(agent), pickle.loads(pickle.dumps(agent))
+    for t in range(10, 20):
+        expected = agent.act(observations[t], np.ones(2))
+        for each in copies:
+            np.testing.assert_allclose(each.act(observations[t], np.ones(2)), expected, rtol=0, atol=1e-6)
+    for each in (agent, *copies):
+        each.reset(20.0, 2)
+    expected = agent.act(observations[0])
+    for each in copies:
+        np.testing.assert_allclose(each.act(observations[0]), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("mixer", ["aaren", "softmax", "gru"])
+@pytest.mark.parametrize("rows", [None, 2])
+def test_no_nan_acts(mixer, rows):
+    agent = make_agent(mixer=mixer)
+    with torch.no_grad():
+        next(p for p in agent.model.parameters() if p.ndim > 1).fill_(torch.nan)
+    agent.reset(num_envs=rows)
+    with pytest.raises(InvalidInput, match=r"the model's action is nan in row 0; .*\(now 0.0 to 0.0\); reset"):
+        agent.act(np.zeros(11 if rows is None else (rows, 11)))
+
+
+def test_observations_beyond_float32_are_refused(agent):
+    agent.reset()
+    with pytest.raises(InvalidInput, match="observation holds a NaN or an infinite value, in float32"):
+        agent.act(np.full(11, 1e300))
+
+
+def test_rows_at_rest_do_not_run_out_of_timesteps():
+    spec = EnvironmentSpec("HalfCheetah-v5", {"max_episode_steps": LIMIT})
+    agent = make_agent("HalfCheetah-v5", timesteps="learned", max_steps=LIMIT)
+    envs = make_vector(spec, 3)
+    # Rows 1 and 2 rest for a whole episode, while row 0 plays its third one.
+    assert roll_out(agent, envs, episodes=7, target_return=20.0).lengths.tolist() == [LIMIT] * 7
+    envs.close()

@@ -221,7 +221,7 @@ def test_what_does_not_fit_is_refused(agent):
         agent.act(np.zeros(10))
     with pytest.raises(InvalidInput, match="NaN"):
         agent.act(np.full(11, np.nan))
-    with pytest.raises(InvalidInput, match=r"observations have shape \(17,\); the agent expects \(11,\)"):
+    with pytest.raises(InvalidInput, match=r"observations have shape \(17,\) in place of \(11,\)"):
         agent.check_environment(gym.make("HalfCheetah-v5"))
     agent.check_environment(make_env())
 

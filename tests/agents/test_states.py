@@ -225,3 +225,22 @@ def test_forgetting_empties_mixers_and_nothing_else():
     assert differs[12:, 2].any()
     assert not differs[:12].any()
     assert not differs[:, :2].any()
+
+
+@pytest.mark.parametrize("shape", [{}, {"layout": "fused", "timesteps": "learned"}, {"reward": True}])
+def test_all_states_take_another_last_action_alike(shape):
+    model = make_agent(**shape).model
+    replaced = np.random.default_rng(3).uniform(-1, 1, size=(20, 3, 3)).astype(np.float32)
+
+    def change(t, state):
+        if t in (3, 4, 11):
+            state.replace_action(replaced[t])
+
+    actions, returns_to_go, _ = drive_states(make_states(model, 3), change)
+    untouched, still_asked, _ = drive_states(make_states(model, 3))
+    for name, acted in actions.items():
+        np.testing.assert_allclose(acted, actions["growing"], rtol=0, atol=1e-4, err_msg=name)
+        np.testing.assert_array_equal(returns_to_go[name], still_asked[name], err_msg=name)
+    differs = np.abs(actions["growing"] - untouched["growing"]).max(-1) > 1e-3
+    assert differs[3].any()
+    assert not differs[:3].any()

@@ -1,4 +1,7 @@
+import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -6,9 +9,12 @@ import time
 from pathlib import Path
 
 import gymnasium as gym
+import h5py
 import minari
 import numpy as np
 import pytest
+from minari.data_collector import EpisodeBuffer
+from minari.dataset.minari_storage import MinariStorage
 
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.envs import baselines, collect
@@ -223,6 +229,174 @@ def test_root_that_cannot_be_written_is_reported(monkeypatch, tmp_path):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "file" / "below"))
     with pytest.raises(DataError, match="no Minari datasets can be kept here"):
         make_set("hopper-random", 30)
+
+
+FILL_A_DISK = """
+import shutil, subprocess, sys
+from pathlib import Path
+
+from aaren_rl.envs import collect
+from aaren_rl.envs.catalogue import find
+from aaren_rl.errors import DataError
+
+disk = Path(sys.argv[1])
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", disk], check=True)
+if sys.argv[2] == "unchecked":
+    # Another process takes the space between the look at it and the writing.
+    shutil.disk_usage = lambda folder: type("Usage", (), {"free": 1 << 40})
+for free in range(0, 128, 4):
+    ballast = disk / "ballast"
+    # A tmpfs counts in pages of 4 KiB.
+    ballast.write_bytes(b"x" * ((512 - free) * 1024 - 8192))
+    try:
+        collect.collect(find("hopper-random"), 60, overwrite=True, progress=False)
+        print(free, "made")
+    except DataError as error:
+        print(free, f"refused: {error}")
+    ballast.unlink()
+    left = [str(path.relative_to(disk)) for path in disk.rglob("*") if path.is_file()]
+    print("left:", *sorted(left))
+    shutil.rmtree(disk / "aaren", ignore_errors=True)
+"""
+
+
+@pytest.mark.parametrize("space", ["checked", "unchecked"])
+def test_full_disk_is_one_error_and_leaves_nothing(tmp_path, space):
+    if subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True).returncode:
+        pytest.skip("this user may not mount a small disk")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    ran = subprocess.run(
+        ["unshare", "-rm", sys.executable, "-P", "-c", FILL_A_DISK, str(disk), space],
+        env={**os.environ, "MINARI_DATASETS_PATH": str(disk)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ran.returncode == 0, ran.stderr
+    lines = ran.stdout.splitlines()
+    outcomes, left = lines[::2], lines[1::2]
+    whole = "left: aaren/hopper/namespace_metadata.json aaren/hopper/random-v0/data/main_data.hdf5 "
+    whole += "aaren/hopper/random-v0/data/metadata.json aaren/namespace_metadata.json"
+    assert {line.split()[1].rstrip(":") for line in outcomes} == {"made", "refused"}
+    for outcome, rest in zip(outcomes, left, strict=True):
+        # The namespace may have got its description, in a file that is whole, before the disk was full.
+        assert rest in ([whole] if outcome.endswith("made") else ["left:", whole.rsplit(" ", 3)[0]]), outcome
+    refused = [line for line in outcomes if "refused" in line]
+    expected = "of free space" if space == "checked" else "No space left on device"
+    assert any(expected in line for line in refused)
+    assert "Traceback" not in ran.stdout + ran.stderr
+
+
+def test_limit_on_the_size_of_files_is_one_error_and_leaves_nothing(root):
+    ran = subprocess.run(
+        ["sh", "-c", f'ulimit -f 8; exec "{sys.executable}" "{COLLECT}" hopper-random --steps 600'],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ran.returncode == 2, ran.stderr
+    assert "could not be written" in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert files(root) == []
+
+
+def test_disk_without_space_is_known_before_anything_is_rolled_out(monkeypatch, root):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1_000}))
+    monkeypatch.setattr(collect, "roll_out", lambda *given: pytest.fail("rolled out"))
+    with pytest.raises(DataError, match=r"0\.0 MiB of free space, 10\.7 MiB are needed.*MINARI_DATASETS_PATH"):
+        collect.collect(find("hopper-random"), 200_000, progress=False)
+    assert files(root) == []
+
+
+def start(*arguments):
+    return subprocess.Popen(
+        [sys.executable, str(COLLECT), *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+
+
+def test_processes_that_make_the_same_set_make_it_once(root):
+    processes = [start("hopper-random", "--steps", "5000") for _ in range(2)]
+    said = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert sum("has been made already" in text for text in said) == 1
+    for text in said:
+        if "waiting" in text:
+            assert re.search(r"waiting for process \d+, which is making .*random-v0", text)[0]
+    assert minari.load_dataset("aaren/hopper/random-v0").total_steps >= 5_000
+    assert files(root) == ["main_data.hdf5", "metadata.json", "namespace_metadata.json", "namespace_metadata.json"]
+
+
+def test_one_waits_for_the_holder_and_goes_on_when_it_dies(root):
+    folder = root / "aaren/hopper/random-v0"
+    folder.parent.mkdir(parents=True)
+    holder = subprocess.Popen(
+        [
+            *(sys.executable, "-P", "-c"),
+            "import sys, time; from pathlib import Path; from aaren_rl.envs.turns import one_at_a_time\n"
+            "with one_at_a_time(Path(sys.argv[1]), print): print('held', flush=True); time.sleep(600)",
+            str(folder),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout.readline() == "held\n"
+    # What a killed process leaves half-made.
+    (folder.parent / ".random-v0.partial-1").mkdir()
+    said = []
+
+    def heard(line):
+        said.append(line)
+        holder.kill()
+        holder.wait()
+
+    collect.collect(find("hopper-random"), 60, progress=False, say=heard)
+    assert said == [f"data: waiting for process {holder.pid}, which is making {folder}"]
+    assert [path.name for path in folder.parent.iterdir() if path.name != "namespace_metadata.json"] == ["random-v0"]
+
+
+def test_sets_of_one_namespace_are_made_side_by_side(root):
+    processes = [start(name, "--steps", "300") for name in ("hopper-random", "hopper-medium")]
+    for process in processes:
+        assert process.wait(240) == 0
+        process.stdout.close()
+    assert len(minari.list_local_datasets()) == 2
+    for path in root.rglob("namespace_metadata.json"):
+        assert isinstance(json.loads(path.read_text()), dict)
+
+
+def test_the_same_set_again_stands(root):
+    said = []
+    folder, _ = make_set("hopper-random", 60)
+    before = (folder / "data" / "main_data.hdf5").stat().st_mtime_ns
+    assert collect.collect(find("hopper-random"), 60, progress=False, say=said.append) == folder
+    assert "it stands" in said[0]
+    assert (folder / "data" / "main_data.hdf5").stat().st_mtime_ns == before
+    with pytest.raises(DataError, match="exists already"):
+        collect.collect(find("hopper-random"), 6_000, progress=False)
+
+
+def test_file_is_the_one_that_minari_writes(tmp_path):
+    """The file made in memory holds the groups, attributes, arrays and dtypes of Minari's writer."""
+    folder, episodes = make_set("hopper-random", 60)
+    spaces = gym.spaces.Box(-np.inf, np.inf, (11,), np.float32), gym.spaces.Box(-1, 1, (3,), np.float32)
+    storage = MinariStorage.new(tmp_path / "theirs", *spaces)
+    storage.update_episodes(
+        EpisodeBuffer(**{name: getattr(episode, name) for name in FIELDS}, infos={}) for episode in episodes
+    )
+    found = []
+    for path in (folder / "data" / "main_data.hdf5", tmp_path / "theirs" / "main_data.hdf5"):
+        items = {}
+        with h5py.File(path) as file:
+
+            def note(name, item, items=items):
+                values = (item.dtype, item.maxshape, item[()].tolist()) if isinstance(item, h5py.Dataset) else None
+                items[name] = (dict(item.attrs), values)
+
+            file.visititems(note)
+        found.append(items)
+    assert len(found[0]) == 7 * len(episodes)
+    assert found[0] == found[1]
 
 
 def test_nothing_is_left_in_the_working_directory():

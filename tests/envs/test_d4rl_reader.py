@@ -5,8 +5,9 @@ import h5py
 import numpy as np
 import pytest
 
+from aaren_rl.envs import hdf5
 from aaren_rl.envs.d4rl_reader import from_arrays, read_file
-from aaren_rl.errors import DataError
+from aaren_rl.errors import DataError, InvalidInput
 
 
 def arrays(steps=60, ends=((9, "terminals"), (29, "timeouts"), (30, "terminals"), (49, "timeouts")), dtype=np.float32):
@@ -34,11 +35,11 @@ def write(path, data):
 
 
 def naive_split(data):
-    """Episodes by one plain loop over the steps."""
+    """Episodes by one plain loop over the steps; of consecutive terminals only the last is an end."""
     episodes, current = [], []
     for i in range(len(data["rewards"])):
         current.append(i)
-        if data["terminals"][i] or data["timeouts"][i]:
+        if data["timeouts"][i] or (data["terminals"][i] and not data["terminals"][i + 1 : i + 2].any()):
             episodes.append((current, bool(data["terminals"][i]), bool(data["timeouts"][i])))
             current = []
     return episodes
@@ -99,7 +100,7 @@ def test_compressed_chunks_and_integer_flags_are_read(tmp_path):
     assert_same_as_naive(read_file(tmp_path / "a.hdf5"), data)
 
 
-@pytest.mark.parametrize("key", ["observations", "actions", "rewards", "terminals", "timeouts"])
+@pytest.mark.parametrize("key", ["observations", "actions", "rewards", "terminals"])
 def test_missing_key_is_named(tmp_path, key):
     data = arrays()
     del data[key]
@@ -182,7 +183,7 @@ def test_next_observations_are_never_in_memory_whole(tmp_path):
     ("given", "message"),
     [
         (np.zeros((59, 4)), "differ in length.*'next_observations': 59"),
-        (np.zeros((60, 3)), r"final_observations has shape \(4, 3\); expected \(4, 4\)"),
+        (np.zeros((60, 3)), r"next_observations have shape \(60, 3\); expected \(60, 4\)"),
         (np.full((60, 4), np.nan), "final_observations holds a NaN or an infinite value in episode 0"),
         (np.array(["a"] * 60, dtype="S1"), "lies under 'next_observations'"),
     ],
@@ -192,10 +193,14 @@ def test_next_observations_that_do_not_fit_are_refused(tmp_path, given, message)
         read_file(write(tmp_path / "a.hdf5", {**arrays(), "next_observations": given}))
 
 
-@pytest.mark.parametrize("steps", [0, 20])
-def test_no_whole_episode(tmp_path, steps):
-    with pytest.raises(DataError, match=f"no whole episode.*{steps} steps"):
-        read_file(write(tmp_path / "a.hdf5", arrays(steps, ends=())))
+def test_no_whole_episode(tmp_path):
+    with pytest.raises(DataError, match="no whole episode.*20 steps"):
+        read_file(write(tmp_path / "a.hdf5", arrays(20, ends=())))
+
+
+def test_no_steps(tmp_path):
+    with pytest.raises(DataError, match="empty; expected at least one step"):
+        read_file(write(tmp_path / "a.hdf5", arrays(0, ends=())))
 
 
 def test_observations_and_actions_keep_their_shape(tmp_path):
@@ -251,7 +256,7 @@ def test_text_under_an_hdf5_name(tmp_path):
 def test_path_that_is_missing_or_a_folder(tmp_path):
     with pytest.raises(DataError, match=r"b\.hdf5 does not exist"):
         read_file(tmp_path / "b.hdf5")
-    with pytest.raises(DataError, match="expected a D4RL HDF5 file"):
+    with pytest.raises(DataError, match="expected an HDF5 file"):
         read_file(tmp_path)
 
 
@@ -268,3 +273,200 @@ def test_float64_file_is_never_held_in_float64(tmp_path):
     tracemalloc.stop()
     kept = sum(getattr(found, name).nbytes for name in ("observations", "actions", "rewards", "returns_to_go"))
     assert peak < 1.5 * kept
+
+
+def whole_rows(lengths, seed=0):
+    """Observations of trajectories of some lengths, and the next ones, which lead on within a trajectory only."""
+    rng = np.random.default_rng(seed)
+    walks = [rng.normal(size=(length + 1, 3)).astype(np.float32) for length in lengths]
+    return np.concatenate([walk[:-1] for walk in walks]), np.concatenate([walk[1:] for walk in walks])
+
+
+def goal_data(lengths, near, with_next=True, with_timeouts=True):
+    """AntMaze's form: the reward and the terminal are 1 at each step near the goal, and the trajectory goes on.
+
+    Args:
+        lengths: steps of each trajectory; the last of them is a timeout.
+        near: steps near the goal, as (trajectory, first step, end).
+        with_next: add next_observations.
+        with_timeouts: add timeouts.
+    """
+    observations, following = whole_rows(lengths)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    rewards = np.zeros(len(observations), dtype=np.float32)
+    for trajectory, first, end in near:
+        rewards[starts[trajectory] + first : starts[trajectory] + end] = 1
+    timeouts = np.zeros(len(observations), dtype=bool)
+    timeouts[starts[1:] - 1] = True
+    data = {"observations": observations, "actions": observations[:, :2], "rewards": rewards, "terminals": rewards > 0}
+    data |= {"next_observations": following} if with_next else {}
+    return data | ({"timeouts": timeouts} if with_timeouts else {})
+
+
+TO_THE_END = [(trajectory, 640, 700) for trajectory in range(0, 10, 2)]
+"""Five of ten trajectories reach the goal for their last 60 steps."""
+
+
+@pytest.mark.parametrize("with_next", [True, False])
+@pytest.mark.parametrize("with_timeouts", [True, False])
+def test_terminals_near_a_goal_leave_trajectories_whole(tmp_path, with_next, with_timeouts):
+    data = goal_data([700] * 10, TO_THE_END, with_next, with_timeouts)
+    said = []
+    horizon = None if with_timeouts or with_next else 700
+    for found in (
+        from_arrays(data, horizon=horizon, say=said.append),
+        read_file(write(tmp_path / "a.hdf5", data), horizon, said.append),
+    ):
+        assert found.lengths.tolist() == [700] * 10
+        assert found.returns.tolist() == [60, 0] * 5
+        assert found.terminated.tolist() == [True, False] * 5
+    assert len(said) == 2
+    assert all("295 terminals inside episodes are no ends" in line for line in said)
+
+
+def test_goal_that_is_left_again_ends_nothing_where_the_data_go_on():
+    near = [(0, 10, 20), (0, 30, 31), (1, 0, 5), (2, 49, 50)]
+    found = from_arrays(goal_data([50] * 4, near))
+    assert found.lengths.tolist() == [50] * 4
+    assert found.terminated.tolist() == [False, False, True, False]
+    assert found.truncated.all()
+
+
+def test_run_of_terminals_without_further_word_is_one_end():
+    found = from_arrays(goal_data([50] * 3, [(0, 10, 20), (1, 48, 50)], with_next=False))
+    assert found.lengths.tolist() == [20, 30, 50, 50]
+    assert found.terminated.tolist() == [True, False, True, False]
+
+
+def test_one_step_episodes_stay_apart_where_the_data_do_not_go_on():
+    observations, following = whole_rows([20, 1, 1, 1, 20])
+    terminals = np.zeros(43, dtype=bool)
+    terminals[[19, 20, 21, 22, 42]] = True
+    data = {"observations": observations, "actions": observations, "rewards": np.ones(43), "terminals": terminals}
+    data |= {"timeouts": np.zeros(43, dtype=bool), "next_observations": following}
+    assert from_arrays(data, say=pytest.fail).lengths.tolist() == [20, 1, 1, 1, 20]
+
+
+def test_next_observations_that_are_shifted_rows_say_nothing():
+    data = arrays()
+    data["next_observations"] = np.roll(data["observations"], -1, axis=0)
+    assert from_arrays(data, say=pytest.fail).lengths.tolist() == [10, 20, 1, 19]
+    del data["timeouts"]
+    with pytest.raises(DataError, match="--horizon"):
+        from_arrays(data)
+
+
+def test_next_observations_in_other_units_say_nothing():
+    data = goal_data([50] * 3, [(0, 30, 50)])
+    data["next_observations"] = 2 * data["next_observations"]
+    assert from_arrays(data).lengths.tolist() == [50] * 3
+    del data["timeouts"]
+    with pytest.raises(DataError, match="--horizon"):
+        from_arrays(data)
+
+
+@pytest.mark.parametrize("with_next", [True, False])
+def test_ordinary_flags_are_ends_without_a_word(with_next):
+    lengths = [30, 7, 50, 12]
+    data = goal_data(lengths, [(1, 6, 7), (3, 11, 12)], with_next)
+    data["timeouts"] &= ~data["terminals"]
+    found = from_arrays(data, say=pytest.fail)
+    assert found.lengths.tolist() == lengths
+    assert found.terminated.tolist() == [False, True, False, True]
+    assert (found.truncated == ~found.terminated).all()
+
+
+def test_data_without_timeouts_need_a_horizon():
+    # As D4RL's scripts for maze2d write them: no step is an end.
+    data = goal_data([50] * 4, [], with_next=False, with_timeouts=False)
+    with pytest.raises(DataError, match=r"lacks 'timeouts'.*pass --horizon"):
+        from_arrays(data)
+    said = []
+    found = from_arrays(data, horizon=60, say=said.append)
+    assert found.lengths.tolist() == [60, 60, 60]
+    assert found.truncated.all()
+    assert not found.terminated.any()
+    assert "after 60 steps" in said[0]
+
+
+def test_horizon_counts_from_the_last_end():
+    # As D4RL's kitchen files: a terminal ends a demonstration, and nothing marks those that were cut.
+    data = goal_data([30, 100, 70], [(0, 29, 30), (2, 69, 70)], with_next=False, with_timeouts=False)
+    found = from_arrays(data, horizon=100, say=lambda line: None)
+    assert found.lengths.tolist() == [30, 100, 70]
+    assert found.terminated.tolist() == [True, False, True]
+    assert found.truncated.tolist() == [False, True, False]
+
+
+def test_horizon_as_a_naive_count(tmp_path):
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        horizon = int(rng.integers(1, 30))
+        data = arrays(200, ends=())
+        del data["timeouts"]
+        data["terminals"] = rng.random(200) < 0.2
+        expected, steps = [], 0
+        for i in range(200):
+            steps += 1
+            if steps == horizon or (data["terminals"][i] and not data["terminals"][i + 1 : i + 2].any()):
+                expected.append(steps)
+                steps = 0
+        assert from_arrays(data, horizon=horizon, say=lambda line: None).lengths.tolist() == expected
+
+
+def test_breaks_end_episodes_where_timeouts_are_missing():
+    data = goal_data([50, 20, 30], [(1, 19, 20)], with_timeouts=False)
+    said = []
+    found = from_arrays(data, say=said.append)
+    assert found.lengths.tolist() == [50, 20, 30]
+    assert found.terminated.tolist() == [False, True, False]
+    assert found.truncated.tolist() == [True, False, True]
+    assert "do not go on" in said[0]
+    assert from_arrays(data, horizon=25, say=said.append).lengths.tolist() == [25, 25, 20, 25, 5]
+
+
+def test_horizon_is_for_data_without_timeouts():
+    assert from_arrays(arrays(), horizon=5).lengths.tolist() == from_arrays(arrays()).lengths.tolist()
+    with pytest.raises(InvalidInput, match="horizon is 0"):
+        from_arrays(arrays(), horizon=0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("observations", np.zeros(60), r"observations have shape \(60,\); expected \(steps, numbers\)"),
+        ("actions", np.zeros(60), r"actions have shape \(60,\)"),
+        ("actions", np.zeros((60, 0)), r"actions have shape \(60, 0\)"),
+        ("rewards", np.zeros((60, 2)), r"rewards have shape \(60, 2\); expected \(60,\)"),
+        ("terminals", np.zeros((60, 3)), r"terminals have shape \(60, 3\)"),
+        ("terminals", np.full(60, np.nan), "terminals are nan at step 0; expected 0 or 1"),
+        ("timeouts", np.arange(60), "timeouts are 2 at step 2; expected 0 or 1"),
+    ],
+)
+def test_arrays_of_another_shape_or_meaning_are_refused(tmp_path, key, value, message):
+    data = {**arrays(), key: value}
+    for read in (lambda: from_arrays(data), lambda: read_file(write(tmp_path / "a.hdf5", data))):
+        with pytest.raises(DataError, match=message):
+            read()
+
+
+def test_kilobytes_that_ask_for_gigabytes_are_refused_at_once(tmp_path):
+    path = tmp_path / "a.hdf5"
+    with h5py.File(path, "w") as file:
+        for key, shape in (("observations", (10**9, 17)), ("actions", (10**9, 6)), ("rewards", (10**9,))):
+            file.create_dataset(key, shape, "f4", chunks=True, compression="gzip")
+        for key in ("terminals", "timeouts"):
+            file.create_dataset(key, (10**9,), bool, chunks=True, compression="gzip")
+    assert path.stat().st_size < 100_000
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"GiB of values; a file of \d+ bytes holds at most 64.0 MiB"):
+        read_file(path)
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    tracemalloc.stop()
+
+
+def test_data_beyond_the_free_memory_are_refused(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.hdf5", arrays(2_000))
+    monkeypatch.setattr(hdf5, "_free_memory", lambda: 100_000)
+    with pytest.raises(DataError, match=r"a\.hdf5 needs 0\.1 MiB of memory"):
+        read_file(path)

@@ -1,14 +1,18 @@
+import dataclasses
 import json
 from importlib.metadata import version
 
+import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.envs.registration import EnvSpec
 
-from aaren_rl.data.environment_spec import EnvironmentSpec
+from aaren_rl.data.environment_spec import EnvironmentSpec, Wrapper
+from aaren_rl.envs import evaluation
 from aaren_rl.envs.baselines import random_actor
 from aaren_rl.envs.catalogue import Reference
+from aaren_rl.envs.episodes import Episodes
 from aaren_rl.envs.evaluation import Protocol, confidence_interval, evaluate, result, success_interval
-from aaren_rl.envs.rollout import Episodes
 from aaren_rl.errors import InvalidInput
 
 HOPPER = EnvironmentSpec("Hopper-v5", {"terminate_when_unhealthy": False, "max_episode_steps": 20})
@@ -102,3 +106,27 @@ def test_success_interval_is_wilsons(successes, n):
 def test_success_interval_of_impossible_counts(successes, n):
     with pytest.raises(InvalidInput, match=f"{successes} successes in {n} episodes"):
         success_interval(successes, n)
+
+
+class Endless(gym.Env):
+    observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(1, np.float32), 1.0, False, False, {}
+
+
+@pytest.mark.parametrize("wrapped", [(), (Wrapper("DelayObservation", {"delay": 1}),)], ids=["bare", "wrapped"])
+def test_an_episode_without_an_end_is_an_error_that_names_the_horizon(wrapped, monkeypatch):
+    monkeypatch.setattr(evaluation, "UNLIMITED", 300)
+    monkeypatch.setitem(gym.registry, "tests/Endless-v0", EnvSpec("tests/Endless-v0", Endless))
+    spec = EnvironmentSpec("tests/Endless-v0", wrappers=wrapped)
+    actor = random_actor(spec)
+    with pytest.raises(InvalidInput, match="not ended after 300 steps.*--horizon"):
+        evaluation.evaluate(actor, Protocol(spec, 2, 0, None, None))
+    limited = dataclasses.replace(spec, max_episode_steps=400)
+    assert set(evaluation.evaluate(actor, Protocol(limited, 2, 0, None, None)).lengths) == {400}

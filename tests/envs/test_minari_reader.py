@@ -120,13 +120,24 @@ def test_environment_is_recovered_with_its_arguments():
 )
 def test_actions_that_are_not_continuous_are_refused(actions):
     folder, _ = create(action_space=actions)
-    with pytest.raises(InvalidInput, match=r"tests/tiny-v0 (has .* actions|cannot be learned from.*continuous)"):
+    with pytest.raises(InvalidInput, match=r"tests/tiny-v0 has .* actions; this agent gives continuous ones"):
         read_folder(folder)
 
 
-def test_discrete_observations_are_refused():
-    folder, _ = create(observation_space=Discrete(4))
-    with pytest.raises(InvalidInput, match="Boxes"):
+@pytest.mark.parametrize(
+    "space", [Discrete(4), Dict(b=VECTOR, a=MultiBinary(3)), Tuple((Discrete(2), VECTOR))], ids=str
+)
+def test_discrete_observations_are_one_hot(space):
+    folder, buffers = create(observation_space=space)
+    assert_read_as(read_folder(folder).trajectories, buffers, space, ACTIONS)
+
+
+def test_observations_that_are_no_numbers_are_refused():
+    folder, _ = create()
+    change_metadata(
+        folder / "data", observation_space='{"type": "Text", "max_length": 3, "min_length": 1, "charset": "ab"}'
+    )
+    with pytest.raises(InvalidInput, match="tests/tiny-v0 cannot be learned from: the space is Text"):
         read_folder(folder)
 
 

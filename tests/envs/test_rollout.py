@@ -192,9 +192,18 @@ def test_actor_gets_what_the_environment_returned(mode):
     assert reward is None
     assert not terminated.any()
     assert not truncated.any()
+    ends = np.zeros(3, dtype=int)
     for (before, *_), (observation, reward, terminated, truncated) in zip(actor.given, actor.given[1:], strict=False):
-        ended = terminated | truncated
-        walked = ~ended & (observation[:, 1] > 0)
+        rests = ends >= 3
+        ended = (terminated | truncated) & ~rests
+        ends += ended
+        # A row at rest shows an episode that has ended, with the row's first observation.
+        rests |= ends >= 3
+        assert (terminated & ~truncated)[rests].all()
+        np.testing.assert_array_equal(observation[rests], actor.given[0][0][rests])
+        assert not reward[rests].any()
+        ended &= ~rests
+        walked = ~rests & ~ended & (observation[:, 1] > 0)
         np.testing.assert_array_equal(reward[walked], 2 * before[walked, 0] + before[walked, 1] + 1)
         # Where an episode ended the next observation to act on is a first one, except that NEXT_STEP shows the last.
         assert (observation[ended, 1] == (observation[ended, 0] if mode == AutoresetMode.NEXT_STEP else 0)).all()

@@ -1,9 +1,11 @@
 import json
 import re
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
+from aaren_rl.envs.evaluation import success_interval
 from aaren_rl.scripts.evaluate import main
 
 
@@ -175,6 +177,47 @@ def test_video_is_recorded_or_the_error_says_what_to_install(script, run_folder)
 def test_renderer_that_is_not_installed_is_named(script, run_folder):
     done = script("evaluate", run_folder / "last", "--episodes", "1", "--video", MUJOCO_GL="osmesa")
     assert_video_or_advice(done, run_folder)
+
+
+class Reaching(gym.Wrapper):
+    """A hopper that falls at an instruction, or says that it is where it should be."""
+
+    def __init__(self, fails=False):
+        super().__init__(gym.make("Hopper-v5", max_episode_steps=3))
+        self.fails = fails
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        if self.fails:
+            raise RuntimeError("the simulator\nis gone")
+        return observation, reward, terminated, truncated, info | {"is_success": 1.0}
+
+
+@pytest.fixture
+def reaching():
+    for name, fails in (("Reaching", False), ("Failing", True)):
+        gym.register(f"tests/{name}-v0", Reaching, kwargs={"fails": fails})
+    yield
+    for name in ("Reaching", "Failing"):
+        del gym.registry[f"tests/{name}-v0"]
+
+
+def test_success_stands_beside_the_return(command, run_folder, reaching):
+    status, out, _ = command(main, run_folder / "last", "--episodes", "2", "--env-id", "tests/Reaching-v0")
+    assert status == 0
+    low, high = success_interval(2, 2)
+    assert f"over 2 episodes, success 100% [{100 * low:.0f}, {100 * high:.0f}]" in out
+    assert result_of(run_folder)["success_rate"] == 1.0
+    assert ", success " not in command(main, run_folder / "last", "--episodes", "2")[1]
+
+
+def test_an_environment_that_fails_is_one_line(command, run_folder, reaching):
+    status, _, err = command(main, run_folder / "last", "--episodes", "2", "--env-id", "tests/Failing-v0")
+    assert status == 2
+    told = "environment tests/Failing-v0 failed at step 1 of episode 1 of the 1 of row 0, whose first reset has seed 0"
+    (line,) = [line for line in err.splitlines() if "simulator" in line]
+    assert f"error: {told}: RuntimeError: the simulator is gone" in line
+    assert "Traceback" not in err
 
 
 def test_evaluation_repeats_under_its_seed(command, run_folder):

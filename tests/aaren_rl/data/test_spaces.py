@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aaren_rl.data.spaces import Box, space_from_json, space_of
+from aaren_rl.data.spaces import Box, DictSpace, DiscreteSpace, TupleSpace, differences, space_from_json, space_of
 from aaren_rl.errors import InvalidInput
 
 numbers = st.floats(allow_nan=False, allow_infinity=False, width=32)
@@ -154,9 +154,11 @@ def test_a_gymnasium_box_is_described():
     assert space_of(gym.spaces.Box(-np.inf, np.inf, (17,), np.float64)) == Box.unbounded((17,), "float64")
 
 
-@pytest.mark.parametrize("space", [gym.spaces.Discrete(3), gym.spaces.Dict({"a": gym.spaces.Discrete(2)})], ids=str)
-def test_a_gymnasium_space_that_is_no_box_is_refused(space):
-    with pytest.raises(InvalidInput, match="this version needs Boxes"):
+@pytest.mark.parametrize(
+    "space", [gym.spaces.Text(3), gym.spaces.Dict({"a": gym.spaces.Graph(gym.spaces.Discrete(2), None)})], ids=str
+)
+def test_a_gymnasium_space_without_numbers_is_refused(space):
+    with pytest.raises(InvalidInput, match="this version takes observations of numbers"):
         space_of(space)
 
 
@@ -164,3 +166,118 @@ def test_lists_make_the_same_box_as_tuples():
     box = Box([2], [0.0, -1.0], [1.0, 1.0])
     assert box == Box((2,), (0.0, -1.0), (1.0, 1.0))
     assert hash(box) == hash(Box((2,), (0.0, -1.0), (1.0, 1.0)))
+
+
+@st.composite
+def nested(draw):
+    """Spaces of boxes in Dicts and Tuples."""
+    leaves = boxes()
+    return draw(
+        st.recursive(
+            leaves,
+            lambda inner: (
+                st.dictionaries(st.text(min_size=1, max_size=3), inner, min_size=1, max_size=3).map(
+                    lambda parts: DictSpace(tuple(parts.items()))
+                )
+                | st.lists(inner, min_size=1, max_size=3).map(lambda parts: TupleSpace(tuple(parts)))
+            ),
+            max_leaves=5,
+        )
+    )
+
+
+@given(nested())
+def test_nested_spaces_come_back_from_json_in_any_order_of_keys(space):
+    written = json.dumps(space.to_json(), allow_nan=False, sort_keys=True)
+    assert space_from_json(json.loads(written)) == space
+    assert differences(space, space_from_json(json.loads(written)), "values") == []
+
+
+@given(nested())
+def test_flat_values_have_the_size_and_bounds_of_the_flat_space(space):
+    flat = space.flat()
+    assert flat.shape == (space.size,)
+    assert [tuple(bound.shape) for bound in space.bounds()] in ([space.shape] * 2, [flat.shape] * 2)
+    # Every part shows where it stands in the flat space.
+    low = space.flatten(value_of(space, "low"))
+    np.testing.assert_array_equal(low, flat.low)
+    batch = space.flatten(stack([value_of(space, "low"), value_of(space, "high")]), batch=1)
+    np.testing.assert_array_equal(batch, [flat.low, flat.high])
+
+
+def value_of(space, bound):
+    if isinstance(space, DictSpace):
+        # Whatever order a mapping has.
+        return {key: value_of(part, bound) for key, part in reversed(space.parts)}
+    if isinstance(space, TupleSpace):
+        return tuple(value_of(part, bound) for part in space.parts)
+    return np.array(getattr(space, bound)).reshape(space.shape)
+
+
+def stack(values):
+    if isinstance(values[0], dict):
+        return {key: stack([value[key] for value in values]) for key in values[0]}
+    if isinstance(values[0], tuple):
+        return tuple(stack(list(parts)) for parts in zip(*values, strict=True))
+    return np.stack(values)
+
+
+PAIR = DictSpace((("b", Box.unbounded((2,))), ("a", TupleSpace((Box.unbounded(()), Box.unbounded((3,)))))))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.zeros(6), r"keys ndarray; expected \['a', 'b'\]"),
+        ({"a": (0.0, np.zeros(3))}, r"keys \['a'\]"),
+        ({"b": np.zeros(2), "a": (0.0,)}, "part 'a': values have 1 parts; expected 2"),
+        ({"b": np.zeros(1), "a": (0.0, np.zeros(3))}, r"part 'b': values have shape \(1,\); expected \(2,\)"),
+    ],
+)
+def test_values_of_another_form_are_refused(values, message):
+    with pytest.raises(InvalidInput, match=message):
+        PAIR.flatten(values)
+
+
+def test_batches_of_different_lengths_are_refused():
+    with pytest.raises(InvalidInput, match="expected as many values of each"):
+        PAIR.flatten({"b": np.zeros((4, 2)), "a": (np.zeros(3), np.zeros((3, 3)))}, batch=1)
+
+
+def test_differences_name_the_parts():
+    other = DictSpace((("b", Box.unbounded((1,))), ("a", Box.unbounded((4,))), ("c", Box.unbounded(()))))
+    assert differences(PAIR, other, "observations") == [
+        "observations have a part 'c' too many",
+        "observations['a'] are a Box in place of a Tuple",
+        "observations['b'] have shape (1,) in place of (2,)",
+    ]
+
+
+@pytest.mark.parametrize("shape", [(-1, -1), (-2,)])
+def test_boxes_of_impossible_sizes_are_refused(shape):
+    with pytest.raises(InvalidInput, match="expected sizes from 0"):
+        Box(shape, (0.0,), (1.0,))
+
+
+@pytest.mark.parametrize(
+    ("space", "values", "flat"),
+    [
+        (DiscreteSpace((), (3,), (5,)), [5, 7, 6], [[1, 0, 0], [0, 0, 1], [0, 1, 0]]),
+        (DiscreteSpace((2,), (2, 3), (0, 1)), [[1, 1], [0, 3]], [[0, 1, 1, 0, 0], [1, 0, 0, 0, 1]]),
+    ],
+)
+def test_discrete_values_are_one_hot(space, values, flat):
+    np.testing.assert_array_equal(space.flatten(values, batch=1), flat)
+    assert space_from_json(json.loads(json.dumps(space.to_json()))) == space
+
+
+@pytest.mark.parametrize("values", [4, 8, 5.5, [5]])
+def test_discrete_values_outside_are_refused(values):
+    with pytest.raises(InvalidInput, match="values .*expected"):
+        DiscreteSpace((), (3,), (5,)).flatten(values)
+
+
+@pytest.mark.parametrize(("shape", "counts", "starts"), [((), (0,), (0,)), ((2,), (3,), (0,)), ((), (3,), (0, 0))])
+def test_discrete_spaces_that_do_not_fit_are_refused(shape, counts, starts):
+    with pytest.raises(InvalidInput, match="expected one count from 1"):
+        DiscreteSpace(shape, counts, starts)

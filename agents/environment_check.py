@@ -1,0 +1,167 @@
+"""Checks that an agent fits an environment: its spaces, and the wrappers around it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+import gymnasium as gym
+import numpy as np
+
+from aaren_rl.checkpoint import AgentCard
+from aaren_rl.data.spaces import Space, differences, space_of
+from aaren_rl.errors import InvalidInput
+
+Environment: TypeAlias = gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any]
+
+RESCALING = frozenset(
+    {
+        "ClipReward",
+        "NormalizeObservation",
+        "NormalizeReward",
+        "RescaleObservation",
+        "TransformReward",
+        "VecNormalize",
+        "VectorizeTransformReward",
+    }
+)
+"""Classes of wrappers that change the scale of observations or rewards: Gymnasium's, and Stable-Baselines3's. They are
+known by their names, since Stable-Baselines3 need not be installed."""
+
+WIDER = 1.5
+"""Ratio of an environment's range of actions to the agent's from which on the two hardly mean the same numbers."""
+
+
+def check(env: Environment, card: AgentCard, observation_space: Space, action_space: Space) -> None:
+    """Checks that an agent fits an environment.
+
+    Wrappers are found around environments and vector environments, and inside vector environments of this process; not
+    in worker processes.
+
+    Args:
+        env: single, or a vector environment of Gymnasium or of Stable-Baselines3.
+        card: of the agent.
+        observation_space: that the agent expects.
+        action_space: of its actions.
+
+    Raises:
+        InvalidInput: the environment has other spaces, or a wrapper that the agent's own does not have changes the
+            scale of observations, rewards or actions.
+    """
+    trained = f"this agent was trained on {card.dataset_id}" + (f" for {card.environment}" if card.environment else "")
+    _check_spaces(env, card.raw_observation_space or observation_space, action_space, trained)
+    _check_scale(env, card, trained)
+    _check_range(env, card, action_space, trained)
+
+
+def layers(env: Any) -> Iterator[Any]:
+    """An environment and all that it wraps, from the outside to the inside; of a vector environment all rows."""
+    yield env
+    for name in ("env", "venv"):
+        # A simulator may keep something else under this name.
+        if hasattr(inner := getattr(env, name, None), "action_space"):
+            yield from layers(inner)
+            return
+    rows = getattr(env, "envs", None)
+    for row in rows if isinstance(rows, list | tuple) else ():
+        yield from layers(row)
+
+
+def _check_spaces(env: Environment, observation_space: Space, action_space: Space, trained: str) -> None:
+    spaces = _spaces(env)
+    try:
+        observations, actions = (space_of(space) for space in spaces)
+    except InvalidInput as error:
+        raise InvalidInput(
+            f"{error}; the agent expects observations of shape {observation_space.shape} and gives actions of "
+            f"shape {action_space.shape}; {trained}"
+        ) from error
+    # Observations that the project itself flattened stand in the agent's order.
+    before = next((layer.raw_space for layer in layers(env) if hasattr(layer, "raw_space")), observations)
+    if found := differences(observation_space, before, "observations"):
+        raise InvalidInput(
+            f"the environment's {'; '.join(found)}; {trained}; make its observations those of the training data"
+        )
+    if type(actions) is not type(action_space) or actions.shape != action_space.shape:
+        raise InvalidInput(
+            f"the environment's action space is {spaces[1]}; the agent gives actions of shape {action_space.shape}; "
+            f"{trained}"
+        )
+    (low, high), (least, greatest) = action_space.bounds(), actions.bounds()
+    if (low < least - 1e-5).any() or (high > greatest + 1e-5).any():
+        raise InvalidInput(
+            f"the agent gives actions from {low} to {high}, outside the environment's {spaces[1]}; {trained}"
+        )
+
+
+def _check_scale(env: Environment, card: AgentCard, trained: str) -> None:
+    """Refuses wrappers that change the scale of observations or rewards, unless the agent's environment has them."""
+    for layer in layers(env):
+        name = type(layer).__name__
+        bases = {base.__name__ for base in type(layer).__mro__}
+        if not bases & RESCALING or name in _recorded_wrappers(card) or _is_switched_off(layer):
+            continue
+        told = (
+            f"the environment is wrapped in {name}, which changes the scale of observations or rewards; the agent "
+            f"scales what the environment itself gives; {trained}"
+        )
+        if card.environment is not None:
+            raise InvalidInput(f"{told}, without that wrapper; take {name} off")
+        warnings.warn(f"{told}; take {name} off unless its data came through it", RuntimeWarning, stacklevel=4)
+
+
+def _check_range(env: Environment, card: AgentCard, action_space: Space, trained: str) -> None:
+    """Refuses actions that a wrapper would rescale, and warns where another environment takes a far wider range."""
+    low, high = action_space.bounds()
+    bounds = space_of(_spaces(env)[1]).bounds()
+    # In float32 the difference of finite bounds can be infinite.
+    width, agents = (np.subtract(*pair, dtype=np.float64) for pair in ((bounds[1], bounds[0]), (high, low)))
+    # Without bounds there is no scale that could differ: wrappers that clip have none, for example.
+    if not (np.isfinite(width) & (width > WIDER * agents)).any():
+        return
+    told = f"the environment takes actions from {bounds[0]} to {bounds[1]}, the agent gives {low} to {high}"
+    for layer in layers(env):
+        name = type(layer).__name__
+        if name != "RescaleAction":
+            continue
+        inner, outer = (space_of(_spaces(one)[1]).bounds() for one in (layer.env, layer))
+        if np.allclose(inner, outer) or _is_recorded(outer, card):
+            continue
+        told += f", and RescaleAction makes numbers from {inner[0]} to {inner[1]} of them; {trained}"
+        if card.environment is not None:
+            raise InvalidInput(f"{told}, without that wrapper; take RescaleAction off")
+        warnings.warn(f"{told}; take it off unless its data came through it", RuntimeWarning, stacklevel=4)
+        return
+    spec = next((layer.spec for layer in layers(env) if getattr(layer, "spec", None) is not None), None)
+    if card.environment is not None and spec is not None and spec.id != card.environment.registered_id:
+        warnings.warn(
+            f"{told}; it was trained for {card.environment}, and the same number may mean another action in {spec.id}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+def _spaces(env: Any) -> tuple[gym.Space[Any], gym.Space[Any]]:
+    """Observation and action space of one row."""
+    prefix = "single_" if isinstance(env, gym.vector.VectorEnv) else ""
+    return getattr(env, f"{prefix}observation_space"), getattr(env, f"{prefix}action_space")
+
+
+def _recorded_wrappers(card: AgentCard) -> set[str]:
+    """Names of the wrappers of the environment that the agent was trained for."""
+    return set() if card.environment is None else {wrapper.name for wrapper in card.environment.wrappers}
+
+
+def _is_recorded(bounds: tuple[Any, Any], card: AgentCard) -> bool:
+    """True if the agent's own environment has a RescaleAction to these bounds."""
+    recorded = () if card.environment is None else card.environment.wrappers
+    ranges = [
+        (each.kwargs["min_action"], each.kwargs["max_action"]) for each in recorded if each.name == "RescaleAction"
+    ]
+    return any(np.allclose(low, bounds[0]) and np.allclose(high, bounds[1]) for low, high in ranges)
+
+
+def _is_switched_off(layer: Any) -> bool:
+    """True for a `VecNormalize` that neither normalises observations nor rewards."""
+    return type(layer).__name__ == "VecNormalize" and not layer.norm_obs and not layer.norm_reward

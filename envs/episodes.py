@@ -1,0 +1,125 @@
+"""Episodes of a roll-out: counted, and recorded where that is wanted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from aaren_rl.data.trajectories import Episode
+from aaren_rl.envs.success import Reached
+
+Array = npt.NDArray[Any]
+Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Whole episodes, in the order of the vector's rows.
+
+    Attributes:
+        returns: undiscounted, (episodes,).
+        lengths: steps, (episodes,).
+        recorded: the episodes themselves, T + 1 observations each; empty unless `roll_out` records.
+        success: whether the goal was reached, at any step (see `aaren_rl.envs.success`), (episodes,); None if no info
+            ever said so or otherwise.
+    """
+
+    returns: npt.NDArray[np.float64]
+    lengths: npt.NDArray[np.int64]
+    recorded: tuple[Episode, ...] = ()
+    success: Flags | None = None
+
+
+class Counter:
+    """Returns, lengths and successes of the episodes of each row, up to the row's share.
+
+    Args:
+        share: episodes of each row, (rows,).
+    """
+
+    def __init__(self, share: npt.NDArray[np.int64]) -> None:
+        self.share = share
+        self._returns: list[list[float]] = [[] for _ in share]
+        self._lengths: list[list[int]] = [[] for _ in share]
+        self._successes: list[list[bool]] = [[] for _ in share]
+        self._total, self.steps = np.zeros(len(share)), np.zeros(len(share), dtype=np.int64)
+        self.ended = np.zeros(len(share), dtype=np.int64)
+        self._reached, self._says_success = np.zeros(len(share), dtype=np.bool_), False
+
+    @property
+    def rests(self) -> Flags:
+        """Rows that have played their share, (rows,)."""
+        return self.ended >= self.share
+
+    def step(self, reward: Array, done: Flags, resets: Flags, goal: Reached) -> list[int]:
+        """Adds a step to the rows that do not reset, and returns the rows in which an episode of the share ends.
+
+        Args:
+            reward: (rows,).
+            done: rows in which an episode ends.
+            resets: rows in which the step only reset.
+            goal: whether it was reached.
+        """
+        self._total, self.steps = self._total + np.where(resets, 0.0, reward), self.steps + ~resets
+        counted = ~resets & ~self.rests
+        self._reached |= goal.reached & counted
+        self._says_success |= bool((goal.says & counted).any())
+        ended = np.flatnonzero(done & ~self.rests).tolist()
+        for row in ended:
+            self._returns[row].append(float(self._total[row]))
+            self._lengths[row].append(int(self.steps[row]))
+            self._successes[row].append(bool(self._reached[row]))
+        self._total[done], self.steps[done], self._reached[done] = 0.0, 0, False
+        self.ended[ended] += 1
+        return ended
+
+    def episodes(self, recorder: Recorder | None) -> Episodes:
+        """The episodes of all rows."""
+        returns = np.array([value for row in self._returns for value in row])
+        lengths = np.array([value for row in self._lengths for value in row])
+        success = np.array([value for row in self._successes for value in row]) if self._says_success else None
+        return Episodes(returns, lengths, () if recorder is None else recorder.episodes(), success)
+
+
+class Recorder:
+    """The episode under way in each row, and the whole ones.
+
+    Args:
+        observation: the first of each row, (rows, *observation shape).
+    """
+
+    def __init__(self, observation: Array) -> None:
+        rows = len(observation)
+        self._whole: list[list[Episode]] = [[] for _ in range(rows)]
+        self._observations: list[list[Array]] = [[] for _ in range(rows)]
+        self._actions: list[list[Array]] = [[] for _ in range(rows)]
+        self._rewards: list[list[float]] = [[] for _ in range(rows)]
+        self.start(observation, np.ones(rows, dtype=np.bool_))
+
+    def start(self, observation: Array, rows: Flags) -> None:
+        """Starts an episode in some rows with their first observation."""
+        for row in np.flatnonzero(rows):
+            # Copies, since environments and actors may write into their arrays again.
+            self._observations[row] = [np.array(observation[row])]
+            self._actions[row], self._rewards[row] = [], []
+
+    def step(self, action: Array, reward: Array, observation: Array, rows: Flags) -> None:
+        """Adds a step, and the observation after it, to some rows."""
+        for row in np.flatnonzero(rows):
+            self._observations[row].append(np.array(observation[row]))
+            self._actions[row].append(np.array(action[row]))
+            self._rewards[row].append(float(reward[row]))
+
+    def end(self, rows: list[int], terminated: Flags, truncated: Flags) -> None:
+        """Keeps the episodes of some rows, which are whole."""
+        for row in rows:
+            observations, actions = np.stack(self._observations[row]), np.stack(self._actions[row])
+            ends = bool(terminated[row]), bool(truncated[row])
+            self._whole[row].append(Episode(observations, actions, np.array(self._rewards[row]), *ends))
+
+    def episodes(self) -> tuple[Episode, ...]:
+        """The whole episodes, in the order of the rows."""
+        return tuple(episode for row in self._whole for episode in row)

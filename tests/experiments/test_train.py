@@ -95,7 +95,7 @@ def assert_same_agents(ours, theirs):
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
 
 
-FAILURES = {"crash": "unstable", "nan": "NaN", "reset": "did not start"}
+FAILURES = {"crash": "unstable", "nan": "the observation is nan", "reset": "did not start"}
 
 
 @pytest.mark.parametrize("fails", FAILURES)

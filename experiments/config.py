@@ -194,7 +194,7 @@ def load(path: Path) -> RunConfig:
             raise ValueError("it was cut, its last line is missing")
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing; expected the folder of a run that was started before") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} cannot be read: {error}; mend it, and if it is whole end it with the line '{DIGEST} edited' (the "
             "agents of the run load without it)"

@@ -201,11 +201,11 @@ def _outcome_before(job: Job) -> dict[str, Any] | None:
     if job.config.resume is None or not file.exists():
         return None
     outcome = checkpoint.read_json(file)
-    if (
-        "failure" in outcome
-        or outcome.get("updates") != job.config.training.updates
-        or outcome.get("episodes") != job.config.episodes
-    ):
+    config = job.config
+    if outcome.get("updates") != config.training.updates or outcome.get("episodes") != config.episodes:
+        return None
+    if not isinstance(outcome.get("mean"), int | float):
+        # Its evaluation failed, or the file was altered.
         return None
     job.say(f"{job.folder} is finished, its result stands")
     return outcome

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +56,23 @@ class RunLog:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The logged points of a run, in order; a last line cut off by a crash is left out."""
+    """The logged points of a run, in order; lines that are cut off or damaged are left out."""
     path = folder / METRICS
     if not path.exists():
         return []
     points = []
-    for line in path.read_text("utf-8").splitlines():
-        try:
-            points.append(json.loads(line))
-        except ValueError:
-            break
+    for line in path.read_text("utf-8", errors="replace").splitlines():
+        with suppress(ValueError, RecursionError):
+            point = json.loads(line)
+            if _is_point(point):
+                points.append(point)
     return points
+
+
+def _is_point(found: Any) -> bool:
+    if not isinstance(found, dict) or not isinstance(found.get("update"), int):
+        return False
+    return all(isinstance(value, int | float) for value in found.values())
 
 
 def log_hyperparameters(folder: Path, parameters: dict[str, Any], outcome: dict[str, float]) -> None:

@@ -28,6 +28,7 @@ from aaren_rl.experiments.train import train
 from aaren_rl.scripts.train import main
 from aaren_rl.training.config import TrainingConfig
 from aaren_rl.training.lock import Locked, locked
+from aaren_rl.training.log import read_metrics
 from aaren_rl.training.run import Interrupted
 
 SMALL = {"updates": 12, "width": 16, "blocks": 1, "batch_size": 4, "log_every": 4, "warmup": 2, "progress": False}
@@ -187,6 +188,24 @@ def test_seeds_beside_one_whose_evaluation_failed_are_trained(tmp_path, command,
     assert len(result_of(tmp_path / "run")["means"]) == 2
 
 
+def test_a_signal_in_an_evaluation_ends_it_soon_and_a_resume_makes_up_for_it(data, tmp_path):
+    aaren_rl.fit(data, environment="Failing-v0", folder=tmp_path / "whole", **SMALL)
+    Failing.fails = "signal"
+    began = time.monotonic()
+    with pytest.raises(Interrupted, match="stopped after update 6, its checkpoint is saved"):
+        aaren_rl.fit(data, environment="Failing-v0", folder=tmp_path / "run", **SMALL)
+    assert time.monotonic() - began < 50
+    Failing.fails = ""
+    aaren_rl.fit(data, environment="Failing-v0", folder=tmp_path / "run", resume=True, progress=False)
+    assert_same_agents(tmp_path / "run" / "last", tmp_path / "whole" / "last")
+    assert result_of(tmp_path / "run")["failed_evaluations"] == []
+    updates = [
+        [point["update"] for point in read_metrics(tmp_path / name) if "evaluation/return" in point]
+        for name in ("run", "whole")
+    ]
+    assert updates == [[6, 12], [6, 12]]
+
+
 def test_a_signal_in_the_final_evaluation_says_that_training_is_saved(data, tmp_path):
     def at_the_end(update, metrics):
         Failing.fails = "signal" if update == 12 and "evaluation/return" in metrics else ""
@@ -284,7 +303,7 @@ def test_a_configuration_that_was_cut_anywhere_is_noticed(saved):
             run_config.load(saved)
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe", b"updates = [", b""])
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"updates = [", b"", b"a = " + b"[" * 9999])
 def test_a_configuration_that_is_no_toml_says_what_to_do(saved, content):
     saved.write_bytes(content)
     with pytest.raises(CheckpointError, match="mend it"):

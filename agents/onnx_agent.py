@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from aaren_rl.checkpoint import AgentCard
 from aaren_rl.data.spaces import Space, space_from_json
 from aaren_rl.errors import CheckpointError, InvalidInput
 from aaren_rl.stepping import onnx as export
+
+OTHER_FILES = re.compile(rb"\n(\x08|\x88\x80*\x00)location")
+"""Key, as protobuf writes it, under which a graph names a file that holds weights of it."""
 
 
 class OnnxAgent(Agent):
@@ -50,6 +54,8 @@ class OnnxAgent(Agent):
         altered = known.get(export.GRAPH) != checkpoint.digest(self._graph)
         if altered or known.get(export.CARD) != checkpoint.card_digest(described, export.GRAPH):
             raise CheckpointError(f"{folder} is not as it was exported; export the agent again")
+        if OTHER_FILES.search(self._graph):
+            raise CheckpointError(f"{folder / export.GRAPH} takes weights from other files, which an export never does")
         with checkpoint.described_by(folder, export.CARD):
             card = AgentCard.from_json(described)
             checkpoint.check_types(card)

@@ -413,3 +413,20 @@ def test_a_signed_file_that_is_no_graph_is_one_error(folder, content):
     sign(folder)
     with pytest.raises(CheckpointError, match="does not hold the agent that its export.json describes"):
         OnnxAgent(folder)
+
+
+@pytest.mark.parametrize("place", ["weights.bin", "../weights.bin", "absolute"])
+def test_a_graph_that_takes_weights_from_other_files_is_refused(folder, place, monkeypatch):
+    """They could be any file of the reader's machine."""
+    onnx = pytest.importorskip("onnx")
+    graph = onnx.load(folder / "agent.onnx")
+    tensor = max(graph.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    (folder / "weights.bin").write_bytes(tensor.raw_data)
+    monkeypatch.chdir(folder)
+    onnx.external_data_helper.set_external_data(tensor, str(folder / "weights.bin") if place == "absolute" else place)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    (folder / "agent.onnx").write_bytes(graph.SerializeToString())
+    sign(folder)
+    with pytest.raises(CheckpointError, match="takes weights from other files, which an export never does"):
+        OnnxAgent(folder)

@@ -9,6 +9,7 @@ from typing import cast
 
 import numpy as np
 
+from aaren_rl.data.bounds import action_space_of
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.spaces import Box, Space, differences
 from aaren_rl.data.trajectories import Floats, Trajectories
@@ -63,7 +64,7 @@ def fit_to_data(trajectories: Trajectories, observation_space: Space | None, act
     """
     raw = observation_space or Box.unbounded(trajectories.observations.shape[1:])
     flat = raw.flat() if observation_space is not None else cast(Box, raw)
-    return Fitted(trajectories, flat, raw, _action_space(trajectories.actions, action_space))
+    return Fitted(trajectories, flat, raw, action_space_of(trajectories.actions, action_space))
 
 
 def fit_to_environment(
@@ -98,7 +99,7 @@ def fit_to_environment(
         say(f"warning: {doubt}")
     _check_limit(trajectories, environment, described)
     trajectories = _inside(data, environment, described, clip, say)
-    actions = _action_space(trajectories.actions, described.action_space)
+    actions = action_space_of(trajectories.actions, described.action_space)
     return Fitted(trajectories, described.observation_space, described.raw_observation_space, actions)
 
 
@@ -177,12 +178,3 @@ def _outside(actions: Floats, space: Box) -> np.ndarray:
 def _words(space: Box) -> str:
     low, high = space.bounds()
     return f"{low} to {high}"
-
-
-def _action_space(actions: Floats, space: Box | None) -> Box:
-    least, greatest = actions.min(0), actions.max(0)
-    low, high = (-np.inf, np.inf) if space is None else space.bounds()
-    low, high = np.where(np.isfinite(low), low, least), np.where(np.isfinite(high), high, greatest)
-    least_range = np.maximum(1e-6, 1e-6 * np.abs(low))
-    bounds = low.astype(np.float32), np.maximum(high, low + least_range).astype(np.float32)
-    return Box.bounded(*bounds, "float32" if space is None else space.dtype)

@@ -19,6 +19,7 @@ from aaren_rl.data.spaces import Box, Space, space_of
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.envs import minari_metadata
 from aaren_rl.envs.environments import describe
+from aaren_rl.envs.hdf5 import checked, require_memory
 from aaren_rl.errors import DataError, InvalidInput
 
 
@@ -114,6 +115,8 @@ def _storage(folder: Path, metadata: dict[str, Any], where: str, collected_in: E
         observation_space = observation_space or _gymnasium_space(described.raw_observation_space)
         action_space = action_space or _gymnasium_space(described.action_space)
     form = metadata["data_format"]
+    if form == "hdf5":
+        checked(folder / "data" / "main_data.hdf5")
     if form != "hdf5" and importlib.util.find_spec("pyarrow") is None:
         raise DataError(f"{where} is stored in the format {form}; install pyarrow to read it (pip install pyarrow)")
     storage: MinariStorage = get_minari_storage(form)(
@@ -157,6 +160,8 @@ def _trajectories(dataset: MinariDataset, name: str, observation_space: Space, a
     steps, episodes = dataset.total_steps, dataset.total_episodes
     if not steps:
         raise DataError(f"{name} is empty")
+    width = 2 * observation_space.size + action_space.size + 1
+    require_memory(4 * (steps + episodes) * width, name)
     observations = np.empty((steps, observation_space.size), dtype=np.float32)
     final_observations = np.empty((episodes, observation_space.size), dtype=np.float32)
     actions = np.empty((steps, *action_space.shape), dtype=np.float32)

@@ -297,14 +297,14 @@ def _find(entry: Entry, source: Source, say: Say) -> tuple[FoundSource, Path]:
     if source in ("auto", "d4rl") and entry.d4rl_file and (download.d4rl_folder() / entry.d4rl_file).is_file():
         return "d4rl", download.d4rl_folder() / entry.d4rl_file
     failed: list[str] = []
-    downloads: list[tuple[FoundSource, str | None, Callable[[str], Path]]] = [
+    downloads: list[tuple[FoundSource, str | None, Callable[..., Path]]] = [
         ("minari", entry.minari_id, download.fetch_minari),
         ("d4rl", entry.d4rl_file, download.fetch_d4rl),
     ]
     for host, wanted, fetch in downloads:
         if source in ("auto", host) and wanted:
             try:
-                return host, fetch(wanted)
+                return host, fetch(wanted, say=say)
             except DataError as error:
                 failed.append(str(error))
                 say(f"data: {error}")
@@ -313,7 +313,7 @@ def _find(entry: Entry, source: Source, say: Say) -> tuple[FoundSource, Path]:
             return "bundled", minari_reader.local_folder(entry.bundled_id)
         if entry.bundled:
             say(f"data: rolling out the bundled behaviours of {entry.name}, once, for {collect.STEPS} steps")
-            return "bundled", collect.collect(entry)
+            return "bundled", collect.collect(entry, say=say)
         failed.append(f"no behaviour is bundled for {entry.name}")
     if not failed:
         raise InvalidInput(f"{entry.name} does not come from {source}; try --source auto")
@@ -323,7 +323,7 @@ def _find(entry: Entry, source: Source, say: Say) -> tuple[FoundSource, Path]:
 def _find_minari(dataset_id: str, say: Say) -> Path:
     if not minari_reader.is_local(dataset_id):
         try:
-            download.fetch_minari(dataset_id)
+            download.fetch_minari(dataset_id, say=say)
         except Unreachable as error:
             known = [e.minari_id for e in catalogue.catalogue().values() if e.minari_id]
             raise DataError(
@@ -335,7 +335,8 @@ def _find_minari(dataset_id: str, say: Say) -> Path:
 
 def _read(source: FoundSource, path: Path, reading: Reading, say: Say) -> Recording | _Arrays:
     if source == "d4rl":
-        return _Arrays(path.name, d4rl_reader.read_file(path))
+        horizon = reading.environment.horizon
+        return _Arrays(path.name, d4rl_reader.read_file(path, horizon, say))
     return _recorded(lambda use: minari_reader.read_folder(path, use), reading, say)
 
 

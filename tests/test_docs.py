@@ -153,9 +153,8 @@ space, encoder = Discrete(5), OneHot(Discrete(5))
 assert Discrete.from_json(space.to_json()) == space
 numbers = torch.tensor([0.0, 3.0, 4.0, 1.0])
 assert (encoder.raw(numbers.numpy()) == encoder.raw(numbers).numpy()).all()
-weight = torch.randn(7, 5)
-folded, bias = encoder.fold(weight)
-assert torch.equal(encoder.raw(numbers) @ folded.T + bias, encoder(numbers) @ weight.T)
+centre, factor = encoder.affine()
+assert torch.equal((encoder.raw(numbers) - centre) * factor, encoder(numbers).double())
 
 boxes = inputs.observation_encoder
 inputs.observation_encoder = lambda space, scaling: (

@@ -120,9 +120,20 @@ class Box(Space):
         return all(map(math.isfinite, (*self.low, *self.high)))
 
     def bounds(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """See `Space.bounds`."""
-        low, high = (np.array(bound, np.float32).reshape(self.shape) for bound in (self.low, self.high))
-        return low, high
+        """See `Space.bounds`; rounded inwards where float32 lacks a bound, so that what lies within fits the space.
+
+        Where no float32 number lies between two bounds, both become the nearest one.
+        """
+        least, greatest = (np.array(bound, np.float64).reshape(self.shape) for bound in (self.low, self.high))
+        with np.errstate(over="ignore"):
+            nearest, high = least.astype(np.float32), greatest.astype(np.float32)
+            if self.dtype == "float32":
+                # The space rounds its bounds as we do.
+                return nearest, high
+            low = np.where(nearest < least, np.nextafter(nearest, np.float32(np.inf)), nearest)
+            high = np.where(high > greatest, np.nextafter(high, np.float32(-np.inf)), high)
+        crossed = low > high
+        return np.where(crossed, nearest, low), np.where(crossed, nearest, high)
 
     def flat(self) -> Box:
         """See `Space.flat`."""

@@ -5,36 +5,32 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from aaren_rl.data.bounds import SMALLEST, varies
+from aaren_rl.data.episode import (
+    LARGEST,
+    WAY_OUT,
+    check_alike,
+    checked,
+    float32,
+    has_final,
+    not_finite,
+    refuse_beyond_float32,
+)
+from aaren_rl.data.episode import Episode as Episode
+from aaren_rl.data.episode import Floats as Floats
 from aaren_rl.errors import DataError
 
-Floats = npt.NDArray[np.float32]
+_VALUES = ("observations", "actions", "rewards", "final_observations")
+"""Fields that hold float32 numbers."""
 
 _BLOCK_STEPS, _BLOCK_NUMBERS = 65_536, 1 << 26
 """Most steps, and most numbers, that a pass over the data takes at once: it makes no second copy of the data."""
-
-
-@dataclass(frozen=True)
-class Episode:
-    """One episode of T steps, recorded in an environment or made from anyone's NumPy arrays.
-
-    Attributes:
-        observations: (T, *observation shape), or (T + 1, *observation shape) with the one after the last action.
-        actions: (T, *action shape).
-        rewards: (T,).
-        terminated: True if the episode ended in a state that the task calls final.
-        truncated: True if the episode was cut off, by a time limit for instance.
-    """
-
-    observations: npt.NDArray[Any]
-    actions: npt.NDArray[Any]
-    rewards: npt.NDArray[Any]
-    terminated: bool = False
-    truncated: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,16 +65,18 @@ class Trajectories:
     returns_to_go: Floats = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("observations", "actions", "rewards", "final_observations"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name), dtype=np.float32))
-        object.__setattr__(self, "offsets", np.asarray(self.offsets, dtype=np.int64))
+        given = {name: getattr(self, name) for name in _VALUES if getattr(self, name) is not None}
+        for name, values in given.items():
+            object.__setattr__(self, name, float32(name, values))
+        object.__setattr__(self, "offsets", _whole_numbers(self.offsets))
         for name in ("terminated", "truncated"):
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.bool_))
         self._check_lengths()
         self._check_episodes()
-        self._check_values()
+        for name, values in given.items():
+            self._check_values(name, np.asarray(values))
         object.__setattr__(self, "returns_to_go", returns_to_go(self.rewards, self.offsets))
+        self._check_returns()
 
     @classmethod
     def from_episodes(cls, episodes: Iterable[Episode]) -> Trajectories:
@@ -96,23 +94,28 @@ class Trajectories:
                 not finite, or a mixture of episodes with and without a final observation. The message names the
                 episode, counted from 0.
         """
-        whole = [_checked(number, episode) for number, episode in enumerate(episodes)]
+        whole = [checked(number, episode) for number, episode in enumerate(episodes)]
         if not whole:
             raise DataError("no episodes; expected at least one")
         first = whole[0]
         for number, episode in enumerate(whole):
-            _check_alike(number, episode, first)
+            check_alike(number, episode, first)
         lengths = [len(episode.rewards) for episode in whole]
-        final = _packed([episode.observations[-1:] for episode in whole]) if _has_final(first) else None
-        return cls(
-            _packed([episode.observations[: len(episode.rewards)] for episode in whole]),
-            _packed([episode.actions for episode in whole]),
-            _packed([episode.rewards for episode in whole]),
-            np.concatenate([[0], np.cumsum(lengths)]),
-            np.array([episode.terminated for episode in whole]),
-            np.array([episode.truncated or not episode.terminated for episode in whole]),
-            final,
-        )
+        final = _packed([episode.observations[-1:] for episode in whole]) if has_final(first) else None
+        try:
+            return cls(
+                _packed([episode.observations[: len(episode.rewards)] for episode in whole]),
+                _packed([episode.actions for episode in whole]),
+                _packed([episode.rewards for episode in whole]),
+                np.concatenate([[0], np.cumsum(lengths)]),
+                np.array([episode.terminated for episode in whole]),
+                np.array([episode.truncated or not episode.terminated for episode in whole]),
+                final,
+            )
+        except DataError:
+            # In packed float32 arrays, values beyond float32 look infinite.
+            refuse_beyond_float32(whole)
+            raise
 
     def select(self, numbers: npt.NDArray[np.int64]) -> Trajectories:
         """Some of the episodes, (chosen,) by number, in the order given.
@@ -157,22 +160,25 @@ class Trajectories:
     def observation_statistics(self) -> tuple[Floats, Floats]:
         """Mean and standard deviation of the observations, each of the observation shape.
 
-        A component that does not vary gets a deviation of 1. Dividing by next to nothing would magnify whatever the
-        component does when the agent acts.
+        A component that does not vary (`aaren_rl.data.bounds.varies`) gets a deviation of 0: a model knows nothing of
+        other values, and ignores them when it acts.
         """
         # 1. A mean of some 10,000 steps, near enough that the differences from it are small.
         mean = self.observations[:: max(1, self.steps // 10_000)].mean(0, dtype=np.float64)
-        # 2. Sums of the differences and of their squares, in float64.
+        # 2. Sums of the differences and of their squares, in float64, and the range.
         total = np.zeros(self.observations.shape[1:])
         squares = np.zeros_like(total)
-        for _, block in _blocks(self.observations):
+        least, greatest = np.full_like(total, np.inf), np.full_like(total, -np.inf)
+        for _, block in blocks(self.observations):
             difference = block - mean
             total += difference.sum(0)
             squares += np.square(difference).sum(0)
+            least, greatest = np.minimum(least, block.min(0)), np.maximum(greatest, block.max(0))
         # 3. The mean is moved by the mean difference.
         shift = total / self.steps
         std = np.sqrt(np.maximum(squares / self.steps - shift**2, 0.0))
-        return np.asarray(mean + shift, np.float32), np.asarray(np.where(std > 1e-6, std, 1.0), np.float32)
+        std = np.where(varies(least, greatest) & (std >= SMALLEST), std, 0.0)
+        return np.asarray(mean + shift, np.float32), np.asarray(std, np.float32)
 
     def _check_lengths(self) -> None:
         if self.rewards.ndim != 1:
@@ -188,6 +194,8 @@ class Trajectories:
             )
 
     def _check_episodes(self) -> None:
+        if self.offsets.ndim != 1:
+            raise DataError(f"episode offsets have shape {self.offsets.shape}; expected (episodes + 1,)")
         if self.episodes < 1 or self.steps < 1:
             raise DataError("the dataset holds no whole episode")
         if self.offsets[0] != 0 or self.offsets[-1] != self.steps or (self.lengths < 1).any():
@@ -195,6 +203,11 @@ class Trajectories:
                 f"episode offsets must rise from 0 to the number of steps, {self.steps}; "
                 f"they go from {self.offsets[0]} to {self.offsets[-1]}, shortest episode {self.lengths.min()}"
             )
+        for name in ("terminated", "truncated"):
+            if getattr(self, name).ndim != 1:
+                raise DataError(
+                    f"{name} has shape {getattr(self, name).shape}; expected ({self.episodes},), one flag an episode"
+                )
         if not len(self.terminated) == len(self.truncated) == self.episodes:
             raise DataError(
                 f"{len(self.terminated)} terminated and {len(self.truncated)} truncated flags "
@@ -207,16 +220,29 @@ class Trajectories:
                 "for each episode"
             )
 
-    def _check_values(self) -> None:
-        for name in ("observations", "actions", "rewards"):
-            step = _first_not_finite(getattr(self, name))
-            if step is not None:
-                episode = int(np.searchsorted(self.offsets, step, side="right")) - 1
-                raise DataError(f"{name} holds a NaN or an infinite value at step {step}, in episode {episode}")
-        if self.final_observations is not None:
-            number = _first_not_finite(self.final_observations)
-            if number is not None:
-                raise DataError(f"final_observations holds a NaN or an infinite value in episode {number}")
+    def _check_values(self, name: str, given: npt.NDArray[Any]) -> None:
+        """Refuses what is not finite, by its value as it was given, before float32."""
+        row = _first_not_finite(getattr(self, name))
+        if row is None:
+            return
+        at = "" if name == "final_observations" else f" at step {row}"
+        episode = row if name == "final_observations" else self.episode_of(row)
+        raise DataError(f"{name} holds {not_finite(given[row])}{at}, in episode {episode}; {WAY_OUT}")
+
+    def _check_returns(self) -> None:
+        step = _first_not_finite(self.returns_to_go)
+        if step is None:
+            return
+        episode = self.episode_of(step)
+        total = self.rewards[step : self.offsets[episode + 1]].sum(dtype=np.float64)
+        raise DataError(
+            f"the rewards of episode {episode} sum to {total:.3g} from step {step} on, beyond float32 "
+            f"({LARGEST:.2g}), though each is finite; divide all rewards by one number, or leave the episode out"
+        )
+
+    def episode_of(self, step: int) -> int:
+        """The episode that a step belongs to, both counted from 0 over all data."""
+        return int(np.searchsorted(self.offsets, step, side="right")) - 1
 
 
 def returns_to_go(rewards: Floats, offsets: npt.NDArray[np.int64]) -> Floats:
@@ -227,15 +253,24 @@ def returns_to_go(rewards: Floats, offsets: npt.NDArray[np.int64]) -> Floats:
         offsets: (episodes + 1,), as in `Trajectories`.
 
     Returns:
-        (steps,) float32, summed in float64.
+        (steps,) float32, summed in float64; infinite where float32 does not hold the sum.
     """
-    before = np.concatenate([[0.0], np.cumsum(rewards, dtype=np.float64)])
-    until_end = np.repeat(before[offsets[1:]], np.diff(offsets))
-    until_end -= before[:-1]
-    return until_end.astype(np.float32)
+    summed = np.empty(len(rewards))
+    # Episode by episode: beside one of 1e30, a sum over all would lose the rewards of the others.
+    for start, end in pairwise(offsets.tolist()):
+        np.cumsum(rewards[start:end][::-1], dtype=np.float64, out=summed[start:end][::-1])
+    with np.errstate(over="ignore"):
+        return summed.astype(np.float32)
 
 
-def _blocks(array: Floats) -> Iterator[tuple[int, Floats]]:
+def _whole_numbers(offsets: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    given = np.asarray(offsets)
+    if given.dtype.kind not in "iu" and not all(float(offset).is_integer() for offset in given.ravel().tolist()):
+        raise DataError(f"episode offsets are {given.dtype} numbers; expected whole numbers of steps")
+    return given.astype(np.int64)
+
+
+def blocks(array: Floats) -> Iterator[tuple[int, Floats]]:
     """Consecutive rows of an array, each block with the index of its first row."""
     rows = min(_BLOCK_STEPS, max(1, _BLOCK_NUMBERS // max(1, math.prod(array.shape[1:]))))
     for start in range(0, len(array), rows):
@@ -244,78 +279,11 @@ def _blocks(array: Floats) -> Iterator[tuple[int, Floats]]:
 
 def _first_not_finite(array: Floats) -> int | None:
     """Index of the first row with a NaN or an infinite value; None if there is none."""
-    for start, block in _blocks(array):
+    for start, block in blocks(array):
         bad = ~np.isfinite(block)
         if bad.any():
             return start + int(np.flatnonzero(bad.reshape(len(bad), -1).any(1))[0])
     return None
-
-
-def _checked(number: int, episode: Episode) -> Episode:
-    """The episode with arrays of numbers for its fields, of lengths that fit.
-
-    Raises:
-        DataError: they are something else.
-    """
-    names = ("observations", "actions", "rewards")
-    observations, actions, rewards = (_numbers(number, name, getattr(episode, name)) for name in names)
-    if min(observations.ndim, actions.ndim) < 1 or rewards.ndim != 1:
-        raise DataError(
-            f"episode {number} has observations {observations.shape}, actions {actions.shape} and rewards "
-            f"{rewards.shape}; expected (T or T + 1, *observation shape), (T, *action shape) and (T,)"
-        )
-    steps = len(rewards)
-    if steps < 1 or len(actions) != steps or len(observations) not in (steps, steps + 1):
-        raise DataError(
-            f"episode {number} has {len(observations)} observations, {len(actions)} actions and {steps} rewards; "
-            "expected T or T + 1, T and T, with T at least 1"
-        )
-    for name in ("terminated", "truncated"):
-        if np.shape(getattr(episode, name)):
-            raise DataError(
-                f"{name} of episode {number} has shape {np.shape(getattr(episode, name))}; expected one bool, which "
-                "says how the episode ended"
-            )
-    if actions.ndim == 1 and actions.dtype.kind in "iub":
-        raise DataError(
-            f"actions of episode {number} are {actions.dtype} numbers, one a step, so they seem discrete; this version "
-            "learns continuous actions (pass floats if they are)"
-        )
-    return Episode(observations, actions, rewards, bool(episode.terminated), bool(episode.truncated))
-
-
-def _numbers(number: int, name: str, values: npt.ArrayLike) -> npt.NDArray[Any]:
-    try:
-        array = np.asarray(values)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{name} of episode {number} are not an array: {error}; expected numbers") from error
-    if array.dtype.kind not in "fiub":
-        raise DataError(f"{name} of episode {number} have the dtype {array.dtype}; expected numbers")
-    return array
-
-
-def _check_alike(number: int, episode: Episode, first: Episode) -> None:
-    """Makes sure that an episode can be packed with the first one.
-
-    Raises:
-        DataError: shapes differ, or one of the two alone has a final observation.
-    """
-    for name in ("observations", "actions"):
-        given, expected = getattr(episode, name).shape[1:], getattr(first, name).shape[1:]
-        if given != expected:
-            raise DataError(
-                f"{name} of episode {number} have shape {given} per step; expected {expected}, as episode 0"
-            )
-    if _has_final(episode) != _has_final(first):
-        raise DataError(
-            f"episode {number} has {len(episode.observations)} observations for {len(episode.rewards)} steps, episode "
-            f"0 has {len(first.observations)} for {len(first.rewards)}; expected the observation after the last action "
-            "in all episodes (T + 1 observations) or in none (T)"
-        )
-
-
-def _has_final(episode: Episode) -> bool:
-    return len(episode.observations) > len(episode.rewards)
 
 
 def _packed(parts: list[npt.NDArray[Any]]) -> Floats:

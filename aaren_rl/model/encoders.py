@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from aaren_rl.data.bounds import LARGEST_BOUND, SCALED_BOUND, varies
 from aaren_rl.data.spaces import Box, Space
 from aaren_rl.errors import InvalidInput
 from aaren_rl.model.scaling import Scaling
@@ -20,7 +21,7 @@ ArrayOrTensor = TypeVar("ArrayOrTensor", Tensor, Any)
 
 
 class Encoder(nn.Module):
-    """Turns values of a space into features.
+    """Turns values of a space into features within -`SCALED_BOUND` and `SCALED_BOUND`.
 
     Args:
         space: of the values.
@@ -36,19 +37,15 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     def raw(self, values: ArrayOrTensor) -> ArrayOrTensor:
-        """What `fold`'s layer reads when acting, (batch, size) float32, of tensors or arrays (batch, *shape)."""
+        """What becomes the features by `affine` when acting, (batch, size), of tensors or arrays (batch, *shape)."""
         raise NotImplementedError
 
-    def fold(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """A linear layer of the features as one of the raw numbers.
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Centre and factor, (size,) float64 each: features are ``(raw - centre) * factor``, clipped to the bound.
 
-        Args:
-            weight: of the layer, (outputs, size).
-
-        Returns:
-            Weight (outputs, size) and bias (outputs,) such that ``weight @ features = new @ raw + bias``.
+        By default the raw numbers are the features.
         """
-        raise NotImplementedError
+        return torch.zeros(self.size, dtype=torch.float64), torch.ones(self.size, dtype=torch.float64)
 
     def examples(self, rows: int, generator: torch.Generator) -> Tensor:
         """Made-up values (rows, *shape) such as the data might hold, to try a step on."""
@@ -61,10 +58,11 @@ class _BoxEncoder(Encoder):
     def __init__(self, space: Box) -> None:
         super().__init__(space, space.size)
 
-    def _flat(self, values: Tensor) -> Tensor:
-        # (..., *shape) -> (..., size)
+    def _flat(self, scaled: Tensor, unit: Tensor) -> Tensor:
+        """Features (..., size) of scaled values (..., *shape); 0 where the unit is 0."""
+        scaled = torch.where(unit > 0, scaled, 0.0)
         dimensions = len(self.space.shape)
-        return values if dimensions == 1 else values.reshape(*values.shape[: values.ndim - dimensions], self.size)
+        return scaled if dimensions == 1 else scaled.reshape(*scaled.shape[: scaled.ndim - dimensions], self.size)
 
     def raw(self, values: ArrayOrTensor) -> ArrayOrTensor:
         """See `Encoder.raw`."""
@@ -77,7 +75,7 @@ class StandardisedBox(_BoxEncoder):
     Args:
         space: of the values.
         mean: of the data, of the space's shape.
-        std: of the data, likewise, positive.
+        std: of the data, likewise; 0 for a component that is constant, whose feature is 0 whatever its value.
 
     Raises:
         InvalidInput: the mean or the deviation has another shape.
@@ -96,12 +94,11 @@ class StandardisedBox(_BoxEncoder):
 
     def forward(self, values: Tensor) -> Tensor:
         """See `Encoder.forward`."""
-        return self._flat((values - self.mean) / self.std)
+        return self._flat(clip_scaled(_units(values, self.mean, self.std)), self.std)
 
-    def fold(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Encoder.fold`."""
-        folded = weight / self.std.flatten()
-        return folded, -(folded @ self.mean.flatten())
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """See `Encoder.affine`."""
+        return _affine(self.mean, self.std)
 
     def examples(self, rows: int, generator: torch.Generator) -> Tensor:
         """See `Encoder.examples`."""
@@ -109,46 +106,65 @@ class StandardisedBox(_BoxEncoder):
 
 
 class BoundedBox(_BoxEncoder):
-    """A bounded Box whose bounds are mapped to -1 and 1.
+    """A bounded Box whose bounds are mapped to -1 and 1; what lies beyond a bound counts as at it.
+
+    A component whose bounds are equal is held there: its feature is 0 whatever its value.
 
     Args:
         space: of the values.
 
     Raises:
-        InvalidInput: the space has no bounds, or their range in float32 is 0 or infinite.
+        InvalidInput: the space has no bounds, or their range in float32 is infinite.
     """
 
     low: Tensor
     high: Tensor
+    middle: Tensor
+    half_range: Tensor
 
     def __init__(self, space: Box) -> None:
         super().__init__(space)
+        low, high = space.bounds()
         if not space.is_bounded:
             raise InvalidInput(f"the action space {space} has no bounds; give it the range of the data's actions")
-        with np.errstate(over="ignore"):
-            low, high = space.bounds()
-            ranges = high - low
-        if not (np.isfinite(ranges) & (ranges > 0)).all():
+        middle, half_range = (low.astype(np.float64) + high) / 2, (high.astype(np.float64) - low) / 2
+        if not (half_range <= LARGEST_BOUND).all():
             raise InvalidInput(
                 f"bounds of the action space {space} have no finite range in float32; give it the range of the data's "
                 "actions"
             )
-        for name, value in (("low", low), ("high", high)):
+        half_range = np.where(varies(low, high), half_range, 0.0)
+        for name, value in (("low", low), ("high", high), ("middle", middle), ("half_range", half_range)):
             # The space is saved, so its bounds need not be.
-            self.register_buffer(name, torch.from_numpy(value), persistent=False)
+            self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32).clone(), persistent=False)
 
     def forward(self, values: Tensor) -> Tensor:
         """See `Encoder.forward`."""
-        return self._flat((values - self.low) / (self.high - self.low) * 2 - 1)
+        return self._flat((_units(values, self.low, self.half_range) - 1).clamp(-1, 1), self.half_range)
 
-    def fold(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Encoder.fold`."""
-        folded = weight * (2 / (self.high - self.low).flatten())
-        return folded, -(folded @ self.low.flatten() + weight.sum(-1))
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """See `Encoder.affine`."""
+        return _affine(self.middle, self.half_range)
 
     def examples(self, rows: int, generator: torch.Generator) -> Tensor:
         """See `Encoder.examples`."""
-        return self.low + (self.high - self.low) * torch.rand(rows, *self.space.shape, generator=generator)
+        return self.middle + self.half_range * (2 * torch.rand(rows, *self.space.shape, generator=generator) - 1)
+
+
+def clip_scaled(scaled: Tensor) -> Tensor:
+    """Scaled values within -`SCALED_BOUND` and `SCALED_BOUND`."""
+    return scaled.clamp(-SCALED_BOUND, SCALED_BOUND)
+
+
+def _units(values: Tensor, origin: Tensor, unit: Tensor) -> Tensor:
+    """How many units values are from an origin; infinite where float32 does not hold the distance, so clip it."""
+    return (values - origin) / torch.where(unit > 0, unit, 1.0)
+
+
+def _affine(centre: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
+    """Centre and factor of `Encoder.affine`; a unit of 0 gives the factor 0."""
+    wide = unit.flatten().double()
+    return centre.flatten().double(), torch.where(wide > 0, 1 / wide, 0.0)
 
 
 def observation_encoder(space: Space, scaling: Scaling) -> Encoder:

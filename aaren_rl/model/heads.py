@@ -109,14 +109,18 @@ class BoxPrediction:
     def mode(self) -> Tensor:
         """See `Prediction.mode`."""
         low, high = self.scale.low, self.scale.high
-        raw = (self.scaled.reshape(*self.scaled.shape[:-1], *low.shape) + 1) / 2 * (high - low) + low
+        scaled = self.scaled.reshape(*self.scaled.shape[:-1], *low.shape)
+        raw = scaled * self.scale.half_range + self.scale.middle
         # Rounding may not carry a saturated action out of its bounds.
         return torch.minimum(torch.maximum(raw, low), high)
 
     def loss(self, actions: Tensor) -> Tensor:
-        """Mean squared error of the scaled action, (batch, time); in float32 whatever the prediction's dtype."""
+        """Mean squared error of the scaled action, (batch, time); in float32 whatever the prediction's dtype.
+
+        A component whose bounds are equal adds nothing.
+        """
         error: Tensor = self.scaled.float() - self.scale(actions)  # (batch, time, action size)
-        return error.square().mean(-1)
+        return torch.where(self.scale.half_range.flatten() > 0, error, 0.0).square().mean(-1)
 
 
 class BoxHeadStepper(HeadStepper):
@@ -134,15 +138,9 @@ class BoxHeadStepper(HeadStepper):
     def __init__(self, head: BoxHead) -> None:
         super().__init__()
         self.shape, self.linear = head.scale.space.shape, head.linear
-        low, high = head.scale.low.flatten(), head.scale.high.flatten()
-        for name, value in (
-            ("half_range", (high - low) / 2),
-            ("middle", (high + low) / 2),
-            ("low", low),
-            ("high", high),
-        ):
-            self.register_buffer(name, value)
-        self.unit_range = bool(((low == -1) & (high == 1)).all())
+        for name in ("half_range", "middle", "low", "high"):
+            self.register_buffer(name, getattr(head.scale, name).flatten())
+        self.unit_range = bool(((self.low == -1) & (self.high == 1)).all())
 
     def forward(self, hidden: Tensor) -> Tensor:
         """See `HeadStepper.forward`."""

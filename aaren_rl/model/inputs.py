@@ -13,7 +13,7 @@ from aaren_rl.data.spaces import Space
 from aaren_rl.errors import InvalidInput
 from aaren_rl.model.config import ModelConfig
 from aaren_rl.model.dropout import Dropout
-from aaren_rl.model.encoders import action_encoder, observation_encoder
+from aaren_rl.model.encoders import action_encoder, clip_scaled, observation_encoder
 from aaren_rl.model.inputs_stepper import InputsStepper
 from aaren_rl.model.scaling import Scaling
 from aaren_rl.model.timesteps import TimestepEmbedding
@@ -118,7 +118,7 @@ class Inputs(nn.Module):
         masks = Masks.of(segment.timesteps, segment.valid, given)
         parts = [] if not config.outcome else [self._outcome(segment, masks)]  # (batch, time, action + reward + 1)
         if segment.returns_to_go is not None and config.return_to_go:
-            parts.append((segment.returns_to_go / self.return_scale).unsqueeze(-1))  # (batch, time, 1)
+            parts.append(clip_scaled(segment.returns_to_go / self.return_scale).unsqueeze(-1))  # (batch, time, 1)
         parts.append(self.observation(segment.observations))  # (batch, time, features)
         if config.layout == "fused":
             x, reset, valid = self._fuse(parts, segment.timesteps), masks.first, segment.valid  # (batch, time, width)
@@ -145,39 +145,45 @@ class Inputs(nn.Module):
         return [*found, (self.embed_observation.weight, self.embed_observation.bias)]
 
     def stepper(self) -> InputsStepper:
-        """The inputs folded for acting: all embeddings and all scaling become one linear layer."""
-        weight, bias = self._folded()
-        encoder, size = self.observation, self.action_space.size
-        return InputsStepper(self.config, encoder, size, weight, bias, self.norm, self.embed_timestep)
+        """The inputs prepared for acting: all scaling is one line, all embeddings one linear layer."""
+        return InputsStepper(
+            self.config,
+            self.observation,
+            self.action_space.size,
+            self._affine(),
+            self._side_by_side(),
+            self.norm,
+            self.embed_timestep,
+        )
 
-    def _folded(self) -> tuple[Tensor, Tensor]:
-        """All embeddings as one weight and bias over the raw columns of a step (`InputsStepper.columns`).
+    def _affine(self) -> tuple[Tensor, Tensor]:
+        """Centre and factor of the raw columns of a step (`InputsStepper.columns`)."""
+
+        def divided_by(scale: Tensor) -> tuple[Tensor, Tensor]:
+            wide = scale.double().view(1)
+            return torch.zeros_like(wide), 1 / wide
+
+        config = self.config
+        parts = [self.action.affine()] if config.previous_action else []
+        parts += [divided_by(self.reward_scale)] if config.reward else []
+        parts += [divided_by(torch.ones_like(self.reward_scale))] if config.outcome else []
+        parts += [divided_by(self.return_scale)] if config.return_to_go else []
+        parts.append(self.observation.affine())
+        device = self.return_scale.device
+        centres, factors = zip(*parts, strict=True)
+        return torch.cat([part.to(device) for part in centres]), torch.cat([part.to(device) for part in factors])
+
+    def _side_by_side(self) -> tuple[Tensor, Tensor]:
+        """All embeddings as one weight and bias over the features of a step.
 
         The output is one token, or the tokens of a step one after another.
         """
-        config, layers = self.config, self.layers()
-        weight, bias = layers[-1]
-        folded, shift = self.observation.fold(weight)
-        parts, biases = [folded], [shift if bias is None else bias + shift]
-        if config.return_to_go:
-            weight, bias = layers[-2]
-            parts.insert(0, weight / self.return_scale)
-            biases.insert(0, torch.zeros_like(shift) if bias is None else bias)
-        if config.outcome:
-            outcome = layers[0][0].clone()
-            if config.previous_action:
-                folded, shift = self.action.fold(outcome[:, : self.action.size])
-                # What is added to a scaled action is added only where there is an action: to the last column.
-                outcome[:, -1] += shift
-                outcome[:, : self.action.size] = folded
-            if config.reward:
-                outcome[:, -2] /= self.reward_scale
-            parts.insert(0, outcome)
-            biases.insert(0, torch.zeros_like(biases[0]))
-        if config.tokens_per_step == 1:
-            return torch.cat(parts, -1), torch.stack(biases).sum(0)
-        blocks: Tensor = torch.block_diag(*parts)  # type: ignore[no-untyped-call]
-        return blocks, torch.cat(biases)
+        weights, biases = zip(*self.layers(), strict=True)
+        shifts = [torch.zeros_like(weights[-1][:, 0]) if bias is None else bias for bias in biases]
+        if self.config.tokens_per_step == 1:
+            return torch.cat(weights, -1), torch.stack(shifts).sum(0)
+        blocks: Tensor = torch.block_diag(*weights)  # type: ignore[no-untyped-call]
+        return blocks, torch.cat(shifts)
 
     def _outcome(self, segment: Segment, masks: Masks) -> Tensor:
         """The previous action and reward as features, and a 1 where there is a step before, (batch, time, features)."""
@@ -187,7 +193,7 @@ class Inputs(nn.Module):
             columns.append(self.action(before).masked_fill(~known, 0.0))
         if self.config.reward:
             before = _one_later(segment.rewards, segment.previous_reward, masks.opening, (), dtype)
-            columns.append((before.unsqueeze(-1) / self.reward_scale).masked_fill(~known, 0.0))
+            columns.append(clip_scaled(before.unsqueeze(-1) / self.reward_scale).masked_fill(~known, 0.0))
         return torch.cat([*columns, known.to(columns[0].dtype)], -1)
 
     def _fuse(self, parts: list[Tensor], timesteps: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The inputs of a model folded for acting, in torch and in NumPy."""
+"""The inputs of a model prepared for acting, in torch and in NumPy."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from aaren_rl.data.bounds import SCALED_BOUND
 from aaren_rl.model.config import ModelConfig
 from aaren_rl.model.encoders import Encoder
 from aaren_rl.model.timesteps import TimestepEmbedding
@@ -35,7 +36,10 @@ class StepInput(NamedTuple):
 
 
 class InputsStepper(nn.Module):
-    """Makes the tokens of one step; everything constant is folded into one linear layer.
+    """Makes the tokens of one step: one line scales all raw numbers, one linear layer embeds them.
+
+    The scaling is not folded into the layer. Numbers far larger than their deviation would cancel in float32, so they
+    are centred before, in float64; and scaled numbers can be clipped, as in training.
 
     It owns the first columns of a row of state: return-to-go, timestep and previous action. The reward of a step is
     taken off the return-to-go here and nowhere else.
@@ -44,12 +48,14 @@ class InputsStepper(nn.Module):
         config: the model's shape.
         observation: encoder of the observations.
         action_size: numbers of an action.
-        weight: of the folded layer, (tokens * width, columns).
-        bias: of the folded layer, (tokens * width,).
+        affine: centre and factor of the raw numbers, (columns,) float64 each.
+        layer: weight (tokens * width, columns) and bias (tokens * width,) of the layer over the scaled numbers.
         norm: of the tokens.
         embed_timestep: what the number of a step adds to its tokens; None for nothing.
     """
 
+    centre: Tensor
+    factor: Tensor
     weight: Tensor
     bias: Tensor
 
@@ -58,8 +64,8 @@ class InputsStepper(nn.Module):
         config: ModelConfig,
         observation: Encoder,
         action_size: int,
-        weight: Tensor,
-        bias: Tensor,
+        affine: tuple[Tensor, Tensor],
+        layer: tuple[Tensor, Tensor],
         norm: nn.LayerNorm,
         embed_timestep: TimestepEmbedding | None,
     ) -> None:
@@ -67,14 +73,21 @@ class InputsStepper(nn.Module):
         self.config, self.tokens, self.action_size = config, config.tokens_per_step, action_size
         # The first step of an episode has no outcome before it, so its token is missing.
         self.may_miss = self.tokens > 1 and config.outcome
-        self.register_buffer("weight", weight)
-        self.register_buffer("bias", bias)
+        for name, part in zip(("centre", "factor", "weight", "bias"), (*affine, *layer), strict=True):
+            self.register_buffer(name, part)
         self.norm, self.observation, self.embed_timestep = norm, observation, embed_timestep
 
     @property
     def sizes(self) -> list[int]:
         """Columns of return-to-go, timestep and previous action."""
         return [1, 1, self.action_size]
+
+    def start(self) -> Tensor:
+        """Those columns before an episode; the previous action is the one whose features are 0."""
+        start = self.centre.new_zeros(sum(self.sizes))
+        if self.config.previous_action:
+            start[ACTION:] = self.centre[: self.action_size]
+        return start
 
     def forward(self, observation: Tensor, reward: Tensor, pieces: tuple[Tensor, ...]) -> StepInput:
         """The tokens of the next step.
@@ -87,21 +100,23 @@ class InputsStepper(nn.Module):
         return_to_go, timestep, previous = pieces
         return_to_go = return_to_go - reward.unsqueeze(-1)
         observed = self.observation.raw(observation)  # (batch, features)
-        known = timestep.to(observed.dtype).clamp(max=1.0)
-        live = F.pad(known, (0, self.tokens - 1), value=1.0) if self.may_miss else None
-        columns = self.columns(previous.to(known.dtype), reward, known, return_to_go.to(known.dtype), observed)
+        known = timestep.clamp(max=1.0)
+        live = F.pad(known.to(self.weight.dtype), (0, self.tokens - 1), value=1.0) if self.may_miss else None
+        # float64, as the columns of the state are.
+        raw = torch.cat(self.columns(previous, reward, known, return_to_go, observed), -1)
+        features = ((raw - self.centre) * self.factor).clamp(-SCALED_BOUND, SCALED_BOUND).to(self.weight.dtype)
         # Tokens stay rows of a matrix: a product with a bias is one operation then, in torch as in ONNX.
-        x = F.linear(torch.cat(columns, -1), self.weight, self.bias)
+        x = F.linear(features, self.weight, self.bias)
         x = x if self.tokens == 1 else x.view(-1, self.config.width)  # (batch * tokens, width)
         if self.embed_timestep is not None:
             x = x + self.times(self.embed_timestep, timestep)
         return StepInput(layer_norm(self.norm, x), live, return_to_go, timestep + 1)
 
     def columns(self, previous: Any, reward: Any, known: Any, return_to_go: Any, observed: Any) -> list[Any]:
-        """What the folded layer reads, side by side: tensors or arrays, (batch, size) each.
+        """The raw numbers of a step, side by side: tensors or arrays, (batch, size) each.
 
         Args:
-            previous: the numbers of the previous action, zeros if there was none.
+            previous: the numbers of the previous action, those of `start` if there was none.
             reward: of that action, (batch,).
             known: 0 at the first step of an episode, else 1, (batch, 1).
             return_to_go: (batch, 1).
@@ -141,16 +156,24 @@ class NumpyInputs:
         self.times, self.embed_timestep = stepper.times, stepper.embed_timestep
         self.action, self.may_miss = slice(ACTION, ACTION + stepper.action_size), stepper.may_miss
         self.tokens, self.width = stepper.tokens, stepper.config.width
+        self.centre, self.factor = (part.cpu().numpy() for part in (stepper.centre, stepper.factor))
+        # Arrays: a ufunc would convert numbers at every call.
+        self.greatest = np.full_like(self.centre, SCALED_BOUND)
+        self.least = -self.greatest
         self.weight, self.bias = transpose(stepper.weight), to_array(stepper.bias)
         self.scale, self.shift, self.eps = to_array(stepper.norm.weight), to_array(stepper.norm.bias), stepper.norm.eps
 
     def __call__(self, observation: Array, reward: Array, state: Array) -> StepInput:
         """See `InputsStepper.forward`; `state` is the whole rows, (batch, state size)."""
         return_to_go, timestep = state[:, :1] - reward[:, None], state[:, 1:2]
-        known = np.minimum(timestep, 1.0).astype(np.float32)
-        previous, observed = state[:, self.action].astype(np.float32), self.raw(observation)
-        columns = self.columns(previous, reward, known, return_to_go.astype(np.float32), observed)
-        x = (np.concatenate(columns, 1) @ self.weight + self.bias).reshape(-1, self.width)
+        known = np.minimum(timestep, 1.0)
+        columns = self.columns(state[:, self.action], reward, known, return_to_go, self.raw(observation))
+        scaled = np.concatenate(columns, 1)
+        scaled -= self.centre
+        scaled *= self.factor
+        np.minimum(scaled, self.greatest, out=scaled)
+        np.maximum(scaled, self.least, out=scaled)
+        x = (scaled.astype(np.float32) @ self.weight + self.bias).reshape(-1, self.width)
         if self.embed_timestep is not None:
             x += to_array(self.times(self.embed_timestep, torch.from_numpy(timestep)))
         x -= x.mean(1, keepdims=True)
@@ -159,7 +182,7 @@ class NumpyInputs:
         live = None
         # No token is missing after the first step of an episode.
         if self.may_miss and not known.all():
-            live = np.pad(known, ((0, 0), (0, self.tokens - 1)), constant_values=1)
+            live = np.pad(known.astype(np.float32), ((0, 0), (0, self.tokens - 1)), constant_values=1)
         return StepInput(x, live, return_to_go, timestep + 1)
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from aaren_rl.data.bounds import SMALLEST
 from aaren_rl.data.spaces import Space
-from aaren_rl.data.trajectories import Trajectories
+from aaren_rl.data.trajectories import Floats, Trajectories
 from aaren_rl.errors import InvalidInput
 
 
@@ -15,16 +16,18 @@ from aaren_rl.errors import InvalidInput
 class Scaling:
     """Statistics of the data that map raw values to what the network sees; kept with the weights.
 
-    Actions need none: their space's bounds are mapped to -1 and 1.
+    Actions need none: their space's bounds are mapped to -1 and 1. All scaled values are clipped to
+    `aaren_rl.data.bounds.SCALED_BOUND`.
 
     Attributes:
         observation_mean: of the observation's shape.
-        observation_std: of the observation's shape, positive.
+        observation_std: of the observation's shape. 0 for a component that is constant in the data: it is held at its
+            mean, and what an environment shows there changes nothing.
         return_scale: returns-to-go are divided by this.
         reward_scale: rewards are divided by this.
 
     Raises:
-        InvalidInput: shapes differ, or a deviation or scale is not positive.
+        InvalidInput: shapes differ, a value is not finite in float32, a deviation is negative, or a scale not positive.
     """
 
     observation_mean: np.ndarray
@@ -38,11 +41,17 @@ class Scaling:
                 f"observation_mean has shape {self.observation_mean.shape} and observation_std "
                 f"{self.observation_std.shape}; expected the observation's shape for both"
             )
-        if not (self.observation_std > 0).all():
-            raise InvalidInput("observation_std has values that are not positive; expected positive ones only")
+        with np.errstate(over="ignore"):
+            numbers = [np.asarray(part).astype(np.float32) for part in (self.observation_mean, self.observation_std)]
+        if not all(np.isfinite(part).all() for part in numbers):
+            raise InvalidInput("observation_mean or observation_std has values that float32 does not hold as finite")
+        if not (self.observation_std >= 0).all():
+            raise InvalidInput(
+                "observation_std has negative values; expected positive ones, and 0 where a component is constant"
+            )
         for name in ("return_scale", "reward_scale"):
-            if not getattr(self, name) > 0:
-                raise InvalidInput(f"{name} is {getattr(self, name)}; expected a positive number")
+            if not SMALLEST <= getattr(self, name) <= float(np.finfo(np.float32).max):
+                raise InvalidInput(f"{name} is {getattr(self, name)}; expected a positive number that float32 holds")
 
     @classmethod
     def of(cls, trajectories: Trajectories, return_scale: float | None = None) -> Scaling:
@@ -53,12 +62,16 @@ class Scaling:
             return_scale: as the attribute; None for the largest return in absolute value.
         """
         mean, std = trajectories.observation_statistics()
-        largest_return = float(np.abs(trajectories.returns).max())
-        largest_reward = float(np.abs(trajectories.rewards).max())
-        scale = largest_return or 1.0 if return_scale is None else return_scale
-        return cls(mean, std, scale, largest_reward or 1.0)
+        scale = _largest(trajectories.returns) if return_scale is None else return_scale
+        return cls(mean, std, scale, _largest(trajectories.rewards))
 
     @classmethod
     def identity(cls, observation_space: Space) -> Scaling:
-        """The scaling that changes nothing."""
+        """The scaling that changes nothing but what is beyond the bound of scaled values."""
         return cls(np.zeros(observation_space.shape, np.float32), np.ones(observation_space.shape, np.float32), 1.0)
+
+
+def _largest(values: Floats) -> float:
+    """The largest size of a value; 1 if there is none to speak of."""
+    largest = float(np.abs(values).max())
+    return largest if largest >= SMALLEST else 1.0

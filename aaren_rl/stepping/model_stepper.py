@@ -42,8 +42,7 @@ class ModelStepper(nn.Module):
             self.inputs = model.inputs.stepper()
             self.trunk = model.trunk.stepper(model.inputs.norm)
             self.head = model.head.stepper()
-        mixed = self.trunk.starts()
-        self.register_buffer("start", torch.cat([mixed[0].new_zeros(sum(self.inputs.sizes)), *mixed]))
+        self.register_buffer("start", torch.cat([self.inputs.start(), *self.trunk.starts()]))
         self._sizes = [*self.inputs.sizes, *self.trunk.sizes]
         # Column of a row of state at which the mixers' states start.
         self.mixed = sum(self.inputs.sizes)

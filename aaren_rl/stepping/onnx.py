@@ -185,7 +185,8 @@ def _difference(model: DecisionModel, step: ModelStepper, graph: bytes) -> float
     target = torch.linspace(0.5, 1.5, ROWS) * model.inputs.return_scale
     ours, theirs = model.initial_state(ROWS), step.initial_state(target).numpy()
     action, returns, largest = torch.zeros(ROWS, *model.action_space.shape), target, 0.0
-    low, high = map(torch.from_numpy, model.action_space.bounds())
+    low, high = (torch.from_numpy(bound).double() for bound in model.action_space.bounds())
+    half_range = torch.where(high > low, (high - low) / 2, 1.0)
     steps = min(STEPS, model.config.max_steps) if model.config.timesteps == "learned" else STEPS
     with torch.inference_mode():
         for t in range(steps):
@@ -198,5 +199,5 @@ def _difference(model: DecisionModel, step: ModelStepper, graph: bytes) -> float
             acted, theirs = running.run(None, feed)
             if not np.isfinite(acted).all():
                 return float("inf")
-            largest = max(largest, float(((action - torch.from_numpy(acted)) / ((high - low) / 2)).abs().max()))
+            largest = max(largest, float(((action.double() - torch.from_numpy(acted)) / half_range).abs().max()))
     return largest

@@ -184,7 +184,7 @@ def test_next_observations_are_never_in_memory_whole(tmp_path):
     [
         (np.zeros((59, 4)), "differ in length.*'next_observations': 59"),
         (np.zeros((60, 3)), r"next_observations have shape \(60, 3\); expected \(60, 4\)"),
-        (np.full((60, 4), np.nan), "final_observations holds a NaN or an infinite value in episode 0"),
+        (np.full((60, 4), np.nan), "final_observations holds a NaN in component 0, in episode 0"),
         (np.array(["a"] * 60, dtype="S1"), "lies under 'next_observations'"),
     ],
 )

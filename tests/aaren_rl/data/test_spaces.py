@@ -44,6 +44,49 @@ def test_bounds_have_the_shape_of_the_space(space):
     assert space.is_bounded == bool(np.isfinite(low).all() and np.isfinite(high).all())
 
 
+wide = st.floats(-3e38, 3e38)
+
+
+@given(wide, wide)
+def test_float64_bounds_are_rounded_inwards(one, other):
+    low, high = sorted((one, other))
+    (least,), (greatest,) = Box.bounded([low], [high], "float64").bounds()
+    if least <= greatest and not (float(least) < low or float(greatest) > high):
+        # The next float32 numbers outwards lie outside.
+        assert float(np.nextafter(least, np.float32(-np.inf))) < low
+        assert float(np.nextafter(greatest, np.float32(np.inf))) > high
+    else:
+        # Nothing lies between the two.
+        assert least == greatest
+        assert float(np.nextafter(least, np.float32(-np.inf))) < low
+        assert float(np.nextafter(least, np.float32(np.inf))) > high
+
+
+@pytest.mark.parametrize("bound", [0.1, 0.3, 0.7, 1 / 3, 1e-3])
+def test_actions_at_float64_bounds_are_contained(bound):
+    space = gym.spaces.Box(-bound, bound, (1,), np.float64)
+    for action in space_of(space).bounds():
+        assert space.contains(action)
+    # Rounded to the nearest, some would not be.
+    assert not all(gym.spaces.Box(-b, b, (1,), np.float64).contains(np.array([b], np.float32)) for b in (0.1, 0.3, 0.7))
+
+
+@given(numbers, numbers, st.sampled_from(["float32", "float64"]))
+def test_bounds_that_float32_holds_stay_as_they_are(one, other, dtype):
+    low, high = sorted((one, other))
+    assert Box.bounded([low], [high], dtype).bounds() == (low, high)
+
+
+@given(st.floats(-6e4, 6e4), st.floats(-6e4, 6e4), st.sampled_from(["float16", "float32", "float64"]))
+def test_what_lies_within_the_bounds_fits_the_space(one, other, dtype):
+    low, high = sorted((one, other))
+    space = gym.spaces.Box(low, high, (1,), np.dtype(dtype))
+    least, greatest = space_of(space).bounds()
+    if dtype != "float64" or float(np.float32(low)) != float(np.float32(high)):
+        for action in (least, greatest, least + (greatest - least) / 3):
+            assert space.contains(np.clip(action, least, greatest).astype(dtype))
+
+
 def test_json_says_what_the_space_is():
     space = Box.bounded([[0.0, -np.inf], [2.5, -1.0]], [[1.0, 3.0], [np.inf, 1.0]])
     assert space.to_json() == {

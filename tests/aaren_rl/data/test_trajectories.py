@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -110,9 +111,9 @@ def test_statistics_equal_numpys_in_float64(steps):
     mean, std = trajectories.observation_statistics()
     wide = trajectories.observations.astype(np.float64)
     np.testing.assert_allclose(mean, wide.mean(0), rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(std, np.where(wide.std(0) > 1e-6, wide.std(0), 1.0), rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(std, wide.std(0), rtol=1e-4, atol=1e-9)
     assert mean.dtype == std.dtype == np.float32
-    assert std[2] == 1
+    assert std[2] == 0
 
 
 @pytest.mark.parametrize(
@@ -132,6 +133,12 @@ def test_statistics_equal_numpys_in_float64(steps):
         ({"offsets": [0, 3, 3, 8]}, "shortest episode 0"),
         ({"offsets": [0, 5, 4, 8]}, "shortest episode -1"),
         ({"terminated": np.zeros(2, dtype=bool)}, "2 terminated and 3 truncated flags for 3 episodes"),
+        ({"terminated": True}, r"terminated has shape \(\); expected \(3,\)"),
+        ({"truncated": np.zeros((3, 1), dtype=bool)}, r"truncated has shape \(3, 1\); expected \(3,\)"),
+        ({"offsets": [[0], [3], [4], [8]]}, r"offsets have shape \(4, 1\); expected \(episodes \+ 1,\)"),
+        ({"offsets": [0, 3.5, 4, 8]}, "offsets are float64 numbers; expected whole numbers"),
+        ({"actions": np.full((8, 1), "left")}, "actions are not an array of numbers"),
+        ({"observations": [[1.0, 2.0]] * 7 + [[3.0]]}, "observations are not an array of numbers"),
         ({"truncated": np.zeros(4, dtype=bool)}, "3 terminated and 4 truncated flags for 3 episodes"),
     ],
 )
@@ -151,15 +158,60 @@ def test_no_steps_at_all_are_refused():
 @pytest.mark.parametrize(("step", "episode"), [(0, 0), (3, 1), (7, 2)])
 def test_values_that_are_not_finite_are_refused_with_their_place(name, value, step, episode):
     array = spoiled(getattr(make(), name), step, value)
-    with pytest.raises(
-        DataError, match=f"{name} holds a NaN or an infinite value at step {step}, in episode {episode}"
-    ):
+    found = "a NaN" if np.isnan(value) else "an infinite value, or one beyond float32"
+    with pytest.raises(DataError, match=f"{name} holds {found}.* at step {step}, in episode {episode}; mend"):
         replace(make(), **{name: array})
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_final_observations_that_are_not_finite_are_refused(value):
-    with pytest.raises(DataError, match="final_observations holds a NaN or an infinite value in episode 1"):
+@pytest.mark.parametrize("value", [1e39, -1e300, 3.5e38])
+@pytest.mark.parametrize("name", ["observations", "actions", "rewards", "final_observations"])
+def test_numbers_beyond_float32_are_named(name, value):
+    shape = {"observations": (8, 2), "actions": (8, 1), "rewards": (8,), "final_observations": (3, 2)}[name]
+    message = rf"{name} holds {re.escape(f'{value:.3g}')}.*, beyond float32 \(3.4e\+38\),.* in episode 1; mend"
+    row = 1 if name == "final_observations" else 3
+    with pytest.raises(DataError, match=message):
+        make(**{name: spoiled(np.zeros(shape), row, value)})
+
+
+@pytest.mark.parametrize("largest", [float(np.finfo(np.float32).max), -3e38])
+def test_numbers_that_float32_just_holds_are_taken(largest):
+    data = make(observations=spoiled(np.zeros((8, 2)), (2, 1), largest), rewards=spoiled(np.zeros(8), 7, largest))
+    assert data.observations[2, 1] == np.float32(largest)
+    assert data.returns[2] == np.float32(largest)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "message"),
+    [
+        ([0, 0, 0, 0, 2e38, 2e38, 0, 0], r"episode 2 sum to 4e\+38 from step 4 on, beyond float32 \(3.4e\+38\)"),
+        ([-3e38, -3e38, 1, 0, 0, 0, 0, 0], r"episode 0 sum to -6e\+38 from step 0 on"),
+        ([-3e38, 3e38, 3e38, 0, 0, 0, 0, 0], r"episode 0 sum to 6e\+38 from step 1 on"),
+    ],
+)
+def test_returns_beyond_float32_are_refused_with_their_episode(rewards, message):
+    with pytest.raises(DataError, match=message):
+        make(rewards=np.array(rewards))
+
+
+def test_large_rewards_that_cancel_are_taken():
+    data = make(rewards=np.array([3e38, -3e38, 3e38, 0, 0, 0, 0, 0]))
+    np.testing.assert_array_equal(data.returns_to_go[:3], np.array([3e38, 0, 3e38], np.float32))
+
+
+@pytest.mark.parametrize("size", [1e12, -1e20, 3e38])
+@pytest.mark.parametrize("large", [0, 1, 2])
+def test_returns_beside_an_episode_of_large_rewards_keep_their_digits(size, large):
+    """A sum over all episodes would lose them."""
+    rewards = np.arange(1.0, 13.0).reshape(3, 4)
+    rewards[large, 2] = size
+    data = make((4, 4, 4), rewards=rewards.ravel())
+    expected = rewards[:, ::-1].cumsum(1)[:, ::-1]
+    np.testing.assert_allclose(data.returns_to_go.reshape(3, 4), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("value", "found"), [(np.nan, "a NaN"), (np.inf, "an infinite value")])
+def test_final_observations_that_are_not_finite_are_refused(value, found):
+    with pytest.raises(DataError, match=f"final_observations holds {found} in component 0, in episode 1"):
         make(final_observations=spoiled(np.zeros((3, 2)), (1, 0), value))
 
 
@@ -227,8 +279,16 @@ def test_plain_lists_and_other_numbers_make_an_episode():
         ({"actions": [["left"]] * 4}, "actions of episode 1 have the dtype <U4; expected numbers"),
         ({"observations": [[1, 2], [3]]}, "observations of episode 1 are not an array"),
         ({"terminated": np.zeros(4, bool)}, r"terminated of episode 1 has shape \(4,\); expected one bool"),
-        ({"rewards": [0, np.nan, 0, 0]}, "rewards holds a NaN or an infinite value at step 5, in episode 1"),
-        ({"rewards": [0, 1e300, 0, 0]}, "rewards holds a NaN or an infinite value at step 5, in episode 1"),
+        ({"rewards": [0, np.nan, 0, 0]}, "rewards holds a NaN at step 5, in episode 1"),
+        ({"rewards": [0, 1e300, 0, 0]}, r"rewards of episode 1 hold 1e\+300, beyond float32 .* at step 1"),
+        (
+            {"actions": spoiled(np.zeros((4, 1)), 2, -1e39)},
+            r"actions of episode 1 hold -1e\+39 in component 0, .* step 2",
+        ),
+        (
+            {"observations": spoiled(np.zeros((5, 2)), (4, 1), 1e39)},
+            r"observations of episode 1 hold 1e\+39 in comp.* step 4",
+        ),
         ({"observations": spoiled(np.zeros((5, 2)), 4, np.inf)}, "final_observations .* in episode 1"),
     ],
 )

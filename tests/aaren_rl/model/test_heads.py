@@ -127,16 +127,15 @@ def encoders(shape):
 
 @all_shapes
 @pytest.mark.parametrize("which", [0, 1])
-def test_a_folded_layer_reads_raw_numbers(shape, which):
+def test_raw_numbers_become_the_features_by_one_line(shape, which):
     encoder = encoders(shape)[which]
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(7, encoder.size, generator=generator)
-    values = encoder.examples(5, generator)
+    values = encoder.examples(5, torch.Generator().manual_seed(0))
     assert values.shape == (5, *shape)
-    folded, bias = encoder.fold(weight)
+    centre, factor = encoder.affine()
+    assert centre.shape == factor.shape == (encoder.size,)
     raw = encoder.raw(values)
     assert raw.shape == (5, encoder.size)
-    assert_close("product", raw @ folded.T + bias, encoder(values) @ weight.T, rtol=1e-4, atol=1e-5)
+    assert_close("features", (raw - centre) * factor, encoder(values).double(), rtol=1e-5, atol=1e-6)
     assert_same("raw numbers", torch.from_numpy(encoder.raw(values.numpy())), raw)
 
 
@@ -160,13 +159,52 @@ def test_actions_without_bounds_are_refused(space):
             make(space)
 
 
-@pytest.mark.parametrize(
-    ("low", "high"), [(1.0, 1.0 + 1e-12), (-1e39, 1e39), (-3e38, 3e38)], ids=["no range", "infinite", "overflow"]
-)
-def test_bounds_without_a_range_in_float32_are_refused(low, high):
-    space = Box.bounded([0.0, low], [1.0, high], "float64")
+HELD = [(5.0, 5.0), (90.0, 90.0), (0.0, 0.0), (-1e30, -1e30), (0.1, 0.1), (1.0, 1.0 + 1e-12)]
+"""Bounds without a range in float32."""
+
+
+@pytest.mark.parametrize("bounds", HELD, ids=str)
+def test_a_component_without_a_range_is_held(loud, bounds):
+    """It adds nothing to features and loss, and its action is the constant to the last bit, in every form."""
+    space = Box.bounded([-1.0, bounds[0]], [3.0, bounds[1]], "float64")
+    head, constant = loud(head_of(space, WIDTH)), np.float32(bounds[0])
+    hidden = draw(2, 7)
+    prediction = head(hidden, segment(2, 7))
+    assert (prediction.mode[..., 1] == float(constant)).all()
+    assert prediction.mode[..., 0].std() > 0.05
+    actions = torch.tensor([0.5, float(constant)]).expand(2, 7, 2)
+    elsewhere = actions + torch.tensor([0.0, 7.0])
+    assert_same("loss", prediction.loss(elsewhere), prediction.loss(actions))
+    assert_close("loss", prediction.loss(actions), ((prediction.mode - actions)[..., 0] / 2).square() / 2)
+    gradients = torch.autograd.grad(prediction.loss(elsewhere).mean(), head.linear.parameters())
+    assert all((part[1] == 0).all() and part[0].abs().max() > 0 for part in gradients)
+    features = action_encoder(space)(elsewhere)
+    assert_same("features", features[..., 1], torch.zeros(2, 7))
+    with torch.no_grad():
+        stepper, x = head.stepper(), hidden[:, 0] - hidden[:, 0].mean(-1, keepdim=True)
+        norm = loud(torch.nn.LayerNorm(WIDTH), seed=2)
+        assert (stepper(norm(x))[:, 1] == float(constant)).all()
+        assert (stepper.to_numpy(norm)(normalise(x.numpy(), norm.eps))[:, 1] == constant).all()
+
+
+@pytest.mark.parametrize("limit", [3e38, 1e39], ids=["overflow", "infinite"])
+def test_bounds_without_a_finite_range_in_float32_are_refused(limit):
+    space = Box.bounded([0.0, -limit], [1.0, limit], "float64")
     with pytest.raises(InvalidInput, match="no finite range in float32"):
         action_encoder(space)
+
+
+@pytest.mark.parametrize("limit", [1e-30, 1e-9, 1e9, 1.7e38], ids=str)
+def test_bounds_of_any_size_are_mapped_to_one(loud, limit):
+    space = Box.bounded([-1.0, -limit], [1.0, limit], "float64")
+    head = loud(head_of(space, WIDTH))
+    low, high = map(torch.from_numpy, space.bounds())
+    mode = head(draw(4, 50) * 5, segment(4, 50)).mode
+    assert ((mode >= low) & (mode <= high)).all()
+    assert (mode / high).std((0, 1)).min() > 0.05
+    assert_close("features", action_encoder(space)(low), torch.full((2,), -1.0))
+    assert_close("features", action_encoder(space)(high), torch.full((2,), 1.0))
+    assert head(draw(4, 50), segment(4, 50)).loss(high.expand(4, 50, 2)).isfinite().all()
 
 
 def test_bounds_move_and_convert_with_the_module(loud):
@@ -182,3 +220,12 @@ def test_statistics_of_another_shape_are_refused():
         StandardisedBox(Box.unbounded((3,)), np.zeros(1), np.ones(3))
     with pytest.raises(InvalidInput, match=r"the std of observations has shape \(3,\); expected \(2, 3\)"):
         StandardisedBox(Box.unbounded((2, 3)), np.zeros((2, 3)), np.ones(3))
+
+
+@all_shapes
+def test_actions_beyond_the_bounds_count_as_at_them(loud, shape):
+    head = make_head(shape, loud)
+    prediction = head(draw(2, 7), segment(2, 7))
+    for bound, beyond in zip(map(torch.from_numpy, head.scale.space.bounds()), (-3e38, 3e38), strict=True):
+        at = bound.expand(2, 7, *shape)
+        assert_close("loss", prediction.loss(torch.full_like(at, beyond)), prediction.loss(at), rtol=1e-5, atol=1e-6)

@@ -499,7 +499,8 @@ def test_each_first_state_has_its_return_to_go(make_model):
     state = step.initial_state(torch.tensor([5.0, 6.0]))
     assert state[:, RETURN_TO_GO].tolist() == [5.0, 6.0]
     assert (state[:, 1:] == step.start[1:]).all()
-    assert step.start[:MIXERS].tolist() == [0.0] * MIXERS
+    # The action before the first is the middle of the bounds, which scales to nothing.
+    assert step.start[:MIXERS].tolist() == [0.0, 0.0, 0.0, 2.5]
 
 
 @pytest.mark.parametrize("narrow", [60.0, -1.0], ids=["bounded", "running"])

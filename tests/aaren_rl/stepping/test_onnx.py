@@ -177,7 +177,7 @@ def test_the_card_says_all_that_running_the_graph_takes(exported, name):
     assert {key: card[key] for key in expected} == expected
     # Return-to-go, timestep, 2 of the action; in each block the sums of 16 values and a count (and a maximum) per head.
     assert len(card["state_start"]) == 4 + (2 * (16 + 4) if name == "large" else 16 + 2)
-    assert card["state_start"][:4] == [0.0] * 4
+    assert card["state_start"][:4] == [0.0, 0.0, 0.0, 2.5]
     assert 0 < card["largest_difference"] <= 1e-4
     assert re.fullmatch(r"[0-9a-f]{64}", card["sha256"]["agent.onnx"])
     # Plain JSON, which has no infinities.

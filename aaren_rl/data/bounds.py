@@ -1,0 +1,81 @@
+"""Bounds: how far scaled numbers go, what counts as constant, and between which actions a model acts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from aaren_rl.data.spaces import Box
+from aaren_rl.errors import DataError
+
+SCALED_BOUND = 100.0
+"""Scaled observations, returns-to-go and rewards are clipped to this size, in training and in acting.
+
+Data lie a few deviations from their mean. A number 100 deviations away says "far off" and no more, and it is small
+enough for every layer behind it to stay finite, whatever an environment shows.
+"""
+
+ROUNDING = 4 * float(np.finfo(np.float32).eps)
+"""Spread, as a share of the largest value, up to which a component counts as constant: that of float32's last bits."""
+
+SMALLEST = float(np.finfo(np.float32).tiny)
+"""Smallest spread that counts: below it float32 loses digits."""
+
+LARGEST_BOUND = float(np.finfo(np.float32).max) / 2
+"""Largest bound of an action that is scaled."""
+
+WIDEST = 10.0
+"""Ranges of actions wider than this many times the data's give way to the data's."""
+
+
+def varies(least: npt.ArrayLike, greatest: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    """Which components vary, in any unit: their spread exceeds the rounding of float32 numbers of their size.
+
+    Args:
+        least: the least value of each component in the data.
+        greatest: the greatest value of each.
+    """
+    least, greatest = np.asarray(least, np.float64), np.asarray(greatest, np.float64)
+    size = np.maximum(np.abs(least), np.abs(greatest))
+    return np.asarray(greatest - least > np.maximum(ROUNDING * size, SMALLEST))
+
+
+def action_space_of(actions: npt.NDArray[Any], space: Box | None) -> Box:
+    """The Box that actions are scaled by: the environment's bounds where they suit the data, else the data's range.
+
+    Component by component:
+
+    1. A missing bound gives way to the data's least or greatest action.
+    2. A range more than `WIDEST` times the data's gives way to the data's. Otherwise the actions would lie so close
+       together that a model hardly tells them apart.
+    3. A component that does not vary in the data gets its constant for both bounds, and is held there.
+
+    Args:
+        actions: of the data, (steps, *action shape). Those outside the environment's bounds count as at the bound.
+        space: action space of the environment; None for data without one.
+
+    Returns:
+        Finite bounds that float32 holds exactly, inside the environment's, of its dtype.
+
+    Raises:
+        DataError: the actions have another shape than the environment's.
+    """
+    if space is not None and actions.shape[1:] != space.shape:
+        raise DataError(
+            f"the data's actions have shape {actions.shape[1:]}; the environment takes {space.shape}; pass the "
+            "environment that the data are from"
+        )
+    given = Box.unbounded(actions.shape[1:]) if space is None else space
+    # Ranges of float32 numbers have to be float32 numbers too.
+    lower, upper = (np.clip(bound.astype(np.float64), -LARGEST_BOUND, LARGEST_BOUND) for bound in given.bounds())
+    least = np.clip(actions.min(0).astype(np.float64), lower, upper)
+    greatest = np.clip(actions.max(0).astype(np.float64), lower, upper)
+    low, high = np.where(lower > -LARGEST_BOUND, lower, least), np.where(upper < LARGEST_BOUND, upper, greatest)
+    wide = high - low > WIDEST * (greatest - least)
+    low, high = np.where(wide, least, low), np.where(wide, greatest, high)
+    still = ~varies(least, greatest)
+    # Half way, so that no action of the data is far off; it lies between them in float32 too.
+    middle = ((least + greatest) / 2).astype(np.float32)
+    return Box.bounded(np.where(still, middle, low), np.where(still, middle, high), given.dtype)

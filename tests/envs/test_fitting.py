@@ -1,0 +1,130 @@
+"""Data of real environments whose bounds or observations do not suit: what a model of them is scaled by."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from aaren_rl.agents import DecisionAgent
+from aaren_rl.checkpoint import AgentCard
+from aaren_rl.data.environment_spec import EnvironmentSpec
+from aaren_rl.data.oddities import describe_oddities
+from aaren_rl.data.trajectories import Episode, Trajectories
+from aaren_rl.envs import sources
+from aaren_rl.model import DecisionModel, ModelConfig, Scaling
+
+LARGEST = float(np.finfo(np.float32).max)
+CARD = AgentCard(environment=None, dataset_id="made-up", source="arrays", target_returns=(0.0,))
+
+
+class Arm(gym.Env):
+    """Joints without bounds, or with bounds of any size, that are shown as they were moved."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
+
+    def __init__(self, limit=np.inf, dtype="float32"):
+        self.action_space = gym.spaces.Box(-limit, limit, (3,), np.dtype(dtype))
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        return np.asarray(action, np.float32), 0.0, False, False, {}
+
+
+@pytest.fixture
+def arm():
+    gym.register("tests/Arm-v0", Arm, max_episode_steps=10)
+    yield lambda **kwargs: EnvironmentSpec("tests/Arm-v0", kwargs)
+    del gym.registry["tests/Arm-v0"]
+
+
+def record(env, policy, episodes=3):
+    """Episodes of a policy of (observation, random numbers)."""
+    found, rng = [], np.random.default_rng(0)
+    for number in range(episodes):
+        observation, _ = env.reset(seed=number)
+        seen, acted, earned, over = [observation], [], [], False
+        while not over:
+            action = policy(observation, rng).astype(env.action_space.dtype)
+            observation, reward, terminated, truncated, _ = env.step(action)
+            over = terminated or truncated
+            seen.append(observation)
+            acted.append(action)
+            earned.append(reward)
+        found.append(Episode(np.stack(seen), np.stack(acted), np.array(earned), terminated, truncated))
+    return found
+
+
+def act_in(env, dataset, steps=10):
+    """Actions of an untrained agent in its environment, which checks them."""
+    torch.manual_seed(0)
+    spaces = dataset.observation_space, dataset.action_space
+    agent = DecisionAgent(DecisionModel(ModelConfig(width=16), *spaces, Scaling.of(dataset.trajectories)), CARD)
+    agent.check_environment(env)
+    agent.reset()
+    observation, _ = env.reset(seed=0)
+    reward, actions = None, []
+    for _ in range(steps):
+        actions.append(agent.act(observation, reward))
+        observation, reward, *_ = env.step(actions[-1].astype(env.action_space.dtype))
+    return np.stack(actions)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("limit", [np.inf, LARGEST, 1e4], ids=str)
+@pytest.mark.parametrize("still", [5.0, 90.0, -1e-3, 0.0])
+def test_joints_that_never_move_are_held_in_their_environment(arm, still, limit, dtype):
+    spec = arm(limit=limit, dtype=dtype)
+    env = gym.make(spec.id, **spec.kwargs)
+    episodes = record(env, lambda _, rng: np.array([rng.normal(), still, 100 + rng.normal()]))
+    dataset = sources.of_trajectories(Trajectories.from_episodes(episodes), spec)
+    low, high = dataset.action_space.bounds()
+    assert low[1] == high[1] == np.float32(still)
+    least, greatest = dataset.trajectories.actions.min(0), dataset.trajectories.actions.max(0)
+    np.testing.assert_array_equal([low[0], high[0], low[2], high[2]], [least[0], greatest[0], least[2], greatest[2]])
+    actions = act_in(env, dataset)
+    assert (actions[:, 1] == np.float32(still)).all()
+    assert ((actions >= least) & (actions <= greatest)).all()
+    assert "1 of 3 action components never vary (1): the agent holds them there" in describe_oddities(
+        dataset.trajectories
+    )
+
+
+def test_forces_that_the_data_lack_change_nothing():
+    """Ant's contact forces, recorded as zeros by old simulators, and shown where the agent acts."""
+    blind = gym.make("Ant-v5", include_cfrc_ext_in_observation=False, max_episode_steps=40)
+    gains = np.random.default_rng(1).normal(size=(27, 8)) / 5
+    episodes = [
+        Episode(np.pad(episode.observations, ((0, 0), (0, 78))), episode.actions, episode.rewards, truncated=True)
+        for episode in record(blind, lambda seen, _: np.tanh(seen[:27] @ gains), episodes=2)
+    ]
+    data = Trajectories.from_episodes(episodes)
+    dataset = sources.of_trajectories(data, EnvironmentSpec("Ant-v5"))
+    torch.manual_seed(0)
+    model = DecisionModel(ModelConfig(width=16), dataset.observation_space, dataset.action_space, Scaling.of(data))
+    with torch.no_grad():
+        model.inputs.embed_observation.weight.mul_(30)
+    agents = [DecisionAgent(model, CARD) for _ in range(3)]
+    for agent in agents:
+        agent.reset()
+    env = gym.make("Ant-v5")
+    observation, _ = env.reset(seed=100)
+    reward, forces, differences = None, 0, []
+    for _ in range(60):
+        zeros, shifted = observation.copy(), observation.copy()
+        zeros[27:], shifted[0] = 0, observation[0] + 0.3
+        action, same, other = (
+            agent.act(seen, reward) for agent, seen in zip(agents, (observation, zeros, shifted), strict=True)
+        )
+        np.testing.assert_array_equal(action, same)
+        differences.append(np.abs(action - other).max())
+        forces += (observation[27:] != 0).any()
+        observation, reward, *_ = env.step(action)
+    assert forces > 5
+    assert max(differences) > 1e-3
+    assert any(
+        line.startswith("78 of 105 observation components never vary (27 to 104)") for line in describe_oddities(data)
+    )

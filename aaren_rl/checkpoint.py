@@ -19,6 +19,7 @@ from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from aaren_rl import __version__, folders
 from aaren_rl.data.environment_spec import EnvironmentSpec
+from aaren_rl.data.segment import Segment
 from aaren_rl.data.spaces import Space, space_from_json
 from aaren_rl.errors import AarenError, CheckpointError, InvalidInput
 from aaren_rl.model import DecisionModel, Scaling, config_from_dict
@@ -133,14 +134,14 @@ def load_agent(folder: Path) -> tuple[DecisionModel, AgentCard]:
     """Reads an agent folder, on the CPU; also inside `torch.inference_mode()`, as a model that can be trained.
 
     Raises:
-        CheckpointError: a file is missing, damaged, altered, or of another format; the weights are not finite; or the
-            card asks for another model than the weights are of.
+        CheckpointError: a file is missing, damaged, altered, or of another format; the weights are not finite, or
+            act in values that are not; or the card asks for another model than the weights are of.
     """
     description = read_json(folder / CARD)
     if description.get("format") != FORMAT:
         raise CheckpointError(
-            f"{folder / CARD} has format {description.get('format')}, written by aaren-rl "
-            f"{description.get('aaren_rl')}; this version ({__version__}) reads format {FORMAT} only: train the agent "
+            f"{folder / CARD} has format {shortened(str(description.get('format')))}, written by aaren-rl "
+            f"{shortened(str(description.get('aaren_rl')))}; this version ({__version__}) reads format {FORMAT} only: train the agent "
             "again, or load it with the version that wrote it"
         )
     digests = description.get("sha256")
@@ -161,7 +162,23 @@ def load_agent(folder: Path) -> tuple[DecisionModel, AgentCard]:
             model.load_state_dict(weights)
             card = AgentCard.from_json(description)
             check_types(card)
-    return model.eval(), card
+            _try_step(model.eval(), card)
+    return model, card
+
+
+def _try_step(model: DecisionModel, card: AgentCard) -> None:
+    """Makes a first step, since weights that are numbers may still overflow.
+
+    Raises:
+        InvalidInput: its action is not finite.
+    """
+    observation = model.inputs.observation.examples(1, torch.Generator().manual_seed(0))
+    target, first = torch.tensor([card.target_returns[0]], dtype=torch.float32), torch.zeros(1, dtype=torch.long)
+    now = Segment.of_one_step(observation, first, target, torch.zeros(1, *model.action_space.shape), torch.zeros(1))
+    with torch.no_grad():
+        acted, _ = model.step(now, model.initial_state(1))
+    if not acted.isfinite().all():
+        raise InvalidInput("the action of its first step is not finite")
 
 
 @contextmanager

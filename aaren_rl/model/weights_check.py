@@ -17,7 +17,7 @@ from aaren_rl.model.scaling import Scaling
 LARGEST_TABLES = 2**28
 """Bytes of constants, which no weights bring, that a model may ask for beyond the size of its weights."""
 
-LARGEST_STATE = 2**30
+LARGEST_STATE = 2**28
 """Bytes of state that a model may ask for in each environment."""
 
 

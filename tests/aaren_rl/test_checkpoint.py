@@ -313,6 +313,22 @@ def test_weights_and_scaling_that_are_not_finite_are_refused_by_name(saved, whic
         load_agent(saved)
 
 
+def overflowing(dimensions):
+    def change(tensors):
+        for name, tensor in tensors.items():
+            if tensor.ndim == dimensions and name.endswith("weight"):
+                tensor.fill_(3e38)
+
+    return change
+
+
+@pytest.mark.parametrize("change", [overflowing(2), overflowing(1)], ids=["layers", "norms"])
+def test_finite_weights_that_act_in_nan_are_refused(saved, change):
+    sign_weights(saved, change)
+    with pytest.raises(CheckpointError, match="the action of its first step is not finite"):
+        load_agent(saved)
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_an_agent_that_is_not_finite_is_never_saved(saved, make_model, card, value):
     before = {path.name: path.read_bytes() for path in saved.iterdir()}

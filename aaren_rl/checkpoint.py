@@ -139,10 +139,10 @@ def load_agent(folder: Path) -> tuple[DecisionModel, AgentCard]:
     """
     description = read_json(folder / CARD)
     if description.get("format") != FORMAT:
+        found, version = (shortened(str(description.get(name))) for name in ("format", "aaren_rl"))
         raise CheckpointError(
-            f"{folder / CARD} has format {shortened(str(description.get('format')))}, written by aaren-rl "
-            f"{shortened(str(description.get('aaren_rl')))}; this version ({__version__}) reads format {FORMAT} only: train the agent "
-            "again, or load it with the version that wrote it"
+            f"{folder / CARD} has format {found}, written by aaren-rl {version}; this version ({__version__}) reads "
+            f"format {FORMAT} only: train the agent again, or load it with the version that wrote it"
         )
     digests = description.get("sha256")
     if not isinstance(digests, dict) or digests.get(CARD) != card_digest(description, WEIGHTS):

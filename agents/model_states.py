@@ -48,7 +48,9 @@ class _Counted(OnDevice):
         self._return_to_go = self._return_to_go - reward
         now = self._timestep.copy()
         self._timestep = self._timestep + 1
-        return self.to_device(self._return_to_go.astype(np.float32)), self.to_device(now)
+        with np.errstate(over="ignore"):  # What is beyond float32 is clipped inside the model.
+            asked = self._return_to_go.astype(np.float32)
+        return self.to_device(asked), self.to_device(now)
 
 
 class GrowingState(_Counted):

@@ -11,6 +11,7 @@ import numpy as np
 from minari import MinariDataset
 
 from aaren_rl.data.environment_spec import EnvironmentSpec
+from aaren_rl.data.oddities import describe_oddities
 from aaren_rl.data.spaces import Box, Space
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.envs import catalogue, collect, d4rl_reader, download, minari_reader
@@ -22,6 +23,7 @@ from aaren_rl.envs.fitting import Fitted, Recorded, fit_to_data, fit_to_environm
 from aaren_rl.envs.minari_metadata import UnusableRecord
 from aaren_rl.envs.minari_reader import Recording
 from aaren_rl.errors import DataError, InvalidInput, unknown_name
+from aaren_rl.model.scaling import largest
 
 Source: TypeAlias = Literal["auto", "minari", "d4rl", "bundled"]
 FoundSource: TypeAlias = Literal["minari", "d4rl", "bundled", "arrays"]
@@ -185,7 +187,10 @@ def _dataset(
     else:
         data = Recorded(read.id, trajectories, *recorded)
         fitted = fit_to_environment(data, environment, reading.environment.names_one, reading.clip_actions, say)
-    return _described(name, source, read, environment, fitted)
+    dataset = _described(name, source, read, environment, fitted)
+    for line in describe_oddities(dataset.trajectories, dataset.return_scale):
+        say(f"data: {line}")
+    return dataset
 
 
 def _described(
@@ -205,7 +210,7 @@ def _described(
         action_space=fitted.action_space,
         reference=entry.reference if entry else None,
         target_returns=entry.target_returns if entry else _targets(trajectories),
-        return_scale=entry.return_scale if entry else float(np.abs(trajectories.returns).max()) or 1.0,
+        return_scale=entry.return_scale if entry else largest(trajectories.returns),
     )
 
 

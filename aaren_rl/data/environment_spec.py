@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,7 +88,8 @@ class EnvironmentSpec:
             return cls(saved["id"], _arguments(saved["kwargs"]), limit, wrappers)
         except (KeyError, TypeError, ValueError) as error:
             raise InvalidInput(
-                f"an environment is saved as {saved!r}: {error!r}; expected id, kwargs, max_episode_steps and wrappers"
+                f"an environment is saved as {reprlib.repr(saved)}: {error!r}; expected id, kwargs, max_episode_steps "
+                "and wrappers"
             ) from error
 
     def __str__(self) -> str:

@@ -62,8 +62,8 @@ class Scaling:
             return_scale: as the attribute; None for the largest return in absolute value.
         """
         mean, std = trajectories.observation_statistics()
-        scale = _largest(trajectories.returns) if return_scale is None else return_scale
-        return cls(mean, std, scale, _largest(trajectories.rewards))
+        scale = largest(trajectories.returns) if return_scale is None else return_scale
+        return cls(mean, std, scale, largest(trajectories.rewards))
 
     @classmethod
     def identity(cls, observation_space: Space) -> Scaling:
@@ -71,7 +71,7 @@ class Scaling:
         return cls(np.zeros(observation_space.shape, np.float32), np.ones(observation_space.shape, np.float32), 1.0)
 
 
-def _largest(values: Floats) -> float:
+def largest(values: Floats) -> float:
     """The largest size of a value; 1 if there is none to speak of."""
-    largest = float(np.abs(values).max())
-    return largest if largest >= SMALLEST else 1.0
+    size = float(np.abs(values).max())
+    return size if size >= SMALLEST else 1.0

@@ -1,0 +1,1 @@
+"""Attacks on this package: kills and full disks, damaged files, extreme observations; everything counted."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import typing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -11,14 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
+import torch
 from safetensors.torch import load, save
 from torch import Tensor
+from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from aaren_rl import __version__, folders
 from aaren_rl.data.environment_spec import EnvironmentSpec
+from aaren_rl.data.segment import Segment
 from aaren_rl.data.spaces import Space, space_from_json
-from aaren_rl.errors import CheckpointError, InvalidInput
+from aaren_rl.errors import AarenError, CheckpointError, InvalidInput
 from aaren_rl.model import DecisionModel, Scaling, config_from_dict
+from aaren_rl.model.weights_check import check_weights, first_not_finite
 
 WEIGHTS, CARD = "model.safetensors", "agent.json"
 TRAINING_TENSORS, TRAINING_STATE = "training.safetensors", "training.json"
@@ -31,6 +36,10 @@ EXPORTED = frozenset({EXPORTED_GRAPH, EXPORTED_CARD})
 
 FORMAT = 4
 """Version of the folder's format; it rises with every change that older code cannot read."""
+
+
+LARGEST = float(torch.finfo(torch.float32).max)
+"""Greatest number of a card; agents count in float32."""
 
 
 @dataclass(frozen=True)
@@ -91,15 +100,22 @@ def save_agent(folder: Path, model: DecisionModel, card: AgentCard) -> None:
     """Writes an agent folder, and replaces an earlier one of this name.
 
     Raises:
-        CheckpointError: it cannot be written; an earlier folder stays as it was.
+        CheckpointError: it cannot be written, or its weights are not finite; an earlier folder stays as it was.
     """
     with whole_folder(folder) as partial:
         write_agent(partial, model, card)
 
 
 def write_agent(folder: Path, model: DecisionModel, card: AgentCard) -> None:
-    """Writes an agent's two files into a folder that exists."""
-    weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
+    """Writes an agent's two files into a folder that exists.
+
+    Raises:
+        CheckpointError: its weights or its scaling are not finite.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if (name := first_not_finite(tensors)) is not None:
+        raise CheckpointError(f"the agent is not saved: its weight {name} holds a NaN or an infinite value")
+    weights = save(tensors)
     folders.write_file(folder / WEIGHTS, weights)
     description: dict[str, Any] = {
         "format": FORMAT,
@@ -115,33 +131,97 @@ def write_agent(folder: Path, model: DecisionModel, card: AgentCard) -> None:
 
 
 def load_agent(folder: Path) -> tuple[DecisionModel, AgentCard]:
-    """Reads an agent folder, on the CPU.
+    """Reads an agent folder, on the CPU; also inside `torch.inference_mode()`, as a model that can be trained.
 
     Raises:
-        CheckpointError: a file is missing, damaged, altered, or of another format.
+        CheckpointError: a file is missing, damaged, altered, or of another format; the weights are not finite, or
+            act in values that are not; or the card asks for another model than the weights are of.
     """
     description = read_json(folder / CARD)
     if description.get("format") != FORMAT:
+        found, version = (shortened(str(description.get(name))) for name in ("format", "aaren_rl"))
         raise CheckpointError(
-            f"{folder / CARD} has format {description.get('format')}, written by aaren-rl "
-            f"{description.get('aaren_rl')}; this version ({__version__}) reads format {FORMAT} only: train the agent "
-            "again, or load it with the version that wrote it"
+            f"{folder / CARD} has format {found}, written by aaren-rl {version}; this version ({__version__}) reads "
+            f"format {FORMAT} only: train the agent again, or load it with the version that wrote it"
         )
     digests = description.get("sha256")
     if not isinstance(digests, dict) or digests.get(CARD) != card_digest(description, WEIGHTS):
         raise CheckpointError(f"{folder / CARD} is not as it was saved; take it from its source again")
-    weights = read_tensors(folder / WEIGHTS, digests.get(WEIGHTS))
+    # Without random numbers of the caller's, which a training under way counts on.
+    with torch.inference_mode(False), torch.random.fork_rng([]):
+        weights = read_tensors(folder / WEIGHTS, digests.get(WEIGHTS))
+        with described_by(folder, CARD):
+            observations, actions = (
+                space_from_json(description[f"{name}_space"]) for name in ("observation", "action")
+            )
+            config = config_from_dict(description["model"])
+            check_types(config)
+            check_weights(config, observations, actions, weights)
+            # The weights bring the scaling that counts.
+            model = DecisionModel(config, observations, actions, Scaling.identity(observations))
+            model.load_state_dict(weights)
+            card = AgentCard.from_json(description)
+            check_types(card)
+            _try_step(model.eval(), card)
+    return model, card
+
+
+def _try_step(model: DecisionModel, card: AgentCard) -> None:
+    """Makes a first step, since weights that are numbers may still overflow.
+
+    Raises:
+        InvalidInput: its action is not finite.
+    """
+    observation = model.inputs.observation.examples(1, torch.Generator().manual_seed(0))
+    target, first = torch.tensor([card.target_returns[0]], dtype=torch.float32), torch.zeros(1, dtype=torch.long)
+    now = Segment.of_one_step(observation, first, target, torch.zeros(1, *model.action_space.shape), torch.zeros(1))
+    with torch.no_grad():
+        acted, _ = model.step(now, model.initial_state(1))
+    if not acted.isfinite().all():
+        raise InvalidInput("the action of its first step is not finite")
+
+
+@contextmanager
+def described_by(folder: Path, card: str) -> Iterator[None]:
+    """Turns whatever a card makes its readers raise into one error.
+
+    Raises:
+        CheckpointError: the block failed.
+    """
     try:
-        observations, actions = (space_from_json(description[f"{name}_space"]) for name in ("observation", "action"))
-        # The weights bring the scaling that counts.
-        model = DecisionModel(
-            config_from_dict(description["model"]), observations, actions, Scaling.identity(observations)
-        )
-        model.load_state_dict(weights)
-        card = AgentCard.from_json(description)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{folder} does not hold the agent that its {CARD} describes: {error}") from error
-    return model.eval(), card
+        yield
+    except Exception as error:
+        reason = str(error) if isinstance(error, AarenError) else f"{type(error).__name__}: {error}"
+        raise CheckpointError(
+            f"{folder} does not hold the agent that its {card} describes: {shortened(reason)}"
+        ) from error
+
+
+def check_types(settings: Any) -> None:
+    """Checks that the fields of a dataclass have the types that it declares, and numbers in them are finite.
+
+    Raises:
+        InvalidInput: one has another type, or holds a NaN or a number beyond float32.
+    """
+    hints = typing.get_type_hints(type(settings))
+    for name in settings.__dataclass_fields__:
+        value = getattr(settings, name)
+        try:
+            check_type(value, hints[name], collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+            # To Python it is an integer.
+            if isinstance(value, bool) and hints[name] is not bool:
+                raise TypeCheckError("is a bool")
+        except TypeCheckError as error:
+            raise InvalidInput(f"{name} is {shortened(repr(value))}; {error}") from error
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float | int) and not abs(number) <= LARGEST:
+                raise InvalidInput(f"{name} is {shortened(repr(value))}; expected finite numbers, as float32 has them")
+
+
+def shortened(text: str) -> str:
+    """Text of a file for an error: one line without control characters, and not all of it."""
+    plain = "".join(letter if letter.isprintable() else " " for letter in text)
+    return plain if len(plain) <= 300 else f"{plain[:300]}..."
 
 
 @contextmanager
@@ -193,7 +273,7 @@ def read_json(path: Path) -> dict[str, Any]:
             {CARD: (CARD, WEIGHTS), EXPORTED_CARD: (EXPORTED_CARD, EXPORTED_GRAPH)}.get(path.name, [path.name])
         )
         raise CheckpointError(f"{path} is missing; expected a folder with {expected}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a JSON object")
@@ -216,7 +296,8 @@ def read_tensors(path: Path, sha256: str | None) -> dict[str, Tensor]:
         return load(content)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing; the folder is incomplete") from error
-    except (OSError, safetensors.SafetensorError) as error:
+    # The last four: a dtype or a shape in the header that torch does not have.
+    except (OSError, safetensors.SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import platform
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from aaren_rl.envs.environments import limit_of, make_vector
 from aaren_rl.envs.episodes import Episodes
 from aaren_rl.envs.rollout import roll_out
 from aaren_rl.errors import InvalidInput
-from aaren_rl.folders import replace_file
+from aaren_rl.folders import alone_in, replace_file
 
 INSTANCES = 25
 """Environments that are open at once unless something else is asked for; each plays its share of the episodes."""
@@ -139,15 +140,17 @@ def versions() -> dict[str, str]:
 
 
 def write_result(folder: Path, figures: dict[str, Any]) -> Path:
-    """Writes result.json into a run's folder; earlier ones are kept as result-1.json, result-2.json, and so on."""
+    """Writes result.json into a run's folder; earlier ones are kept as result-1.json, result-2.json, and so on.
+
+    Of several processes that do so at once, each keeps what the others wrote.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "result.json"
-    if path.exists():
-        number = 1
-        while (kept := folder / f"result-{number}.json").exists():
-            number += 1
-        path.rename(kept)
-    replace_file(path, json.dumps(figures, indent=2) + "\n")
+    with alone_in(folder):
+        if path.exists():
+            numbers = itertools.count(1)
+            path.rename(next(kept for number in numbers if not (kept := folder / f"result-{number}.json").exists()))
+        replace_file(path, json.dumps(figures, indent=2) + "\n")
     return path
 
 

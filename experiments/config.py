@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import re
 import sys
 from dataclasses import dataclass, field
 from importlib import resources
@@ -23,6 +25,9 @@ from aaren_rl.model import ModelConfig
 from aaren_rl.training.config import TrainingConfig
 
 CONFIG = "config.toml"
+
+DIGEST = "# sha256:"
+"""How the last line of a run's configuration begins."""
 
 
 @dataclass(frozen=True)
@@ -185,10 +190,15 @@ def load(path: Path) -> RunConfig:
     """
     try:
         table = settings.read(path)
+        if path.name == CONFIG and _digests(path) is None:
+            raise ValueError("it was cut, its last line is missing")
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing; expected the folder of a run that was started before") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {error}; mend it, and if it is whole end it with the line '{DIGEST} edited' (the "
+            "agents of the run load without it)"
+        ) from error
     return settings.from_table(RunConfig, table, str(path))
 
 
@@ -217,8 +227,26 @@ def _with_package(config: RunConfig) -> RunConfig:
 
 
 def save(config: RunConfig, path: Path) -> None:
-    """Writes a configuration as TOML."""
-    replace_file(path, tomli_w.dumps(settings.to_table(config)))
+    """Writes a configuration as TOML. Its last line is a digest, by which a file that was cut is noticed."""
+    content = tomli_w.dumps(settings.to_table(config))
+    replace_file(path, f"{content}{DIGEST} {_digest(content)}\n")
+
+
+def was_edited(path: Path) -> bool:
+    """True if a run's configuration was changed since it was saved."""
+    digests = _digests(path) if path.exists() else None
+    return digests is not None and digests[0] != digests[1]
+
+
+def _digests(path: Path) -> tuple[str, str] | None:
+    """The digest in a configuration's last line, and that of the lines before; None if the last line is missing."""
+    content, found, last = path.read_text("utf-8").rstrip("\n").rpartition(f"{DIGEST} ")
+    whole = re.fullmatch(r"[0-9a-f]{64}|edited", last)
+    return (last, _digest(content)) if found and whole else None
+
+
+def _digest(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def presets() -> dict[str, Path]:

@@ -13,13 +13,19 @@ import torch
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.envs.evaluation import Protocol, evaluate, result, versions, write_result
 from aaren_rl.envs.sources import Dataset, Say
+from aaren_rl.errors import AarenError
 from aaren_rl.experiments.config import RunConfig
 from aaren_rl.experiments.console import describe, rounded
 from aaren_rl.model import count_parameters
 from aaren_rl.training.callbacks import Callback
+from aaren_rl.training.evaluations import failure
 from aaren_rl.training.learner import SingleLearner
 from aaren_rl.training.log import draw_curve, log_hyperparameters
-from aaren_rl.training.run import Trained
+from aaren_rl.training.run import Interrupted, Trained
+
+
+class EvaluationFailed(AarenError):
+    """The final evaluation failed; the training before it is done and saved."""
 
 
 @dataclass(frozen=True)
@@ -53,33 +59,42 @@ class Job:
 def report(job: Job, learner: SingleLearner, trained: Trained) -> dict[str, Any]:
     """Evaluates the agents of a finished run, writes result.json and the learning curve, and says what came out.
 
-    Without an environment nothing is rolled out, and the result has no returns.
+    Without an environment nothing is rolled out, and the result has no returns. Of an evaluation that fails the result
+    has the failure in place of returns.
 
     Returns:
-        What result.json holds.
+        What result.json holds, and the folder of the agent.
+
+    Raises:
+        Interrupted: Ctrl-C; the agents are saved.
     """
     config, environment = job.config, job.dataset.environment
     job.say(
         f"trained {learner.updates} updates in {trained.seconds:.0f} s; "
         + ("no environment to evaluate in" if environment is None else f"evaluating {config.episodes} episodes")
     )
-    outcome = _evaluated(job, learner, "last", trained.last)
-    if trained.best is not None and trained.best_update != learner.updates:
-        outcome["best"] = _evaluated(job, learner, "best", trained.best)
+    try:
+        outcome = _evaluated(job, learner, "last", trained.last)
+        if trained.best is not None and trained.best_update != learner.updates:
+            outcome["best"] = _evaluated(job, learner, "best", trained.best)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"stopped in the final evaluation, the training is saved; evaluate its agent with scripts/evaluate.py "
+            f"{trained.last}, or go on with --resume {job.folder}"
+        ) from None
     outcome["train_seconds"] = trained.seconds
+    if environment is not None:
+        outcome["failed_evaluations"] = list(trained.failed_evaluations)
     result_file = write_result(job.folder, outcome)
     returns = job.dataset.trajectories.returns
     title = f"{job.dataset.name} ({job.dataset.source}), {config.model.mixer}"
     curve = draw_curve(job.folder, title, float(returns.mean()))
-    settings = {**dataclasses.asdict(config.model), **dataclasses.asdict(config.training), "env": config.env}
-    if environment is not None:
+    if "mean" in outcome:
+        settings = {**dataclasses.asdict(config.model), **dataclasses.asdict(config.training), "env": config.env}
         log_hyperparameters(job.folder, settings, {"hparam/return": outcome["mean"]})
     job.say(f"agent:      {trained.last}" + (f" (best in training: {trained.best})" if "best" in outcome else ""))
     job.say(f"curve:      {curve}\ntensorboard --logdir {job.folder}\nresult:     {result_file}")
-    job.say(_describe_data(job))
-    for name, figures in (("last", outcome), ("best", outcome.get("best"))):
-        if figures is not None and environment is not None:
-            job.say(describe(name, figures))
+    _say_results(job, outcome)
     return {**outcome, "agents": [str(trained.last)]}
 
 
@@ -89,7 +104,11 @@ def summarise(job: Job, outcomes: list[dict[str, Any]]) -> dict[str, Any]:
     protocol = ("target", "environment", "reference", "source", "dataset", "updates", "acting")
     shared = (*protocol, "mixer", "parameters", "device", "versions")
     summary: dict[str, Any] = {"seeds": list(range(seed, seed + job.config.seeds))}
-    if job.dataset.environment is not None:
+    failures = [f"seed {number}: {each['failure']}" for number, each in enumerate(outcomes, seed) if "failure" in each]
+    if failures:
+        # A mean over the seeds that are left would be taken for that of all.
+        summary["failure"] = "; ".join(failures)
+    elif job.dataset.environment is not None:
         scores = [outcome["normalized_score"] for outcome in outcomes]
         means = [outcome["mean"] for outcome in outcomes]
         summary = {
@@ -102,23 +121,22 @@ def summarise(job: Job, outcomes: list[dict[str, Any]]) -> dict[str, Any]:
         }
     summary |= {name: first[name] for name in shared}
     job.say(f"result:     {write_result(job.folder, summary)}")
-    if job.dataset.environment is not None:
+    if "means" in summary:
         job.say(_describe_seeds(summary))
     agents = [str(job.folder / f"seed-{number}" / "last") for number in summary["seeds"]]
     return {**summary, "agents": agents}
 
 
 def _evaluated(job: Job, learner: SingleLearner, name: str, folder: Path) -> dict[str, Any]:
+    """The result of an agent; of one that could not be evaluated the failure, which must not cost the rest."""
     config, dataset = job.config, job.dataset
-    agent = DecisionAgent.load(folder, job.device)
     about = {
         "checkpoint": name,
         "source": dataset.source,
         "dataset": dataset.id,
-        "updates": agent.card.updates,
         "mixer": config.model.mixer,
-        "parameters": count_parameters(agent.model),
-        "acting": str(agent.acting),
+        "parameters": count_parameters(learner.model),
+        "acting": config.acting,
         "data_sha256": learner.data["sha256"],
         "device": job.device.type,
         "training": {
@@ -128,13 +146,29 @@ def _evaluated(job: Job, learner: SingleLearner, name: str, folder: Path) -> dic
             "seed": config.training.seed,
         },
     }
-    if dataset.environment is None:
-        nothing = {"target": job.target, "environment": None, "reference": None, "episodes": 0}
-        return {**nothing, **about, "versions": versions()}
-    protocol = Protocol(
-        dataset.environment, config.episodes, 0, job.target, dataset.reference, config.instances, config.processes
-    )
-    return result(evaluate(agent, protocol), protocol, **about)
+    environment = None if dataset.environment is None else dataset.environment.id
+    nothing = {"target": job.target, "environment": environment, "reference": None, "episodes": 0}
+    try:
+        agent = DecisionAgent.load(folder, job.device)
+        about |= {"updates": agent.card.updates, "acting": str(agent.acting)}
+        if dataset.environment is None:
+            return {**nothing, **about, "versions": versions()}
+        how = config.instances, config.processes
+        protocol = Protocol(dataset.environment, config.episodes, 0, job.target, dataset.reference, *how)
+        return result(evaluate(agent, protocol), protocol, **about)
+    # Whatever an environment raises.
+    except Exception as error:
+        job.say(f"warning: the final evaluation of {folder} failed: {failure(error)}")
+        return {"updates": learner.updates, **nothing, **about, "failure": failure(error), "versions": versions()}
+
+
+def _say_results(job: Job, outcome: dict[str, Any]) -> None:
+    job.say(_describe_data(job))
+    if failed := outcome.get("failed_evaluations"):
+        job.say(f"failed:     evaluations in training after updates {', '.join(str(one['update']) for one in failed)}")
+    for name, figures in (("last", outcome), ("best", outcome.get("best"))):
+        if figures is not None and "mean" in figures:
+            job.say(describe(name, figures))
 
 
 def _describe_data(job: Job) -> str:

@@ -6,7 +6,8 @@ import dataclasses
 import itertools
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,21 @@ from aaren_rl.envs import sources
 from aaren_rl.envs.catalogue import catalogue
 from aaren_rl.envs.evaluation import Protocol, evaluate
 from aaren_rl.envs.sources import Dataset, Say
-from aaren_rl.errors import InvalidInput
+from aaren_rl.errors import CheckpointError, InvalidInput
 from aaren_rl.experiments import config as run_config
 from aaren_rl.experiments.config import CONFIG, RunConfig
 from aaren_rl.experiments.console import device_named, say
-from aaren_rl.experiments.report import Job, report, summarise
+from aaren_rl.experiments.report import EvaluationFailed, Job, report, summarise
 from aaren_rl.model import DecisionModel, Scaling, count_parameters
 from aaren_rl.ops import prefix_attention
 from aaren_rl.training.callbacks import Callback
 from aaren_rl.training.checkpoints import checkpoints
 from aaren_rl.training.ensemble import EnsembleLearner
+from aaren_rl.training.evaluations import Evaluate
 from aaren_rl.training.learner import Learner, SingleLearner
+from aaren_rl.training.lock import Locked, locked
 from aaren_rl.training.optimiser import learning_rate
-from aaren_rl.training.run import Evaluate, Interrupted, Run
+from aaren_rl.training.run import Interrupted, Run
 
 QUANTILES = 11
 """Quantiles of the data's returns that an agent's card holds."""
@@ -64,6 +67,7 @@ def train(
     Raises:
         AarenError: the configuration, the data or the run's folder do not fit; the message says how to go on.
         Interrupted: Ctrl-C or SIGTERM, after saving.
+        EvaluationFailed: the final evaluation failed; all else is done and saved, result.json says what failed.
     """
     device = device_named(config.device)
     if dataset is None and config.resume is not None and config.env == sources.ARRAYS:
@@ -71,12 +75,24 @@ def train(
             f"{config.resume} was trained on arrays, which are not saved; go on with "
             f"aaren_rl.fit(data, folder={str(config.resume)!r}, resume=True)"
         )
-    folder = run_folder(config)
-    if dataset is None:
-        dataset = sources.load(config.env, config.source, run_config.reading(config), say)
-    job = Job(config, dataset, folder, device, tuple(callbacks), say, progress)
-    if config.seeds == 1:
-        return _train_alone(job)
+    with _claimed(config, say) as folder:
+        if config.resume is not None and run_config.was_edited(folder / CONFIG):
+            say(f"{folder / CONFIG} was edited since the run wrote it; its settings count as they stand now")
+        if dataset is None:
+            dataset = sources.load(config.env, config.source, run_config.reading(config), say)
+        job = Job(config, dataset, folder, device, tuple(callbacks), say, progress)
+        outcome = _train_alone(job) if config.seeds == 1 else _train_seeds(job)
+    if "failure" in outcome:
+        raise EvaluationFailed(
+            f"the final evaluation failed: {outcome['failure']}; the training is saved, evaluate its agent with "
+            f"scripts/evaluate.py {outcome['agents'][0]}, or again by --resume {folder}"
+        )
+    return outcome
+
+
+def _train_seeds(job: Job) -> dict[str, Any]:
+    """Several agents with consecutive seeds, and the summary of their results."""
+    config, folder = job.config, job.folder
     save_config(job)
     jobs = [_job_of(job, seed) for seed in range(config.training.seed, config.training.seed + config.seeds)]
     try:
@@ -97,25 +113,29 @@ def make_learner(job: Job) -> SingleLearner:
 
 
 def save_config(job: Job) -> None:
-    """Writes the configuration into the run's folder, such that resuming finds the same data."""
-    config, folder = job.config, job.folder
-    if config.resume is None:
-        folder.mkdir(parents=True, exist_ok=config.run is not None)
-    source = job.dataset.source if config.env in catalogue() and job.dataset.source != "arrays" else config.source
-    run_config.save(dataclasses.replace(config, source=source, run=folder, resume=None), folder / CONFIG)
+    """Writes the configuration into the run's folder, such that resuming finds the same data from anywhere."""
+    config = job.config
+    source, env = config.source, config.env
+    if env in catalogue():
+        source = job.dataset.source if job.dataset.source != "arrays" else source
+    elif job.dataset.source != "arrays" and Path(env).expanduser().exists():
+        env = os.path.abspath(Path(env).expanduser())
+    # Without its own place, so that the folder can be moved.
+    run_config.save(dataclasses.replace(config, env=env, source=source, run=None, resume=None), job.folder / CONFIG)
 
 
 def _train_alone(job: Job) -> dict[str, Any]:
-    learner = make_learner(job)
-    run = _run(job, learner)
-    if job.config.resume is not None:
-        run.restore()
-        job.say(f"resuming {job.folder} after update {learner.updates}")
-    save_config(job)
-    job.say(_describe(job, learner))
-    _warn_of_warmup(job)
-    (trained,) = run.run(job.progress)
-    return report(job, learner, trained)
+    with locked(job.folder, job.say):
+        learner = make_learner(job)
+        run = _run(job, learner)
+        if job.config.resume is not None:
+            run.restore()
+            job.say(f"resuming {job.folder} after update {learner.updates}")
+        save_config(job)
+        job.say(_describe(job, learner))
+        _warn_of_warmup(job)
+        (trained,) = run.run(job.progress)
+        return report(job, learner, trained)
 
 
 def _train_together(job: Job, jobs: list[Job]) -> list[dict[str, Any]]:
@@ -181,7 +201,11 @@ def _outcome_before(job: Job) -> dict[str, Any] | None:
     if job.config.resume is None or not file.exists():
         return None
     outcome = checkpoint.read_json(file)
-    if outcome.get("updates") != job.config.training.updates or outcome.get("episodes") != job.config.episodes:
+    config = job.config
+    if outcome.get("updates") != config.training.updates or outcome.get("episodes") != config.episodes:
+        return None
+    if not isinstance(outcome.get("mean"), int | float):
+        # Its evaluation failed, or the file was altered.
         return None
     job.say(f"{job.folder} is finished, its result stands")
     return outcome
@@ -204,7 +228,7 @@ def _card(job: Job) -> AgentCard:
 
 def _run(job: Job, learner: Learner) -> Run:
     card = _card(job)
-    return Run(learner, card, job.folder, _check(job, card), job.callbacks)
+    return Run(learner, card, job.folder, _check(job, card), job.callbacks, job.say)
 
 
 def _check(job: Job, card: AgentCard) -> Evaluate | None:
@@ -233,27 +257,50 @@ def _warn_of_warmup(job: Job) -> None:
         )
 
 
-def run_folder(config: RunConfig) -> Path:
-    """The folder of a run: the one given, or a new name under runs/.
+@contextmanager
+def _claimed(config: RunConfig, say: Say) -> Iterator[Path]:
+    """Yields the folder of a run, locked: the one to resume, the one given, or a new one under runs/.
 
     Raises:
         InvalidInput: the folder holds a run, and that is not to be resumed.
+        Locked: something trains there now.
+        CheckpointError: there is nothing to resume, or the folder cannot be made.
     """
     if config.resume is not None:
-        return config.resume
-    if config.run is None:
-        name = Path(config.env).name if Path(config.env).exists() else config.env.replace("/", "-")
-        stamp = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        if not config.resume.is_dir():
+            raise CheckpointError(f"{config.resume} is missing; expected the folder of a run that was started before")
+        with locked(config.resume, say):
+            yield config.resume
+        return
+    if config.run is not None:
+        with locked(config.run, say):
+            _refuse_run(config.run)
+            yield config.run
+        return
+    name = Path(config.env).name if Path(config.env).exists() else config.env.replace("/", "-")
+    stamp = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    with ExitStack() as stack:
         # Several runs may be started in the same second.
-        others = (stamp.with_name(f"{stamp.name}-{os.getpid()}-{number}") for number in itertools.count(1))
-        return next(folder for folder in itertools.chain([stamp], others) if not folder.exists())
-    folder = config.run
+        others = (stamp.with_name(f"{stamp.name}-{number}") for number in itertools.count(2))
+        for folder in itertools.chain([stamp], others):
+            if not folder.exists():
+                with suppress(Locked):
+                    stack.enter_context(locked(folder, say, new=True))
+                    break
+        yield folder
+
+
+def _refuse_run(folder: Path) -> None:
+    """Refuses a folder that holds a run.
+
+    Raises:
+        InvalidInput: it does.
+    """
     if checkpoints(folder) or any(checkpoints(seed) for seed in folder.glob("seed-*")):
         raise InvalidInput(
             f"{folder} holds a run already; go on with it (--resume {folder}, in Python resume=True), or give the new "
             "run another folder"
         )
-    return folder
 
 
 def _describe(job: Job, learner: SingleLearner) -> str:

@@ -114,6 +114,8 @@ def session(graph: bytes | str, threads: int = 1) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    # What is wrong with a graph is raised; it need not be on stderr as well.
+    options.log_severity_level = 4
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ from aaren_rl.errors import InvalidInput
 from aaren_rl.training.learner import SingleLearner
 from aaren_rl.training.objectives import check_metrics
 from aaren_rl.training.optimiser import autocast, learning_rate, make_optimiser, set_learning_rate
+from aaren_rl.training.state_check import Expected
 
 
 class EnsembleLearner:
@@ -118,11 +120,16 @@ class EnsembleLearner:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """See `Learner.load_state_dict`."""
+        singles, expected = [], []
         for seed, learner in zip(self.seeds, self.learners, strict=True):
             prefix = f"seed-{seed}."
-            learner.load_state_dict(
-                {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-            )
+            own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+            singles.append(own)
+            expected.append(learner.expected_state(own).prefixed(prefix))
+        # All of them before the first is loaded.
+        functools.reduce(Expected.joined, expected).check(state)
+        for learner, own in zip(self.learners, singles, strict=True):
+            learner.load_state_dict(own)
         # The single optimisers hold new tensors now, which are stacked again.
         self._share_optimiser_states()
         self._graph = None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,13 +14,14 @@ from aaren_rl import checkpoint
 from aaren_rl.cuda_graph import CudaGraph
 from aaren_rl.data.sampler import Sampler, hold_out
 from aaren_rl.data.trajectories import Trajectories
-from aaren_rl.errors import CheckpointError, InvalidInput
+from aaren_rl.errors import InvalidInput
 from aaren_rl.mixers import state_tensors
 from aaren_rl.model import DecisionModel
 from aaren_rl.model.trunk import TrunkState
 from aaren_rl.training.config import TrainingConfig
 from aaren_rl.training.objectives import Loss, check_metrics, check_networks, get_objective
 from aaren_rl.training.optimiser import autocast, learning_rate, make_optimiser, resolve_auto, set_learning_rate
+from aaren_rl.training.state_check import Expected
 
 VALIDATION_STEPS = 20_000
 """Steps of held-out episodes that a validation looks at, about."""
@@ -67,10 +69,10 @@ class Learner(Protocol):
         ...
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Takes over what `state_dict` gave.
+        """Takes over what `state_dict` gave, on a device of either type.
 
         Raises:
-            CheckpointError: it does not fit.
+            CheckpointError: it does not fit; the message names the tensors, and nothing of it was taken over.
         """
         ...
 
@@ -133,7 +135,7 @@ class SingleLearner:
         # How far the average goes to the new weights; a tensor, so that a captured update reads its present value.
         self.blend = torch.zeros((), device=self.device)
         self._graph: CudaGraph[dict[str, Tensor]] | None = None
-        self.data = _identity(trajectories, config, self.device)
+        self.data = _identity(trajectories, config)
 
     @property
     def steps_per_update(self) -> float:
@@ -217,32 +219,64 @@ class SingleLearner:
         # Copies, since a file takes no tensor twice, and networks may share buffers.
         return {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
 
+    def expected_state(self, names: Collection[str]) -> Expected:
+        """Tensors that `load_state_dict` takes.
+
+        Args:
+            names: of the tensors at hand, which tell a state from another type of device. Its random states are
+                ignored, but for the CPU's.
+        """
+        required = {name: part for name, part in self.state_dict().items() if not name.startswith("optimiser.")}
+        ignored: frozenset[str] = frozenset()
+        if self._from_other_device(names):
+            ignored = frozenset({"random.cuda", "random.sampler"})
+            required = {name: part for name, part in required.items() if name not in ignored}
+        groups = []
+        for network, module in self.objective.networks().items():
+            for name, parameter in _trainable(module):
+                moments = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+                parts = {"step": torch.zeros(()), "exp_avg": moments, "exp_avg_sq": moments}
+                groups.append(_prefixed(f"optimiser.{network}.{name}", parts))
+        return Expected(required, tuple(groups), ignored, self.device)
+
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """See `Learner.load_state_dict`."""
-        try:
-            self.objective.load_state_dict(_unprefixed("objective", state))
-            if self.acting is not self.model:
-                self.acting.load_state_dict(_unprefixed("average", state))
-            networks = self.objective.networks()
-            for name, optimiser in self.optimisers.items():
-                saved = optimiser.state_dict()
-                saved["state"] = {
-                    number: _unprefixed(f"optimiser.{name}.{parameter_name}", state)
-                    for number, (parameter_name, _) in enumerate(_trainable(networks[name]))
-                }
-                optimiser.load_state_dict({**saved, "state": {k: v for k, v in saved["state"].items() if v}})
-            torch.set_rng_state(state["random.cpu"])
-            self.sampler.generator.set_state(state["random.sampler"])
-            if self.device.type == "cuda":
-                torch.cuda.set_rng_state(state["random.cuda"], self.device)
-            if self.carried is not None:
-                self.sampler.cursor.copy_(state["carried.cursor"])
-                for i, kept in enumerate(state_tensors(self.carried)):
-                    kept.copy_(state[f"carried.{i}"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"the saved training does not fit: {error!r}") from error
+        self.expected_state(state).check(state)
+        self.objective.load_state_dict(_unprefixed("objective", state))
+        if self.acting is not self.model:
+            self.acting.load_state_dict(_unprefixed("average", state))
+        networks = self.objective.networks()
+        for name, optimiser in self.optimisers.items():
+            saved = optimiser.state_dict()
+            saved["state"] = {
+                number: _unprefixed(f"optimiser.{name}.{parameter_name}", state)
+                for number, (parameter_name, _) in enumerate(_trainable(networks[name]))
+            }
+            optimiser.load_state_dict({**saved, "state": {k: v for k, v in saved["state"].items() if v}})
+        self._load_random_states(state)
+        if self.carried is not None:
+            self.sampler.cursor.copy_(state["carried.cursor"])
+            for i, kept in enumerate(state_tensors(self.carried)):
+                kept.copy_(state[f"carried.{i}"])
         # The optimisers hold new tensors, which a captured update would not read.
         self._graph = None
+
+    def _load_random_states(self, state: Mapping[str, Tensor]) -> None:
+        torch.set_rng_state(state["random.cpu"])
+        if self._from_other_device(state):
+            # Seeded by where the other device's numbers had come to, so that the run's first batches do not come again.
+            seed = int(checkpoint.digest(state["random.sampler"].numpy().data)[:15], 16)
+            self.sampler.generator.manual_seed(seed)
+            if self.device.type == "cuda":
+                torch.cuda.manual_seed(seed)
+            return
+        self.sampler.generator.set_state(state["random.sampler"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["random.cuda"], self.device)
+
+    def _from_other_device(self, names: Collection[str]) -> bool:
+        """True if a state was saved on a GPU and is to go on on a CPU, or the other way round."""
+        return ("random.cuda" in names) != (self.device.type == "cuda")
 
     def _initial_carried(self) -> TrunkState | None:
         if self.sampler.context.mode != "carry":
@@ -260,16 +294,21 @@ class SingleLearner:
                 kept.copy_(now.detach())
 
 
-def _identity(trajectories: Trajectories, config: TrainingConfig, device: torch.device) -> dict[str, Any]:
-    """What data, split and device must have in common for a run to be resumed."""
-    arrays = (trajectories.observations, trajectories.actions, trajectories.rewards, trajectories.offsets)
+def _identity(trajectories: Trajectories, config: TrainingConfig) -> dict[str, Any]:
+    """What data and split must have in common for a run to be resumed."""
+    names = ("observations", "actions", "rewards", "offsets", "terminated", "truncated", "final_observations")
+    parts: list[bytes | memoryview] = []
+    for name in names:
+        array = getattr(trajectories, name)
+        # The same bytes in another shape are other data, as are those of another array.
+        parts.append(f"{name} {None if array is None else (array.shape, array.dtype.str)}".encode())
+        parts += [] if array is None else [np.ascontiguousarray(array).data]
     return {
         "episodes": trajectories.episodes,
         "steps": trajectories.steps,
-        "sha256": checkpoint.digest(*(array.data for array in arrays)),
+        "sha256": checkpoint.digest(*parts),
         "seed": config.seed,
         "held_out": config.held_out,
-        "device": device.type,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from aaren_rl.folders import replace_file
 
 METRICS = "metrics.jsonl"
 
+CHECKING = "throughput/seconds_checking"
+"""Metric that every evaluation logs, whatever else it finds."""
+
 
 class RunLog:
     """Appends metrics to a run folder: a callback.
@@ -22,11 +26,14 @@ class RunLog:
     Args:
         folder: of the run; made if need be.
         update: where the run stands; what was logged after it, before an interruption, is dropped.
+        evaluates: True if the run evaluates that update again; what was logged of its evaluation is dropped too.
     """
 
-    def __init__(self, folder: Path, update: int = 0) -> None:
+    def __init__(self, folder: Path, update: int = 0, evaluates: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         kept = [point for point in read_metrics(folder) if point["update"] <= update] if update else []
+        if evaluates:
+            kept = [point for point in kept if point["update"] < update or CHECKING not in point]
         replace_file(folder / METRICS, "".join(json.dumps(point) + "\n" for point in kept))
         self._file = (folder / METRICS).open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder), purge_step=update + 1 if update else None)
@@ -49,17 +56,23 @@ class RunLog:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The logged points of a run, in order; a last line cut off by a crash is left out."""
+    """The logged points of a run, in order; lines that are cut off or damaged are left out."""
     path = folder / METRICS
     if not path.exists():
         return []
     points = []
-    for line in path.read_text("utf-8").splitlines():
-        try:
-            points.append(json.loads(line))
-        except ValueError:
-            break
+    for line in path.read_text("utf-8", errors="replace").splitlines():
+        with suppress(ValueError, RecursionError):
+            point = json.loads(line)
+            if _is_point(point):
+                points.append(point)
     return points
+
+
+def _is_point(found: Any) -> bool:
+    if not isinstance(found, dict) or not isinstance(found.get("update"), int):
+        return False
+    return all(isinstance(value, int | float) for value in found.values())
 
 
 def log_hyperparameters(folder: Path, parameters: dict[str, Any], outcome: dict[str, float]) -> None:

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+WATCHED = ("loss", "gradient_norm")
+"""Metrics that are finite as long as training goes well; "gradient_norm/<network>" likewise."""
+
 
 class Meter:
     """Sums metrics on the device from one logged point to the next, and the time they took."""
@@ -35,10 +38,11 @@ class Meter:
         """Leaves out time that was not spent in updates."""
         self._paused += seconds
 
-    def finite(self) -> bool:
-        """True if the loss and its gradient are numbers."""
-        watched = [self._sums[name] for name in ("loss", "gradient_norm") if name in self._sums]
-        return all(bool(torch.isfinite(value).all()) for value in watched)
+    def not_finite(self) -> dict[str, float]:
+        """The sums since the last reading, of losses and gradient norms only, that are no finite numbers."""
+        watched = {name: value for name, value in self._sums.items() if name.partition("/")[0] in WATCHED}
+        bad = {name: value[~torch.isfinite(value)] for name, value in watched.items()}
+        return {name: value.flatten()[0].item() for name, value in bad.items() if value.numel()}
 
     def read(self, models: int) -> tuple[list[dict[str, float]], int, float]:
         """Means of the metrics for each model, updates and seconds since the last reading; starts anew."""

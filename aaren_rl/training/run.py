@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
-from threading import Event
-from typing import TypeAlias
+from typing import Any
 
 import torch
 
@@ -19,6 +16,7 @@ from aaren_rl import checkpoint, folders
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.errors import AarenError, CheckpointError, InvalidInput
 from aaren_rl.model import DecisionModel
+from aaren_rl.model.weights_check import first_not_finite
 from aaren_rl.training.callbacks import Callback, Progress
 from aaren_rl.training.checkpoints import (
     agent_folders,
@@ -28,16 +26,13 @@ from aaren_rl.training.checkpoints import (
     read_checkpoint,
     write_checkpoint,
 )
+from aaren_rl.training.evaluations import EVALUATIONS, Evaluate, Evaluations, evaluate_model
 from aaren_rl.training.learner import Learner
-from aaren_rl.training.log import RunLog
+from aaren_rl.training.lock import locked
+from aaren_rl.training.log import CHECKING, RunLog
 from aaren_rl.training.meter import Meter
 from aaren_rl.training.optimiser import learning_rate
-from aaren_rl.training.signals import stop_signal
-
-EVALUATIONS = "evaluations.json"
-
-Evaluate: TypeAlias = Callable[[DecisionModel], Mapping[str, float]]
-"""Rolls a model out; returns metrics by name, of which "return" decides which agent is the best."""
+from aaren_rl.training.signals import Stopped, StopSignal, stop_signal
 
 
 class Interrupted(AarenError):
@@ -45,7 +40,7 @@ class Interrupted(AarenError):
 
 
 class Diverged(AarenError):
-    """The loss or its gradient is no longer a finite number."""
+    """The loss, its gradient or the weights are no longer finite numbers."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +52,14 @@ class Trained:
         best: folder of the agent with the highest return in evaluations during training; None without evaluations.
         best_update: the update of that agent.
         seconds: time spent in updates, the time before a resume included.
+        failed_evaluations: update and message of every evaluation during training that failed.
     """
 
     last: Path
     best: Path | None
     best_update: int | None
     seconds: float
+    failed_evaluations: tuple[dict[str, Any], ...] = ()
 
 
 class Run:
@@ -70,7 +67,10 @@ class Run:
 
     The folder holds `checkpoints/<update>` (an agent folder with what resuming needs besides), `metrics.jsonl`,
     TensorBoard's event files, `evaluations.json`, and at the end the agent folders `last` and `best`. With several
-    models all but the checkpoints lies in `seed-<seed>/` below it.
+    models all but the checkpoints lies in `seed-<seed>/` below it. It is locked while the run trains.
+
+    A checkpoint is written before every evaluation. An evaluation that fails is reported and counted, and training goes
+    on.
 
     Args:
         learner: what an update is.
@@ -78,6 +78,7 @@ class Run:
         folder: of the run.
         evaluate: called with every model at every evaluation; None for no roll-outs.
         callbacks: called after every update (see `Callback`).
+        say: takes lines on what goes on otherwise than asked: failed evaluations, damaged checkpoints, locks left over.
     """
 
     def __init__(
@@ -87,13 +88,13 @@ class Run:
         folder: str | Path,
         evaluate: Evaluate | None = None,
         callbacks: Sequence[Callback] = (),
+        say: Callable[[str], object] = print,
     ) -> None:
         self.learner, self.card, self.folder, self.evaluate = learner, card, Path(folder), evaluate
-        self.config, self.callbacks = learner.config, list(callbacks)
+        self.config, self.callbacks, self.say = learner.config, list(callbacks), say
         self.folders = agent_folders(self.folder, learner.seeds)
         self.seconds = 0.0
-        self.evaluated = 0
-        self.best: list[tuple[int, float] | None] = [None] * len(learner.models)
+        self.evaluations = Evaluations.none(len(learner.models))
 
     def run(self, progress: bool = True) -> list[Trained]:
         """Trains from where the learner stands to the last update.
@@ -105,17 +106,24 @@ class Run:
             What the run left of each model.
 
         Raises:
-            Interrupted: Ctrl-C or SIGTERM; a checkpoint of the last whole update was saved.
-            CheckpointError: a checkpoint could not be written; earlier ones are still there.
+            Interrupted: Ctrl-C or SIGTERM; a checkpoint of the last whole update was saved. An evaluation under way is
+                left out, and made up for by a resume.
+            CheckpointError: a checkpoint could not be written, earlier ones are still there; or another process trains
+                in the folder.
             InvalidInput: the folder holds another run.
-            Diverged: the loss or its gradient is not finite; checkpoints from before are still there.
+            Diverged: the loss, its gradient or the weights are not finite; checkpoints from before are still there.
         """
-        if self.learner.updates == 0:
-            if checkpoints(self.folder):
-                raise InvalidInput(f"{self.folder} holds a run already; resume it, or give the new run another folder")
-            (self.folder / EVALUATIONS).unlink(missing_ok=True)
-        with stop_signal() as stop, ExitStack() as stack:
-            self._logs = [stack.enter_context(RunLog(folder, self.learner.updates)) for folder in self.folders]
+        with locked(self.folder, self.say), stop_signal() as stop, ExitStack() as stack:
+            if self.learner.updates == 0:
+                if checkpoints(self.folder):
+                    raise InvalidInput(
+                        f"{self.folder} holds a run already; resume it, or give the new run another folder"
+                    )
+                (self.folder / EVALUATIONS).unlink(missing_ok=True)
+            for folder in {self.folder, *self.folders}:
+                folders.clean_up(folder)
+            owes = self._owes_evaluation()
+            self._logs = [stack.enter_context(RunLog(folder, self.learner.updates, owes)) for folder in self.folders]
             self._called: list[Callback] = list(self.callbacks)
             if progress:
                 self._called.append(Progress(self.config.updates, self.learner.updates))
@@ -129,36 +137,33 @@ class Run:
             return self._finish()
 
     def restore(self) -> None:
-        """Goes back to the newest checkpoint of the run's folder.
+        """Goes back to the newest whole checkpoint of the run's folder; says what is damaged and left out.
 
         Raises:
-            CheckpointError: there is none, it is damaged, or it was made with another model or other data.
+            CheckpointError: there is none, all are damaged, or they were made with another model or other data.
         """
-        self.seconds = read_checkpoint(self.folder, self.learner)
-        file = self.folder / EVALUATIONS
-        if not file.exists():
-            return
-        saved = checkpoint.read_json(file)
+        self.seconds = read_checkpoint(self.folder, self.learner, self.say)
+        models = len(self.learner.models)
         try:
-            self.evaluated = int(saved["updates"])
-            best = [None if one is None else (int(one[0]), float(one[1])) for one in saved["best"]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"{file} cannot be read: {error!r}; delete it to go on without a best agent"
-            ) from error
-        # Evaluations after the checkpoint, or of an earlier run, are made anew.
-        self.evaluated = min(self.evaluated, self.learner.updates)
-        self.best = [one if one is not None and one[0] <= self.learner.updates else None for one in best]
+            self.evaluations = Evaluations.read(self.folder, models, self.learner.updates)
+        except CheckpointError as error:
+            self.say(f"warning: {error}; going on without the best agent until now")
+            self.evaluations = Evaluations.none(models)
+        for number in range(models):
+            self._read_best(number)
 
     def save(self) -> Path:
-        """Writes a checkpoint of the run as it stands, and drops those that are neither the newest nor the best.
+        """Writes a checkpoint of the run as it stands, and drops all but the newest two and the best ones.
 
         Raises:
             CheckpointError: it cannot be written; earlier ones are still there.
         """
         card = replace(self.card, updates=self.learner.updates)
         written = write_checkpoint(self.folder, self.learner, card, self.seconds)
-        drop_checkpoints(self.folder, {self.learner.updates, *self._best_updates()})
+        # Two, so that a damaged one costs little. Later ones were damaged when the run was resumed.
+        numbers = [int(path.name) for path in checkpoints(self.folder)]
+        kept = [number for number in numbers if number <= self.learner.updates][-2:]
+        drop_checkpoints(self.folder, {*kept, *self.evaluations.best_updates()})
         return written
 
     def _stopped(self) -> str:
@@ -170,11 +175,11 @@ class Run:
             "with resume=True)"
         )
 
-    def _train(self, stop: Event) -> bool:
+    def _train(self, stop: StopSignal) -> bool:
         """Updates, and what comes with them; returns whether the run came to its end."""
         learner, config = self.learner, self.config
         # A run that failed in an evaluation has saved its checkpoint: the evaluation is made up for.
-        ended = self._evaluate() if self._owes_evaluation() else False
+        ended = self._evaluate(stop) if self._owes_evaluation() else False
         meter, saved = Meter(), learner.updates
         while learner.updates < config.updates and not ended and not stop.is_set():
             meter.add(learner.update())
@@ -188,26 +193,24 @@ class Run:
                     self._log(meter)
             evaluates = update % config.evaluate_every == 0 or ended
             if evaluates or update % config.checkpoint_every == 0:
-                self._check_finite(meter)
                 began = time.perf_counter()
+                self._check_finite(meter, saves=True)
                 self.save()
                 saved = update
-                if evaluates:
-                    ended |= self._evaluate()
+                if evaluates and not stop.is_set():
+                    ended |= self._evaluate(stop)
                 # What checking costs is not training.
                 meter.pause(time.perf_counter() - began)
         if stop.is_set() and saved != learner.updates:
-            self._check_finite(meter)
+            self._check_finite(meter, saves=True)
             self.save()
         return ended or learner.updates >= config.updates
 
-    def _best_updates(self) -> set[int]:
-        return {best[0] for best in self.best if best is not None}
-
     def _owes_evaluation(self) -> bool:
-        updates = self.learner.updates
+        """True if the evaluation of this update was cut short, or failed, before the run was resumed."""
+        updates, made = self.learner.updates, self.evaluations
         at_evaluation = updates % self.config.evaluate_every == 0 or updates == self.config.updates
-        return updates > 0 and at_evaluation and self.evaluated < updates
+        return updates > 0 and at_evaluation and (made.updates < updates or made.failed_at(updates))
 
     def _log(self, meter: Meter) -> bool:
         """Hands the metrics since the last logged point to logs and callbacks; whether one of these ends the run."""
@@ -221,38 +224,36 @@ class Run:
         }
         return self._write([{**_tagged("train", point), "train/learning_rate": rate, **speed} for point in points])
 
-    def _evaluate(self) -> bool:
-        """Validates and rolls out; whether a callback ends the run."""
+    def _evaluate(self, stop: StopSignal) -> bool:
+        """Validates and rolls out; whether a callback ends the run. A signal leaves all of it out."""
         began, points = time.perf_counter(), []
+        made = self.evaluations.begun(self.learner.updates)
         for number, (model, held_out) in enumerate(zip(self.learner.models, self.learner.validate(), strict=True)):
             point = _tagged("validation", held_out)
             if self.evaluate is not None:
-                found = self._roll_out(model)
-                point |= _tagged("evaluation", found)
-                best = self.best[number]
-                # A NaN is above nothing.
-                if found["return"] > (-math.inf if best is None else best[1]):
-                    self.best[number] = self.learner.updates, found["return"]
-            points.append(point | {"throughput/seconds_checking": time.perf_counter() - began})
+                try:
+                    found = self._roll_out(self.evaluate, model, stop)
+                except Stopped:
+                    return False
+                made.add(number, found)
+                if isinstance(found, str):
+                    self.say(
+                        f"warning: the evaluation after update {made.updates} failed and is left out, training goes "
+                        f"on: {found}"
+                    )
+                else:
+                    point |= _tagged("evaluation", found)
+            points.append(point | {CHECKING: time.perf_counter() - began})
+        self.evaluations = made
         ends = self._write(points)
-        self.evaluated = self.learner.updates
-        try:
-            content = json.dumps({"updates": self.evaluated, "best": self.best}) + "\n"
-            folders.replace_file(self.folder / EVALUATIONS, content)
-        except OSError as error:
-            raise CheckpointError(f"{self.folder / EVALUATIONS} could not be written: {error}") from error
-        drop_checkpoints(self.folder, {self.learner.updates, *self._best_updates()})
+        made.write(self.folder)
         return ends
 
-    def _roll_out(self, model: DecisionModel) -> dict[str, float]:
-        """The metrics of one model, which takes no random numbers from the training."""
-        assert self.evaluate is not None
+    def _roll_out(self, evaluate: Evaluate, model: DecisionModel, stop: StopSignal) -> dict[str, float] | str:
+        """See `evaluate_model`; it takes no random numbers from the training."""
         device = self.learner.device
         with _evaluation_mode(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
-            found = {name: float(value) for name, value in self.evaluate(model).items()}
-        if "return" not in found:
-            raise InvalidInput(f"evaluate gave {sorted(found)}; expected 'return' among the metrics")
-        return found
+            return evaluate_model(evaluate, model, stop)
 
     def _write(self, points: list[dict[str, float]]) -> bool:
         for log, point in zip(self._logs, points, strict=True):
@@ -265,24 +266,55 @@ class Run:
         ends = [callback(self.learner.updates, metrics) for callback in self._called]
         return any(ends)
 
-    def _check_finite(self, meter: Meter) -> None:
-        """Stops before weights that are not finite could replace a good checkpoint."""
-        if not meter.finite():
-            raise Diverged(
-                f"the loss or its gradient is not finite at update {self.learner.updates}; go on from the last "
-                f"checkpoint with --resume {self.folder} and a lower --learning-rate"
-            )
+    def _check_finite(self, meter: Meter, saves: bool = False) -> None:
+        """Stops before weights that are not finite could replace a good checkpoint.
+
+        Args:
+            meter: of the losses and gradients since the last logged point.
+            saves: looks at the weights as well.
+        """
+        metrics, weight = meter.not_finite(), None
+        if metrics or saves:
+            weights = [first_not_finite(model.state_dict()) for model in self.learner.models]
+            weight = next((name for name in weights if name is not None), None)
+        if not metrics and weight is None:
+            return
+        found = [f"train/{name} is {value}" for name, value in metrics.items()]
+        found.append("the weights are finite" if weight is None else f"the weight {weight} holds a NaN or infinity")
+        saved = checkpoints(self.folder)
+        way = (
+            f"go on from update {int(saved[-1].name)} with --resume {self.folder} and" if saved else "start again with"
+        )
+        raise Diverged(
+            f"the training is not finite at update {self.learner.updates}: {', '.join(found)}; {way} a "
+            f"--learning-rate below {self.config.learning_rate:g}"
+        )
+
+    def _read_best(self, number: int) -> tuple[DecisionModel, AgentCard] | None:
+        """The best agent of a model so far; one that is damaged is forgotten, which is said."""
+        best = self.evaluations.best[number]
+        if best is None:
+            return None
+        saved = agent_folders(checkpoint_folder(self.folder, best[0]), self.learner.seeds)[number]
+        try:
+            return checkpoint.load_agent(saved)
+        except CheckpointError as error:
+            self.say(f"warning: the best agent, of update {best[0]}, is damaged and left out: {error}")
+            self.evaluations.best[number] = None
+            return None
 
     def _finish(self) -> list[Trained]:
         card, trained = replace(self.card, updates=self.learner.updates), []
         for number, (folder, model) in enumerate(zip(self.folders, self.learner.models, strict=True)):
             checkpoint.save_agent(folder / "last", model, card)
-            best = self.best[number]
-            if best is not None:
-                saved = agent_folders(checkpoint_folder(self.folder, best[0]), self.learner.seeds)[number]
-                checkpoint.save_agent(folder / "best", *checkpoint.load_agent(saved))
+            found = self._read_best(number)
+            best = self.evaluations.best[number]
+            if found is not None:
+                checkpoint.save_agent(folder / "best", *found)
             paths = folder / "last", None if best is None else folder / "best"
-            trained.append(Trained(*paths, None if best is None else best[0], self.seconds))
+            update = None if best is None else best[0]
+            trained.append(Trained(*paths, update, self.seconds, tuple(self.evaluations.failed[number])))
+        drop_checkpoints(self.folder, {self.learner.updates, *self.evaluations.best_updates()})
         return trained
 
 

@@ -14,8 +14,8 @@ from aaren_rl.experiments.stress import readers, samples
 from aaren_rl.experiments.stress.mutations import Mutation, Rng, mutate_bytes, mutate_text, to_json, to_toml
 from aaren_rl.experiments.stress.mutations_of_hdf5 import mutate_hdf5
 from aaren_rl.experiments.stress.mutations_of_tensors import mutate_tensors
+from aaren_rl.training.evaluations import EVALUATIONS
 from aaren_rl.training.log import METRICS
-from aaren_rl.training.run import EVALUATIONS
 
 if sys.version_info >= (3, 11):
     import tomllib

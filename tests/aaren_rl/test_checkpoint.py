@@ -1,12 +1,16 @@
+import copy
 import hashlib
 import json
+import random
 import resource
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import draw_segment, predict
+from safetensors.torch import load_file, save_file
 
 import aaren_rl
 from aaren_rl.checkpoint import AgentCard, load_agent, save_agent
@@ -285,6 +289,241 @@ def test_the_card_describes_the_spaces(saved, make_model):
     assert description["format"] == 4
     for name in ("observation_space", "action_space"):
         assert description[name] == getattr(model, name).to_json()
+
+
+def sign_weights(folder, change):
+    """Changes the weights of an agent, and the digests with them, as another program might have written them."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+    digests = {"model.safetensors": hashlib.sha256(path.read_bytes()).hexdigest()}
+    rewrite_card(folder, sha256=digests)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("which", ["weight", "scaling"])
+def test_weights_and_scaling_that_are_not_finite_are_refused_by_name(saved, which, value):
+    names = list(load_file(saved / "model.safetensors"))
+    # Scaling is the buffers, all of them of the inputs.
+    parameters = {name for name, _ in load_agent(saved)[0].named_parameters()}
+    name = next(each for each in names if (each in parameters) == (which == "weight"))
+    sign_weights(saved, lambda tensors: tensors[name].flatten()[:1].fill_(value))
+    with pytest.raises(CheckpointError, match=f"the weight {name} holds a NaN or an infinite value"):
+        load_agent(saved)
+
+
+def overflowing(dimensions):
+    def change(tensors):
+        for name, tensor in tensors.items():
+            if tensor.ndim == dimensions and name.endswith("weight"):
+                tensor.fill_(3e38)
+
+    return change
+
+
+@pytest.mark.parametrize("change", [overflowing(2), overflowing(1)], ids=["layers", "norms"])
+def test_finite_weights_that_act_in_nan_are_refused(saved, change):
+    sign_weights(saved, change)
+    with pytest.raises(CheckpointError, match="the action of its first step is not finite"):
+        load_agent(saved)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_an_agent_that_is_not_finite_is_never_saved(saved, make_model, card, value):
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    model = make_model(seed=1)
+    torch.nn.init.constant_(model.head.linear.bias, value)
+    with pytest.raises(CheckpointError, match=r"is not saved: its weight head.linear.bias holds a NaN or an infinite"):
+        save_agent(saved, model, card)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop("head.linear.bias"), "the weight head.linear.bias is missing"),
+        (lambda tensors: tensors.update(more=torch.zeros(1)), "the weight more is unknown"),
+        (
+            lambda tensors: tensors.update({"head.linear.bias": torch.zeros(3)}),
+            "head.linear.bias is float32 of shape \\(3,\\), expected float32 of shape \\(2,\\)",
+        ),
+        (
+            lambda tensors: tensors.update({"head.linear.bias": torch.zeros(2, dtype=torch.float64)}),
+            "head.linear.bias is float64 of shape",
+        ),
+    ],
+)
+def test_weights_of_another_model_are_named(saved, change, message):
+    sign_weights(saved, change)
+    with pytest.raises(CheckpointError, match=message):
+        load_agent(saved)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"width": 10**6},
+        {"width": 10**12},
+        {"blocks": 10**9},
+        {"heads": 16, "width": 16 * 10**5},
+        {"mixer": "fnet(window=100000)"},
+        {"mixer": "performer(features=1000000000)"},
+        {"mixer": "local:2000000000"},
+        {"mixer": "reformer(chunk=1000000000)"},
+        {"timesteps": "learned", "max_steps": 10**12},
+        {"timesteps": "learned", "max_steps": 10**30},
+    ],
+    ids=str,
+)
+def test_a_small_card_that_asks_for_much_memory_is_refused_before_it_is_allocated(saved, changes):
+    description = json.loads((saved / "agent.json").read_text())
+    rewrite_card(saved, model={**description["model"], **changes})
+    limit, before = 2**30, resource.getrlimit(resource.RLIMIT_AS)
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + limit, before[1]))
+    began = time.monotonic()
+    try:
+        with pytest.raises(CheckpointError, match="does not hold the agent that its agent.json describes"):
+            load_agent(saved)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target_returns": [float("nan")]},
+        {"target_returns": [float("inf"), 1.0]},
+        {"target_returns": ["100"]},
+        {"target_returns": [100.0, "50"]},
+        {"target_returns": [1e308]},
+        {"target_returns": [10**400]},
+        {"target_returns": []},
+        {"target_returns": None},
+        {"data_returns": [float("nan")]},
+        {"data_returns": "many"},
+        {"dataset_id": ["a"]},
+        {"source": 3},
+        {"updates": "7"},
+        {"updates": 1.5},
+        {"acting": 20},
+        {"observation_space": {"type": "box", "shape": [-2, -2], "dtype": "float32", "low": [0] * 4, "high": [1] * 4}},
+        {"observation_space": {"type": "box", "shape": [10**9, 10**9], "dtype": "float32", "low": [], "high": []}},
+        {"action_space": {"type": "box", "shape": [2], "dtype": "float32", "low": [None, "x"], "high": [1, 1]}},
+        {"action_space": {"type": "box", "shape": [2], "dtype": "float32", "low": [0, 0], "high": [1e300, 1e300]}},
+        {"model": {"width": "16"}},
+        {"model": {"previous_action": "no"}},
+        {"model": {"dropout": None}},
+        {"model": []},
+    ],
+    ids=str,
+)
+def test_a_card_of_odd_values_is_one_error(saved, changes):
+    description = json.loads((saved / "agent.json").read_text())
+    if isinstance(changes.get("model"), dict):
+        changes = {"model": {**description["model"], **changes["model"]}}
+    rewrite_card(saved, **changes)
+    with pytest.raises(CheckpointError) as caught:
+        load_agent(saved)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"format": ' + b"9" * 5000 + b"}", b'{"a":1}' * 2])
+def test_json_that_overflows_its_reader_is_one_error(saved, content):
+    (saved / "agent.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"agent\.json"):
+        load_agent(saved)
+
+
+HEADERS = [
+    {"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}},
+    {"a": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}},
+    {"a": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 4]}},
+    {"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}},
+    {"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}},
+    {"a": 3},
+    [],
+]
+
+
+@pytest.mark.parametrize("header", HEADERS, ids=str)
+def test_weights_with_an_odd_header_are_one_error(saved, header):
+    text = json.dumps(header).encode()
+    content = len(text).to_bytes(8, "little") + text + bytes(4)
+    (saved / "model.safetensors").write_bytes(content)
+    rewrite_card(saved, sha256={"model.safetensors": hashlib.sha256(content).hexdigest()})
+    with pytest.raises(CheckpointError):
+        load_agent(saved)
+
+
+def test_random_changes_of_a_card_give_an_agent_or_one_error(saved):
+    """Values of all depths replaced by odd ones, with digests that fit; an agent that is loaded acts on numbers."""
+    description = json.loads((saved / "agent.json").read_text())
+    odd = [
+        None,
+        True,
+        -1,
+        0,
+        1,
+        3.5,
+        1e308,
+        float("nan"),
+        float("inf"),
+        "",
+        "x",
+        "\x1b[2J",
+        [],
+        {},
+        [[]],
+        10**12,
+        10**40,
+    ]
+    rng, outcomes = random.Random(0), {"loaded": 0, "refused": 0}
+    for _ in range(400):
+        changed = copy.deepcopy(description)
+        for _ in range(rng.randint(1, 2)):
+            part, key = changed, rng.choice([name for name in changed if name not in ("sha256", "format")])
+            while isinstance(part[key], (dict, list)) and part[key] and rng.random() < 0.8:
+                part = part[key]
+                key = rng.choice(list(part)) if isinstance(part, dict) else rng.randrange(len(part))
+            part[key] = rng.choice(odd)
+        rewrite_card(saved, **changed)
+        refusal = None
+        try:
+            model, _ = load_agent(saved)
+        except CheckpointError as error:
+            refusal = str(error)
+        if refusal is not None:
+            assert refusal.isprintable()
+            outcomes["refused"] += 1
+        else:
+            assert predict(model, draw_segment(3)).isfinite().all()
+            outcomes["loaded"] += 1
+    assert min(outcomes.values()) > 20, outcomes
+
+
+@pytest.mark.parametrize("changes", [{}, {"mixer": "softmax"}, {"mixer": "gru"}, {"layout": "fused"}])
+def test_an_agent_loaded_in_inference_mode_can_be_trained_outside_of_it(tmp_path, make_model, card, changes):
+    save_agent(tmp_path / "agent", make_model(**changes), card)
+    with torch.inference_mode():
+        model, _ = load_agent(tmp_path / "agent")
+        assert torch.is_inference_mode_enabled()
+    for tensor in (*model.parameters(), *model.buffers()):
+        assert not tensor.is_inference()
+    loss, _ = model.train().loss(draw_segment(5))
+    loss.backward()
+    before = model.head.linear.weight.detach().clone()
+    torch.optim.AdamW(model.parameters(), lr=0.1).step()
+    assert not torch.equal(model.head.linear.weight, before)
+
+
+def test_loading_takes_no_random_numbers_from_the_caller(saved):
+    before = torch.get_rng_state()
+    load_agent(saved)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_no_source_of_the_installed_package_loads_pickles():

@@ -13,6 +13,7 @@ from aaren_rl.cuda_graph import CudaGraph
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.spaces import Box
 from aaren_rl.data.trajectories import Trajectories
+from aaren_rl.errors import CheckpointError
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
 from aaren_rl.ops.prefix_attention import prefix_attention
 from aaren_rl.training.config import TrainingConfig
@@ -82,13 +83,42 @@ def test_training_learns_and_resumes(tmp_path, precision, compiled, context):
     assert second.model.loss(second.sampler.sample())[0].item() < 0.5 * before
 
 
+@pytest.mark.parametrize("context", [20, "carry:20"])
+@pytest.mark.parametrize(("begun", "then"), [("cuda", "cpu"), ("cpu", "cuda")])
+def test_a_run_goes_on_on_a_device_of_another_type(tmp_path, begun, then, context):
+    changes = {"context": context, "average": 0.9, "batch_size": 7}
+    first = make_learner(50, device=begun, dropout=0.1, **changes)
+    before = first.model.loss(first.sampler.sample())[0].item()
+    run(tmp_path, first)
+    second, lines = make_learner(100, device=then, dropout=0.1, **changes), []
+    resumed = Run(second, CARD, tmp_path, say=lines.append)
+    resumed.restore()
+    (line,) = lines
+    assert f"the run was on {begun} until update 50 and goes on on {then}: not bit for bit" in line
+    ours, theirs = second.state_dict(), first.state_dict()
+    for name in ours.keys() - {"random.cuda", "random.sampler"}:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=0)
+    resumed.run(progress=False)
+    assert second.model.loss(second.sampler.sample())[0].item() < 0.5 * before
+
+
+@pytest.mark.parametrize("change", [lambda part: part[:8], lambda part: part.float()])
+def test_a_random_state_of_the_gpu_that_does_not_fit_is_refused(change):
+    learner = make_learner(1)
+    learner.update()
+    state = learner.state_dict()
+    for name in ("random.cuda", "random.sampler"):
+        with pytest.raises(CheckpointError, match=f"{name} is .*expected uint8 of shape"):
+            make_learner(1).load_state_dict({**state, name: change(state[name])})
+
+
 @pytest.mark.parametrize("compiled", ["auto", "no"])
 def test_captured_updates_equal_called_ones(tmp_path, compiled):
     """The same batches, rates and averages, so nearly the same weights; a capture must freeze none of them."""
     # Validations lie between replays.
     changes = {"precision": "float32", "compile": compiled, "warmup": 30, "average": 0.9, "evaluate_every": 15}
     captured, called = (make_learner(40, cuda_graph=switch, **changes) for switch in ("yes", "no"))
-    assert (captured.captured, called.captured) == (True, False)
+    assert (captured.cuda_graph, called.cuda_graph) == (True, False)
     run(tmp_path / "captured", captured)
     run(tmp_path / "called", called)
     assert_close_models(captured.model, called.model)

@@ -1,5 +1,7 @@
+import copy
 import importlib.util
 import json
+import pickle
 import shutil
 import sys
 from dataclasses import replace
@@ -11,7 +13,7 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from aaren_rl.agents import DecisionAgent, OnnxAgent
-from aaren_rl.checkpoint import AgentCard
+from aaren_rl.checkpoint import AgentCard, card_digest, digest
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.spaces import Box, space_of
 from aaren_rl.envs.rollout import roll_out
@@ -299,3 +301,132 @@ def test_it_needs_neither_onnx_nor_onnxscript(exported, monkeypatch):
     agent = OnnxAgent(exported)
     agent.reset()
     assert agent.act(np.zeros(11)).shape == (3,)
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda agent: pickle.loads(pickle.dumps(agent)),
+    "pickle of a copy": lambda agent: pickle.loads(pickle.dumps(copy.deepcopy(agent))),
+}
+
+
+def others(exported, source):
+    """Agents that act in different ways, by name."""
+    model, card = source.model, source.card
+    grows = DecisionModel(
+        ModelConfig(mixer="softmax", blocks=1, width=16),
+        model.observation_space,
+        model.action_space,
+        Scaling.identity(model.observation_space),
+    )
+    return {
+        "exported": OnnxAgent(exported),
+        "exported, forgets": OnnxAgent(exported, threads=2, acting="reset:3", renew=2),
+        "streams": DecisionAgent(model, card),
+        "window": DecisionAgent(model, card, acting="window:3"),
+        "grows": DecisionAgent(grows, card),
+    }
+
+
+@pytest.mark.parametrize("way", COPIES)
+@pytest.mark.parametrize("name", ["exported", "exported, forgets", "streams", "window", "grows"])
+def test_a_copy_goes_on_in_mid_episode_and_on_its_own(exported, source, name, way):
+    agent = others(exported, source)[name]
+    agent.reset(np.array([20.0, 10.0]), 2)
+    rng = np.random.default_rng(0)
+    steps = [(rng.normal(size=(2, 11)), rng.normal(size=2)) for _ in range(12)]
+    agent.act(steps[0][0])
+    for observation, reward in steps[1:4]:
+        agent.act(observation, reward)
+    copied = COPIES[way](agent)
+    assert copied.card == agent.card
+    actions = [copied.act(*step) for step in steps[4:]]
+    # What the copy did left the agent where it was.
+    expected = [agent.act(*step) for step in steps[4:]]
+    np.testing.assert_array_equal(actions, expected)
+    np.testing.assert_array_equal(copied.return_to_go, agent.return_to_go)
+
+
+@pytest.mark.parametrize("way", COPIES)
+def test_a_copy_of_an_agent_without_an_episode_is_reset_first(exported, way):
+    copied = COPIES[way](OnnxAgent(exported))
+    with pytest.raises(InvalidInput, match="call reset first"):
+        copied.act(np.zeros(11))
+    copied.reset()
+    assert copied.act(np.zeros(11)).shape == (3,)
+
+
+def sign(folder, **changes):
+    """Changes a card, and its digest with it, as another version of the code might have written it."""
+    change_card(folder, **changes)
+    path = folder / "export.json"
+    card = json.loads(path.read_text())
+    card["sha256"] = {"agent.onnx": digest((folder / "agent.onnx").read_bytes())}
+    card["sha256"]["export.json"] = card_digest(card, "agent.onnx")
+    path.write_text(json.dumps(card))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"state_start": [0.0]}, "mixers_at lies outside of it"),
+        ({"state_start": [[0.0]]}, "state_start is no row"),
+        ({"state_start": "x"}, "ValueError"),
+        ({"state_start": [float("nan")] * 41}, "state_start is no row of finite numbers"),
+        ({"mixers_at": -1}, "mixers_at"),
+        ({"mixers_at": "many"}, "ValueError"),
+        ({"longest_episode": "long"}, "longest_episode is 'long'"),
+        ({"target_returns": [float("nan")]}, "target_returns .* expected finite numbers"),
+        ({"target_returns": ["much"]}, "target_returns"),
+        ({"dataset_id": 7}, "dataset_id"),
+        ({"updates": None}, "updates"),
+        ({"observation_space": Box.unbounded((5,)).to_json()}, "the graph takes"),
+        ({"action_space": Box.bounded([-1.0], [1.0]).to_json()}, "gives actions of shape"),
+        ({"action_space": 3}, "a space is saved as 3"),
+    ],
+)
+def test_a_signed_card_of_something_else_is_one_error(folder, changes, message):
+    sign(folder, **changes)
+    with pytest.raises(CheckpointError, match=message):
+        OnnxAgent(folder)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("which", [0, -1])
+def test_a_graph_whose_weights_are_not_finite_is_refused(folder, value, which):
+    onnx = pytest.importorskip("onnx")
+    graph = onnx.load(folder / "agent.onnx")
+    floats = [tensor for tensor in graph.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT]
+    floats = [tensor for tensor in floats if len(tensor.dims) == 2]
+    tensor = floats[which]
+    spoilt = np.full(tuple(tensor.dims), value, np.float32)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(spoilt, tensor.name))
+    (folder / "agent.onnx").write_bytes(graph.SerializeToString())
+    sign(folder)
+    with pytest.raises(CheckpointError, match="first step gives a NaN or an infinite value"):
+        OnnxAgent(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"no graph", b"\x08\x07" * 50])
+def test_a_signed_file_that_is_no_graph_is_one_error(folder, content):
+    (folder / "agent.onnx").write_bytes(content)
+    sign(folder)
+    with pytest.raises(CheckpointError, match="does not hold the agent that its export.json describes"):
+        OnnxAgent(folder)
+
+
+@pytest.mark.parametrize("place", ["weights.bin", "../weights.bin", "absolute"])
+def test_a_graph_that_takes_weights_from_other_files_is_refused(folder, place, monkeypatch):
+    """They could be any file of the reader's machine."""
+    onnx = pytest.importorskip("onnx")
+    graph = onnx.load(folder / "agent.onnx")
+    tensor = max(graph.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    (folder / "weights.bin").write_bytes(tensor.raw_data)
+    monkeypatch.chdir(folder)
+    onnx.external_data_helper.set_external_data(tensor, str(folder / "weights.bin") if place == "absolute" else place)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    (folder / "agent.onnx").write_bytes(graph.SerializeToString())
+    sign(folder)
+    with pytest.raises(CheckpointError, match="takes weights from other files, which an export never does"):
+        OnnxAgent(folder)

@@ -147,7 +147,10 @@ def test_comparison_resumes_and_outlives_a_failing_agent(surroundings, command, 
     status, out, errors = command(main, "tiny.toml", "--seeds", "0")
     assert status == 2
     assert "1 of 2 runs are finished and stand" in out
-    assert "1 of 2 runs failed:\nhopper-medium/bad/seed-0 failed with exit status 2: error: the loss or its" in errors
+    assert (
+        "1 of 2 runs failed:\nhopper-medium/bad/seed-0 failed with exit status 2: error: the training is not finite"
+        in errors
+    )
     assert "No run is finished yet of: bad." in out
 
 

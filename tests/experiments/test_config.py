@@ -155,16 +155,16 @@ def test_bad_arguments_end_with_status_two_and_a_hint(arguments, hint, capsys):
     [
         ("[training]\nupdats = 3", "unknown setting 'updats'; did you mean 'updates'"),
         ("epsiodes = 3", "unknown setting 'epsiodes'; did you mean .*'episodes'"),
-        ('[training]\nupdates = "3"', "config.toml"),
+        ('[training]\nupdates = "3"', "settings.toml"),
         ("[training]\nclip = -1", "clip is -1"),
         ('[model]\nlayout = "flat"', "layout is 'flat'"),
         ("updates = [", "cannot be read"),
     ],
 )
 def test_file_with_a_bad_setting_is_named(tmp_path, text, message):
-    (tmp_path / "config.toml").write_text(text)
+    (tmp_path / "settings.toml").write_text(text)
     with pytest.raises(AarenError, match=message):
-        load(tmp_path / "config.toml")
+        load(tmp_path / "settings.toml")
 
 
 @pytest.mark.parametrize(
@@ -181,6 +181,6 @@ def test_file_with_a_bad_setting_is_named(tmp_path, text, message):
     ],
 )
 def test_file_with_a_value_of_another_kind_is_refused(tmp_path, text):
-    (tmp_path / "config.toml").write_text(text)
+    (tmp_path / "settings.toml").write_text(text)
     with pytest.raises(InvalidInput):
-        load(tmp_path / "config.toml")
+        load(tmp_path / "settings.toml")

@@ -68,7 +68,7 @@ def test_resume_takes_more_updates_and_other_data_are_refused(data, tmp_path):
     agent = aaren_rl.fit(data, folder=tmp_path / "run", resume=True, updates=15, progress=False)
     assert agent.card.updates == 15
     other = dataclasses.replace(data, rewards=data.rewards + 1)
-    with pytest.raises(CheckpointError, match="asked to resume"):
+    with pytest.raises(CheckpointError, match="data.sha256 differs: the data are not those"):
         aaren_rl.fit(other, folder=tmp_path / "run", resume=True, progress=False)
     with pytest.raises(CheckpointError, match="is missing"):
         aaren_rl.fit(data, folder=tmp_path / "none", resume=True, progress=False)

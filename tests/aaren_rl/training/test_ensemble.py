@@ -3,6 +3,7 @@ import threading
 import time
 
 import pytest
+import torch
 from helpers import assert_close, assert_same
 from tiny_training import CARD, checkpoints, logged, make_learner, weights
 
@@ -167,18 +168,20 @@ def test_a_failed_evaluation_of_one_seed_is_made_up_for(tmp_path):
 
     whole = make_all()
     make_run(tmp_path / "whole", whole, lambda model: {"return": 1.0}).run(progress=False)
-    with pytest.raises(RuntimeError, match="the simulator crashed"):
-        make_run(tmp_path / "parts", make_all(), evaluate).run(progress=False)
-    assert checkpoints(tmp_path / "parts") == [6]
+    first = make_run(tmp_path / "parts", make_all(updates=6), evaluate).run(progress=False)
+    assert [[failed["update"] for failed in each.failed_evaluations] for each in first] == [[], [6], []]
+    assert [each.best_update for each in first] == [6, None, 6]
     resumed = make_all(model_seed=99)
     run = make_run(tmp_path / "parts", resumed, evaluate)
     run.restore()
     run.run(progress=False)
-    # One evaluation, one that failed, and two of three seeds.
-    assert len(calls) == 2 + 6
+    # One that failed for one of three seeds, the same anew, and the next.
+    assert len(calls) == 9
     for seed, learner, other in zip(SEEDS, resumed, whole, strict=True):
         assert_same("states", learner.state_dict(), other.state_dict())
         assert set(logged(tmp_path / "parts" / f"seed-{seed}", "evaluation/return")) == {6, 12}
+        updates = [point["update"] for point in read_metrics(tmp_path / "parts" / f"seed-{seed}")]
+        assert updates == [point["update"] for point in read_metrics(tmp_path / "whole" / f"seed-{seed}")]
 
 
 def test_callbacks_get_the_means_of_all_seeds(tmp_path):
@@ -236,5 +239,30 @@ def test_learners_that_differ_beyond_their_seed_are_refused():
 
 def test_a_run_of_other_seeds_is_not_resumed(tmp_path):
     make_run(tmp_path, make_all(updates=6)).run(progress=False)
-    with pytest.raises(CheckpointError, match=r"has the seeds \[0, 1, 2\]; asked to resume \[0, 1\]"):
+    with pytest.raises(CheckpointError, match=r"seeds is \[0, 1, 2\] there and \[0, 1\] here"):
         make_run(tmp_path, make_all()[:2]).restore()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("seed-2.average.head.linear.bias", None, "seed-2.average.head.linear.bias is missing"),
+        ("seed-1.random.sampler", lambda part: part[:5], "seed-1.random.sampler is uint8 of shape \\(5,\\)"),
+        ("seed-1.random.cpu", torch.zeros_like, "seed-1.random.cpu is no state of a random generator"),
+        ("seed-2.optimiser.model.head.linear.bias.exp_avg", lambda part: part.repeat(2), "of shape \\(4,\\), expected"),
+        ("seed-0.objective.model.head.linear.bias", lambda part: part * torch.nan, "holds a NaN"),
+        ("seed-7.average.head.linear.bias", lambda part: part, "seed-7.average.head.linear.bias is unknown"),
+        ("average.head.linear.bias", lambda part: part, " average.head.linear.bias is unknown"),
+    ],
+)
+def test_a_tensor_of_one_seed_that_does_not_fit_changes_no_seed(name, change, message):
+    saved = EnsembleLearner(make_all())
+    saved.update()
+    state = saved.state_dict()
+    part = state.pop(name, torch.zeros(2))
+    state |= {} if change is None else {name: change(part)}
+    other = EnsembleLearner(make_all(model_seed=99))
+    before = {each: tensor.clone() for each, tensor in other.state_dict().items()}
+    with pytest.raises(CheckpointError, match=message):
+        other.load_state_dict(state)
+    assert_same("all seeds", other.state_dict(), before)

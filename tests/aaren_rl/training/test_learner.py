@@ -204,15 +204,112 @@ def test_a_state_before_the_first_update_can_be_loaded():
     assert_same("as loaded", other.state_dict(), saved)
 
 
-@pytest.mark.parametrize("missing", ["objective.model.head.linear.bias", "average.head.linear.bias", "random.sampler"])
-def test_a_state_dict_of_something_else_is_refused(missing):
+def grown(tensor):
+    return torch.cat([tensor, tensor]) if tensor.ndim else tensor.repeat(2)
+
+
+def spoilt(value):
+    return lambda tensor: torch.full_like(tensor, value)
+
+
+WEIGHT = "head.linear.bias"
+CHANGES = [
+    *(
+        (name, change, message)
+        for name in (
+            f"objective.model.{WEIGHT}",
+            f"average.{WEIGHT}",
+            f"optimiser.model.{WEIGHT}.exp_avg",
+            f"optimiser.model.{WEIGHT}.exp_avg_sq",
+            f"optimiser.model.{WEIGHT}.step",
+            "carried.0",
+        )
+        for change, message in (
+            (None, "is missing"),
+            (grown, "of shape .* expected float32 of shape"),
+            (torch.Tensor.double, "is float64 of shape .* expected float32"),
+            (spoilt(torch.nan), "holds a NaN or an infinite value"),
+            (spoilt(torch.inf), "holds a NaN or an infinite value"),
+        )
+    ),
+    *(
+        (name, change, message)
+        for name in ("random.cpu", "random.sampler")
+        for change, message in (
+            (None, "is missing"),
+            (lambda tensor: tensor[:-1], "expected uint8 of shape"),
+            (torch.Tensor.float, "is float32 of shape .* expected uint8"),
+            (torch.zeros_like, "is no state of a random generator"),
+            (spoilt(255), "is no state of a random generator"),
+        )
+    ),
+    ("carried.cursor", grown, "carried.cursor is int64 of shape"),
+    ("carried.99", lambda _: torch.zeros(1), "carried.99 is unknown"),
+    ("optimiser.model.other.exp_avg", lambda _: torch.zeros(1), "optimiser.model.other.exp_avg is unknown"),
+    ("objective.model.trunk.blocks.7.weight", lambda _: torch.zeros(1), "is unknown"),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "message"), CHANGES)
+def test_a_tensor_that_does_not_fit_is_named_and_nothing_is_loaded(name, change, message):
+    saved = make_learner(average=0.9, context="carry:5")
+    for _ in range(2):
+        saved.update()
+    state = saved.state_dict()
+    if change is None:
+        del state[name]
+    else:
+        state[name] = change(state.get(name, torch.zeros(1)))
+    other = make_learner(model_seed=99, average=0.9, context="carry:5")
+    other.update()
+    before = {each: tensor.clone() for each, tensor in other.state_dict().items()}
+    with pytest.raises(CheckpointError, match=f"the saved training does not fit: .*{message}") as caught:
+        other.load_state_dict(state)
+    assert name in str(caught.value)
+    assert_same("the learner", other.state_dict(), before)
+    # It goes on as if nothing had been tried.
+    undisturbed = make_learner(model_seed=99, average=0.9, context="carry:5")
+    undisturbed.update()
+    # Dropout draws from the process's generator, which the two share.
+    torch.manual_seed(5)
+    ours = other.update()
+    torch.manual_seed(5)
+    assert_same("metrics", ours, undisturbed.update())
+
+
+@pytest.mark.parametrize("shape", [{"width": 8}, {"width": 32}, {"blocks": 2}, {"mixer": "gru"}])
+def test_a_state_of_another_model_is_refused_whole(shape):
     learner = make_learner(average=0.9)
     learner.update()
+    other = make_learner(average=0.9, shape=shape)
+    before = {each: tensor.clone() for each, tensor in other.state_dict().items()}
+    with pytest.raises(CheckpointError, match="the saved training does not fit: "):
+        other.load_state_dict(learner.state_dict())
+    assert_same("the learner", other.state_dict(), before)
+
+
+@pytest.mark.parametrize("context", [5, "carry:5"])
+def test_a_state_from_a_gpu_goes_on_on_a_cpu(context):
+    """All but the random states of the other device is taken over, and no batch of the beginning comes again."""
+    learner = make_learner(context=context, average=0.9)
+    first = [segment.clone() for segment in learner.sampler.generator.get_state()[None]]
+    for _ in range(3):
+        learner.update()
     state = learner.state_dict()
-    with pytest.raises(CheckpointError, match="the saved training does not fit"):
-        learner.load_state_dict({name: tensor for name, tensor in state.items() if name != missing})
-    with pytest.raises(CheckpointError, match="the saved training does not fit"):
-        make_learner(average=0.9, shape={"width": 8}).load_state_dict(state)
+    # As a GPU's look: other lengths, and one more.
+    state |= {"random.cuda": torch.zeros(16, dtype=torch.uint8), "random.sampler": torch.arange(16).byte()}
+    resumed = make_learner(model_seed=99, context=context, average=0.9)
+    resumed.load_state_dict(state)
+    ours = resumed.state_dict()
+    for name in state.keys() - {"random.cuda", "random.sampler"}:
+        assert_same(name, ours[name], state[name])
+    assert "random.cuda" not in ours
+    assert not torch.equal(ours["random.sampler"], first[0])
+    # The same every time.
+    again = make_learner(context=context, average=0.9)
+    again.load_state_dict(state)
+    assert_same("random states", again.state_dict()["random.sampler"], ours["random.sampler"])
+    assert resumed.update()["loss"].isfinite()
 
 
 def test_an_update_reports_the_loss_on_its_batch():

@@ -54,3 +54,31 @@ def test_the_learning_curve_is_a_picture(tmp_path):
     plain = draw_curve(tmp_path, "a run").read_bytes()
     assert plain.startswith(b"\x89PNG")
     assert draw_curve(tmp_path, "a run", behaviour_return=2.0).read_bytes() != plain
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"[1]",
+        b"3",
+        b'{"loss": 1.0}',
+        b'{"update": "5"}',
+        b'{"update": 5, "train/loss": "low"}',
+        b"\xff\xfe",
+        b"[" * 9999,
+        b"",
+    ],
+)
+def test_damaged_lines_of_the_metrics_are_left_out(tmp_path, damage):
+    with RunLog(tmp_path) as log:
+        for update in (1, 2, 3):
+            log(update, {"train/loss": float(update)})
+    lines = (tmp_path / "metrics.jsonl").read_bytes().splitlines()
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([lines[0], damage, lines[2]]) + b"\n")
+    expected = [{"update": 1, "train/loss": 1.0}, {"update": 3, "train/loss": 3.0}]
+    assert read_metrics(tmp_path) == expected
+    # A resume writes the whole ones anew.
+    with RunLog(tmp_path, update=3):
+        pass
+    assert read_metrics(tmp_path) == expected
+    assert draw_curve(tmp_path, "title").exists()

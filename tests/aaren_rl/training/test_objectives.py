@@ -207,7 +207,9 @@ def test_an_agent_holds_the_model_alone(tmp_path):
 
 def test_a_run_of_another_objective_is_not_resumed(tmp_path):
     train(tmp_path, updates=5)
-    with pytest.raises(CheckpointError, match="has the objective imitation; asked to resume test-values"):
+    with pytest.raises(
+        CheckpointError, match="objective is imitation there and test-values here; leave --objective out"
+    ):
         make_run(tmp_path, objective="test-values").restore()
 
 

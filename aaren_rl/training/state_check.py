@@ -1,0 +1,89 @@
+"""What a saved training must look like before any of it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aaren_rl.errors import CheckpointError
+
+RANDOM, CARRIED = "random.", "carried."
+"""How the names of random states, and of the state carried between segments, begin."""
+
+_SHOWN = 5
+"""Tensors that an error names at most."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Tensors of a saved training, by examples whose values do not matter.
+
+    Attributes:
+        required: those that must be there, by name.
+        groups: those of which all or none must be there: an optimiser has nothing on a parameter without a gradient.
+        ignored: names that may be there and are not taken.
+        device: of the generators whose random states are among them.
+    """
+
+    required: Mapping[str, Tensor]
+    groups: tuple[Mapping[str, Tensor], ...]
+    ignored: frozenset[str]
+    device: torch.device
+
+    def prefixed(self, prefix: str) -> Expected:
+        """The same tensors, under names that begin with a prefix."""
+        required, *groups = (
+            {prefix + name: tensor for name, tensor in group.items()} for group in (self.required, *self.groups)
+        )
+        return Expected(required, tuple(groups), frozenset(prefix + name for name in self.ignored), self.device)
+
+    def joined(self, other: Expected) -> Expected:
+        """The tensors of both."""
+        groups, ignored = (*self.groups, *other.groups), self.ignored | other.ignored
+        return Expected({**self.required, **other.required}, groups, ignored, self.device)
+
+    def check(self, saved: Mapping[str, Tensor]) -> None:
+        """Checks the name, shape, dtype and values of every tensor of a saved training.
+
+        Raises:
+            CheckpointError: tensors are missing, unknown, of another shape or dtype, or hold what no training leaves;
+                the message names them.
+        """
+        expected = dict(self.required)
+        for group in self.groups:
+            expected |= group if group.keys() & saved.keys() else {}
+        faults = [f"{name} is missing" for name in expected if name not in saved]
+        for name, tensor in saved.items():
+            if name in self.ignored:
+                continue
+            known = expected.get(name)
+            fault = "is unknown" if known is None else _fault(name, tensor, known, self.device)
+            faults += [f"{name} {fault}"] if fault else []
+        if faults:
+            more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+            raise CheckpointError(f"the saved training does not fit: {'; '.join(faults[:_SHOWN])}{more}")
+
+
+def _fault(name: str, tensor: Tensor, like: Tensor, device: torch.device) -> str | None:
+    if tensor.shape != like.shape or tensor.dtype != like.dtype:
+        found, expected = (f"{str(each.dtype)[6:]} of shape {tuple(each.shape)}" for each in (tensor, like))
+        return f"is {found}, expected {expected}"
+    if RANDOM in name:
+        return _random_fault(tensor, torch.device("cpu") if name.endswith(f"{RANDOM}cpu") else device)
+    if not tensor.is_floating_point():
+        return None
+    # A state before the first token may hold -inf, the greatest of no scores.
+    good = ~tensor.isnan() & (tensor != torch.inf) if CARRIED in name else tensor.isfinite()
+    return None if good.all() else "holds a NaN or an infinite value"
+
+
+def _random_fault(tensor: Tensor, device: torch.device) -> str | None:
+    """Tries a random state on a generator of its own."""
+    try:
+        torch.Generator(device).set_state(tensor)
+    except RuntimeError as error:
+        return f"is no state of a random generator ({str(error).splitlines()[0]})"
+    return None

@@ -114,7 +114,9 @@ class Agent(StableBaselines3Policy):
             raise InvalidInput(f"num_envs is {num_envs}; expected at least 1, or None for a single environment")
         rows = num_envs or 1
         target = np.array(self.card.target_returns[0] if target_return is None else target_return, dtype=np.float64)
-        if not np.isfinite(target).all() or target.shape not in ((), (rows,)):
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(target.astype(np.float32)).all()
+        if not finite or target.shape not in ((), (rows,)):
             raise InvalidInput(f"target_return is {target_return}; expected a finite number, or one for each of {rows}")
         self._target_given, self._predicted_anew = target_return, False
         self._single = num_envs is None

@@ -134,6 +134,7 @@ def _evaluated(job: Job, learner: SingleLearner, name: str, folder: Path) -> dic
         "checkpoint": name,
         "source": dataset.source,
         "dataset": dataset.id,
+        "collected_in": None if dataset.collected_in is None else str(dataset.collected_in),
         "mixer": config.model.mixer,
         "parameters": count_parameters(learner.model),
         "acting": config.acting,

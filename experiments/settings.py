@@ -8,7 +8,7 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
-from typeguard import TypeCheckError, check_type
+from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from aaren_rl.errors import InvalidInput, unknown_name
 
@@ -89,7 +89,7 @@ def from_table(form: type[T], table: dict[str, Any], where: str) -> T:
         if typing.get_origin(hints[name]) is tuple and isinstance(value, list):
             values[name] = tuple(value)
         try:
-            check_type(values[name], hints[name])
+            check_type(values[name], hints[name], collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
         except TypeCheckError as error:
             raise InvalidInput(f"{where}: {name} is {value!r}; {error}") from error
     try:

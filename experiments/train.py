@@ -241,8 +241,13 @@ def _check(job: Job, card: AgentCard) -> Evaluate | None:
     protocol = Protocol(environment, config.check_episodes, CHECK_SEED, job.target, reference, *rows)
 
     def check(model: DecisionModel) -> Mapping[str, float]:
-        mean = float(evaluate(DecisionAgent(model, card, job.device), protocol).returns.mean())
-        return {"return": mean} | ({} if reference is None else {"normalized_score": reference.score(mean)})
+        episodes = evaluate(DecisionAgent(model, card, job.device), protocol)
+        found = {"return": float(episodes.returns.mean())}
+        if reference is not None:
+            found["normalized_score"] = reference.score(found["return"])
+        if episodes.success is not None:
+            found["success_rate"] = float(episodes.success.mean())
+        return found
 
     return check
 

@@ -105,11 +105,13 @@ def draw_curve(folder: Path, title: str, behaviour_return: float | None = None) 
     path = folder / "learning-curve.png"
     with drawn(path, 9, 3.4) as figure:
         losses, returns = figure.subplots(1, 2)
+        # Where there is nothing to learn, the loss is 0 from the start.
+        positive = any(point.get("train/loss", 0.0) > 0 for point in points)
         for name, label, marker in (("train/loss", "training", ""), ("validation/loss", "held out", "o")):
             own = [(point["update"], point[name]) for point in points if name in point]
             if own:
                 losses.plot(*zip(*own, strict=True), marker=marker, label=label)
-        losses.set(xlabel="update", ylabel="loss", yscale="log")
+        losses.set(xlabel="update", ylabel="loss", yscale="log" if positive else "linear")
         losses.legend(frameon=False)
         name = "evaluation/return"
         own = [(point["update"], point[name]) for point in points if name in point]

@@ -32,7 +32,7 @@ class Acting:
         """
         if text == "stream":
             return cls()
-        if found := re.fullmatch(r"(reset|window):([1-9]\d*)", text):
+        if found := re.fullmatch(r"(reset|window):([1-9]\d{0,8})", text):
             return cls("reset" if found[1] == "reset" else "window", int(found[2]))
         raise InvalidInput(f"acting is {text!r}; expected stream, reset:STEPS or window:STEPS, as window:20")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ class UnusableRecord(DataError):
 
 LARGEST = 64 * 2**20
 """Bytes of the largest metadata.json that is read; those of Minari's hub have some kilobytes."""
+
+LONGEST_NAME = 300
 
 MAKES_OWN = frozenset({"gymnasium", "aaren_rl", "__main__"})
 """Packages whose environments are registered here, or cannot be imported by their name."""
@@ -44,6 +47,12 @@ def read(folder: Path) -> dict[str, Any]:
         raise DataError(f"{file} cannot be read: {error}; fetch the dataset again") from error
     if not isinstance(content, dict):
         raise DataError(f"{file} holds a {type(content).__name__}; expected a JSON object")
+    name = content.get("dataset_id")
+    # Minari's own check of a name takes time with the square of its length.
+    if not isinstance(name, str) or len(name) > LONGEST_NAME:
+        raise DataError(
+            f"{file} names the dataset {reprlib.repr(name)}; expected a text of up to {LONGEST_NAME} letters"
+        )
     return content
 
 

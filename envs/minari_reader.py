@@ -78,7 +78,7 @@ def read_folder(folder: Path, with_environment: bool = True) -> Recording:
         InvalidInput: its actions or observations are not continuous.
     """
     metadata = minari_metadata.read(folder)
-    where = str(metadata.get("dataset_id", folder))
+    where: str = metadata["dataset_id"]
     recorded = [
         minari_metadata.environment(metadata, entry, where) if with_environment else None
         for entry in ("env_spec", "eval_env_spec")
@@ -96,7 +96,7 @@ def read_folder(folder: Path, with_environment: bool = True) -> Recording:
 def read_dataset(dataset: MinariDataset, with_environment: bool = True) -> Recording:
     """Reads the episodes that a Minari dataset in memory shows, as `filter_episodes` returns it; as `read_folder`."""
     metadata = minari_metadata.read(Path(dataset.storage.data_path).parent)
-    where = str(metadata.get("dataset_id"))
+    where: str = metadata["dataset_id"]
     recorded = [
         minari_metadata.environment(metadata, entry, where) if with_environment else None
         for entry in ("env_spec", "eval_env_spec")

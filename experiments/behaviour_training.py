@@ -12,8 +12,8 @@ import numpy as np
 
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.envs.behaviours import ActorBehaviour
+from aaren_rl.envs.dataset import Say
 from aaren_rl.envs.environments import describe, make
-from aaren_rl.envs.sources import Say
 from aaren_rl.errors import InvalidInput
 
 

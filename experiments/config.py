@@ -14,9 +14,10 @@ from typing import Any, Literal
 import tomli_w
 
 from aaren_rl.agents.acting import Acting
+from aaren_rl.envs.dataset import Reading
 from aaren_rl.envs.environment_choice import EnvironmentChoice
 from aaren_rl.envs.evaluation import INSTANCES
-from aaren_rl.envs.sources import Reading, Source
+from aaren_rl.envs.sources import Source
 from aaren_rl.errors import CheckpointError, InvalidInput, unknown_name
 from aaren_rl.experiments import command_line, settings
 from aaren_rl.experiments.command_line import Group

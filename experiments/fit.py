@@ -16,6 +16,7 @@ from aaren_rl.agents.agent import Agent
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.envs import sources
+from aaren_rl.envs.dataset import ARRAYS, of_trajectories
 from aaren_rl.envs.environment_choice import NONE
 from aaren_rl.errors import InvalidInput, unknown_name
 from aaren_rl.experiments import config as run_config
@@ -98,11 +99,11 @@ def fit(
     else:
         reading = run_config.reading(config)
         dataset = (
-            sources.of_trajectories(data, _spec(environment), reading, tell)
+            of_trajectories(data, _spec(environment), reading, tell)
             if isinstance(data, Trajectories)
             else sources.load(data, reading=reading, say=tell)
         )
-        config = dataclasses.replace(config, env=sources.ARRAYS)
+        config = dataclasses.replace(config, env=ARRAYS)
     outcome = train(config, dataset, callbacks, tell, progress)
     return DecisionAgent.load(outcome["agents"][0])
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from aaren_rl.agents import DecisionAgent
+from aaren_rl.envs.dataset import Dataset, Say
 from aaren_rl.envs.evaluation import Protocol, evaluate, result, versions, write_result
-from aaren_rl.envs.sources import Dataset, Say
 from aaren_rl.errors import AarenError
 from aaren_rl.experiments.config import RunConfig
 from aaren_rl.experiments.console import describe, rounded

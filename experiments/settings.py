@@ -25,9 +25,12 @@ def read(path: Path) -> dict[str, Any]:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is not TOML.
+        ValueError: it is not TOML, or nested too deeply.
     """
-    return tomllib.loads(path.read_text("utf-8"))
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def merge(below: dict[str, Any], above: dict[str, Any], where: str) -> dict[str, Any]:

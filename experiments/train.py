@@ -20,8 +20,8 @@ from aaren_rl.checkpoint import AgentCard
 from aaren_rl.data.context import Context
 from aaren_rl.envs import sources
 from aaren_rl.envs.catalogue import catalogue
+from aaren_rl.envs.dataset import ARRAYS, Dataset, Say
 from aaren_rl.envs.evaluation import Protocol, evaluate
-from aaren_rl.envs.sources import Dataset, Say
 from aaren_rl.errors import CheckpointError, InvalidInput
 from aaren_rl.experiments import config as run_config
 from aaren_rl.experiments.config import CONFIG, RunConfig
@@ -70,7 +70,7 @@ def train(
         EvaluationFailed: the final evaluation failed; all else is done and saved, result.json says what failed.
     """
     device = device_named(config.device)
-    if dataset is None and config.resume is not None and config.env == sources.ARRAYS:
+    if dataset is None and config.resume is not None and config.env == ARRAYS:
         raise InvalidInput(
             f"{config.resume} was trained on arrays, which are not saved; go on with "
             f"aaren_rl.fit(data, folder={str(config.resume)!r}, resume=True)"

@@ -37,9 +37,9 @@ class Context:
         text = str(written)
         if text in ("episode", "packed"):
             return cls("episode" if text == "episode" else "packed")
-        if found := re.fullmatch(r"carry:([1-9]\d*)", text):
+        if found := re.fullmatch(r"carry:([1-9]\d{0,8})", text):
             return cls("carry", int(found[1]))
-        if found := re.fullmatch(r"(?:([1-9]\d*)\+)?([1-9]\d*)", text):
+        if found := re.fullmatch(r"(?:([1-9]\d{0,8})\+)?([1-9]\d{0,8})", text):
             return cls("window", int(found[2]), int(found[1] or 0))
         raise InvalidInput(
             f'context is {written!r}; expected steps of a window (20), with a burn-in before it ("10+20"), "episode", '

@@ -14,6 +14,10 @@ Timesteps = Literal["none", "first", "learned", "sinusoidal"]
 Norm = Literal["pre", "post"]
 
 
+MOST = {"blocks": 10_000, "width": 1_000_000, "heads": 1_000_000, "max_steps": 1_000_000_000}
+"""Largest sizes that are believed; beyond them a file is damaged or a hand slipped."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Shape of a decision model.
@@ -60,9 +64,9 @@ class ModelConfig:
                 raise InvalidInput(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(get_args(choices))}")
         if not 0 <= self.dropout < 1:
             raise InvalidInput(f"dropout is {self.dropout}; expected a number from 0 up to but not 1")
-        for name in ("blocks", "width", "heads", "max_steps"):
-            if getattr(self, name) < 1:
-                raise InvalidInput(f"{name} is {getattr(self, name)}; expected at least 1")
+        for name in MOST:
+            if not 1 <= getattr(self, name) <= MOST[name]:
+                raise InvalidInput(f"{name} is {getattr(self, name)}; expected a number from 1 to {MOST[name]}")
         if self.width % self.heads:
             raise InvalidInput(f"width {self.width} with {self.heads} heads; expected a multiple of the heads")
         if len(self.mixers) != self.blocks:

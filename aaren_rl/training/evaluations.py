@@ -60,7 +60,7 @@ class Evaluations:
             made = min(int(saved["updates"]), updates)
             if not len(best) == len(failed) == models:
                 raise ValueError(f"{len(best)} models, expected {models}")
-        except (LookupError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"{file} cannot be read: {shortened(repr(error))}") from error
         best = [one if one is not None and one[0] <= updates else None for one in best]
         return cls(best, [[one for one in each if one["update"] <= updates] for each in failed], made)

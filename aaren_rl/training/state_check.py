@@ -13,6 +13,9 @@ from aaren_rl.errors import CheckpointError
 RANDOM, CARRIED = "random.", "carried."
 """How the names of random states, and of the state carried between segments, begin."""
 
+LARGEST = 1e15
+"""Largest weight or moment that training could have left: products of such numbers would overflow float32."""
+
 _SHOWN = 5
 """Tensors that an error names at most."""
 
@@ -77,7 +80,13 @@ def _fault(name: str, tensor: Tensor, like: Tensor, device: torch.device) -> str
         return None
     # A state before the first token may hold -inf, the greatest of no scores.
     good = ~tensor.isnan() & (tensor != torch.inf) if CARRIED in name else tensor.isfinite()
-    return None if good.all() else "holds a NaN or an infinite value"
+    if not good.all():
+        return "holds a NaN or an infinite value"
+    if name.endswith(".exp_avg_sq") and (tensor < 0).any():
+        return "holds a negative value, and is a mean of squares"
+    if CARRIED not in name and (tensor.abs() > LARGEST).any():
+        return f"holds a value of {tensor.abs().max():.3g}, expected at most {LARGEST:g}"
+    return None
 
 
 def _random_fault(tensor: Tensor, device: torch.device) -> str | None:

@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from aaren_rl.envs.sources import Say
+from aaren_rl.envs.dataset import Say
 from aaren_rl.errors import InvalidInput, unknown_name
 from aaren_rl.experiments.comparison import costs, matrix, picture, running, scores, table
 from aaren_rl.training.run import Interrupted

@@ -18,7 +18,7 @@ from aaren_rl.agents import DecisionAgent
 from aaren_rl.checkpoint import load_agent, read_json
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.envs import sources
-from aaren_rl.envs.sources import Say
+from aaren_rl.envs.dataset import Say
 from aaren_rl.errors import DataError
 from aaren_rl.experiments import config as run_config
 from aaren_rl.experiments.comparison.matrix import Run

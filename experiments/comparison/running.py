@@ -23,7 +23,7 @@ from typeguard import TypeCheckError, check_type
 from aaren_rl.checkpoint import read_json
 from aaren_rl.envs import sources
 from aaren_rl.envs.catalogue import catalogue
-from aaren_rl.envs.sources import Say
+from aaren_rl.envs.dataset import Say
 from aaren_rl.errors import AarenError, CheckpointError, DataError, InvalidInput
 from aaren_rl.experiments import config as run_config
 from aaren_rl.experiments import console

@@ -13,8 +13,8 @@ import numpy as np
 from aaren_rl.agents.agent import Agent
 from aaren_rl.envs import sources
 from aaren_rl.envs.behaviours import ActorBehaviour
+from aaren_rl.envs.dataset import Dataset, Reading
 from aaren_rl.envs.environment_choice import EnvironmentChoice
-from aaren_rl.envs.sources import Dataset, Reading
 from aaren_rl.experiments import config as run_config
 from aaren_rl.experiments import evaluation
 from aaren_rl.experiments.comparison import matrix, scores

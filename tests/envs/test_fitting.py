@@ -10,7 +10,7 @@ from aaren_rl.checkpoint import AgentCard
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.oddities import describe_oddities
 from aaren_rl.data.trajectories import Episode, Trajectories
-from aaren_rl.envs import sources
+from aaren_rl.envs.dataset import of_trajectories
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -80,7 +80,7 @@ def test_joints_that_never_move_are_held_in_their_environment(arm, still, limit,
     spec = arm(limit=limit, dtype=dtype)
     env = gym.make(spec.id, **spec.kwargs)
     episodes = record(env, lambda _, rng: np.array([rng.normal(), still, 100 + rng.normal()]))
-    dataset = sources.of_trajectories(Trajectories.from_episodes(episodes), spec)
+    dataset = of_trajectories(Trajectories.from_episodes(episodes), spec)
     low, high = dataset.action_space.bounds()
     assert low[1] == high[1] == np.float32(still)
     least, greatest = dataset.trajectories.actions.min(0), dataset.trajectories.actions.max(0)
@@ -102,7 +102,7 @@ def test_forces_that_the_data_lack_change_nothing():
         for episode in record(blind, lambda seen, _: np.tanh(seen[:27] @ gains), episodes=2)
     ]
     data = Trajectories.from_episodes(episodes)
-    dataset = sources.of_trajectories(data, EnvironmentSpec("Ant-v5"))
+    dataset = of_trajectories(data, EnvironmentSpec("Ant-v5"))
     torch.manual_seed(0)
     model = DecisionModel(ModelConfig(width=16), dataset.observation_space, dataset.action_space, Scaling.of(data))
     with torch.no_grad():

@@ -12,6 +12,7 @@ from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.spaces import Box as SpaceBox
 from aaren_rl.envs import collect, sources
 from aaren_rl.envs.catalogue import find
+from aaren_rl.envs.dataset import Reading
 from aaren_rl.envs.download import d4rl_folder
 from aaren_rl.envs.environment_choice import EnvironmentChoice
 from aaren_rl.envs.minari_reader import local_folder
@@ -73,7 +74,7 @@ def load(name, source="auto", env_id=None, clip_actions=False, **reading):
     said = []
     kwargs, horizon = reading.pop("kwargs", {}), reading.pop("horizon", None)
     choice = EnvironmentChoice(env_id, kwargs, horizon)
-    read = sources.Reading(choice, clip_actions, **reading)
+    read = Reading(choice, clip_actions, **reading)
     dataset = sources.load(name, source, read, said.append)
     return dataset, "\n".join(said)
 

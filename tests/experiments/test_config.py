@@ -113,7 +113,7 @@ def test_a_run_to_resume_that_is_not_there(tmp_path):
     [
         (["--preset", "quik"], "unknown preset 'quik'; did you mean 'quick'"),
         (["--mixer", "aren"], "unknown mixer 'aren'; did you mean 'aaren'"),
-        (["--heads", "0"], "heads is 0; expected at least 1"),
+        (["--heads", "0"], "heads is 0; expected a number from 1"),
         (["--dropout", "1"], "dropout is 1.0"),
         (["--learning-rate", "-1"], "learning_rate is -1.0; expected a positive number"),
         (["--learning-rate", "nan"], "learning_rate is nan"),

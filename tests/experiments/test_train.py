@@ -18,6 +18,7 @@ from gymnasium.envs.classic_control import PendulumEnv
 
 import aaren_rl
 from aaren_rl.checkpoint import load_agent
+from aaren_rl.envs.dataset import of_trajectories
 from aaren_rl.envs.evaluation import write_result
 from aaren_rl.errors import CheckpointError, InvalidInput
 from aaren_rl.experiments import config as run_config
@@ -329,7 +330,7 @@ def test_resuming_with_an_edited_configuration_says_so_once(data, tmp_path):
     for _ in range(2):
         lines = []
         config = dataclasses.replace(run_config.load(file), resume=tmp_path / "run")
-        train(config, training_of_runs.sources.of_trajectories(data), say=lines.append, progress=False)
+        train(config, of_trajectories(data), say=lines.append, progress=False)
         said.append([line for line in lines if "was edited since the run wrote it" in line])
     assert [len(lines) for lines in said] == [1, 0]
     assert load_agent(tmp_path / "run" / "last")[1].updates == 15
@@ -409,5 +410,5 @@ def test_an_error_before_training_leaves_no_folder(data, tmp_path, monkeypatch):
 def test_resuming_a_folder_that_is_not_there_makes_none(data, tmp_path):
     config = RunConfig(resume=tmp_path / "none")
     with pytest.raises(CheckpointError, match="none is missing; expected the folder of a run"):
-        train(config, training_of_runs.sources.of_trajectories(data))
+        train(config, of_trajectories(data))
     assert list(tmp_path.iterdir()) == []

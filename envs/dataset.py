@@ -1,0 +1,235 @@
+"""A dataset ready to train on: which episodes, in which environment, asked for which returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from aaren_rl.data.environment_spec import EnvironmentSpec
+from aaren_rl.data.oddities import describe_oddities
+from aaren_rl.data.spaces import Box, Space
+from aaren_rl.data.trajectories import Trajectories
+from aaren_rl.envs import catalogue
+from aaren_rl.envs.catalogue import Reference
+from aaren_rl.envs.environment_choice import EnvironmentChoice
+from aaren_rl.envs.environments import is_special
+from aaren_rl.envs.fitting import Fitted, Recorded, fit_to_data, fit_to_environment
+from aaren_rl.envs.minari_reader import Recording
+from aaren_rl.errors import InvalidInput
+from aaren_rl.model.scaling import largest
+
+FoundSource: TypeAlias = Literal["minari", "d4rl", "bundled", "arrays"]
+Say: TypeAlias = Callable[[str], object]
+"""Takes a line on what is done."""
+
+ARRAYS = "arrays"
+"""Name of a dataset of a person's own trajectories."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Data ready to train on.
+
+    Attributes:
+        name: the name that the user gave.
+        source: where the data come from: "minari", "d4rl", "bundled" or "arrays".
+        id: Minari id, name of the file, or "arrays".
+        trajectories: the data.
+        environment: the environment to act in; None for none.
+        collected_in: the environment that the data are from, where they say so and another one is acted in.
+        observation_space: of the model's observations, which are flat where the environment's are nested.
+        raw_observation_space: of the environment's observations.
+        action_space: that actions are scaled by, inside the environment's.
+        reference: returns for normalised scores; None where the catalogue has none.
+        target_returns: returns to ask an agent for.
+        return_scale: number that a model divides returns-to-go by; without a catalogue entry, the data's largest
+            return.
+    """
+
+    name: str
+    source: FoundSource
+    id: str
+    trajectories: Trajectories
+    environment: EnvironmentSpec | None
+    collected_in: EnvironmentSpec | None
+    observation_space: Box
+    raw_observation_space: Space
+    action_space: Box
+    reference: Reference | None
+    target_returns: tuple[float, ...]
+    return_scale: float
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How data are read.
+
+    Attributes:
+        environment: what the user says of the environment to act in.
+        clip_actions: clip actions that lie outside the environment's bounds; True for "its environment clips them too".
+        keep_best: share of the episodes with the highest returns to keep, above 0 and up to 1.
+        least_return: least return of the episodes to keep; None for any.
+
+    Raises:
+        InvalidInput: the share is out of range.
+    """
+
+    environment: EnvironmentChoice = field(default_factory=EnvironmentChoice)
+    clip_actions: bool = False
+    keep_best: float = 1.0
+    least_return: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep_best <= 1:
+            raise InvalidInput(f"keep_best is {self.keep_best}; expected a share above 0, up to 1")
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Trajectories that record no spaces and no environment; otherwise as `Recording`."""
+
+    id: str
+    trajectories: Trajectories
+    observation_space: None = None
+    action_space: None = None
+    collected_in: None = None
+    evaluated_in: None = None
+
+
+def of_trajectories(
+    trajectories: Trajectories,
+    environment: EnvironmentSpec | None = None,
+    reading: Reading | None = None,
+    say: Say = lambda line: None,
+) -> Dataset:
+    """A dataset of a person's own trajectories.
+
+    Args:
+        trajectories: the data.
+        environment: the environment to act in; None for none. Without one the data's least and greatest actions are the
+            bounds of the action space.
+        reading: how the data are taken; None for the defaults.
+        say: as for `load`.
+
+    Raises:
+        InvalidInput: the environment is unknown or cannot be made.
+        DataError: the data do not fit the environment.
+    """
+    known = () if environment is None else (environment,)
+    return assemble(ARRAYS, "arrays", Arrays(ARRAYS, trajectories), known, reading or Reading(), say)
+
+
+def assemble(
+    name: str,
+    source: FoundSource,
+    read: Recording | Arrays,
+    known: tuple[EnvironmentSpec, ...],
+    reading: Reading,
+    say: Say,
+) -> Dataset:
+    """The dataset of what was read.
+
+    Args:
+        name: the name that the user gave.
+        source: where the data come from.
+        read: the data, and what is recorded beside them.
+        known: environments that the catalogue knows for them, the likeliest first.
+        reading: what the user says of data and environment.
+        say: called with a line on all that is chosen, changed, left out or odd.
+
+    Raises:
+        InvalidInput: the environment is unknown, cannot be made, or lacks a time limit that the data need.
+        DataError: the data do not fit it.
+    """
+    say(f"data: {read.id} (source {source}), {read.trajectories.episodes} episodes, {read.trajectories.steps} steps")
+    environment = _environment(name, source, read, known, reading, say)
+    trajectories = _kept(read.trajectories, reading, say)
+    recorded = read.observation_space, read.action_space
+    if environment is None:
+        fitted = fit_to_data(trajectories, *recorded)
+    else:
+        data = Recorded(read.id, trajectories, *recorded)
+        fitted = fit_to_environment(data, environment, reading.environment.names_one, reading.clip_actions, say)
+    dataset = _described(name, source, read, environment, fitted)
+    for line in describe_oddities(dataset.trajectories, dataset.return_scale):
+        say(f"data: {line}")
+    return dataset
+
+
+def _described(
+    name: str, source: FoundSource, read: Recording | Arrays, environment: EnvironmentSpec | None, fitted: Fitted
+) -> Dataset:
+    entry = None if environment is None else catalogue.by_environment(environment)
+    trajectories = fitted.trajectories
+    return Dataset(
+        name=name,
+        source=source,
+        id=read.id,
+        trajectories=trajectories,
+        environment=environment,
+        collected_in=read.collected_in if read.collected_in != environment else None,
+        observation_space=fitted.observation_space,
+        raw_observation_space=fitted.raw_observation_space,
+        action_space=fitted.action_space,
+        reference=entry.reference if entry else None,
+        target_returns=entry.target_returns if entry else _targets(trajectories),
+        return_scale=entry.return_scale if entry else largest(trajectories.returns),
+    )
+
+
+def _environment(
+    name: str,
+    source: FoundSource,
+    read: Recording | Arrays,
+    known: tuple[EnvironmentSpec, ...],
+    reading: Reading,
+    say: Say,
+) -> EnvironmentSpec | None:
+    """The environment to act in, and a line on why it is that one."""
+    choice = reading.environment
+    recorded = read.evaluated_in or read.collected_in
+    named = [spec for spec in (read.evaluated_in, read.collected_in, *known) if spec is not None]
+    # Where the user names one of them, its arguments, limit and wrappers come with it.
+    named.sort(key=lambda spec: choice.id is None or spec.registered_id != choice.id.rpartition(":")[2])
+    spec = choice.over(named[0] if named else None)
+    if spec is None:
+        why = "as asked" if choice.is_none else "the data name none; name one with --env-id, as --env-id Hopper-v4"
+        say(f"environment: none ({why}); the agent is trained and saved, and not rolled out")
+        return None
+    why = ""
+    if spec == read.evaluated_in and read.evaluated_in != read.collected_in:
+        why = f", which the data name for evaluation (collected in {read.collected_in})"
+    elif recorded is not None and spec != recorded:
+        why = f" (the data record {recorded})"
+    if why or is_special(spec):
+        say(f"environment: {spec}{why}")
+    return spec
+
+
+def _kept(trajectories: Trajectories, reading: Reading, say: Say) -> Trajectories:
+    """The episodes that are to be learned from."""
+    returns = trajectories.returns
+    keep = np.ones(len(returns), dtype=np.bool_)
+    if reading.least_return is not None:
+        keep = returns >= reading.least_return
+    if reading.keep_best < 1:
+        count = max(1, round(reading.keep_best * len(returns)))
+        keep &= returns >= np.sort(returns)[-count]
+    if keep.all():
+        return trajectories
+    if not keep.any():
+        raise InvalidInput(f"no episode has a return of {reading.least_return}; the best has {returns.max():.6g}")
+    say(
+        f"data: kept {keep.sum()} of {len(keep)} episodes, with returns from {returns[keep].min():.6g} to "
+        f"{returns[keep].max():.6g}"
+    )
+    return trajectories.select(np.flatnonzero(keep))
+
+
+def _targets(trajectories: Trajectories) -> tuple[float, ...]:
+    """Targets where the catalogue has none: returns of the best episode, of the best tenth, the median."""
+    chosen = np.quantile(trajectories.returns, [1.0, 0.9, 0.5])
+    return tuple(dict.fromkeys(float(target) for target in chosen))

@@ -65,6 +65,7 @@ class Expected:
             known = expected.get(name)
             fault = "is unknown" if known is None else _fault(name, tensor, known, self.device)
             faults += [f"{name} {fault}"] if fault else []
+        faults = faults or _moment_faults(saved)
         if faults:
             more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
             raise CheckpointError(f"the saved training does not fit: {'; '.join(faults[:_SHOWN])}{more}")
@@ -82,11 +83,28 @@ def _fault(name: str, tensor: Tensor, like: Tensor, device: torch.device) -> str
     good = ~tensor.isnan() & (tensor != torch.inf) if CARRIED in name else tensor.isfinite()
     if not good.all():
         return "holds a NaN or an infinite value"
-    if name.endswith(".exp_avg_sq") and (tensor < 0).any():
-        return "holds a negative value, and is a mean of squares"
+    if name.endswith((".exp_avg_sq", ".step")) and (tensor < 0).any():
+        return f"holds {tensor.min():.3g}, expected nothing below 0"
     if CARRIED not in name and (tensor.abs() > LARGEST).any():
         return f"holds a value of {tensor.abs().max():.3g}, expected at most {LARGEST:g}"
     return None
+
+
+def _moment_faults(saved: Mapping[str, Tensor]) -> list[str]:
+    """Means of gradients that are larger than their means of squares allow (Cauchy and Schwarz, AdamW's own decays).
+
+    With decays of 0.9 and 0.999 the square of the one is at most 53 times the other. Where it is not, one of the two
+    was altered, and the next update would throw its weights far off.
+    """
+    faults = []
+    for name, mean in saved.items():
+        squares = saved.get(name.removesuffix(".exp_avg") + ".exp_avg_sq")
+        if not name.endswith(".exp_avg") or squares is None:
+            continue
+        # Squares below 1e-38 are 0 in float32.
+        if (mean.double().square() > 100 * squares.double() + 1e-30).any():
+            faults.append(f"{name} and its mean of squares are not of the same gradients")
+    return faults
 
 
 def _random_fault(tensor: Tensor, device: torch.device) -> str | None:

@@ -243,6 +243,11 @@ CHANGES = [
             (spoilt(255), "is no state of a random generator"),
         )
     ),
+    (f"optimiser.model.{WEIGHT}.exp_avg_sq", spoilt(-1e-9), "expected nothing below 0"),
+    (f"optimiser.model.{WEIGHT}.exp_avg_sq", torch.zeros_like, "are not of the same gradients"),
+    (f"optimiser.model.{WEIGHT}.exp_avg", lambda tensor: 1e3 * tensor, "are not of the same gradients"),
+    (f"optimiser.model.{WEIGHT}.step", lambda tensor: tensor - 99, "expected nothing below 0"),
+    (f"objective.model.{WEIGHT}", spoilt(-3e38), "holds a value of 3e.38, expected at most"),
     ("carried.cursor", grown, "carried.cursor is int64 of shape"),
     ("carried.99", lambda _: torch.zeros(1), "carried.99 is unknown"),
     ("optimiser.model.other.exp_avg", lambda _: torch.zeros(1), "optimiser.model.other.exp_avg is unknown"),

@@ -174,8 +174,7 @@ def parse(arguments: list[str] | None = None) -> RunConfig:
         for option in ("--preset", "--run"):
             if _peek(arguments, option) is not None:
                 raise InvalidInput(f"{option} does not go with --resume, which takes the settings of {resume}")
-        # Packages are imported where this command line names them, not where a file does.
-        default = dataclasses.replace(load(Path(resume) / CONFIG), imports=())
+        default = load(Path(resume) / CONFIG)
     elif preset is not None:
         default = load(_preset(preset))
     config = command_line.parse(RunConfig, "train", GROUPS, arguments=arguments, default=default, switches=False)
@@ -200,7 +199,8 @@ def load(path: Path) -> RunConfig:
             f"{path} cannot be read: {error}; mend it, and if it is whole end it with the line '{DIGEST} edited' (the "
             "agents of the run load without it)"
         ) from error
-    return settings.from_table(RunConfig, table, str(path))
+    # A file does not make the program import packages: those are named on the command line.
+    return dataclasses.replace(settings.from_table(RunConfig, table, str(path)), imports=())
 
 
 def from_table(table: dict[str, Any], where: str) -> RunConfig:
@@ -216,7 +216,7 @@ def from_table(table: dict[str, Any], where: str) -> RunConfig:
     preset = table.get("preset")
     if preset is not None:
         table = settings.merge(settings.read(_preset(str(preset))), table, where)
-    return _with_package(settings.from_table(RunConfig, table, where))
+    return settings.from_table(RunConfig, table, where)
 
 
 def _with_package(config: RunConfig) -> RunConfig:
@@ -228,8 +228,8 @@ def _with_package(config: RunConfig) -> RunConfig:
 
 
 def save(config: RunConfig, path: Path) -> None:
-    """Writes a configuration as TOML. Its last line is a digest, by which a file that was cut is noticed."""
-    content = tomli_w.dumps(settings.to_table(config))
+    """Writes a configuration as TOML, less the packages to import. The digest in its last line shows if it was cut."""
+    content = tomli_w.dumps(settings.to_table(dataclasses.replace(config, imports=())))
     replace_file(path, f"{content}{DIGEST} {_digest(content)}\n")
 
 

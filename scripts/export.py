@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from aaren_rl.envs.environments import import_packages
 from aaren_rl.errors import InvalidInput
 from aaren_rl.experiments import exporting
 from aaren_rl.experiments.command_line import Group, parse
@@ -30,6 +31,9 @@ class Arguments:
     episodes: int | None = None
     """Episodes that compare the export with the agent; by default 100 with --int8, else none."""
 
+    imports: tuple[str, ...] = ()
+    """Packages that register environments, to be imported first."""
+
     def __post_init__(self) -> None:
         if self.episodes is not None and self.episodes < 0:
             raise InvalidInput(f"episodes is {self.episodes}; expected at least 0")
@@ -37,7 +41,7 @@ class Arguments:
 
 GROUPS = (
     Group("graph", "Form of the graph and its folder.", ("to", "out", "acting", "int8")),
-    Group("comparison", "Evaluation of the agent and of its export.", ("episodes",)),
+    Group("comparison", "Evaluation of the agent and of its export.", ("episodes", "imports")),
 )
 
 
@@ -48,6 +52,7 @@ def main() -> None:
 
 def export(arguments: Arguments) -> exporting.Export:
     """Exports, compares, and prints what was written and what changed."""
+    import_packages(arguments.imports)
     exported = exporting.export(arguments.agent, arguments.out, arguments.acting, arguments.int8)
     say(
         f"graph:      {exported.graph}, {exported.graph.stat().st_size / 2**10:.0f} KiB"

@@ -103,7 +103,7 @@ def _moment_faults(saved: Mapping[str, Tensor]) -> list[str]:
             continue
         # Squares below 1e-38 are 0 in float32.
         if (mean.double().square() > 100 * squares.double() + 1e-30).any():
-            faults.append(f"{name} and its mean of squares are not of the same gradients")
+            faults.append(f"{name} and {name}_sq are not of the same gradients")
     return faults
 
 

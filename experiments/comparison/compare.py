@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aaren_rl.envs.dataset import Say
+from aaren_rl.envs.environments import import_packages
 from aaren_rl.errors import InvalidInput, unknown_name
 from aaren_rl.experiments.comparison import costs, matrix, picture, running, scores, table
 from aaren_rl.training.run import Interrupted
@@ -35,6 +36,8 @@ class Request:
     """Run nothing; write the table of the finished runs."""
     against: str | None = None
     """Agent whose scores the table subtracts from those of the others, with intervals."""
+    imports: tuple[str, ...] = ()
+    """Packages that register environments, to be imported first."""
     picture: bool = False
     """Measure the costs of training and acting once, and draw the scores over them."""
 
@@ -54,6 +57,7 @@ def compare(request: Request, say: Say) -> scores.Comparison:
     """
     if request.jobs < 1:
         raise InvalidInput(f"--jobs {request.jobs}; expected at least 1")
+    import_packages(request.imports)
     whole = matrix.load(request.file)
     out = request.out or Path("runs") / request.file.stem
     chosen = whole.select(request.only, request.datasets, request.seeds)
@@ -77,7 +81,9 @@ def compare(request: Request, say: Say) -> scores.Comparison:
 
 
 def _run(request: Request, runs: list[matrix.Run], whole: list[matrix.Run], say: Say) -> list[str]:
-    left = running.prepare(runs, whole, say)
+    left = [
+        replace(run, config=replace(run.config, imports=request.imports)) for run in running.prepare(runs, whole, say)
+    ]
     if len(left) < len(runs):
         say(f"{len(runs) - len(left)} of {len(runs)} runs are finished and stand")
     try:
@@ -99,6 +105,7 @@ def _command(request: Request, only: tuple[str, ...], *flags: str) -> str:
         ("--only", only),
         ("--datasets", request.datasets),
         ("--seeds", request.seeds),
+        ("--import", request.imports),
     ):
         words += [name, *values] if values else []
     return shlex.join(map(str, [*words, *flags]))

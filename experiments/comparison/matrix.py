@@ -146,6 +146,8 @@ def _agent(file: Path, settings: dict[str, Any], name: str, changes: dict[str, A
         raise InvalidInput(f"{where}: this cannot be the name of a folder and the cell of a table; name it otherwise")
     table = merge(settings, changes, where)
     set_here = {"env": "datasets", "seeds": "seeds", "run": "--out", "resume": "the command"}
+    # Nor does a file make the program import packages.
+    set_here["imports"] = "--import"
     training = table.get("training", {})
     taken = [key for key in set_here if key in table]
     if taken:

@@ -375,6 +375,7 @@ def test_argument_that_does_not_fit(command, tmp_path, arguments, said):
         ({"agents": {"a": {"model": "softmax"}}}, "expected two tables or two values"),
         ({"agents": {"a": {"preset": "quik"}}}, "unknown preset 'quik'; did you mean 'quick'?"),
         ({"agents": {"a": {"env": "hopper-medium"}}}, "agent a: env is set by datasets; leave it out"),
+        ({"settings": {"imports": ["os"]}}, "imports is set by --import; leave it out"),
         ({"agents": {"a": {"training": {"seed": 3}}}}, "training.seed is set by seeds; leave it out"),
         ({"settings": {"episodes": "many"}}, "agent default: episodes is 'many'"),
     ],

@@ -1,4 +1,5 @@
 import dataclasses
+import sys
 from pathlib import Path
 
 import pytest
@@ -184,3 +185,33 @@ def test_file_with_a_value_of_another_kind_is_refused(tmp_path, text):
     (tmp_path / "settings.toml").write_text(text)
     with pytest.raises(InvalidInput):
         load(tmp_path / "settings.toml")
+
+
+@pytest.fixture
+def trap(tmp_path, monkeypatch):
+    """A package that leaves a mark where it is imported."""
+    (tmp_path / "trap_package.py").write_text(f"open({str(tmp_path / 'sprung')!r}, 'w').close()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path / "sprung"
+    sys.modules.pop("trap_package", None)
+
+
+def test_a_saved_configuration_imports_nothing(trap, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    asked = RunConfig(env_id="trap_package:Trap-v0", imports=("trap_package",))
+    save(asked, run / "config.toml")
+    assert "imports = []" in (run / "config.toml").read_text()
+    # Nor where a stranger wrote it down.
+    for file in (run / "config.toml", run / "by-hand.toml"):
+        file.write_text('env_id = "trap_package:Trap-v0"\nimports = ["trap_package"]\n# sha256: edited\n')
+        assert load(file).imports == ()
+    resumed = parse(["--resume", str(run)])
+    assert (resumed.env_id, resumed.imports) == ("trap_package:Trap-v0", ())
+    run_config.reading(resumed)
+    assert not trap.exists()
+    named = parse(["--resume", str(run), "--import", "trap_package"])
+    assert named.imports == ("trap_package",)
+    assert parse(["--env-id", "trap_package:Trap-v0"]).imports == ("trap_package",)
+    run_config.reading(named)
+    assert trap.exists()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from aaren_rl.errors import DataError
+from aaren_rl.errors import CheckpointError, DataError
 from aaren_rl.figures import drawn
 from aaren_rl.folders import replace_file
 
@@ -27,9 +28,17 @@ class RunLog:
         folder: of the run; made if need be.
         update: where the run stands; what was logged after it, before an interruption, is dropped.
         evaluates: True if the run evaluates that update again; what was logged of its evaluation is dropped too.
+
+    Raises:
+        CheckpointError: here and later, where nothing can be written, on a full disk for instance.
     """
 
     def __init__(self, folder: Path, update: int = 0, evaluates: bool = False) -> None:
+        self._folder, self._hook = folder, threading.excepthook
+        with _writing(folder):
+            self._open(folder, update, evaluates)
+
+    def _open(self, folder: Path, update: int, evaluates: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         kept = [point for point in read_metrics(folder) if point["update"] <= update] if update else []
         if evaluates:
@@ -39,20 +48,43 @@ class RunLog:
         self._board = SummaryWriter(str(folder), purge_step=update + 1 if update else None)
 
     def __enter__(self) -> RunLog:
+        # TensorBoard's thread hands its errors to the next call, and would print a traceback besides.
+        threading.excepthook = lambda args: None if isinstance(args.exc_value, OSError) else self._hook(args)
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-        self._board.close()
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        try:
+            with _writing(self._folder):
+                self._file.close()
+                self._board.close()
+        except CheckpointError:
+            # What broke off the run says more.
+            if kind is None:
+                raise
+        finally:
+            threading.excepthook = self._hook
 
     def __call__(self, update: int, metrics: Mapping[str, float]) -> None:
         """Logs the metrics of an update, each under its name as TensorBoard's tag."""
         if not metrics:
             return
-        self._file.write(json.dumps({"update": update, **metrics}) + "\n")
-        self._file.flush()
-        for name, value in metrics.items():
-            self._board.add_scalar(name, value, update)
+        with _writing(self._folder):
+            self._file.write(json.dumps({"update": update, **metrics}) + "\n")
+            self._file.flush()
+            for name, value in metrics.items():
+                self._board.add_scalar(name, value, update)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Says of an error in writing what was to be written, and how to go on."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"the log in {folder} cannot be written: {error}; make room, and go on from the last checkpoint with "
+            f"--resume {folder} (in Python resume=True)"
+        ) from error
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -128,21 +128,24 @@ class Disturbance:
         """Does it in two processes at once."""
         operation, folder, undisturbed = self.operation, self.folder, self.undisturbed
         operation.prepare(folder)
-        call = operation.begin(folder)
+        call, resumes = operation.begin(folder), False
         if rng.random() < 0.3:
             # Two that go on with what was interrupted.
             first = Command(call, folder, _log(folder))
             if not first.wait(undisturbed.seconds / 2):
                 first.kill(signal.SIGTERM)
             yield from self._ended(first, signal.SIGTERM)
-            call = operation.again(folder)
+            call, resumes = operation.again(folder), True
         one = Command(call, folder, folder.with_suffix(".one"))
         time.sleep(rng.uniform(0, undisturbed.seconds / 2) * (rng.random() < 0.5))
         other = Command(call, folder, folder.with_suffix(".other"))
         for command in (one, other):
             command.wait(SECONDS)
             yield from self._ended(command)
-        wrong = operation.damage(folder) or operation.together(folder, [one.status, other.status])
+        wrong = operation.damage(folder)
+        if wrong is None and not resumes:
+            # A second one may go on with what the first one finished.
+            wrong = operation.together(folder, [one.status, other.status])
         if wrong is not None:
             yield Finding("lost", wrong, f"{_last(one, folder)}; {_last(other, folder)}")
         elif operation.result(folder) != undisturbed.result:

@@ -31,6 +31,7 @@ class Agent(StableBaselines3Policy):
         observation_space: of the environments.
         action_space: of the environments.
         longest: steps that an episode can have; None for any number.
+        greatest_return: return, in absolute value, from which on targets are all the same to it; None for none.
         acting: how it acts, as `Acting.parse` takes it; None for what the card says.
         renew: resets the return-to-go to the target every this many steps of an episode; 0 for never. For episodes
             longer than the data's, in which the return-to-go would leave the trained range; the mixers' state goes on.
@@ -45,6 +46,7 @@ class Agent(StableBaselines3Policy):
         observation_space: Space,
         action_space: Space,
         longest: int | None,
+        greatest_return: float | None,
         acting: str | None = None,
         renew: int = 0,
     ) -> None:
@@ -54,7 +56,7 @@ class Agent(StableBaselines3Policy):
         self.acting = Acting.parse(card.acting if acting is None else acting)
         self.card = replace(card, acting=str(self.acting))
         self.observation_space, self.action_space = observation_space, action_space
-        self.longest, self.renew = longest, renew
+        self.longest, self.renew, self.greatest_return = longest, renew, greatest_return
         self._state: ActingState | None = None
 
     def _begin(self, rows: int) -> ActingState:
@@ -118,6 +120,13 @@ class Agent(StableBaselines3Policy):
             finite = np.isfinite(target.astype(np.float32)).all()
         if not finite or target.shape not in ((), (rows,)):
             raise InvalidInput(f"target_return is {target_return}; expected a finite number, or one for each of {rows}")
+        if self.greatest_return is not None and (np.abs(target) > self.greatest_return).any():
+            warnings.warn(
+                f"target_return is {target_return}; the agent's returns are scaled for up to {self.greatest_return:g}, "
+                "beyond which targets are all the same to it",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         self._target_given, self._predicted_anew = target_return, False
         self._single = num_envs is None
         self._waits_for_reset = autoreset_mode == AutoresetMode.NEXT_STEP and not self._single

@@ -11,6 +11,7 @@ from aaren_rl.agents.agent import Agent
 from aaren_rl.agents.model_states import GrowingState, Window
 from aaren_rl.agents.states import ActingState, DeviceRows, Rows
 from aaren_rl.checkpoint import AgentCard
+from aaren_rl.data.bounds import SCALED_BOUND
 from aaren_rl.model import DecisionModel
 from aaren_rl.stepping import ModelStepper, NumpyModelStepper
 
@@ -61,7 +62,8 @@ class DecisionAgent(Agent):
         self.model = model.to(device).eval()
         self.device = torch.device(device)
         longest = model.config.max_steps if model.config.timesteps == "learned" else None
-        super().__init__(card, model.observation_space, model.action_space, longest, acting, renew)
+        greatest = SCALED_BOUND * float(model.inputs.return_scale) if model.config.return_to_go else None
+        super().__init__(card, model.observation_space, model.action_space, longest, greatest, acting, renew)
         self._begun: tuple[int, tuple[tuple[int, int], ...]] | None = None
 
     @classmethod

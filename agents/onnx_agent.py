@@ -63,12 +63,15 @@ class OnnxAgent(Agent):
             longest = described["longest_episode"]
             if not isinstance(longest, int | None):
                 raise InvalidInput(f"longest_episode is {longest!r}; expected a number of steps, or null")
+            greatest = described["greatest_return"]
+            if not isinstance(greatest, int | float | None) or not (greatest is None or greatest > 0):
+                raise InvalidInput(f"greatest_return is {greatest!r}; expected a number above 0, or null")
             self.start = np.array(described["state_start"], dtype=np.float64)
             self.mixed, self.int8 = int(described["mixers_at"]), bool(described["int8"])
             self._threads = threads
             self.session = export.session(self._graph, threads)
             self._try_step(observations, actions)
-        super().__init__(card, observations, actions, longest, acting, renew)
+        super().__init__(card, observations, actions, longest, greatest, acting, renew)
         if self.acting.mode == "window":
             raise InvalidInput(f"an exported agent has a single step, it cannot act by {self.acting}; pass stream")
 

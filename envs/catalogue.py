@@ -9,7 +9,7 @@ from importlib import resources
 from typing import Any
 
 from aaren_rl.data.environment_spec import EnvironmentSpec
-from aaren_rl.envs.environments import registered_limit
+from aaren_rl.envs.environments import is_own, registered_limit
 from aaren_rl.errors import unknown_name
 
 if sys.version_info >= (3, 11):
@@ -126,9 +126,10 @@ def find(name: str) -> Entry:
 def by_environment(spec: EnvironmentSpec) -> Entry | None:
     """The first entry that acts in an environment, whose task's returns serve.
 
-    Returns are comparable only where id, arguments, wrappers and time limit are the entry's; None if no entry has them.
+    Returns are comparable only where the id is Gymnasium's or this project's, and where id, arguments, wrappers and
+    time limit are the entry's; None if no entry has them.
     """
-    for entry in catalogue().values():
+    for entry in catalogue().values() if is_own(spec) else ():
         for known in entry.environments.values():
             same = (spec.registered_id, spec.kwargs, spec.wrappers) == (known.id, known.kwargs, known.wrappers)
             if same and spec.max_episode_steps in (None, entry.horizon, registered_limit(known.id)):

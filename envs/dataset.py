@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -45,7 +45,7 @@ class Dataset:
         action_space: that actions are scaled by, inside the environment's.
         reference: returns for normalised scores; None where the catalogue has none.
         target_returns: returns to ask an agent for.
-        return_scale: number that a model divides returns-to-go by; without a catalogue entry, the data's largest
+        return_scale: number that a model divides returns-to-go by: the user's, the catalogue's, or the data's largest
             return.
     """
 
@@ -72,6 +72,7 @@ class Reading:
         clip_actions: clip actions that lie outside the environment's bounds; True for "its environment clips them too".
         keep_best: share of the episodes with the highest returns to keep, above 0 and up to 1.
         least_return: least return of the episodes to keep; None for any.
+        return_scale: number that a model divides returns-to-go by; None for the catalogue's or the data's.
 
     Raises:
         InvalidInput: the share is out of range.
@@ -81,6 +82,7 @@ class Reading:
     clip_actions: bool = False
     keep_best: float = 1.0
     least_return: float | None = None
+    return_scale: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.keep_best <= 1:
@@ -118,8 +120,13 @@ def of_trajectories(
         InvalidInput: the environment is unknown or cannot be made.
         DataError: the data do not fit the environment.
     """
-    known = () if environment is None else (environment,)
-    return assemble(ARRAYS, "arrays", Arrays(ARRAYS, trajectories), known, reading or Reading(), say)
+    reading, known = reading or Reading(), () if environment is None else (environment,)
+    if environment is not None:
+        # The caller's own words, which may name files.
+        choice = reading.environment
+        choice = replace(choice, kwargs=choice.kwargs if choice.is_none else environment.kwargs | choice.kwargs)
+        reading = replace(reading, environment=choice)
+    return assemble(ARRAYS, "arrays", Arrays(ARRAYS, trajectories), known, reading, say)
 
 
 def assemble(
@@ -152,15 +159,22 @@ def assemble(
         fitted = fit_to_data(trajectories, *recorded)
     else:
         data = Recorded(read.id, trajectories, *recorded)
-        fitted = fit_to_environment(data, environment, reading.environment.names_one, reading.clip_actions, say)
-    dataset = _described(name, source, read, environment, fitted)
+        choice = reading.environment
+        told = choice.names_one, choice.horizon is not None
+        fitted = fit_to_environment(data, environment, *told, reading.clip_actions, say)
+    dataset = _described(name, source, read, environment, fitted, reading.return_scale)
     for line in describe_oddities(dataset.trajectories, dataset.return_scale):
         say(f"data: {line}")
     return dataset
 
 
 def _described(
-    name: str, source: FoundSource, read: Recording | Arrays, environment: EnvironmentSpec | None, fitted: Fitted
+    name: str,
+    source: FoundSource,
+    read: Recording | Arrays,
+    environment: EnvironmentSpec | None,
+    fitted: Fitted,
+    return_scale: float | None,
 ) -> Dataset:
     entry = None if environment is None else catalogue.by_environment(environment)
     trajectories = fitted.trajectories
@@ -176,7 +190,7 @@ def _described(
         action_space=fitted.action_space,
         reference=entry.reference if entry else None,
         target_returns=entry.target_returns if entry else _targets(trajectories),
-        return_scale=entry.return_scale if entry else largest(trajectories.returns),
+        return_scale=return_scale or (entry.return_scale if entry else largest(trajectories.returns)),
     )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import minari
 
-from aaren_rl.envs import minari_reader
+from aaren_rl.envs import minari_metadata, minari_reader
 from aaren_rl.envs.hdf5 import checked
 from aaren_rl.envs.partial import Partial, Say, open_url
 from aaren_rl.envs.turns import one_at_a_time
@@ -27,7 +27,6 @@ MINARI_HOST = "https://huggingface.co"
 PATIENCE = 2.4
 """Seconds within which a host must answer. At most two hosts are tried, so a missing network costs under five."""
 
-_MOST_METADATA = 64 << 20
 _SUMS = "SHA256SUMS"
 _fetching = threading.Lock()
 
@@ -182,8 +181,10 @@ def _check_minari(folder: Path) -> None:
         raise DataError(f"Minari's hub gave {outside[0]}, a link; such datasets are not read")
     metadata_file = folder / "data" / "metadata.json"
     try:
-        if metadata_file.stat().st_size > _MOST_METADATA:
-            raise DataError(f"{metadata_file} has more than {_MOST_METADATA} bytes; such datasets are not read")
+        if metadata_file.stat().st_size > minari_metadata.LARGEST:
+            raise DataError(
+                f"{metadata_file} has more than {minari_metadata.LARGEST} bytes; such datasets are not read"
+            )
         metadata = json.loads(metadata_file.read_text("utf-8"))
         steps = metadata["total_steps"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:

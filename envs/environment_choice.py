@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from aaren_rl.data.environment_spec import EnvironmentSpec
+from aaren_rl.data.environment_spec import EnvironmentSpec, file_arguments
 from aaren_rl.envs.environments import import_packages
 from aaren_rl.errors import InvalidInput
 
@@ -60,7 +60,7 @@ class EnvironmentChoice:
             InvalidInput: a package cannot be imported, or an argument is no NAME=VALUE.
         """
         import_packages(imports)
-        return cls(env_id, dict(map(_argument, env_kwargs)), horizon)
+        return cls(env_id, dict(map(parse_argument, env_kwargs)), horizon)
 
     @property
     def is_none(self) -> bool:
@@ -76,10 +76,12 @@ class EnvironmentChoice:
         """The environment to act in.
 
         Args:
-            known: what data or agent say; its arguments, limit and wrappers stay where the id is the same.
+            known: what data or agent say, in which no argument may name a file; its arguments, limit and wrappers stay
+                where the id is the same.
 
         Raises:
-            InvalidInput: arguments or a horizon without an environment that they are for.
+            InvalidInput: an argument that the user did not give names a file, or there are arguments or a horizon
+                without an environment that they are for.
         """
         if self.is_none:
             return None
@@ -91,11 +93,21 @@ class EnvironmentChoice:
             if self.kwargs:
                 raise InvalidInput(f"arguments {self.kwargs} for no known environment; name one with --env-id")
             return None
+        if names := [name for name in file_arguments(spec.kwargs) if name not in self.kwargs]:
+            raise InvalidInput(
+                f"{spec} has the argument {names[0]}, which names a file; only you may say which file to read: pass "
+                f"--env-kwargs {names[0]}=FILE"
+            )
         limit = spec.max_episode_steps if self.horizon is None else self.horizon
         return dataclasses.replace(spec, kwargs=spec.kwargs | self.kwargs, max_episode_steps=limit)
 
 
-def _argument(text: str) -> tuple[str, Any]:
+def parse_argument(text: str) -> tuple[str, Any]:
+    """Name and value of an argument written NAME=VALUE, with a value in JSON, or else a string.
+
+    Raises:
+        InvalidInput: it is written otherwise.
+    """
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise InvalidInput(f"--env-kwargs {text}; expected NAME=VALUE, as --env-kwargs use_contact_forces=true")

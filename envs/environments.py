@@ -108,10 +108,30 @@ def limit_of(spec: EnvironmentSpec) -> int | None:
     return min((limit for limit in (*limits, own) if limit is not None), default=None)
 
 
+OWN_PACKAGES = frozenset({"gymnasium", "aaren_rl"})
+"""Packages whose ids need no package before them."""
+
+
+def registering_package(env_id: str) -> str | None:
+    """The package whose class an id is registered with; None for an id that is not registered."""
+    registered = gym.registry.get(env_id)
+    if registered is None:
+        return None
+    entry = registered.entry_point
+    module = entry if isinstance(entry, str) else getattr(entry, "__module__", "")
+    return module.partition(":")[0].partition(".")[0]
+
+
+def is_own(spec: EnvironmentSpec) -> bool:
+    """True if a spec means an environment of Gymnasium's or of this project's, and nothing has taken its id."""
+    registered = registering_package(spec.registered_id)
+    return spec.package in (None, *OWN_PACKAGES) and (registered is None or registered in OWN_PACKAGES)
+
+
 def is_special(spec: EnvironmentSpec) -> bool:
     """True if an environment is more than its id: if it has arguments, wrappers or a time limit of its own."""
     usual = spec.max_episode_steps in (None, registered_limit(spec.registered_id))
-    return bool(spec.kwargs or spec.wrappers or not usual)
+    return bool(spec.kwargs or spec.wrappers or not usual or not is_own(spec))
 
 
 def make(spec: EnvironmentSpec, **more: Any) -> gym.Env[np.ndarray, np.ndarray]:
@@ -186,7 +206,7 @@ def _register(spec: EnvironmentSpec) -> None:
         InvalidInput: the id is not registered; the message says what to install or to import.
     """
     package = spec.package
-    if spec.registered_id in gym.registry:
+    if _is_meant(spec):
         return
     if package in KNOWN_PACKAGES:
         import_packages([package])
@@ -196,10 +216,24 @@ def _register(spec: EnvironmentSpec) -> None:
             f"environment {spec.registered_id} is of the package {package}{missing} and not registered; packages are "
             f"imported only where you name them: pass --import {package} (in Python: import {package} first)"
         )
+    if spec.registered_id in gym.registry and not _is_meant(spec):
+        raise InvalidInput(
+            f"environment {spec.registered_id} is of {package}, and registered with a class of "
+            f"{registering_package(spec.registered_id)}: it is another one; import what registers that of {package}, "
+            "or name another environment with --env-id"
+        )
     if spec.registered_id not in gym.registry:
         by = f", not even by {package}" if package else "; one of yours is known once its package is imported, with "
         by += "" if package else "--import PACKAGE or as package:Id"
         raise InvalidInput(f"{unknown_name('environment', spec.registered_id, gym.registry)}{by}")
+
+
+def _is_meant(spec: EnvironmentSpec) -> bool:
+    """True if a spec's id is registered, and not with Gymnasium's class where a package is named."""
+    registered = registering_package(spec.registered_id)
+    # A package may register classes of its others.
+    foreign = spec.package is not None and spec.package not in OWN_PACKAGES
+    return registered is not None and not (foreign and registered in OWN_PACKAGES)
 
 
 def _is_installed(package: str) -> bool:

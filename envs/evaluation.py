@@ -70,6 +70,21 @@ class Protocol:
         """Rows of the vector environment."""
         return min(self.instances, self.episodes)
 
+    def to_json(self) -> dict[str, Any]:
+        """The protocol in JSON's types, as results hold it."""
+        return {
+            "episodes": self.episodes,
+            "instances": self.instances,
+            "processes": self.processes,
+            "seeds": [self.seed + row for row in range(self.rows)],
+            "target": self.target_return,
+            "environment": self.environment.id,
+            "environment_kwargs": self.environment.kwargs,
+            "max_episode_steps": limit_of(self.environment),
+            "wrappers": list(map(str, self.environment.wrappers)),
+            "reference": self.reference.name if self.reference else None,
+        }
+
 
 def evaluate(actor: Actor, protocol: Protocol, progress: Callable[[int], object] = lambda done: None) -> Episodes:
     """Rolls an actor out as the protocol says; all environments are closed afterwards, whatever happened.
@@ -116,16 +131,7 @@ def result(episodes: Episodes, protocol: Protocol, **about: Any) -> dict[str, An
         "success_rule": None if succeeded is None else success.RULE,
         "mean_length": float(episodes.lengths.mean()),
         "mean_per_step": float(episodes.returns.sum() / episodes.lengths.sum()),
-        "episodes": protocol.episodes,
-        "instances": protocol.instances,
-        "processes": protocol.processes,
-        "seeds": [protocol.seed + row for row in range(protocol.rows)],
-        "target": protocol.target_return,
-        "environment": protocol.environment.id,
-        "environment_kwargs": protocol.environment.kwargs,
-        "max_episode_steps": limit_of(protocol.environment),
-        "wrappers": list(map(str, protocol.environment.wrappers)),
-        "reference": reference.name if reference else None,
+        **protocol.to_json(),
         **about,
         "versions": versions(),
         "returns": episodes.returns.round(3).tolist(),

@@ -68,7 +68,12 @@ def fit_to_data(trajectories: Trajectories, observation_space: Space | None, act
 
 
 def fit_to_environment(
-    data: Recorded, environment: EnvironmentSpec, named: bool, clip: bool, say: Callable[[str], object]
+    data: Recorded,
+    environment: EnvironmentSpec,
+    named: bool,
+    limited: bool,
+    clip: bool,
+    say: Callable[[str], object],
 ) -> Fitted:
     """Checks that data and environment fit, part by part, and clips actions where their environment does.
 
@@ -76,6 +81,7 @@ def fit_to_environment(
         data: what is to be learned from.
         environment: to act in.
         named: True if the user named the environment.
+        limited: True if the user set its time limit.
         clip: clip actions outside the bounds, whatever is recorded.
         say: called with a line on what is changed, and on what looks wrong in an environment that the user named.
 
@@ -98,8 +104,15 @@ def fit_to_environment(
     if doubt:
         say(f"warning: {doubt}")
     _check_limit(trajectories, environment, described)
+    longest = int(trajectories.lengths.max())
+    if described.limit is not None and longest > described.limit and not limited:
+        cut = f"episodes of {environment} end after {described.limit} steps, and the data have some of {longest}"
+        if not named:
+            raise InvalidInput(f"{cut}; pass the limit that the data had as --horizon, as --horizon {longest}")
+        say(f"warning: {cut}")
     trajectories = _inside(data, environment, described, clip, say)
     actions = action_space_of(trajectories.actions, described.action_space)
+    _say_narrowed(actions, described.action_space, say)
     return Fitted(trajectories, described.observation_space, described.raw_observation_space, actions)
 
 
@@ -164,6 +177,21 @@ def _inside(
     why = "as asked" if clip else "as a wrapper does" if described.clips_actions else "since wider ones were recorded"
     say(f"data: {outside.sum()} of {len(outside)} actions are clipped into the bounds of {environment.id}, {why}")
     return dataclasses.replace(trajectories, actions=np.clip(trajectories.actions, *space.bounds()))
+
+
+def _say_narrowed(actions: Box, space: Box, say: Callable[[str], object]) -> None:
+    """Says in which components an agent acts in the data's range alone, since the environment's is far wider."""
+    (low, high), (least, greatest) = actions.bounds(), space.bounds()
+    narrowed = np.flatnonzero(
+        ((low > least) | (high < greatest)) & np.isfinite(least) & np.isfinite(greatest) & (low < high)
+    )
+    if len(narrowed):
+        first = np.unravel_index(narrowed[0], low.shape)
+        say(
+            f"data: {len(narrowed)} of {low.size} action components use less than a tenth of the environment's range; "
+            f"the agent acts in the data's, as {low[first]:.3g} to {high[first]:.3g} of {least[first]:.3g} to "
+            f"{greatest[first]:.3g}"
+        )
 
 
 def _outside(actions: Floats, space: Box) -> np.ndarray:

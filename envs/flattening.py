@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import numpy.typing as npt
 
-from aaren_rl.data.spaces import Box, space_of
+from aaren_rl.data.spaces import Box, gymnasium_space, space_of
 
 
 class FlatObservations(gym.ObservationWrapper[npt.NDArray[Any], Any, Any], gym.utils.RecordConstructorArgs):
@@ -24,10 +23,7 @@ class FlatObservations(gym.ObservationWrapper[npt.NDArray[Any], Any, Any], gym.u
         gym.utils.RecordConstructorArgs.__init__(self)
         super().__init__(env)
         self.raw_space = space_of(env.observation_space)
-        flat = self.raw_space.flat()
-        dtype = np.dtype(flat.dtype)
-        low, high = (np.array(bound, dtype=np.float64).astype(dtype) for bound in (flat.low, flat.high))
-        self.observation_space = gym.spaces.Box(low, high, dtype=dtype.type)
+        self.observation_space = gymnasium_space(self.raw_space.flat())
 
     def observation(self, observation: Any) -> npt.NDArray[Any]:
         """The observation as a vector."""

@@ -12,7 +12,8 @@ from typing import Any
 import gymnasium as gym
 from minari.serialization import deserialize_space
 
-from aaren_rl.data.environment_spec import EnvironmentSpec
+from aaren_rl.data.environment_spec import EnvironmentSpec, file_arguments
+from aaren_rl.envs.environments import OWN_PACKAGES
 from aaren_rl.envs.wrappers import Recorded, rebuildable
 from aaren_rl.errors import DataError
 
@@ -25,9 +26,6 @@ LARGEST = 64 * 2**20
 """Bytes of the largest metadata.json that is read; those of Minari's hub have some kilobytes."""
 
 LONGEST_NAME = 300
-
-MAKES_OWN = frozenset({"gymnasium", "aaren_rl", "__main__"})
-"""Packages whose environments are registered here, or cannot be imported by their name."""
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -90,8 +88,12 @@ def environment(metadata: Mapping[str, Any], entry: str, where: str) -> Environm
         ) from error
     except DataError as error:
         raise UnusableRecord(str(error)) from error
-    for name, value in [*spec.kwargs.items(), *(item for wrapper in rebuilt for item in wrapper.kwargs.items())]:
-        _check_argument(name, value, where)
+    arguments = [spec.kwargs, *(wrapper.kwargs for wrapper in rebuilt)]
+    if names := [name for kwargs in arguments for name in file_arguments(kwargs)]:
+        raise UnusableRecord(
+            f"{where} records {', '.join(names)} for its environment, which names a file; data may not say which file "
+            "to read: name the environment yourself with --env-id and --env-kwargs, or train with --env-id none"
+        )
     return EnvironmentSpec(spec.id, spec.kwargs, spec.max_episode_steps, rebuilt)
 
 
@@ -117,23 +119,8 @@ def _id(recorded: Any, entry_point: Any, where: str) -> str:
     if not isinstance(recorded, str) or ":" in recorded:
         raise UnusableRecord(f"{where} names the environment {recorded!r}; expected a Gymnasium id without a package")
     package = entry_point.partition(":")[0].partition(".")[0] if isinstance(entry_point, str) else ""
-    known = not package.isidentifier() or package in MAKES_OWN
+    known = not package.isidentifier() or package in OWN_PACKAGES
     return recorded if known else f"{package}:{recorded}"
-
-
-def _check_argument(name: str, value: Any, where: str) -> None:
-    """Refuses arguments that name files of this machine."""
-    if isinstance(value, Mapping):
-        for key, part in value.items():
-            _check_argument(f"{name}.{key}", part, where)
-    elif isinstance(value, list):
-        for part in value:
-            _check_argument(name, part, where)
-    elif isinstance(value, str) and (value.startswith(("/", "~", "\\")) or ".." in value or ":" in value):
-        raise UnusableRecord(
-            f"{where} records {name}={value!r} for its environment, which names a file; data may not say which file to "
-            "read: name the environment yourself with --env-id and --env-kwargs, or train with --env-id none"
-        )
 
 
 def _check_size(saved: Any, length: int) -> None:

@@ -15,7 +15,7 @@ from minari.dataset.minari_storage import MinariStorage
 from minari.storage import get_dataset_path
 
 from aaren_rl.data.environment_spec import EnvironmentSpec
-from aaren_rl.data.spaces import Box, Space, space_of
+from aaren_rl.data.spaces import Box, Space, gymnasium_space, space_of
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.envs import minari_metadata
 from aaren_rl.envs.environments import describe
@@ -87,6 +87,8 @@ def read_folder(folder: Path, with_environment: bool = True) -> Recording:
         return _recording(MinariDataset(_storage(folder, metadata, where, recorded[0])), *recorded)
     except (DataError, InvalidInput):
         raise
+    except MemoryError as error:
+        raise DataError(f"{folder} does not fit into the memory that is free") from error
     except Exception as error:  # Minari and h5py raise whatever a damaged file makes them stumble over.
         raise DataError(
             f"{folder} cannot be read as a Minari dataset: {error!r}; delete it and fetch it again"
@@ -112,11 +114,14 @@ def _storage(folder: Path, metadata: dict[str, Any], where: str, collected_in: E
         if collected_in is None:
             raise DataError(f"{where} records neither its spaces nor an environment that has them")
         described = describe(collected_in)
-        observation_space = observation_space or _gymnasium_space(described.raw_observation_space)
-        action_space = action_space or _gymnasium_space(described.action_space)
+        observation_space = observation_space or gymnasium_space(described.raw_observation_space)
+        action_space = action_space or gymnasium_space(described.action_space)
     form = metadata["data_format"]
     if form == "hdf5":
-        checked(folder / "data" / "main_data.hdf5")
+        file = folder / "data" / "main_data.hdf5"
+        if file.is_symlink():
+            raise DataError(f"{file} is a link to {file.readlink()}; expected the data themselves: put the file here")
+        checked(file)
     if form != "hdf5" and importlib.util.find_spec("pyarrow") is None:
         raise DataError(f"{where} is stored in the format {form}; install pyarrow to read it (pip install pyarrow)")
     storage: MinariStorage = get_minari_storage(form)(
@@ -126,18 +131,6 @@ def _storage(folder: Path, metadata: dict[str, Any], where: str, collected_in: E
         jpeg_encoding=bool(metadata.get("jpeg_encoding", True)),
     )
     return storage
-
-
-def _gymnasium_space(space: Space) -> gym.Space[Any]:
-    """The Gymnasium space that a description is of."""
-    parts = dict(getattr(space, "named_parts", ()))
-    if parts:
-        made = {name: _gymnasium_space(part) for name, part in parts.items()}
-        return gym.spaces.Dict(made) if space.to_json()["type"] == "dict" else gym.spaces.Tuple(tuple(made.values()))
-    box = space.flat()
-    dtype = np.dtype(box.dtype)
-    low, high = (np.array(bound).astype(dtype).reshape(space.shape) for bound in (box.low, box.high))
-    return gym.spaces.Box(low, high, dtype=dtype.type)
 
 
 def _recording(

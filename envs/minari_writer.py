@@ -14,7 +14,7 @@ import numpy.typing as npt
 from minari.dataset.minari_storage import MinariStorage
 from minari.namespace import NAMESPACE_METADATA_FILENAME
 
-from aaren_rl.data.spaces import Box
+from aaren_rl.data.spaces import gymnasium_space
 from aaren_rl.data.trajectories import Episode
 from aaren_rl.envs import minari_reader
 from aaren_rl.envs.environments import Description
@@ -41,7 +41,7 @@ def write_dataset(
     """
     # Readers take observations in single precision, so they are stored in it.
     observation_space = gym.spaces.Box(*environment.observation_space.bounds())
-    action_space = _gymnasium_box(environment.action_space)
+    action_space = gymnasium_space(environment.action_space)
     storage = MinariStorage.new(folder / "data", observation_space, action_space, environment.recorded)
     image = _hdf5_image(episodes)
     require_space(folder, len(image))
@@ -103,12 +103,6 @@ def _hdf5_image(episodes: list[Episode]) -> bytes:
         file.flush()
         image: bytes = file.id.get_file_image()
         return image
-
-
-def _gymnasium_box(space: Box) -> gym.spaces.Box:
-    dtype = np.dtype(space.dtype)
-    low, high = (np.array(bound).astype(dtype).reshape(space.shape) for bound in (space.low, space.high))
-    return gym.spaces.Box(low, high, dtype=dtype.type)
 
 
 def _last(length: int, flag: bool) -> npt.NDArray[np.bool_]:

@@ -256,5 +256,9 @@ def _failed(error: RowFailed) -> tuple[str, Any]:
 
 def _numbers(info: Mapping[str, Any]) -> dict[str, float]:
     """The numbers and flags of an info; the rest need neither travel between processes nor fit together."""
-    plain = (bool, int, float, np.bool_, np.number)
-    return {key: float(value) for key, value in info.items() if isinstance(value, plain) and np.isrealobj(value)}
+    found = {}
+    for key, value in info.items():
+        number = np.asarray(value) if isinstance(value, bool | int | float | np.generic | np.ndarray) else None
+        if number is not None and number.size == 1 and number.dtype.kind in "fiub":
+            found[key] = float(number.item())
+    return found

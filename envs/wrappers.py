@@ -55,6 +55,7 @@ WITHOUT_EFFECT = frozenset(
 _REASONS = {
     "NormalizeObservation": "its running statistics are not recorded",
     "NormalizeReward": "its running statistics are not recorded",
+    "Autoreset": "roll-outs begin new episodes by themselves",
     "TransformAction": "it calls a function, and data may not say which code to run",
     "TransformObservation": "it calls a function, and data may not say which code to run",
     "TransformReward": "it calls a function, and data may not say which code to run",
@@ -91,7 +92,9 @@ def rebuildable(wrappers: Sequence[Recorded], where: str) -> tuple[Wrapper, ...]
         if name in WITHOUT_EFFECT and package in ("gymnasium", "minari", "stable_baselines3"):
             continue
         if name not in REBUILT or package != "gymnasium" or kwargs is None:
-            reason = _REASONS.get(name, "it is none of Gymnasium's that their arguments determine")
+            reason = _REASONS.get(
+                name, "it is none of those of Gymnasium's that are known to follow from their arguments"
+            )
             raise DataError(
                 f"{where} was recorded through the wrapper {name}, which cannot be built again: {reason}; act in an "
                 "environment that has it already (register one and name it with --env-id package:Id), or train without "

@@ -12,6 +12,8 @@ folder = Path(sys.argv[1])
 card = json.loads((folder / "export.json").read_text())
 step = onnxruntime.InferenceSession(folder / "agent.onnx")
 acts_in = card["environment"]
+if acts_in is None or ":" in acts_in["id"] or acts_in["wrappers"]:
+    sys.exit(f"make the environment yourself, and act in it as below; the card says {acts_in}")
 env = gymnasium.make(acts_in["id"], max_episode_steps=acts_in["max_episode_steps"], **acts_in["kwargs"])
 state = np.array([card["state_start"]], np.float64)
 state[0, card["return_to_go_at"]] = card["target_returns"][0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import re
 import sys
 from dataclasses import dataclass, field
@@ -14,8 +15,10 @@ from typing import Any, Literal
 import tomli_w
 
 from aaren_rl.agents.acting import Acting
+from aaren_rl.data.environment_spec import file_arguments
+from aaren_rl.envs.catalogue import catalogue
 from aaren_rl.envs.dataset import Reading
-from aaren_rl.envs.environment_choice import EnvironmentChoice
+from aaren_rl.envs.environment_choice import EnvironmentChoice, parse_argument
 from aaren_rl.envs.evaluation import INSTANCES
 from aaren_rl.envs.sources import Source
 from aaren_rl.errors import CheckpointError, InvalidInput, unknown_name
@@ -153,7 +156,7 @@ def reading(config: RunConfig) -> Reading:
         InvalidInput: a package cannot be imported, or an option does not fit.
     """
     choice = EnvironmentChoice.of_options(config.env_id, config.env_kwargs, config.horizon, config.imports)
-    return Reading(choice, config.clip_actions, config.keep_best, config.least_return)
+    return Reading(choice, config.clip_actions, config.keep_best, config.least_return, config.return_scale)
 
 
 def parse(arguments: list[str] | None = None) -> RunConfig:
@@ -175,6 +178,7 @@ def parse(arguments: list[str] | None = None) -> RunConfig:
             if _peek(arguments, option) is not None:
                 raise InvalidInput(f"{option} does not go with --resume, which takes the settings of {resume}")
         default = load(Path(resume) / CONFIG)
+        refuse_files(default, _peek(arguments, "--env-kwargs"), resume)
     elif preset is not None:
         default = load(_preset(preset))
     config = command_line.parse(RunConfig, "train", GROUPS, arguments=arguments, default=default, switches=False)
@@ -219,12 +223,39 @@ def from_table(table: dict[str, Any], where: str) -> RunConfig:
     return settings.from_table(RunConfig, table, where)
 
 
+def refuse_files(saved: RunConfig, given: object, resume: str) -> None:
+    """Refuses saved arguments of an environment that name files, unless the user gives the environment anew.
+
+    Args:
+        saved: configuration of the run to resume.
+        given: what the user says of the environment's arguments; None for nothing.
+        resume: the run's folder, for the message.
+
+    Raises:
+        InvalidInput: an argument names a file.
+    """
+    names = file_arguments(dict(map(parse_argument, saved.env_kwargs)))
+    if names and given is None:
+        raise InvalidInput(
+            f"the run in {resume} gives its environment the argument {names[0]}, which names a file; only you may say "
+            f"which file to read: pass --env-kwargs {' '.join(saved.env_kwargs)} (in Python: environment)"
+        )
+
+
 def _with_package(config: RunConfig) -> RunConfig:
     """The configuration with the package of an env_id like "package:Id" among its imports."""
     package, colon, _ = (config.env_id or "").rpartition(":")
     if not colon or package in config.imports:
         return config
     return dataclasses.replace(config, imports=(*config.imports, package))
+
+
+def located(config: RunConfig) -> RunConfig:
+    """The configuration with the whole path of a dataset that is named by a file or folder."""
+    path = Path(config.env).expanduser()
+    if config.env in catalogue() or not path.exists():
+        return config
+    return dataclasses.replace(config, env=os.path.abspath(path))
 
 
 def save(config: RunConfig, path: Path) -> None:
@@ -264,8 +295,12 @@ def _preset(name: str) -> Path:
 
 def _peek(arguments: list[str], option: str) -> str | None:
     for position, argument in enumerate(arguments):
-        if argument.startswith(f"{option}="):
-            return argument.partition("=")[2]
-        if argument == option and position + 1 < len(arguments):
+        name, equals, value = argument.partition("=")
+        # The parser takes both.
+        if not name.startswith("--") or name.replace("_", "-") != option:
+            continue
+        if equals:
+            return value
+        if position + 1 < len(arguments):
             return arguments[position + 1]
     return None

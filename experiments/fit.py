@@ -89,7 +89,7 @@ def fit(
     if resume and folder is None:
         raise InvalidInput("resume without a folder; give the folder of the run to go on with")
     place, tell = None if folder is None else Path(folder), say if progress else _nothing
-    config = _config(settings, place if resume else None)
+    config = _config(settings, place if resume else None, environment)
     config = dataclasses.replace(config, resume=place) if resume else dataclasses.replace(config, run=place)
     if environment is not None:
         config = dataclasses.replace(config, **_environment_settings(data, environment, config))
@@ -128,7 +128,7 @@ def load(folder: str | Path, **options: Any) -> Agent:
     return OnnxAgent(folder, **options) if exported else DecisionAgent.load(folder, **options)
 
 
-def _config(settings: dict[str, Any], resume: Path | None) -> RunConfig:
+def _config(settings: dict[str, Any], resume: Path | None, environment: object) -> RunConfig:
     """The configuration that flat settings describe, on top of a preset or of the run to resume."""
     model, training, top = (
         {field.name for field in dataclasses.fields(group)} for group in (ModelConfig, TrainingConfig, RunConfig)
@@ -145,7 +145,9 @@ def _config(settings: dict[str, Any], resume: Path | None) -> RunConfig:
         table = tables["model"] if name in model else tables["training"] if name in training else tables
         table[name] = value
     if resume is not None:
-        saved = to_table(dataclasses.replace(run_config.load(resume / CONFIG), run=None))
+        loaded = run_config.load(resume / CONFIG)
+        run_config.refuse_files(loaded, environment, str(resume))
+        saved = to_table(dataclasses.replace(loaded, run=None))
         return run_config.from_table(merge(saved, tables, "fit"), "fit")
     return run_config.from_table(tables, "fit")
 

@@ -101,8 +101,7 @@ def report(job: Job, learner: SingleLearner, trained: Trained) -> dict[str, Any]
 def summarise(job: Job, outcomes: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean and spread over the seeds, of the last agents; written into the folder of all of them."""
     first, seed = outcomes[0], job.config.training.seed
-    protocol = ("target", "environment", "reference", "source", "dataset", "updates", "acting")
-    shared = (*protocol, "mixer", "parameters", "device", "versions")
+    shared = ("collected_in", "source", "dataset", "updates", "acting", "data_sha256", "mixer", "parameters", "device")
     summary: dict[str, Any] = {"seeds": list(range(seed, seed + job.config.seeds))}
     failures = [f"seed {number}: {each['failure']}" for number, each in enumerate(outcomes, seed) if "failure" in each]
     if failures:
@@ -116,15 +115,27 @@ def summarise(job: Job, outcomes: list[dict[str, Any]]) -> dict[str, Any]:
             "normalized_scores": scores,
             "mean": statistics.mean(means),
             "means": means,
+            "success_rates": [outcome["success_rate"] for outcome in outcomes],
             **summary,
-            "episodes": job.config.episodes,
         }
-    summary |= {name: first[name] for name in shared}
+    conditions = final_protocol(job)
+    # Seeds of the trainings, not those of the environments.
+    played = {} if conditions is None else conditions.to_json() | {"seeds": summary["seeds"]}
+    summary |= played | {name: first[name] for name in (*shared, "versions")}
     job.say(f"result:     {write_result(job.folder, summary)}")
     if "means" in summary:
         job.say(_describe_seeds(summary))
     agents = [str(job.folder / f"seed-{number}" / "last") for number in summary["seeds"]]
     return {**summary, "agents": agents}
+
+
+def final_protocol(job: Job) -> Protocol | None:
+    """How the agents of a finished run are evaluated; None without an environment."""
+    config, dataset = job.config, job.dataset
+    if dataset.environment is None:
+        return None
+    rows = config.instances, config.processes
+    return Protocol(dataset.environment, config.episodes, 0, job.target, dataset.reference, *rows)
 
 
 def _evaluated(job: Job, learner: SingleLearner, name: str, folder: Path) -> dict[str, Any]:
@@ -147,20 +158,19 @@ def _evaluated(job: Job, learner: SingleLearner, name: str, folder: Path) -> dic
             "seed": config.training.seed,
         },
     }
-    environment = None if dataset.environment is None else dataset.environment.id
-    nothing = {"target": job.target, "environment": environment, "reference": None, "episodes": 0}
+    protocol = final_protocol(job)
+    nothing = {"target": job.target, "environment": None, "reference": None, "episodes": 0}
     try:
         agent = DecisionAgent.load(folder, job.device)
         about |= {"updates": agent.card.updates, "acting": str(agent.acting)}
-        if dataset.environment is None:
+        if protocol is None:
             return {**nothing, **about, "versions": versions()}
-        how = config.instances, config.processes
-        protocol = Protocol(dataset.environment, config.episodes, 0, job.target, dataset.reference, *how)
         return result(evaluate(agent, protocol), protocol, **about)
     # Whatever an environment raises.
     except Exception as error:
         job.say(f"warning: the final evaluation of {folder} failed: {failure(error)}")
-        return {"updates": learner.updates, **nothing, **about, "failure": failure(error), "versions": versions()}
+        failed = {**nothing, **({} if protocol is None else protocol.to_json()), "episodes": 0}
+        return {"updates": learner.updates, **failed, **about, "failure": failure(error), "versions": versions()}
 
 
 def _say_results(job: Job, outcome: dict[str, Any]) -> None:

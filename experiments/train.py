@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -26,7 +26,7 @@ from aaren_rl.errors import CheckpointError, InvalidInput
 from aaren_rl.experiments import config as run_config
 from aaren_rl.experiments.config import CONFIG, RunConfig
 from aaren_rl.experiments.console import device_named, say
-from aaren_rl.experiments.report import EvaluationFailed, Job, report, summarise
+from aaren_rl.experiments.report import EvaluationFailed, Job, final_protocol, report, summarise
 from aaren_rl.model import DecisionModel, Scaling, count_parameters
 from aaren_rl.ops import prefix_attention
 from aaren_rl.training.callbacks import Callback
@@ -106,22 +106,18 @@ def make_learner(job: Job) -> SingleLearner:
     """The learner of one seed, before its first update."""
     config, dataset = job.config, job.dataset
     torch.manual_seed(config.training.seed)
-    return_scale = dataset.return_scale if config.return_scale is None else config.return_scale
-    scaling = Scaling.of(dataset.trajectories, return_scale)
+    scaling = Scaling.of(dataset.trajectories, dataset.return_scale)
     model = DecisionModel(config.model, dataset.observation_space, dataset.action_space, scaling)
     return SingleLearner(model, dataset.trajectories, config.training, job.device)
 
 
 def save_config(job: Job) -> None:
     """Writes the configuration into the run's folder, such that resuming finds the same data from anywhere."""
-    config = job.config
-    source, env = config.source, config.env
-    if env in catalogue():
-        source = job.dataset.source if job.dataset.source != "arrays" else source
-    elif job.dataset.source != "arrays" and Path(env).expanduser().exists():
-        env = os.path.abspath(Path(env).expanduser())
+    config = run_config.located(job.config) if job.config.env != ARRAYS else job.config
+    if config.env in catalogue() and job.dataset.source != "arrays":
+        config = dataclasses.replace(config, source=job.dataset.source)
     # Without its own place, so that the folder can be moved.
-    run_config.save(dataclasses.replace(config, env=env, source=source, run=None, resume=None), job.folder / CONFIG)
+    run_config.save(dataclasses.replace(config, run=None, resume=None), job.folder / CONFIG)
 
 
 def _train_alone(job: Job) -> dict[str, Any]:
@@ -202,9 +198,13 @@ def _outcome_before(job: Job) -> dict[str, Any] | None:
         return None
     outcome = checkpoint.read_json(file)
     config = job.config
-    if outcome.get("updates") != config.training.updates or outcome.get("episodes") != config.episodes:
+    protocol = final_protocol(job)
+    asked = {"updates": config.training.updates, "acting": config.acting}
+    asked |= {} if protocol is None else protocol.to_json()
+    # As JSON has it, since that is what it is compared with.
+    if not json.loads(json.dumps(asked)).items() <= outcome.items():
         return None
-    if not isinstance(outcome.get("mean"), int | float):
+    if protocol is not None and not isinstance(outcome.get("mean"), int | float):
         # Its evaluation failed, or the file was altered.
         return None
     job.say(f"{job.folder} is finished, its result stands")

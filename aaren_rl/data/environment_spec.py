@@ -52,6 +52,9 @@ class EnvironmentSpec:
             limit = kwargs.pop("max_episode_steps")
             object.__setattr__(self, "kwargs", kwargs)
             object.__setattr__(self, "max_episode_steps", self.max_episode_steps or limit)
+        limit = self.max_episode_steps
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+            raise InvalidInput(f"max_episode_steps is {limit!r}; expected a whole number from 1, or None")
 
     @property
     def package(self) -> str | None:
@@ -82,10 +85,9 @@ class EnvironmentSpec:
         """
         try:
             wrappers = tuple(Wrapper(str(one["name"]), _arguments(one["kwargs"])) for one in saved["wrappers"])
-            limit = saved["max_episode_steps"]
-            if not isinstance(saved["id"], str) or not (limit is None or (type(limit) is int and limit > 0)):
-                raise ValueError(f"id {saved['id']!r}, max_episode_steps {limit!r}")
-            return cls(saved["id"], _arguments(saved["kwargs"]), limit, wrappers)
+            if not isinstance(saved["id"], str):
+                raise TypeError(f"id {saved['id']!r}; expected a text")
+            return cls(saved["id"], _arguments(saved["kwargs"]), saved["max_episode_steps"], wrappers)
         except (KeyError, TypeError, ValueError) as error:
             raise InvalidInput(
                 f"an environment is saved as {reprlib.repr(saved)}: {error!r}; expected id, kwargs, max_episode_steps "
@@ -98,6 +100,20 @@ class EnvironmentSpec:
         parts += [] if self.max_episode_steps is None else [f"limit {self.max_episode_steps} steps"]
         parts += [str(wrapper) for wrapper in self.wrappers]
         return ", ".join(parts)
+
+
+def file_arguments(arguments: Mapping[str, Any]) -> list[str]:
+    """Names of arguments that name a file or an address, which only a user may choose, never a file."""
+    return [name for name, value in arguments.items() if _names_file(value)]
+
+
+def _names_file(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_names_file, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_names_file, value))
+    # A bare name, as "ant.xml", is one of the environment's own.
+    return isinstance(value, str) and (value.startswith((".", "~")) or any(mark in value for mark in "/\\:"))
 
 
 def _arguments(saved: Any) -> dict[str, Any]:

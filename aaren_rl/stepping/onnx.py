@@ -18,6 +18,7 @@ import torch
 
 from aaren_rl import __version__, checkpoint, folders
 from aaren_rl.checkpoint import AgentCard
+from aaren_rl.data.bounds import SCALED_BOUND
 from aaren_rl.data.segment import Segment
 from aaren_rl.errors import AarenError, InvalidInput
 from aaren_rl.model import DecisionModel
@@ -79,6 +80,7 @@ def to_onnx(model: DecisionModel, card: AgentCard, folder: Path, int8: bool = Fa
         "observation_space": step.observation_space.to_json(),
         "action_space": step.action_space.to_json(),
         "longest_episode": model.config.max_steps if model.config.timesteps == "learned" else None,
+        "greatest_return": SCALED_BOUND * float(model.inputs.return_scale) if model.config.return_to_go else None,
         "state_start": step.start.tolist(),
         "return_to_go_at": RETURN_TO_GO,
         "timestep_at": TIMESTEP,
@@ -187,6 +189,8 @@ def _difference(model: DecisionModel, step: ModelStepper, graph: bytes) -> float
     action, returns, largest = torch.zeros(ROWS, *model.action_space.shape), target, 0.0
     low, high = (torch.from_numpy(bound).double() for bound in model.action_space.bounds())
     half_range = torch.where(high > low, (high - low) / 2, 1.0)
+    # What float32 rounds of actions far from zero is no difference.
+    rounding = 2.0**-22 * torch.maximum(low.abs(), high.abs())
     steps = min(STEPS, model.config.max_steps) if model.config.timesteps == "learned" else STEPS
     with torch.inference_mode():
         for t in range(steps):
@@ -199,5 +203,6 @@ def _difference(model: DecisionModel, step: ModelStepper, graph: bytes) -> float
             acted, theirs = running.run(None, feed)
             if not np.isfinite(acted).all():
                 return float("inf")
-            largest = max(largest, float(((action.double() - torch.from_numpy(acted)) / half_range).abs().max()))
+            apart = ((action.double() - torch.from_numpy(acted)).abs() - rounding).clamp(min=0) / half_range
+            largest = max(largest, float(apart.max()))
     return largest

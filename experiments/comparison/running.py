@@ -158,10 +158,10 @@ def prepare(runs: list[Run], whole: Iterable[Run], say: Say) -> list[Run]:
         if key not in loaded:
             dataset = sources.load(config.env, wanted, reading(config), say)
             if dataset.reference is None:
-                assert dataset.environment is not None, "data that are found by name have one"
+                where = f"for {dataset.environment}" if dataset.environment else "without an environment"
                 raise InvalidInput(
-                    f"{run.dataset} has no reference returns for {dataset.environment.id}, so its scores cannot be "
-                    "normalised and compared; leave it out"
+                    f"{run.dataset} has no reference returns {where}, so its scores cannot be normalised and "
+                    "compared; leave it out"
                 )
             loaded[key] = cast(sources.Source, dataset.source)
         found.append((run, loaded[key]))
@@ -280,7 +280,7 @@ def _saved_configuration(run: Run) -> RunConfig | None:
 
 
 def _differences(saved: RunConfig, wanted: RunConfig) -> list[tuple[str, Any, Any]]:
-    one, other = _flat(dataclasses.asdict(saved)), _flat(dataclasses.asdict(wanted))
+    one, other = (_flat(dataclasses.asdict(run_config.located(config))) for config in (saved, wanted))
     # Of a preset only its settings count; "auto" became a source when the run began.
     ignored = {"run", "resume", "preset"} | ({"source"} if wanted.source == "auto" else set())
     return [

@@ -26,6 +26,7 @@ __all__ = [
     "Space",
     "TupleSpace",
     "differences",
+    "gymnasium_space",
     "space_from_json",
     "space_of",
 ]
@@ -55,6 +56,25 @@ def space_of(space: gym.Space[Any]) -> Space:
             "MultiBinary) and Dicts and Tuples of them, and actions in a Box"
         )
     return Box.bounded(space.low, space.high, str(space.dtype))
+
+
+def gymnasium_space(space: Space) -> gym.Space[Any]:
+    """The Gymnasium space that a description is of; bounds are in the space's own dtype."""
+    import gymnasium as gym
+
+    if isinstance(space, DictSpace):
+        return gym.spaces.Dict({key: gymnasium_space(part) for key, part in space.parts})
+    if isinstance(space, TupleSpace):
+        return gym.spaces.Tuple(tuple(map(gymnasium_space, space.parts)))
+    if isinstance(space, DiscreteSpace):
+        counts, starts = (np.array(numbers).reshape(space.shape) for numbers in (space.counts, space.starts))
+        if space.shape:
+            return gym.spaces.MultiDiscrete(counts, start=starts)
+        return gym.spaces.Discrete(int(counts), start=int(starts))
+    assert isinstance(space, Box), "there are no others"
+    dtype = np.dtype(space.dtype)
+    low, high = (np.array(bound).astype(dtype).reshape(space.shape) for bound in (space.low, space.high))
+    return gym.spaces.Box(low, high, dtype=dtype.type)
 
 
 def differences(expected: Space, given: Space, name: str) -> list[str]:

@@ -67,8 +67,10 @@ class DiscreteSpace(Space):
             raise InvalidInput(
                 f"values from {array.min()} to {array.max()}; expected counts {self.counts} from {self.starts}"
             )
-        hot = [np.eye(count, dtype=np.float32)[places[..., i]] for i, count in enumerate(self.counts)]
-        return np.concatenate(hot, axis=-1)
+        flat = np.zeros((*places.shape[:-1], self.size), dtype=np.float32)
+        starts = np.concatenate([[0], np.cumsum(self.counts[:-1])]).astype(np.int64)
+        np.put_along_axis(flat, places + starts, 1.0, axis=-1)
+        return flat
 
     def to_json(self) -> dict[str, Any]:
         """See `Space.to_json`."""

@@ -122,8 +122,9 @@ class Agent(StableBaselines3Policy):
             raise InvalidInput(f"target_return is {target_return}; expected a finite number, or one for each of {rows}")
         if self.greatest_return is not None and (np.abs(target) > self.greatest_return).any():
             warnings.warn(
-                f"target_return is {target_return}; the agent's returns are scaled for up to {self.greatest_return:g}, "
-                "beyond which targets are all the same to it",
+                f"target_return is {target.max():g}; the agent's returns are scaled for up to "
+                f"{self.greatest_return:g}, 
+                "and to it all targets beyond are the same",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -160,7 +160,9 @@ def assemble(
     else:
         data = Recorded(read.id, trajectories, *recorded)
         choice = reading.environment
-        told = choice.names_one, choice.horizon is not None
+        # An environment for evaluation may well have a limit of its own.
+        limited = choice.horizon is not None or environment == read.evaluated_in != read.collected_in
+        told = choice.names_one, limited
         fitted = fit_to_environment(data, environment, *told, reading.clip_actions, say)
     dataset = _described(name, source, read, environment, fitted, reading.return_scale)
     for line in describe_oddities(dataset.trajectories, dataset.return_scale):

@@ -81,7 +81,7 @@ def fit_to_environment(
         data: what is to be learned from.
         environment: to act in.
         named: True if the user named the environment.
-        limited: True if the user set its time limit.
+        limited: True if its time limit is meant, whatever the data's was.
         clip: clip actions outside the bounds, whatever is recorded.
         say: called with a line on what is changed, and on what looks wrong in an environment that the user named.
 

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from minari.data_collector import EpisodeBuffer
 
-from aaren_rl.envs import download, partial
+from aaren_rl.envs import download, minari_metadata, partial
 from aaren_rl.envs.download import D4RL_HOST, MINARI_HOST, Unreachable, d4rl_folder, fetch_d4rl, fetch_minari
 from aaren_rl.envs.minari_reader import is_local, local_folder
 from aaren_rl.errors import DataError
@@ -439,7 +439,7 @@ def test_minari_dataset_that_may_not_be_read_is_not_put_in_place(hub, kind, tmp_
     elif kind == "no metadata":
         metadata.unlink()
     elif kind == "huge":
-        monkeypatch.setattr(download, "_MOST_METADATA", 100)
+        monkeypatch.setattr(minari_metadata, "LARGEST", 100)
         message = "has more than 100 bytes"
     else:
         metadata.write_text("<html>" if kind == "text" else "[1]")

@@ -9,10 +9,11 @@ import minari
 import numpy as np
 import pytest
 from gymnasium import wrappers
+from gymnasium.envs.classic_control import PendulumEnv
 from minari.data_collector import EpisodeBuffer
 
 from aaren_rl.data.environment_spec import EnvironmentSpec, Wrapper
-from aaren_rl.envs import baselines, sources
+from aaren_rl.envs import baselines, catalogue, sources
 from aaren_rl.envs.dataset import Reading
 from aaren_rl.envs.environment_choice import EnvironmentChoice
 from aaren_rl.envs.environments import make
@@ -418,8 +419,11 @@ def test_spaces_that_are_missing_come_from_the_registered_environment(trap):
         {"kwargs": {"xml_file": "/etc/hostname"}},
         {"kwargs": {"maze": {"files": ["../../secrets"]}}},
         {"kwargs": {"url": "http://host/x"}},
+        {"kwargs": {"xml_file": "./evil.xml"}},
+        {"kwargs": {"xml_file": "folder/evil.xml"}},
+        {"kwargs": {"xml_file": "~/evil.xml"}},
     ],
-    ids=["path", "nested", "address"],
+    ids=["path", "nested", "address", "here", "folder", "home"],
 )
 def test_arguments_that_name_files_are_refused(entries):
     record(gym.make("Pendulum-v1", max_episode_steps=5))
@@ -502,6 +506,72 @@ def test_a_package_that_is_missing_is_named(package, tmp_path):
         load()
     with pytest.raises(InvalidInput, match="the package tanksim cannot be imported.*install it"):
         EnvironmentChoice.of_options(imports=(package,))
+
+
+class Other(PendulumEnv):
+    """Has the id of Gymnasium's environment, and pays otherwise."""
+
+    def step(self, action):
+        observation, _, *rest = super().step(action)
+        return observation, 1000.0, *rest
+
+
+@pytest.mark.parametrize("entry_point", ["mypackage.envs:MyHopper", "__main__:MyHopper", "mypackage:make"])
+def test_an_id_that_a_package_took_is_not_gymnasiums(entry_point):
+    record(gym.make("Hopper-v5", max_episode_steps=5))
+    change_environment(local_folder("tests/recorded-v0"), entry_point=entry_point)
+    with pytest.raises(
+        InvalidInput, match=f"Hopper-v5 is of (the package )?{entry_point.partition('.')[0].partition(':')[0]}"
+    ):
+        load()
+    assert load(id="Hopper-v5")[0].environment.id == "Hopper-v5"
+
+
+def test_references_are_not_those_of_an_id_that_was_taken(monkeypatch):
+    taken = gym.envs.registration.EnvSpec("Hopper-v5", f"{__name__}:Other", max_episode_steps=1000)
+    assert catalogue.reference_of(EnvironmentSpec("Hopper-v5")) is not None
+    monkeypatch.setitem(gym.registry, "Hopper-v5", taken)
+    for spec in (EnvironmentSpec("Hopper-v5"), EnvironmentSpec("tests:Hopper-v5")):
+        assert catalogue.reference_of(spec) is None
+
+
+@pytest.mark.parametrize("lengths", [300, 230])
+def test_episodes_beyond_the_recorded_limit_are_not_cut_in_silence(lengths):
+    record(gym.make("Pendulum-v1", max_episode_steps=lengths))
+    change_environment(local_folder("tests/recorded-v0"), max_episode_steps=None)
+    with pytest.raises(
+        InvalidInput, match=f"end after 200 steps, and the data have some of {lengths}; .*--horizon {lengths}"
+    ):
+        load()
+    assert "warning: episodes of Pendulum-v1 end after 200 steps" in load(id="Pendulum-v1")[1]
+    assert load(horizon=lengths)[0].environment.max_episode_steps == lengths
+
+
+@pytest.mark.parametrize("limit", [-1, 0, "abc", True, 2.5])
+def test_limits_that_are_none_are_refused(limit):
+    record(gym.make("Pendulum-v1", max_episode_steps=5))
+    change_environment(local_folder("tests/recorded-v0"), max_episode_steps=None, kwargs={"max_episode_steps": limit})
+    with pytest.raises(DataError, match="max_episode_steps is .*expected a whole number from 1"):
+        load()
+
+
+def test_a_narrowed_range_of_actions_is_said():
+    rng = np.random.default_rng(0)
+    record(gym.make("Pendulum-v1", max_episode_steps=20), policy=lambda _: rng.uniform(0, 0.15, 1).astype(np.float32))
+    dataset, said = load()
+    assert "1 of 1 action components use less than a tenth of the environment's range" in said
+    low, high = dataset.action_space.bounds()
+    assert (low >= 0).all()
+    assert (high <= 0.15).all()
+
+
+def test_links_to_other_files_are_not_followed(tmp_path):
+    record(gym.make("Pendulum-v1", max_episode_steps=5))
+    file = local_folder("tests/recorded-v0") / "data" / "main_data.hdf5"
+    file.rename(tmp_path / "elsewhere.hdf5")
+    file.symlink_to(tmp_path / "elsewhere.hdf5")
+    with pytest.raises(DataError, match="is a link to .*elsewhere.hdf5; expected the data themselves"):
+        load()
 
 
 # Part of the data

@@ -50,3 +50,16 @@ def test_contradictions_are_refused():
         EnvironmentChoice("none", {"a": 1})
     with pytest.raises(InvalidInput, match="horizon is 0; expected at least 1 step"):
         EnvironmentChoice(horizon=0)
+
+
+def test_files_are_chosen_by_the_user_alone():
+    known = EnvironmentSpec("Ant-v4", {"xml_file": "/tmp/mine.xml", "frame_skip": 5})
+    with pytest.raises(InvalidInput, match="argument xml_file, which names a file; .*pass --env-kwargs xml_file=FILE"):
+        EnvironmentChoice().over(known)
+    with pytest.raises(InvalidInput, match="argument xml_file"):
+        EnvironmentChoice("Ant-v4", {"frame_skip": 2}).over(known)
+    chosen = EnvironmentChoice(kwargs={"xml_file": "/tmp/other.xml"}).over(known)
+    assert chosen.kwargs == {"xml_file": "/tmp/other.xml", "frame_skip": 5}
+    assert EnvironmentChoice().over(EnvironmentSpec("Ant-v4", {"xml_file": "ant.xml"})).kwargs == {
+        "xml_file": "ant.xml"
+    }

@@ -1,5 +1,6 @@
 import json
 import math
+import tracemalloc
 
 import gymnasium as gym
 import numpy as np
@@ -7,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aaren_rl.data.spaces import Box, DictSpace, DiscreteSpace, TupleSpace, differences, space_from_json, space_of
+from aaren_rl.data.spaces import (
+    Box,
+    DictSpace,
+    DiscreteSpace,
+    TupleSpace,
+    differences,
+    gymnasium_space,
+    space_from_json,
+    space_of,
+)
 from aaren_rl.errors import InvalidInput
 
 numbers = st.floats(allow_nan=False, allow_infinity=False, width=32)
@@ -324,3 +334,27 @@ def test_discrete_values_outside_are_refused(values):
 def test_discrete_spaces_that_do_not_fit_are_refused(shape, counts, starts):
     with pytest.raises(InvalidInput, match="expected one count from 1"):
         DiscreteSpace(shape, counts, starts)
+
+
+def test_large_ranges_of_whole_numbers_take_no_more_than_their_values():
+    space = DiscreteSpace((), (200_000,), (7,))
+    tracemalloc.start()
+    flat = space.flatten(np.array([7, 200_006]), batch=1)
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert used < 10 * flat.nbytes
+    assert [np.flatnonzero(row).tolist() for row in flat] == [[0], [199_999]]
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        gym.spaces.Discrete(3, start=2),
+        gym.spaces.MultiDiscrete([[2, 3], [4, 5]]),
+        gym.spaces.Dict(b=gym.spaces.Box(0, 1, (2,), np.float64), a=gym.spaces.Tuple((gym.spaces.Discrete(2),))),
+        gym.spaces.Box(np.array([-np.inf, 0], np.float32), np.array([1, np.inf], np.float32)),
+    ],
+    ids=str,
+)
+def test_gymnasium_spaces_come_back(space):
+    assert gymnasium_space(space_of(space)) == space

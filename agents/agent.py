@@ -123,8 +123,7 @@ class Agent(StableBaselines3Policy):
         if self.greatest_return is not None and (np.abs(target) > self.greatest_return).any():
             warnings.warn(
                 f"target_return is {target.max():g}; the agent's returns are scaled for up to "
-                f"{self.greatest_return:g}, 
-                "and to it all targets beyond are the same",
+                f"{self.greatest_return:g}, and to it all targets beyond are the same",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -713,3 +713,14 @@ def test_rows_at_rest_do_not_run_out_of_timesteps():
     # Rows 1 and 2 rest for a whole episode, while row 0 plays its third one.
     assert roll_out(agent, envs, episodes=7, target_return=20.0).lengths.tolist() == [LIMIT] * 7
     envs.close()
+
+
+def test_targets_beyond_what_the_model_tells_apart_are_said(tmp_path):
+    agent = make_agent()
+    most = 100 * float(agent.model.inputs.return_scale)
+    assert agent.greatest_return == most
+    with pytest.warns(RuntimeWarning, match=f"returns are scaled for up to {most:g}, and to it all targets beyond"):
+        agent.reset(2 * most)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        agent.reset(most)

@@ -340,6 +340,7 @@ class Goal(gym.Env):
         info = {
             "passing": {"success": there},
             "float": {"is_success": np.float32(there)},
+            "array": {"success": np.array(there)},
             "sparse": {"success": 1} if there else {},
             "at the end": {"goal_achieved": self.at <= 10} if self.now == 10 else {},
         }.get(self.how, {"other": 1.0})
@@ -356,7 +357,7 @@ def wins(rows, episodes, seed):
 
 
 @pytest.mark.parametrize("vector", [*AutoresetMode, "resting", "processes"])
-@pytest.mark.parametrize("how", ["passing", "float", "sparse", "at the end"])
+@pytest.mark.parametrize("how", ["passing", "float", "array", "sparse", "at the end"])
 def test_success_is_counted_wherever_infos_report_it(how, vector):
     rows, episodes = 3, 17
     if vector in ("resting", "processes"):

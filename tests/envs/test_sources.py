@@ -275,3 +275,11 @@ def test_damaged_local_data_are_not_passed_over(tmp_path):
     file.write_bytes(file.read_bytes()[:-300])
     with pytest.raises(DataError, match=r"hopper_medium-v2\.hdf5.*fetch it again"):
         load(NAME)
+
+
+def test_the_return_scale_that_is_asked_for_is_the_one_that_is_judged():
+    put_bundled()
+    dataset, said = load(NAME, "bundled", return_scale=1.0)
+    assert dataset.return_scale == 1.0
+    assert "have a return-to-go beyond 100 times the return scale of 1" in said
+    assert "return-to-go beyond" not in load(NAME, "bundled")[1]

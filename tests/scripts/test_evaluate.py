@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 
@@ -5,6 +6,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from aaren_rl.checkpoint import load_agent, save_agent
+from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.envs.evaluation import success_interval
 from aaren_rl.scripts.evaluate import main
 
@@ -227,3 +230,19 @@ def test_evaluation_repeats_under_its_seed(command, run_folder):
         returns.append(result_of(run_folder)["returns"])
     assert returns[0] == returns[1]
     assert not np.array_equal(returns[0], returns[2])
+
+
+def test_a_file_that_the_agent_names_is_not_read(command, run_folder, tmp_path):
+    (tmp_path / "evil.xml").write_text("<mujoco/>")
+    model, card = load_agent(run_folder / "last")
+    environment = EnvironmentSpec("Hopper-v5", {"xml_file": str(tmp_path / "evil.xml")})
+    save_agent(tmp_path / "agent", model, dataclasses.replace(card, environment=environment))
+    status, _, errors = command(main, tmp_path / "agent", "--episodes", "1")
+    assert status == 2
+    assert "the argument xml_file, which names a file" in errors
+    assert "pass --env-kwargs xml_file=FILE" in errors
+    # Named by the user, it is read, and found to be no hopper.
+    words = ["--episodes", "1", "--env-kwargs", f"xml_file={tmp_path}/evil.xml"]
+    status, _, errors = command(main, tmp_path / "agent", *words)
+    assert status == 2
+    assert "cannot be made" in errors

@@ -232,6 +232,17 @@ def test_several_seeds_leave_a_run_each_and_a_summary(command, tiny, tmp_path, t
     assert status == 0
     assert out.count("is finished, its result stands") == 2
     assert_same_weights(weights(tmp_path / "both" / "seed-1" / "last"), other)
+    assert summary["max_episode_steps"] == own[0]["max_episode_steps"] == 1000
+    assert (summary["environment_kwargs"], summary["wrappers"]) == ({}, [])
+    assert summary["data_sha256"] == own[0]["data_sha256"]
+    # Under another protocol the agents stand, their results do not.
+    status, out, _ = command(main, "--resume", tmp_path / "both", "--horizon", "7")
+    assert status == 0
+    assert "its result stands" not in out
+    for folder in (tmp_path / "both", tmp_path / "both" / "seed-0", tmp_path / "both" / "seed-1"):
+        result = json.loads((folder / "result.json").read_text())
+        assert (result["max_episode_steps"], result["normalized_score"]) == (7, None)
+    assert_same_weights(weights(tmp_path / "both" / "seed-1" / "last"), other)
     # And no other run takes their folder.
     for more in (["--seeds", "2"], []):
         status, _, err = command(main, *tiny, *more, "--run", tmp_path / "both", "--learning-rate", "0.5")

@@ -272,7 +272,9 @@ def read_json(path: Path) -> dict[str, Any]:
         expected = " and ".join(
             {CARD: (CARD, WEIGHTS), EXPORTED_CARD: (EXPORTED_CARD, EXPORTED_GRAPH)}.get(path.name, [path.name])
         )
-        raise CheckpointError(f"{path} is missing; expected a folder with {expected}") from error
+        last = path.parent / "last"
+        hint = f"; did you mean {last}?" if (last / path.name).exists() else ""
+        raise CheckpointError(f"{path} is missing; expected a folder with {expected}{hint}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):

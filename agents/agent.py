@@ -127,6 +127,7 @@ class Agent(StableBaselines3Policy):
                 RuntimeWarning,
                 stacklevel=2,
             )
+        self._warned_of_flags = False
         self._target_given, self._predicted_anew = target_return, False
         self._single = num_envs is None
         self._waits_for_reset = autoreset_mode == AutoresetMode.NEXT_STEP and not self._single
@@ -172,6 +173,8 @@ class Agent(StableBaselines3Policy):
                 finite.
         """
         state = self._running()
+        if terminated is False and truncated is False and not self._starting and not self._single:
+            self._warn_of_flags()
         observed = self._checked("observation", self._flattened(observation), self._observation_shape)
         done = self._ended_rows(terminated, truncated)
         if reward is None and not self._starting:
@@ -200,6 +203,16 @@ class Agent(StableBaselines3Policy):
                 "the scale of its observations"
             )
         return np.array(action[0]) if self._single else action.copy()
+
+    def _warn_of_flags(self) -> None:
+        if not self._warned_of_flags:
+            warnings.warn(
+                "act got neither terminated nor truncated of a vector environment, so rows whose episode has ended go "
+                "on as if it had not; pass both, as act(observation, reward, terminated, truncated)",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        self._warned_of_flags = True
 
     def _start_episodes(self, state: ActingState, done: Array, earned: Array) -> Array:
         """Restarts the rows whose next episode begins now; the rewards of those that go on, 0 elsewhere."""

@@ -133,12 +133,19 @@ def _check_range(env: Environment, card: AgentCard, action_space: Space, trained
             raise InvalidInput(f"{told}, without that wrapper; take RescaleAction off")
         warnings.warn(f"{told}; take it off unless its data came through it", RuntimeWarning, stacklevel=4)
         return
+    rescaled = (
+        [] if card.environment is None else [one for one in card.environment.wrappers if one.name == "RescaleAction"]
+    )
+    if rescaled and not any(type(layer).__name__ == "RescaleAction" for layer in layers(env)):
+        raise InvalidInput(f"{told}; {trained}, and the environment lacks {rescaled[0]}; put it around the environment")
     spec = next((layer.spec for layer in layers(env) if getattr(layer, "spec", None) is not None), None)
-    if card.environment is not None and spec is not None and spec.id != card.environment.registered_id:
+    same = card.environment is not None and spec is not None and spec.id == card.environment.registered_id
+    if not same and spec is not None:
+        known = (
+            f"it was trained for {card.environment}" if card.environment else "it was trained without an environment"
+        )
         warnings.warn(
-            f"{told}; it was trained for {card.environment}, and the same number may mean another action in {spec.id}",
-            RuntimeWarning,
-            stacklevel=4,
+            f"{told}; {known}, and the same number may mean another action in {spec.id}", RuntimeWarning, stacklevel=4
         )
 
 

@@ -116,6 +116,8 @@ def from_arrays(
             )
         if ends.rule:
             say(f"data: {name}: {ends.rule}")
+        if TIMEOUTS in data and NEXT in data and (doubt := _doubt(data, ends.last)):
+            say(f"warning: {name}: {doubt}")
         steps = int(ends.last[-1]) + 1
         return Trajectories(
             _float32(data["observations"], steps),
@@ -173,6 +175,23 @@ def _ends_by_flags(data: Mapping[str, Any], terminals: _Bools, timeouts: _Bools)
     last = np.flatnonzero(ends)
     passed_over = _passed_over(terminals, last)
     return _Ends(last, terminals[last], timeouts[last], how + passed_over if passed_over else "")
+
+
+def _doubt(data: Mapping[str, Any], last: npt.NDArray[np.intp]) -> str | None:
+    """What is wrong where the data jump inside episodes and go on at their ends; None where nothing shows."""
+    ends = last[last < _length(data) - 1]
+    inside = np.setdiff1d(np.arange(min(int(last[-1]), 25 * _ROWS)), last)
+    if not len(ends) or not len(inside):
+        return None
+    jumps = inside[~_goes_on(data, inside)]
+    # Observations that were normalised after the next ones were taken differ everywhere; that shows nothing.
+    if not len(jumps) or len(jumps) > (1 - _LEAST_FIT) * len(inside):
+        return None
+    episodes = len(np.unique(np.searchsorted(last, jumps)))
+    return (
+        f"inside {episodes} of {len(last)} episodes {NEXT!r} are not the next observations, first at step "
+        f"{jumps[0]}: are the ends marked at another step, or {NEXT!r} shifted?"
+    )
 
 
 def _ends_by_breaks(terminals: _Bools, goes_on: _Bools, horizon: int | None) -> _Ends:

@@ -13,7 +13,7 @@ from aaren_rl.data.oddities import describe_oddities
 from aaren_rl.data.spaces import Box, Space
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.envs import catalogue
-from aaren_rl.envs.catalogue import Reference
+from aaren_rl.envs.catalogue import Entry, Reference
 from aaren_rl.envs.environment_choice import EnvironmentChoice
 from aaren_rl.envs.environments import is_special
 from aaren_rl.envs.fitting import Fitted, Recorded, fit_to_data, fit_to_environment
@@ -75,7 +75,7 @@ class Reading:
         return_scale: number that a model divides returns-to-go by; None for the catalogue's or the data's.
 
     Raises:
-        InvalidInput: the share is out of range.
+        InvalidInput: the share or the scale is out of range.
     """
 
     environment: EnvironmentChoice = field(default_factory=EnvironmentChoice)
@@ -87,6 +87,8 @@ class Reading:
     def __post_init__(self) -> None:
         if not 0 < self.keep_best <= 1:
             raise InvalidInput(f"keep_best is {self.keep_best}; expected a share above 0, up to 1")
+        if self.return_scale is not None and not self.return_scale > 0:
+            raise InvalidInput(f"return_scale is {self.return_scale}; expected a positive number")
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,7 @@ def _described(
         action_space=fitted.action_space,
         reference=entry.reference if entry else None,
         target_returns=entry.target_returns if entry else _targets(trajectories),
-        return_scale=return_scale or (entry.return_scale if entry else largest(trajectories.returns)),
+        return_scale=_scale(trajectories, entry) if return_scale is None else return_scale,
     )
 
 
@@ -243,6 +245,11 @@ def _kept(trajectories: Trajectories, reading: Reading, say: Say) -> Trajectorie
         f"{returns[keep].max():.6g}"
     )
     return trajectories.select(np.flatnonzero(keep))
+
+
+def _scale(trajectories: Trajectories, entry: Entry | None) -> float:
+    """Return scale where the user gives none: the catalogue's, or the largest return."""
+    return entry.return_scale if entry else largest(trajectories.returns)
 
 
 def _targets(trajectories: Trajectories) -> tuple[float, ...]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aaren_rl.data.environment_spec import EnvironmentSpec, file_arguments
-from aaren_rl.envs.environments import import_packages
+from aaren_rl.envs.environments import import_packages, registering_package
 from aaren_rl.errors import InvalidInput
 
 NONE = "none"
@@ -88,7 +88,15 @@ class EnvironmentChoice:
         spec = known
         if self.id is not None:
             same = known is not None and known.registered_id == self.id.rpartition(":")[2]
-            spec = dataclasses.replace(known, id=self.id) if known and same else EnvironmentSpec(self.id)
+            # An id that only the package of what is known would register means that one.
+            unknown = same and registering_package(self.id) is None
+            spec = (
+                known
+                if unknown
+                else dataclasses.replace(known, id=self.id)
+                if known and same
+                else EnvironmentSpec(self.id)
+            )
         if spec is None:
             if self.kwargs:
                 raise InvalidInput(f"arguments {self.kwargs} for no known environment; name one with --env-id")

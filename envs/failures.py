@@ -130,10 +130,9 @@ class Watch:
         (row,), counter = rows, self.counter
         step, seed, episode = int(self._now[row]), self.seed + row, int(counter.ended[row]) + 1
         at = f"at step {step}" if step else "at the reset"
-        count = "1 episode" if episode == 1 else f"{episode} episodes"
         return EpisodeFailed(
-            f"environment {self.name} failed {at} of episode {episode} of the {counter.share[row]} of row {row}, whose "
-            f"first reset has seed {seed}: {cause}; 1 instance with seed {seed} and {count} plays it again",
+            f"environment {self.name} failed {at} of episode {episode} of {counter.share[row]} in row {row} (seed "
+            f"{seed}): {cause}; to play it again: --seed {seed} --instances 1 --episodes {episode}",
             environment=self.name,
             row=row,
             episode=episode,

@@ -13,7 +13,7 @@ from aaren_rl.data.bounds import action_space_of
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.spaces import Box, Space, differences
 from aaren_rl.data.trajectories import Floats, Trajectories
-from aaren_rl.envs.environments import Description, describe
+from aaren_rl.envs.environments import OWN_PACKAGES, Description, describe, registering_package
 from aaren_rl.errors import DataError, InvalidInput
 
 TOLERANCE = 1e-3
@@ -104,12 +104,14 @@ def fit_to_environment(
     if doubt:
         say(f"warning: {doubt}")
     _check_limit(trajectories, environment, described)
+    if described.limit is None and registering_package(environment.registered_id) not in OWN_PACKAGES:
+        say(f"warning: {environment} has no time limit; an episode without an end is broken off late; pass --horizon")
     longest = int(trajectories.lengths.max())
-    if described.limit is not None and longest > described.limit and not limited:
+    if described.limit is not None and longest > described.limit:
         cut = f"episodes of {environment} end after {described.limit} steps, and the data have some of {longest}"
-        if not named:
+        if not (named or limited):
             raise InvalidInput(f"{cut}; pass the limit that the data had as --horizon, as --horizon {longest}")
-        say(f"warning: {cut}")
+        say(f"warning: {cut}, so their returns are of other lengths")
     trajectories = _inside(data, environment, described, clip, say)
     actions = action_space_of(trajectories.actions, described.action_space)
     _say_narrowed(actions, described.action_space, say)

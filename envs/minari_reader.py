@@ -63,6 +63,12 @@ def local_folder(dataset_id: str) -> Path:
         ) from error
 
 
+def local_ids() -> list[str]:
+    """Ids of the datasets under the local Minari root."""
+    root = local_folder("")
+    return [str(file.parent.parent.relative_to(root)) for file in root.glob("**/data/metadata.json")]
+
+
 def read_folder(folder: Path, with_environment: bool = True) -> Recording:
     """Reads a Minari dataset from its folder, which holds `data/`.
 

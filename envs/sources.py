@@ -125,6 +125,7 @@ def _find_minari(dataset_id: str, say: Say) -> Path:
             download.fetch_minari(dataset_id, say=say)
         except Unreachable as error:
             known = [e.minari_id for e in catalogue.catalogue().values() if e.minari_id]
+            known += minari_reader.local_ids()
             raise DataError(
                 f"no local dataset of that name in {minari_reader.local_folder('')}, and {error}; "
                 f"{unknown_name('Minari id', dataset_id, known)}"

@@ -124,7 +124,11 @@ class RestingVectorEnv(VectorEnv[Array, Array, Array]):
 
     def _not_made(self, error: RowFailed) -> EpisodeFailed:
         row, others = error.rows[0], self.num_envs > 1 and error.rows[0] > 0
-        advice = "; if so many cannot be open at once, ask for fewer instances, as 1" if others else ""
+        advice = (
+            "; if so many cannot be open at once, ask for fewer, as --instances 1 (in Python instances=1)"
+            if others
+            else ""
+        )
         return EpisodeFailed(
             f"environment {self.name} cannot be made, instance {row + 1} of {self.num_envs}: {error}{advice}",
             environment=self.name,

@@ -78,7 +78,7 @@ class RunConfig:
     episodes: int = 100
     """Episodes of the final evaluation."""
     instances: int = INSTANCES
-    """Largest number of copies of the environment at once in an evaluation."""
+    """Largest number of copies of the environment at once in an evaluation; it determines the seeds that are played."""
     processes: int = 1
     """Processes that the copies of the environment are spread over; 1 for this one."""
     seeds: int = 1

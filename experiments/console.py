@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from aaren_rl.envs.environments import registered_limit
 from aaren_rl.errors import AarenError, InvalidInput
 from aaren_rl.training.run import Interrupted
 
@@ -86,4 +87,8 @@ def describe(name: str, figures: dict[str, Any]) -> str:
         line += "" if figures["ci95"] is None else " [{:.1f}, {:.1f}]".format(*figures["ci95"])
         line += f" ({figures['reference']})"
     target = "" if figures["target"] is None else f", target {rounded(figures['target'])}"
-    return f"{line}{target}, {figures['environment']}, source {figures['source']}"
+    where = [figures["environment"], *(f"{name}={value}" for name, value in figures["environment_kwargs"].items())]
+    if figures["max_episode_steps"] != registered_limit(str(figures["environment"]).rpartition(":")[2]):
+        where.append(f"limit {figures['max_episode_steps']} steps")
+    where += figures["wrappers"]
+    return f"{line}{target}, {', '.join(where)}, source {figures['source']}"

@@ -50,7 +50,7 @@ class Options:
     horizon: int | None = None
     """Steps after which an episode is truncated; by default the limit of the agent's environment."""
     instances: int = INSTANCES
-    """Largest number of copies of the environment at once."""
+    """Largest number of copies of the environment at once; it determines the seeds that are played."""
     processes: int = 1
     """Processes that the copies of the environment are spread over; 1 for this one."""
     renew: int | None = None

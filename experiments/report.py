@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from aaren_rl.agents import DecisionAgent
@@ -101,7 +102,18 @@ def report(job: Job, learner: SingleLearner, trained: Trained) -> dict[str, Any]
 def summarise(job: Job, outcomes: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean and spread over the seeds, of the last agents; written into the folder of all of them."""
     first, seed = outcomes[0], job.config.training.seed
-    shared = ("collected_in", "source", "dataset", "updates", "acting", "data_sha256", "mixer", "parameters", "device")
+    shared = (
+        "data_episodes",
+        "collected_in",
+        "source",
+        "dataset",
+        "updates",
+        "acting",
+        "data_sha256",
+        "mixer",
+        "parameters",
+        "device",
+    )
     summary: dict[str, Any] = {"seeds": list(range(seed, seed + job.config.seeds))}
     failures = [f"seed {number}: {each['failure']}" for number, each in enumerate(outcomes, seed) if "failure" in each]
     if failures:
@@ -121,7 +133,7 @@ def summarise(job: Job, outcomes: list[dict[str, Any]]) -> dict[str, Any]:
     conditions = final_protocol(job)
     # Seeds of the trainings, not those of the environments.
     played = {} if conditions is None else conditions.to_json() | {"seeds": summary["seeds"]}
-    summary |= played | {name: first[name] for name in (*shared, "versions")}
+    summary |= played | {name: first[name] for name in shared}
     job.say(f"result:     {write_result(job.folder, summary)}")
     if "means" in summary:
         job.say(_describe_seeds(summary))
@@ -145,6 +157,7 @@ def _evaluated(job: Job, learner: SingleLearner, name: str, folder: Path) -> dic
         "checkpoint": name,
         "source": dataset.source,
         "dataset": dataset.id,
+        "data_episodes": dataset.trajectories.episodes,
         "collected_in": None if dataset.collected_in is None else str(dataset.collected_in),
         "mixer": config.model.mixer,
         "parameters": count_parameters(learner.model),
@@ -183,7 +196,7 @@ def _say_results(job: Job, outcome: dict[str, Any]) -> None:
 
 
 def _describe_data(job: Job) -> str:
-    returns, reference = job.dataset.trajectories.returns, job.dataset.reference
+    returns, reference = job.dataset.trajectories.returns.astype(np.float64), job.dataset.reference
     score = f", score {reference.score(float(returns.mean())):.1f}" if reference else ""
     mean = f"{rounded(float(returns.mean()))} +- {rounded(float(returns.std()))}"
     return f"data:       mean return {mean} over {len(returns)} episodes{score}"

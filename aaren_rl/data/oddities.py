@@ -9,7 +9,10 @@ from aaren_rl.data.bounds import SCALED_BOUND, varies
 from aaren_rl.data.trajectories import Floats, Trajectories, blocks
 
 MANY = 100
-"""Episodes of a single step from which on they are reported; below it, a tenth of the episodes."""
+"""Episodes of a single step from which on they are reported; below it, one in fifty."""
+
+FAR = 1e4
+"""Size of a component from which on steps of 0.001 are lost in float32."""
 
 SAMPLE = 10_000
 """Steps that quantiles are taken of, about."""
@@ -25,11 +28,12 @@ def describe_oddities(trajectories: Trajectories, return_scale: float | None = N
     mean, std = trajectories.observation_statistics()
     lines = [
         _single_steps(trajectories),
-        _constant_observations(std),
+        _constant_observations(mean, std),
         _constant_actions(trajectories.actions),
         _far_out(trajectories, mean, std),
         _dominated(trajectories, std),
         _equal_returns(trajectories),
+        _dominated_returns(trajectories),
         None if return_scale is None else _large_returns(trajectories, return_scale),
     ]
     return [line for line in lines if line is not None]
@@ -37,23 +41,28 @@ def describe_oddities(trajectories: Trajectories, return_scale: float | None = N
 
 def _single_steps(trajectories: Trajectories) -> str | None:
     single = np.flatnonzero(trajectories.lengths == 1)
-    if not len(single) or len(single) < min(MANY, trajectories.episodes / 10):
+    if not len(single) or len(single) < min(MANY, trajectories.episodes / 50):
         return None
     share = len(single) / trajectories.episodes
     return (
-        f"{len(single)} of {trajectories.episodes} episodes ({share:.2g} of them) have a single step, the first is "
+        f"{len(single)} of {trajectories.episodes} episodes ({share:.0%}) have a single step, the first is "
         f"episode {single[0]}: are ends marked at every step?"
     )
 
 
-def _constant_observations(std: Floats) -> str | None:
+def _constant_observations(mean: Floats, std: Floats) -> str | None:
     constant = np.flatnonzero(std == 0)
     if not len(constant):
         return None
-    return (
+    line = (
         f"{len(constant)} of {std.size} observation components never vary ({_ranges(constant)}): they are held at "
         "their constants, and what an environment shows there is ignored"
     )
+    far = constant[np.abs(mean.ravel()[constant]) > FAR]
+    if not len(far):
+        return line
+    where = f"component {far[0]}, near {mean.ravel()[far[0]]:.6g}"
+    return f"{line}; if {where}, does vary, float32 does not resolve it there: subtract an offset from the data"
 
 
 def _constant_actions(actions: Floats) -> str | None:
@@ -105,6 +114,19 @@ def _equal_returns(trajectories: Trajectories) -> str | None:
     if len(returns) == 1 or varies(returns.min(), returns.max()):
         return None
     return f"all {len(returns)} episodes have the return {returns[0]:g}: a target return changes nothing"
+
+
+def _dominated_returns(trajectories: Trajectories) -> str | None:
+    """An episode whose return is so large that those of all others look alike."""
+    sizes = np.abs(trajectories.returns.astype(np.float64))
+    usual, most = float(np.quantile(sizes, 0.9)), int(sizes.argmax())
+    if len(sizes) < 10 or sizes[most] <= SCALED_BOUND * usual:
+        return None
+    return (
+        f"episode {most} has the return {trajectories.returns[most]:g}, nine in ten of the others at most {usual:.3g} "
+        "in size: scaled by the largest they look alike, and a target from it is far from all others; leave it out, "
+        "or pass --return-scale and --target"
+    )
 
 
 def _large_returns(trajectories: Trajectories, return_scale: float) -> str | None:

@@ -186,7 +186,6 @@ def test_a_clear_error_and_a_success_are_no_faults(tmp_path):
     ("error", "kind"),
     [
         (DataError("bad"), "wrong"),
-        (DataError("a.txt has the id " + "x" * 10_000), "wrong"),
         (DataError("a.txt cannot be read: Unable to allocate 8 GiB"), "memory"),
         (MemoryError(), "memory"),
         (OSError("cannot read"), "tracebacks"),

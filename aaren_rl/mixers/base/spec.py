@@ -160,7 +160,7 @@ def _read(written: str, annotation: Any) -> Value | None:
     if annotation is bool:
         return {"true": True, "false": False}.get(written)
     if annotation is int:
-        return int(written) if re.fullmatch(r"[+-]?[0-9]{1,18}", written) else None
+        return int(written) if re.fullmatch(r"[+-]?[0-9]{1,100}", written) else None
     if annotation is float:
         number = re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", written, re.IGNORECASE)
         return float(written) if number else None

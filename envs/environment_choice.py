@@ -89,14 +89,11 @@ class EnvironmentChoice:
         if self.id is not None:
             same = known is not None and known.registered_id == self.id.rpartition(":")[2]
             # An id that only the package of what is known would register means that one.
-            unknown = same and registering_package(self.id) is None
-            spec = (
-                known
-                if unknown
-                else dataclasses.replace(known, id=self.id)
-                if known and same
-                else EnvironmentSpec(self.id)
-            )
+            unknown = ":" not in self.id and registering_package(self.id) is None
+            if known and same:
+                spec = known if unknown else dataclasses.replace(known, id=self.id)
+            else:
+                spec = EnvironmentSpec(self.id)
         if spec is None:
             if self.kwargs:
                 raise InvalidInput(f"arguments {self.kwargs} for no known environment; name one with --env-id")

@@ -724,3 +724,22 @@ def test_targets_beyond_what_the_model_tells_apart_are_said(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         agent.reset(most)
+
+
+def test_a_vector_without_flags_warns_once():
+    agent, envs = make_agent(), SyncVectorEnv([make_env] * 2)
+    observation, _ = envs.reset(seed=0)
+    agent.reset(num_envs=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        action = agent.act(observation)
+    observation, reward, terminated, truncated, _ = envs.step(action)
+    with pytest.warns(RuntimeWarning, match="neither terminated nor truncated of a vector environment"):
+        agent.act(observation, reward)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        agent.act(observation, reward)
+        agent.reset(num_envs=2)
+        agent.act(observation)
+        agent.act(observation, reward, terminated, truncated)
+    envs.close()

@@ -252,3 +252,25 @@ def test_another_range_than_the_recorded_one_is_refused():
     agent = DecisionAgent(make_agent().model, AgentCard(spec, "some data", "minari", (-200.0,)))
     with pytest.raises(InvalidInput, match="take RescaleAction off"):
         agent.check_environment(WIDENED["single"]())
+
+
+def test_an_agent_of_rescaled_actions_needs_the_rescaling():
+    agent = make_agent(low=-1.0, high=1.0)
+    recorded = EnvironmentSpec(
+        "Pendulum-v1", wrappers=(Wrapper("RescaleAction", {"min_action": -1.0, "max_action": 1.0}),)
+    )
+    agent = DecisionAgent(agent.model, dataclasses.replace(agent.card, environment=recorded))
+    for env in (pendulum(), SyncVectorEnv([pendulum] * 2)):
+        with pytest.raises(
+            InvalidInput, match=r"lacks RescaleAction\(min_action=-1.0, max_action=1.0\); put it around"
+        ):
+            agent.check_environment(env)
+    agent.check_environment(gym.wrappers.RescaleAction(pendulum(), -1.0, 1.0))
+
+
+def test_a_wider_range_is_said_where_no_environment_is_known():
+    agent = make_agent(env_id=None, low=-1.0, high=1.0)
+    with pytest.warns(
+        RuntimeWarning, match="it was trained without an environment, and the same number may mean another"
+    ):
+        agent.check_environment(pendulum())

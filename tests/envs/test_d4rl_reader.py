@@ -470,3 +470,27 @@ def test_data_beyond_the_free_memory_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(hdf5, "_free_memory", lambda: 100_000)
     with pytest.raises(DataError, match=r"a\.hdf5 needs 0\.1 MiB of memory"):
         read_file(path)
+
+
+@pytest.mark.parametrize("shift", [1, 3])
+@pytest.mark.parametrize("key", ["timeouts", "next_observations"])
+def test_ends_that_next_observations_contradict_are_said(key, shift):
+    rng = np.random.default_rng(0)
+    episodes, length = 20, 10
+    rows = rng.normal(size=(episodes, length + 1, 3)).astype(np.float32)
+    data = {
+        "observations": rows[:, :-1].reshape(-1, 3),
+        "next_observations": rows[:, 1:].reshape(-1, 3),
+        "actions": rng.uniform(-1, 1, (episodes * length, 1)).astype(np.float32),
+        "rewards": np.ones(episodes * length, np.float32),
+        "terminals": np.zeros(episodes * length, bool),
+        "timeouts": np.arange(episodes * length) % length == length - 1,
+    }
+    said = []
+    from_arrays(data, say=said.append)
+    assert said == []
+    data[key] = np.roll(data[key], shift, axis=0)
+    from_arrays(data, say=said.append)
+    # Where all next observations are shifted, they tell nothing.
+    assert bool(said) == (key == "timeouts")
+    assert not said or "episodes 'next_observations' are not the next observations, first at step 9" in said[0]

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 
+from aaren_rl.data.episode import Episode
 from aaren_rl.data.oddities import describe_oddities
 from aaren_rl.data.trajectories import Trajectories
 
@@ -119,3 +120,28 @@ def test_observations_of_any_shape_are_looked_at(shape):
         Trajectories(observations, data.actions, data.rewards, data.offsets, data.terminated, data.truncated)
     )
     assert found == [] if shape == () else "4 of 6 observation components never vary (1 to 2, 4 to 5)" in found[0]
+
+
+def test_a_return_that_dominates_is_said():
+    rng = np.random.default_rng(0)
+
+    def data(first):
+        rewards = rng.uniform(-1, 0, 200)
+        rewards[3] = first
+        return Trajectories.from_episodes(
+            Episode(rng.normal(size=(11, 2)), rng.normal(size=(10, 1)), rewards[start : start + 10], truncated=True)
+            for start in range(0, 200, 10)
+        )
+
+    assert not [line for line in describe_oddities(data(-1.0)) if "they look alike" in line]
+    (line,) = [line for line in describe_oddities(data(1e6)) if "they look alike" in line]
+    assert line.startswith("episode 0 has the return 99999")
+
+
+def test_a_constant_far_from_zero_may_be_more_than_float32_resolves():
+    rng = np.random.default_rng(0)
+    clock = 1.76e9 + np.arange(44.0)
+    observations = np.stack([rng.normal(size=44), clock], axis=1)
+    data = Trajectories.from_episodes([Episode(observations[:22], np.ones((21, 1)), np.ones(21), truncated=True)])
+    text = " ".join(describe_oddities(data))
+    assert "component 1, near 1.76e+09, does vary, float32 does not resolve it there: subtract an offset" in text

@@ -227,9 +227,9 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_failing_environment_is_reported_with_episode_step_and_seed(fault, processes):
     protocol = Protocol(EnvironmentSpec("resting/Faulty-v0", {"fault": fault}), 9, 10, None, None, 4, processes)
-    told = "failed at step 4 of episode 2 of the 2 of row 2, whose first reset has seed 12: "
+    told = r"failed at step 4 of episode 2 of 2 in row 2 \(seed 12\): "
     with pytest.raises(
-        EpisodeFailed, match=f"environment resting/Faulty-v0 {told}{FAULTS[fault]}; 1 instance"
+        EpisodeFailed, match=f"environment resting/Faulty-v0 {told}{FAULTS[fault]}; to play it again: --seed 12 --inst"
     ) as caught:
         evaluate(Still(), protocol)
     found = caught.value
@@ -237,7 +237,7 @@ def test_a_failing_environment_is_reported_with_episode_step_and_seed(fault, pro
     assert found.environment == "resting/Faulty-v0"
     assert Faulty.opened == 0
     # What the message says plays it again.
-    with pytest.raises(EpisodeFailed, match=f"step 4 of episode 2 of the 2 of row 0.*seed 12: {FAULTS[fault]}"):
+    with pytest.raises(EpisodeFailed, match=rf"step 4 of episode 2 of 2 in row 0 \(seed 12\): {FAULTS[fault]}"):
         evaluate(Still(), Protocol(protocol.environment, 2, 12, None, None, instances=1))
 
 
@@ -255,7 +255,7 @@ def test_the_cause_of_a_failure_is_chained(processes):
 
 def test_a_failing_reset_is_step_0():
     spec = EnvironmentSpec("resting/Faulty-v0", {"fault": "reset"})
-    with pytest.raises(EpisodeFailed, match="at the reset of episode 2 of the 2 of row 2.*OSError: the arm") as caught:
+    with pytest.raises(EpisodeFailed, match="at the reset of episode 2 of 2 in row 2.*OSError: the arm") as caught:
         evaluate(Still(), Protocol(spec, 8, 10, None, None, 4))
     assert (caught.value.row, caught.value.episode, caught.value.step) == (2, 2, 0)
 
@@ -271,7 +271,7 @@ def test_a_worker_process_that_dies_is_reported():
 @pytest.mark.parametrize("fault", ["nan", "reward"])
 def test_values_that_nobody_can_act_on_are_found_in_every_autoreset_mode(mode, fault):
     envs = SyncVectorEnv([lambda: Faulty(fault)] * 4, autoreset_mode=mode)
-    message = f"Faulty failed at step 4 of episode 2 of the 2 of row 2, .*seed 12: {FAULTS[fault]}"
+    message = rf"Faulty failed at step 4 of episode 2 of 2 in row 2 \(seed 12\): {FAULTS[fault]}"
     with pytest.raises(EpisodeFailed, match=message):
         roll_out(Still(), gym.wrappers.vector.RecordEpisodeStatistics(envs), 8, seed=10)
     envs.close()

@@ -217,7 +217,7 @@ def test_success_stands_beside_the_return(command, run_folder, reaching):
 def test_an_environment_that_fails_is_one_line(command, run_folder, reaching):
     status, _, err = command(main, run_folder / "last", "--episodes", "2", "--env-id", "tests/Failing-v0")
     assert status == 2
-    told = "environment tests/Failing-v0 failed at step 1 of episode 1 of the 1 of row 0, whose first reset has seed 0"
+    told = "environment tests/Failing-v0 failed at step 1 of episode 1 of 1 in row 0 (seed 0)"
     (line,) = [line for line in err.splitlines() if "simulator" in line]
     assert f"error: {told}: RuntimeError: the simulator is gone" in line
     assert "Traceback" not in err

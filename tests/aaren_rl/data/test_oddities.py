@@ -58,9 +58,10 @@ def test_constant_actions_are_named():
 @pytest.mark.parametrize(
     ("lengths", "expected"),
     [
-        ([40] * 5 + [1] * 100 + [40] * 1000, r"100 of 1105 episodes \(0.09 of them\) .* the first is episode 5"),
-        ([40, 40, 1, 1, 40], r"2 of 5 episodes \(0.4 of them\) have a single step, the first is episode 2"),
-        ([40] * 11 + [1], None),
+        ([40] * 5 + [1] * 100 + [40] * 1000, r"100 of 1105 episodes \(9%\) .* the first is episode 5"),
+        ([40, 40, 1, 1, 40], r"2 of 5 episodes \(40%\) have a single step, the first is episode 2"),
+        ([40] * 11 + [1], r"1 of 12 episodes \(8%\) have a single step, the first is episode 11"),
+        ([40] * 110 + [1], None),
     ],
 )
 def test_episodes_of_one_step_are_counted(lengths, expected):

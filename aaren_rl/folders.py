@@ -56,11 +56,8 @@ def whole_folder(folder: Path, error: type[AarenError], replace: bool = True) ->
         partial.mkdir(parents=True)
         yield partial
         _flush_tree(partial)
-        if not (replace and folder.exists()):
-            os.replace(partial, folder)
-        elif not _exchange(partial, folder):
-            os.replace(folder, old)
-            os.replace(partial, folder)
+        _put_in_place(partial, folder, old, replace)
+        shutil.rmtree(old, ignore_errors=True)
         _flush(folder.parent)
     except OSError as reason:
         if old.exists() and not folder.exists():
@@ -70,6 +67,25 @@ def whole_folder(folder: Path, error: type[AarenError], replace: bool = True) ->
         shutil.rmtree(partial, ignore_errors=True)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _put_in_place(partial: Path, folder: Path, old: Path, replace: bool) -> None:
+    """Gives a folder its name, whatever others that write the same name do meanwhile."""
+    while True:
+        if not (replace and folder.exists()):
+            try:
+                os.replace(partial, folder)
+                return
+            except OSError as reason:
+                # Another has put one there since.
+                if not replace or reason.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+        elif _exchange(partial, folder):
+            return
+        else:
+            shutil.rmtree(old, ignore_errors=True)
+            with suppress(FileNotFoundError):  # Another has set it aside since.
+                os.replace(folder, old)
 
 
 def clean_up(parent: Path) -> None:

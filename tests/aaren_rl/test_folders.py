@@ -129,15 +129,21 @@ def test_the_next_write_cleans_up(folder, dead, write):
     assert not left.exists()
 
 
-def test_threads_that_write_the_same_name_do_not_meet(tmp_path):
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_threads_that_write_the_same_name_do_not_meet(tmp_path, exchanges, monkeypatch):
+    if not exchanges:
+        monkeypatch.setattr(folders, "_exchange", lambda one, other: False)
     failures = []
 
     def write(number):
         try:
-            for _ in range(20):
+            for turn in range(20):
                 with whole_folder(tmp_path / "data", DataError) as partial:
                     for name in "ab":
                         (partial / name).write_text(str(number))
+                if turn % 5 == 0:
+                    # So that some find the name free.
+                    shutil.rmtree(tmp_path / "data", ignore_errors=True)
         except Exception as error:
             failures.append(error)
 

@@ -54,10 +54,22 @@ def check_weights(config: ModelConfig, observations: Space, actions: Space, weig
         raise InvalidInput(f"the weight {unknown[0]} is unknown")
     if (bad := first_not_finite(weights)) is not None:
         raise InvalidInput(f"the weight {bad} holds a NaN or an infinite value")
+    for name, tensor in weights.items():
+        if fault := scaling_fault(name, tensor):
+            raise InvalidInput(f"the scaling {name} {fault}")
     tables = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
     for what, size, largest in (("constants", tables, LARGEST_TABLES), ("state", state, LARGEST_STATE)):
         if size > largest + sum(tensor.numel() * tensor.element_size() for tensor in weights.values()):
             raise InvalidInput(f"mixer {config.mixer!r} asks for {size / 2**30:.1f} GiB of {what}")
+
+
+def scaling_fault(name: str, tensor: Tensor) -> str | None:
+    """What is wrong with a tensor that values are divided by; None for any other."""
+    if name.endswith(("inputs.return_scale", "inputs.reward_scale")) and not (tensor > 0).all():
+        return f"is {tensor.min():g}, expected a positive number"
+    if name.endswith("inputs.observation.std") and (tensor < 0).any():
+        return f"holds {tensor.min():g}, expected nothing below 0"
+    return None
 
 
 def first_not_finite(weights: Mapping[str, Tensor]) -> str | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from aaren_rl.errors import CheckpointError
+from aaren_rl.model.weights_check import scaling_fault
 
 RANDOM, CARRIED = "random.", "carried."
 """How the names of random states, and of the state carried between segments, begin."""
@@ -83,6 +84,8 @@ def _fault(name: str, tensor: Tensor, like: Tensor, device: torch.device) -> str
     good = ~tensor.isnan() & (tensor != torch.inf) if CARRIED in name else tensor.isfinite()
     if not good.all():
         return "holds a NaN or an infinite value"
+    if fault := scaling_fault(name, tensor):
+        return fault
     if name.endswith((".exp_avg_sq", ".step")) and (tensor < 0).any():
         return f"holds {tensor.min():.3g}, expected nothing below 0"
     if CARRIED not in name and (tensor.abs() > LARGEST).any():

@@ -313,6 +313,16 @@ def test_weights_and_scaling_that_are_not_finite_are_refused_by_name(saved, whic
         load_agent(saved)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("inputs.return_scale", 0.0), ("inputs.reward_scale", -1.0), ("inputs.observation.std", -0.5)],
+)
+def test_scaling_that_nothing_can_be_divided_by_is_refused(saved, name, value):
+    sign_weights(saved, lambda tensors: tensors[name].fill_(value))
+    with pytest.raises(CheckpointError, match=f"the scaling {name} (is|holds) {value:g}, expected"):
+        load_agent(saved)
+
+
 def overflowing(dimensions):
     def change(tensors):
         for name, tensor in tensors.items():

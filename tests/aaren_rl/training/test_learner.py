@@ -247,6 +247,8 @@ CHANGES = [
     (f"optimiser.model.{WEIGHT}.exp_avg_sq", torch.zeros_like, "are not of the same gradients"),
     (f"optimiser.model.{WEIGHT}.exp_avg", lambda tensor: 1e3 * tensor, "are not of the same gradients"),
     (f"optimiser.model.{WEIGHT}.step", lambda tensor: tensor - 99, "expected nothing below 0"),
+    ("objective.model.inputs.return_scale", torch.zeros_like, "is 0, expected a positive number"),
+    ("objective.model.inputs.observation.std", torch.neg, "expected nothing below 0"),
     (f"objective.model.{WEIGHT}", spoilt(-3e38), "holds a value of 3e.38, expected at most"),
     ("carried.cursor", grown, "carried.cursor is int64 of shape"),
     ("carried.99", lambda _: torch.zeros(1), "carried.99 is unknown"),

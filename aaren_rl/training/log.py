@@ -34,7 +34,7 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, update: int = 0, evaluates: bool = False) -> None:
-        self._folder, self._hook = folder, threading.excepthook
+        self._folder = folder
         with _writing(folder):
             self._open(folder, update, evaluates)
 
@@ -45,11 +45,9 @@ class RunLog:
             kept = [point for point in kept if point["update"] < update or CHECKING not in point]
         replace_file(folder / METRICS, "".join(json.dumps(point) + "\n" for point in kept))
         self._file = (folder / METRICS).open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder), purge_step=update + 1 if update else None)
+        self._board = _board(folder, purge_step=update + 1 if update else None)
 
     def __enter__(self) -> RunLog:
-        # TensorBoard's thread hands its errors to the next call, and would print a traceback besides.
-        threading.excepthook = lambda args: None if isinstance(args.exc_value, OSError) else self._hook(args)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
@@ -61,8 +59,6 @@ class RunLog:
             # What broke off the run says more.
             if kind is None:
                 raise
-        finally:
-            threading.excepthook = self._hook
 
     def __call__(self, update: int, metrics: Mapping[str, float]) -> None:
         """Logs the metrics of an update, each under its name as TensorBoard's tag."""
@@ -73,6 +69,19 @@ class RunLog:
             self._file.flush()
             for name, value in metrics.items():
                 self._board.add_scalar(name, value, update)
+
+
+def _board(folder: Path, **options: Any) -> SummaryWriter:
+    """TensorBoard's writer, whose thread prints no traceback of errors: it hands them to the next call anyway."""
+    if threading.excepthook is not _skip_board:
+        _skip_board.before = threading.excepthook  # type: ignore[attr-defined]
+        threading.excepthook = _skip_board
+    return SummaryWriter(str(folder), **options)
+
+
+def _skip_board(args: threading.ExceptHookArgs) -> None:
+    if type(args.thread).__name__ != "_AsyncWriterThread" or not isinstance(args.exc_value, OSError):
+        _skip_board.before(args)  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -112,9 +121,10 @@ def log_hyperparameters(folder: Path, parameters: dict[str, Any], outcome: dict[
     flat = {
         name: value if isinstance(value, int | float | str | bool) else str(value) for name, value in parameters.items()
     }
-    board = SummaryWriter(str(folder))
-    board.add_hparams(flat, outcome, run_name=".")
-    board.close()
+    with _writing(folder):
+        board = _board(folder)
+        board.add_hparams(flat, outcome, run_name=".")
+        board.close()
 
 
 def draw_curve(folder: Path, title: str, behaviour_return: float | None = None) -> Path:

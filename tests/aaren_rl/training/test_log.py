@@ -1,9 +1,12 @@
+import subprocess
+import time
+
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_training import logged, train
 
-from aaren_rl.errors import DataError
+from aaren_rl.errors import CheckpointError, DataError
 from aaren_rl.training.log import RunLog, draw_curve, log_hyperparameters, read_metrics
 
 
@@ -82,3 +85,27 @@ def test_damaged_lines_of_the_metrics_are_left_out(tmp_path, damage):
         pass
     assert read_metrics(tmp_path) == expected
     assert draw_curve(tmp_path, "title").exists()
+
+
+@pytest.mark.parametrize("kilobytes", [4, 8, 12, 16, 20])
+def test_a_full_disk_is_one_error_without_a_traceback(tmp_path, kilobytes, capfd):
+    """Metrics and events fill a file system of some kilobytes."""
+    (tmp_path / "disk").mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(tmp_path / "disk")], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("nobody may mount a file system here")
+
+    def fill():
+        with RunLog(tmp_path / "disk" / "run") as log:
+            for update in range(1, 3_000):
+                log(update, {"train/loss": float(update)})
+
+    try:
+        with pytest.raises(CheckpointError, match="the log in .* cannot be written: .*No space left"):
+            fill()
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path / "disk")], check=True)
+    time.sleep(0.1)
+    assert "Traceback" not in capfd.readouterr().err

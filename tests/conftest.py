@@ -1,5 +1,6 @@
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +19,11 @@ TINY = [
     *("--updates", "6", "--batch-size", "4", "--episodes", "2", "--check-episodes", "1"),
     *("--evaluate-every", "3", "--checkpoint-every", "3", "--log-every", "1"),
 ]
+
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A shell without job control starts what is in its background so; tests send Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

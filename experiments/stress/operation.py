@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ class Operation:
 
     def damage(self, folder: Path) -> str | None:
         """What is lost of what was there before, or cannot be read, at any moment; None for nothing."""
-        for old in folder.rglob(".*.old-*"):
+        for old in listed(folder, "**/.*.old-*"):
             name = old.name[1:].rpartition(".old-")[0]
             if not old.with_name(name).exists():
                 return f"the folder {name} is gone, it lies under a hidden name"
@@ -86,12 +87,19 @@ class Operation:
         return None if 0 in statuses else f"none of both succeeded, exit statuses {sorted(statuses)}"
 
 
+def listed(folder: Path, pattern: str) -> list[Path]:
+    """The files and folders of a pattern, where what a killed command began may still come and go."""
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            return list(folder.glob(pattern))
+
+
 def leftovers(folder: Path) -> list[str]:
     """Hidden files and folders that a finished operation should not leave."""
     return sorted(
         {
             path.name.rpartition("-")[0]
-            for path in folder.rglob(".*")
+            for path in listed(folder, "**/.*")
             if ".partial-" in path.name or ".old-" in path.name
         }
     )

@@ -17,7 +17,7 @@ from aaren_rl.agents import DecisionAgent
 from aaren_rl.envs import catalogue, minari_reader
 from aaren_rl.errors import AarenError
 from aaren_rl.experiments.fit import load
-from aaren_rl.experiments.stress.operation import Main, Operation, unless
+from aaren_rl.experiments.stress.operation import Main, Operation, listed, unless
 
 DATA = "hopper-medium"
 """Dataset of all operations; its behaviours are bundled."""
@@ -74,7 +74,7 @@ class Training(Operation):
 
     def again(self, folder: Path) -> Main:
         """See `Operation.again`."""
-        saved = [path for path in (folder / "run").glob("**/checkpoints/*") if ".partial-" not in path.name]
+        saved = [path for path in listed(folder / "run", "**/checkpoints/*") if ".partial-" not in path.name]
         return self._call("--resume", "run") if saved else self.begin(folder)
 
     def _call(self, *words: object) -> Main:
@@ -88,7 +88,7 @@ class Training(Operation):
 
     def damage(self, folder: Path) -> str | None:
         """See `Operation.damage`."""
-        for card in folder.glob("run/**/agent.json"):
+        for card in listed(folder, "run/**/agent.json"):
             # A partial folder may hold anything.
             if not any(".partial-" in part for part in card.parts):
                 found = unless(partial(checkpoint.load_agent, card.parent), f"the agent {card.parent.name}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -15,7 +14,7 @@ import tomli_w
 from aaren_rl import checkpoint
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.envs import catalogue, minari_reader
-from aaren_rl.errors import AarenError
+from aaren_rl.experiments.console import run
 from aaren_rl.experiments.fit import load
 from aaren_rl.experiments.stress.operation import Main, Operation, listed, unless
 
@@ -132,15 +131,12 @@ class Saving(Operation):
             with_other_weights = other.model.head
             for parameter in with_other_weights.parameters():
                 parameter.data += 1
-            try:
-                for _ in range(20):
-                    other.save(folder / "agent")
-                    one.save(folder / "agent")
-            except AarenError as error:
-                print(f"error: {error}", file=sys.stderr)
-                sys.exit(2)
+            for _ in range(20):
+                other.save(folder / "agent")
+                one.save(folder / "agent")
 
-        return save
+        # Errors and Ctrl-C end it as they end every command.
+        return lambda: run(save)
 
     def damage(self, folder: Path) -> str | None:
         """See `Operation.damage`."""

@@ -589,7 +589,9 @@ def _read(path):
 
 def test_the_tests_that_the_docs_name_exist():
     """Every threat of docs/trust.md names what stops it and a test."""
-    table = [line for line in (ROOT / "docs" / "trust.md").read_text().splitlines() if line.startswith("| ")][1:]
+    threats = (ROOT / "docs" / "trust.md").read_text().partition("## Threats")[2].partition("\n## ")[0]
+    table = [line for line in threats.splitlines() if line.startswith("| ")][1:]
+    assert len(table) > 30
     for line in table:
         _, threat, *said, named = line.split("|")[:-1]
         tests = re.findall(r"`(tests/\S+\.py)::(\w+)`", named)

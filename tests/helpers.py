@@ -1,5 +1,7 @@
 """What several test files share."""
 
+import gymnasium as gym
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -92,3 +94,17 @@ def step_through(model, segment, state=None):
             outputs.append(output)
             action, reward = segment.actions[:, t], rewards[:, t]
     return torch.stack(outputs, 1), state
+
+
+class Steady(gym.Env):
+    """Has no end of its own."""
+
+    observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(1, np.float32), 1.0, False, False, {}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from gymnasium import wrappers
 from gymnasium.envs.classic_control import PendulumEnv
+from helpers import Steady
 from minari.data_collector import EpisodeBuffer
 
 from aaren_rl.data.environment_spec import EnvironmentSpec, Wrapper
@@ -68,20 +69,6 @@ def return_of(spec, actions):
     return total
 
 
-class Steady(gym.Env):
-    """Has no end of its own."""
-
-    observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
-    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        return np.zeros(1, np.float32), {}
-
-    def step(self, action):
-        return np.zeros(1, np.float32), 1.0, False, False, {}
-
-
 class Arm(Steady):
     """Actions in a matrix."""
 
@@ -111,7 +98,7 @@ class Goal(Steady):
 def registered():
     for env in (Steady, Arm, Goal):
         # A class itself cannot be recorded.
-        gym.register(f"tests/{env.__name__}-v0", f"{__name__}:{env.__name__}")
+        gym.register(f"tests/{env.__name__}-v0", f"{env.__module__}:{env.__name__}")
     yield
     for env in (Steady, Arm, Goal):
         del gym.registry[f"tests/{env.__name__}-v0"]

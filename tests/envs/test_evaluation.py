@@ -6,6 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.envs.registration import EnvSpec
+from helpers import Steady
 
 from aaren_rl.data.environment_spec import EnvironmentSpec, Wrapper
 from aaren_rl.envs import evaluation
@@ -108,22 +109,10 @@ def test_success_interval_of_impossible_counts(successes, n):
         success_interval(successes, n)
 
 
-class Endless(gym.Env):
-    observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
-    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        return np.zeros(1, np.float32), {}
-
-    def step(self, action):
-        return np.zeros(1, np.float32), 1.0, False, False, {}
-
-
 @pytest.mark.parametrize("wrapped", [(), (Wrapper("DelayObservation", {"delay": 1}),)], ids=["bare", "wrapped"])
 def test_an_episode_without_an_end_is_an_error_that_names_the_horizon(wrapped, monkeypatch):
     monkeypatch.setattr(evaluation, "UNLIMITED", 300)
-    monkeypatch.setitem(gym.registry, "tests/Endless-v0", EnvSpec("tests/Endless-v0", Endless))
+    monkeypatch.setitem(gym.registry, "tests/Endless-v0", EnvSpec("tests/Endless-v0", Steady))
     spec = EnvironmentSpec("tests/Endless-v0", wrappers=wrapped)
     actor = random_actor(spec)
     with pytest.raises(InvalidInput, match="not ended after 300 steps.*--horizon"):

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import h5py
 import numpy as np
 
-from aaren_rl.envs import d4rl_reader
+from aaren_rl.envs.readers import d4rl
 from aaren_rl.experiments import measuring
 from aaren_rl.experiments.measuring import Report, Row
 
@@ -23,9 +23,9 @@ def measure(report: Report) -> None:
         path = Path(folder) / "made-up.hdf5"
         _write_file(path, STEPS)
         before = _peak()
-        trajectories = d4rl_reader.read_file(path)
+        trajectories = d4rl.read_file(path)
         grown = _peak() - before
-        taken = measuring.alternate({"load": measuring.timed(lambda: d4rl_reader.read_file(path))})["load"]
+        taken = measuring.alternate({"load": measuring.timed(lambda: d4rl.read_file(path))})["load"]
     names = ("observations", "actions", "rewards", "returns_to_go")
     kept = sum(getattr(trajectories, name).nbytes for name in names)
     report.add(Row(f"load {STEPS:,} steps", statistics.median(taken), "s"))

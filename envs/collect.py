@@ -20,10 +20,11 @@ from tqdm import tqdm
 from aaren_rl import __version__
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.trajectories import Episode
-from aaren_rl.envs import baselines, minari_reader, minari_writer
+from aaren_rl.envs import baselines, minari_writer
 from aaren_rl.envs.behaviours import Behaviour
 from aaren_rl.envs.catalogue import Entry
 from aaren_rl.envs.environments import Description, describe, make
+from aaren_rl.envs.readers import minari
 from aaren_rl.envs.turns import one_at_a_time
 from aaren_rl.errors import DataError, InvalidInput
 from aaren_rl.folders import whole_folder
@@ -66,7 +67,7 @@ def collect(
     policies = baselines.behaviour_policies(entry)
     if steps < 1:
         raise InvalidInput(f"{steps} steps; expected at least 1")
-    folder = minari_reader.local_folder(entry.bundled_id)
+    folder = minari.local_folder(entry.bundled_id)
     with one_at_a_time(folder, say):
         _clean_up(folder)
         if folder.exists() and not overwrite:

@@ -17,7 +17,7 @@ from aaren_rl.envs.catalogue import Entry, Reference
 from aaren_rl.envs.environment_choice import EnvironmentChoice
 from aaren_rl.envs.environments import is_special
 from aaren_rl.envs.fitting import Fitted, Recorded, fit_to_data, fit_to_environment
-from aaren_rl.envs.minari_reader import Recording
+from aaren_rl.envs.readers.recording import Recording
 from aaren_rl.errors import InvalidInput
 from aaren_rl.model.scaling import largest
 

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import minari
 
-from aaren_rl.envs import minari_metadata, minari_reader
-from aaren_rl.envs.hdf5 import checked
 from aaren_rl.envs.partial import Partial, Say, open_url
+from aaren_rl.envs.readers import minari_metadata
+from aaren_rl.envs.readers.hdf5 import checked
+from aaren_rl.envs.readers.minari import is_local, local_folder
 from aaren_rl.envs.turns import one_at_a_time
 from aaren_rl.errors import DataError
 from aaren_rl.folders import replace_file
@@ -145,12 +146,12 @@ def fetch_minari(dataset_id: str, say: Say = print) -> Path:
 
 
 def _fetch_minari(dataset_id: str, say: Say) -> Path:
-    target, staging = minari_reader.local_folder(dataset_id), minari_reader.local_folder(".downloads")
-    if target.exists() and not minari_reader.is_local(dataset_id):
+    target, staging = local_folder(dataset_id), local_folder(".downloads")
+    if target.exists() and not is_local(dataset_id):
         raise DataError(f"{target} is in the way: it is not a whole Minari dataset; move it elsewhere and run again")
     _check_reachable(os.environ.get("HF_ENDPOINT", MINARI_HOST))
     with one_at_a_time(staging, say):
-        if minari_reader.is_local(dataset_id):
+        if is_local(dataset_id):
             say(f"data: {target} has been downloaded meanwhile; it is taken")
             return target
         try:

@@ -16,8 +16,8 @@ from minari.namespace import NAMESPACE_METADATA_FILENAME
 
 from aaren_rl.data.spaces import gymnasium_space
 from aaren_rl.data.trajectories import Episode
-from aaren_rl.envs import minari_reader
 from aaren_rl.envs.environments import Description
+from aaren_rl.envs.readers.minari import local_folder
 from aaren_rl.errors import DataError
 from aaren_rl.folders import replace_file, write_file
 
@@ -64,7 +64,7 @@ def describe_namespaces(dataset_id: str, description: str) -> None:
     """Describes the namespaces above a dataset as Minari does, each file whole or not at all."""
     namespace = Path(dataset_id).parent
     for name in (namespace, *namespace.parents[:-1]):
-        path = minari_reader.local_folder(str(name)) / NAMESPACE_METADATA_FILENAME
+        path = local_folder(str(name)) / NAMESPACE_METADATA_FILENAME
         if not path.exists():
             replace_file(path, json.dumps({"description": description} if name == namespace else {}))
 

@@ -9,12 +9,13 @@ from typing import Literal, NamedTuple, TypeAlias
 from minari import MinariDataset
 
 from aaren_rl.data.environment_spec import EnvironmentSpec
-from aaren_rl.envs import catalogue, collect, d4rl_reader, download, minari_reader
+from aaren_rl.envs import catalogue, collect, download
 from aaren_rl.envs.catalogue import Entry
 from aaren_rl.envs.dataset import Arrays, Dataset, FoundSource, Reading, Say, assemble
 from aaren_rl.envs.download import Unreachable
-from aaren_rl.envs.minari_metadata import UnusableRecord
-from aaren_rl.envs.minari_reader import Recording
+from aaren_rl.envs.readers import d4rl, minari
+from aaren_rl.envs.readers.minari_metadata import UnusableRecord
+from aaren_rl.envs.readers.recording import Recording
 from aaren_rl.errors import DataError, InvalidInput, unknown_name
 
 Source: TypeAlias = Literal["auto", "minari", "d4rl", "bundled"]
@@ -56,7 +57,7 @@ def load(
     """
     reading = reading or Reading()
     if isinstance(data, MinariDataset):
-        recording = _recorded(lambda use: minari_reader.read_dataset(data, use), reading, say)
+        recording = _recorded(lambda use: minari.read_dataset(data, use), reading, say)
         return assemble(recording.id, "minari", recording, (), reading, say)
     name = str(data)
     found, path, known = _locate(name, source, say)
@@ -91,8 +92,8 @@ def _find(entry: Entry, source: Source, say: Say) -> tuple[FoundSource, Path]:
         InvalidInput: the entry has nothing of that source.
         DataError: no source gives the data; the message says why.
     """
-    if source in ("auto", "minari") and entry.minari_id and minari_reader.is_local(entry.minari_id):
-        return "minari", minari_reader.local_folder(entry.minari_id)
+    if source in ("auto", "minari") and entry.minari_id and minari.is_local(entry.minari_id):
+        return "minari", minari.local_folder(entry.minari_id)
     if source in ("auto", "d4rl") and entry.d4rl_file and (download.d4rl_folder() / entry.d4rl_file).is_file():
         return "d4rl", download.d4rl_folder() / entry.d4rl_file
     failed: list[str] = []
@@ -108,8 +109,8 @@ def _find(entry: Entry, source: Source, say: Say) -> tuple[FoundSource, Path]:
                 failed.append(str(error))
                 say(f"data: {error}")
     if source in ("auto", "bundled"):
-        if minari_reader.is_local(entry.bundled_id):
-            return "bundled", minari_reader.local_folder(entry.bundled_id)
+        if minari.is_local(entry.bundled_id):
+            return "bundled", minari.local_folder(entry.bundled_id)
         if entry.bundled:
             say(f"data: rolling out the bundled behaviours of {entry.name}, once, for {collect.STEPS} steps")
             return "bundled", collect.collect(entry, say=say)
@@ -120,24 +121,24 @@ def _find(entry: Entry, source: Source, say: Say) -> tuple[FoundSource, Path]:
 
 
 def _find_minari(dataset_id: str, say: Say) -> Path:
-    if not minari_reader.is_local(dataset_id):
+    if not minari.is_local(dataset_id):
         try:
             download.fetch_minari(dataset_id, say=say)
         except Unreachable as error:
             known = [e.minari_id for e in catalogue.catalogue().values() if e.minari_id]
-            known += minari_reader.local_ids()
+            known += minari.local_ids()
             raise DataError(
-                f"no local dataset of that name in {minari_reader.local_folder('')}, and {error}; "
+                f"no local dataset of that name in {minari.local_folder('')}, and {error}; "
                 f"{unknown_name('Minari id', dataset_id, known)}"
             ) from error
-    return minari_reader.local_folder(dataset_id)
+    return minari.local_folder(dataset_id)
 
 
 def _read(source: FoundSource, path: Path, reading: Reading, say: Say) -> Recording | Arrays:
     if source == "d4rl":
         horizon = reading.environment.horizon
-        return Arrays(path.name, d4rl_reader.read_file(path, horizon, say))
-    return _recorded(lambda use: minari_reader.read_folder(path, use), reading, say)
+        return Arrays(path.name, d4rl.read_file(path, horizon, say))
+    return _recorded(lambda use: minari.read_folder(path, use), reading, say)
 
 
 def _recorded(read: Callable[[bool], Recording], reading: Reading, say: Say) -> Recording:

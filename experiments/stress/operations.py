@@ -13,7 +13,8 @@ import tomli_w
 
 from aaren_rl import checkpoint
 from aaren_rl.agents import DecisionAgent
-from aaren_rl.envs import catalogue, minari_reader
+from aaren_rl.envs import catalogue
+from aaren_rl.envs.readers import minari
 from aaren_rl.experiments.console import run
 from aaren_rl.experiments.fit import load
 from aaren_rl.experiments.stress.operation import Main, Operation, listed, unless
@@ -55,7 +56,7 @@ class Collecting(Operation):
     def result(self, folder: Path) -> str:
         """See `Operation.result`."""
         found = folder / "minari" / catalogue.find(DATA).bundled_id
-        data = minari_reader.read_folder(found).trajectories
+        data = minari.read_folder(found).trajectories
         return checkpoint.digest(*(np.ascontiguousarray(part).data for part in (data.observations, data.actions)))
 
 

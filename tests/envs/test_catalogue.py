@@ -5,7 +5,7 @@ from aaren_rl.data.environment_spec import EnvironmentSpec, Wrapper
 from aaren_rl.envs import behaviours
 from aaren_rl.envs.catalogue import Reference, by_environment, catalogue, find, reference_of
 from aaren_rl.envs.environments import make
-from aaren_rl.envs.minari_reader import local_folder
+from aaren_rl.envs.readers.minari import local_folder
 from aaren_rl.errors import InvalidInput
 
 TASKS = ("hopper", "halfcheetah", "walker2d", "ant")

@@ -20,7 +20,7 @@ from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.envs import baselines, collect
 from aaren_rl.envs.behaviours import RandomBehaviour
 from aaren_rl.envs.catalogue import find
-from aaren_rl.envs.minari_reader import read_folder
+from aaren_rl.envs.readers.minari import read_folder
 from aaren_rl.errors import DataError, InvalidInput
 
 COLLECT = Path(__file__).parents[2] / "scripts" / "collect.py"

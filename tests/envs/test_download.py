@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 from minari.data_collector import EpisodeBuffer
 
-from aaren_rl.envs import download, minari_metadata, partial
+from aaren_rl.envs import download, partial
 from aaren_rl.envs.download import D4RL_HOST, MINARI_HOST, Unreachable, d4rl_folder, fetch_d4rl, fetch_minari
-from aaren_rl.envs.minari_reader import is_local, local_folder
+from aaren_rl.envs.readers import minari_metadata
+from aaren_rl.envs.readers.minari import is_local, local_folder
 from aaren_rl.errors import DataError
 
 NAME = "hopper_medium-v2.hdf5"

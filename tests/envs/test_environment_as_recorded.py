@@ -19,7 +19,7 @@ from aaren_rl.envs.dataset import Reading
 from aaren_rl.envs.environment_choice import EnvironmentChoice
 from aaren_rl.envs.environments import make
 from aaren_rl.envs.evaluation import Protocol, evaluate
-from aaren_rl.envs.minari_reader import local_folder
+from aaren_rl.envs.readers.minari import local_folder
 from aaren_rl.errors import DataError, InvalidInput
 
 # Minari misses authors, code links and so on; Gymnasium narrows bounds.

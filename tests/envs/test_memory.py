@@ -12,7 +12,7 @@ from aaren_rl.envs.catalogue import find, reference_of
 from aaren_rl.envs.environments import make
 from aaren_rl.envs.evaluation import Protocol, evaluate
 from aaren_rl.envs.memory import MEMORY_CHAIN, T_MAZE, MemoryChain, PassiveTMaze
-from aaren_rl.envs.minari_reader import read_folder
+from aaren_rl.envs.readers.minari import read_folder
 from aaren_rl.errors import InvalidInput
 
 IDS = (T_MAZE, MEMORY_CHAIN)

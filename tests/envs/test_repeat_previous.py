@@ -9,7 +9,7 @@ from aaren_rl.envs import baselines, collect
 from aaren_rl.envs.catalogue import find
 from aaren_rl.envs.environments import make
 from aaren_rl.envs.evaluation import Protocol, evaluate
-from aaren_rl.envs.minari_reader import read_folder
+from aaren_rl.envs.readers.minari import read_folder
 from aaren_rl.envs.repeat_previous import REPEAT_PREVIOUS
 from aaren_rl.errors import InvalidInput
 

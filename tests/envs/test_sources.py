@@ -15,7 +15,7 @@ from aaren_rl.envs.catalogue import find
 from aaren_rl.envs.dataset import Reading
 from aaren_rl.envs.download import d4rl_folder
 from aaren_rl.envs.environment_choice import EnvironmentChoice
-from aaren_rl.envs.minari_reader import local_folder
+from aaren_rl.envs.readers.minari import local_folder
 from aaren_rl.errors import DataError, InvalidInput
 
 # A test that finds the data on this machine asks no host; one that does not is refused at once.

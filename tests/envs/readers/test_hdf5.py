@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from h5py import h5d, h5p, h5s, h5t
 
-from aaren_rl.envs.d4rl_reader import read_file
-from aaren_rl.envs.hdf5 import DEPTH, checked, open_checked, require_memory
+from aaren_rl.envs.readers.d4rl import read_file
+from aaren_rl.envs.readers.hdf5 import DEPTH, checked, open_checked, require_memory
 from aaren_rl.errors import DataError
 
 VALUES = np.arange(12.0).reshape(6, 2)

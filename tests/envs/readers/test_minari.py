@@ -10,7 +10,7 @@ from minari.data_collector import EpisodeBuffer
 
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.spaces import space_of
-from aaren_rl.envs.minari_reader import is_local, local_folder, read_folder
+from aaren_rl.envs.readers.minari import is_local, local_folder, read_folder
 from aaren_rl.errors import DataError, InvalidInput
 
 # Minari misses authors, code links and so on.

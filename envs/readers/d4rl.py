@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aaren_rl.data.trajectories import Trajectories
-from aaren_rl.envs.hdf5 import open_checked, require_memory
+from aaren_rl.envs.readers.hdf5 import open_checked, require_memory
 from aaren_rl.errors import DataError, InvalidInput
 
 KEYS = ("observations", "actions", "rewards", "terminals")

@@ -5,8 +5,8 @@ import h5py
 import numpy as np
 import pytest
 
-from aaren_rl.envs import hdf5
-from aaren_rl.envs.d4rl_reader import from_arrays, read_file
+from aaren_rl.envs.readers import hdf5
+from aaren_rl.envs.readers.d4rl import from_arrays, read_file
 from aaren_rl.errors import DataError, InvalidInput
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +16,11 @@ from minari.storage import get_dataset_path
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.spaces import Box, Space, gymnasium_space, space_of
 from aaren_rl.data.trajectories import Trajectories
-from aaren_rl.envs import minari_metadata
 from aaren_rl.envs.environments import describe
-from aaren_rl.envs.hdf5 import checked, require_memory
+from aaren_rl.envs.readers import minari_metadata
+from aaren_rl.envs.readers.hdf5 import checked, require_memory
+from aaren_rl.envs.readers.recording import Recording
 from aaren_rl.errors import DataError, InvalidInput
-
-
-@dataclass(frozen=True)
-class Recording:
-    """What a Minari dataset holds.
-
-    Attributes:
-        id: of the dataset.
-        trajectories: its episodes; nested observations are flattened in the order of `aaren_rl.data.spaces`.
-        observation_space: as recorded.
-        action_space: as recorded.
-        collected_in: the environment that the data are from; None without a record.
-        evaluated_in: the environment that the data's author names for evaluation; None without a record.
-    """
-
-    id: str
-    trajectories: Trajectories
-    observation_space: Space
-    action_space: Box
-    collected_in: EnvironmentSpec | None
-    evaluated_in: EnvironmentSpec | None
 
 
 def is_local(dataset_id: str) -> bool:

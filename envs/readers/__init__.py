@@ -1,0 +1,1 @@
+"""Readers of datasets, a file for each format; each fills `Trajectories`."""

@@ -19,6 +19,7 @@ from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from aaren_rl import __version__, folders
 from aaren_rl.data.environment_spec import EnvironmentSpec
+from aaren_rl.data.reference import Reference, recorded_reference
 from aaren_rl.data.segment import Segment
 from aaren_rl.data.spaces import Space, space_from_json
 from aaren_rl.errors import AarenError, CheckpointError, InvalidInput
@@ -56,6 +57,7 @@ class AgentCard:
         data_returns: quantiles of the returns in its data, from the lowest to the highest episode in equal steps of
             probability; empty if they are unknown.
         raw_observation_space: of the environment's own observations; None where the model takes them as they are.
+        reference: returns for normalised scores that the data record of `environment`; None where they record none.
 
     Raises:
         InvalidInput: no target return is given.
@@ -69,6 +71,7 @@ class AgentCard:
     acting: str = "stream"
     data_returns: tuple[float, ...] = ()
     raw_observation_space: Space | None = None
+    reference: Reference | None = None
 
     def __post_init__(self) -> None:
         if not self.target_returns:
@@ -79,6 +82,9 @@ class AgentCard:
         saved = {field.name: getattr(self, field.name) for field in fields(self)}
         for name in ("environment", "raw_observation_space"):
             saved[name] = None if saved[name] is None else saved[name].to_json()
+        # The name is the reader's to give.
+        reference = self.reference
+        saved["reference"] = None if reference is None else {"random": reference.random, "expert": reference.expert}
         return saved
 
     @classmethod
@@ -89,7 +95,9 @@ class AgentCard:
             KeyError: a field is missing.
             InvalidInput: one does not fit.
         """
-        given = {field.name: saved[field.name] for field in fields(cls)}
+        given = {field.name: saved[field.name] for field in fields(cls) if field.name != "reference"}
+        # Earlier folders lack it.
+        given["reference"] = recorded_reference(saved.get("reference") or {})
         given |= {name: tuple(given[name]) for name in ("target_returns", "data_returns")}
         readers = {"environment": EnvironmentSpec.from_json, "raw_observation_space": space_from_json}
         given |= {name: read(given[name]) for name, read in readers.items() if given[name] is not None}

@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.envs import behaviours
 from aaren_rl.envs.behaviours import Behaviour, ExpertBehaviour, RandomBehaviour
-from aaren_rl.envs.catalogue import Entry
+from aaren_rl.envs.catalogue import OWN_EXPERT, Entry
 from aaren_rl.envs.environments import describe, make
 from aaren_rl.errors import InvalidInput
 
@@ -76,7 +76,7 @@ def behaviour_policies(entry: Entry) -> list[Behaviour]:
     Raises:
         InvalidInput: no behaviour is bundled for it.
     """
-    if entry.scripted:
+    if entry.expert == OWN_EXPERT:
         return [_expert(entry.environments["bundled"])]
     if entry.behaviours is None:
         raise InvalidInput(

@@ -236,7 +236,7 @@ class _Slot:
 def _made_by(entry: Entry) -> str:
     if entry.behaviours:
         return f"SAC after {', '.join(map(str, entry.behaviours))} steps"
-    return "scripted expert" if entry.scripted else "uniform random actions"
+    return "scripted expert" if entry.expert else "uniform random actions"
 
 
 def _description(entry: Entry, seed: int) -> str:

@@ -69,15 +69,19 @@ def _locate(name: str, source: Source, say: Say) -> _Place:
     if name in catalogue.catalogue():
         entry = catalogue.find(name)
         found, path = _find(entry, source, say)
-        # The one of the source comes first.
-        return _Place(found, path, (entry.environments[found], *entry.environments.values()))
+        if found == "d4rl" and entry.needs:
+            say(f"data: {entry.needs}")
+        # The one of the source comes first; another source's is none of these data.
+        own = entry.environments.get(found)
+        return _Place(found, path, () if own is None else (own, *entry.environments.values()))
     if source != "auto" and (path.exists() or "/" in name):
         raise InvalidInput(f"--source {source} is for names of the catalogue; {name} is a path or a Minari id")
     if path.is_dir():
         return _Place("minari", path, ())
     if path.exists():
         known = next((entry for entry in catalogue.catalogue().values() if entry.d4rl_file == path.name), None)
-        return _Place("d4rl", path, (known.environments["d4rl"],) if known else ())
+        own = known.environments.get("d4rl") if known else None
+        return _Place("d4rl", path, () if own is None else (own,))
     if "/" in name and not name.endswith((".hdf5", ".h5")):
         return _Place("minari", _find_minari(name, say), ())
     if path.suffix:
@@ -99,7 +103,7 @@ def _find(entry: Entry, source: Source, say: Say) -> tuple[FoundSource, Path]:
     failed: list[str] = []
     downloads: list[tuple[FoundSource, str | None, Callable[..., Path]]] = [
         ("minari", entry.minari_id, download.fetch_minari),
-        ("d4rl", entry.d4rl_file, download.fetch_d4rl),
+        ("d4rl", entry.d4rl_path, download.fetch_d4rl),
     ]
     for host, wanted, fetch in downloads:
         if source in ("auto", host) and wanted:
@@ -109,7 +113,7 @@ def _find(entry: Entry, source: Source, say: Say) -> tuple[FoundSource, Path]:
                 failed.append(str(error))
                 say(f"data: {error}")
     if source in ("auto", "bundled"):
-        if minari.is_local(entry.bundled_id):
+        if entry.bundled and minari.is_local(entry.bundled_id):
             return "bundled", minari.local_folder(entry.bundled_id)
         if entry.bundled:
             say(f"data: rolling out the bundled behaviours of {entry.name}, once, for {collect.STEPS} steps")

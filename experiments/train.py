@@ -223,6 +223,7 @@ def _card(job: Job) -> AgentCard:
         acting=job.config.acting,
         data_returns=tuple(quantiles.round(3).tolist()),
         raw_observation_space=None if raw == dataset.observation_space else raw,
+        reference=dataset.own_reference,
     )
 
 

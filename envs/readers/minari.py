@@ -14,6 +14,7 @@ from minari.dataset.minari_storage import MinariStorage
 from minari.storage import get_dataset_path
 
 from aaren_rl.data.environment_spec import EnvironmentSpec
+from aaren_rl.data.reference import Reference
 from aaren_rl.data.spaces import Box, Space, gymnasium_space, space_of
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.envs.environments import describe
@@ -68,8 +69,9 @@ def read_folder(folder: Path, with_environment: bool = True) -> Recording:
         minari_metadata.environment(metadata, entry, where) if with_environment else None
         for entry in ("env_spec", "eval_env_spec")
     ]
+    reference = minari_metadata.reference(metadata, where) if with_environment else None
     try:
-        return _recording(MinariDataset(_storage(folder, metadata, where, recorded[0])), *recorded)
+        return _recording(MinariDataset(_storage(folder, metadata, where, recorded[0])), *recorded, reference=reference)
     except (DataError, InvalidInput):
         raise
     except MemoryError as error:
@@ -88,7 +90,8 @@ def read_dataset(dataset: MinariDataset, with_environment: bool = True) -> Recor
         minari_metadata.environment(metadata, entry, where) if with_environment else None
         for entry in ("env_spec", "eval_env_spec")
     ]
-    return _recording(dataset, *recorded)
+    reference = minari_metadata.reference(metadata, where) if with_environment else None
+    return _recording(dataset, *recorded, reference=reference)
 
 
 def _storage(folder: Path, metadata: dict[str, Any], where: str, collected_in: EnvironmentSpec | None) -> MinariStorage:
@@ -119,7 +122,11 @@ def _storage(folder: Path, metadata: dict[str, Any], where: str, collected_in: E
 
 
 def _recording(
-    dataset: MinariDataset, collected_in: EnvironmentSpec | None, evaluated_in: EnvironmentSpec | None
+    dataset: MinariDataset,
+    collected_in: EnvironmentSpec | None,
+    evaluated_in: EnvironmentSpec | None,
+    *,
+    reference: Reference | None,
 ) -> Recording:
     name = dataset.spec.dataset_id
     try:
@@ -131,7 +138,7 @@ def _recording(
             f"{name} has {dataset.action_space} actions; this agent gives continuous ones, a Box of one shape"
         )
     trajectories = _trajectories(dataset, name, observation_space, action_space)
-    return Recording(name, trajectories, observation_space, action_space, collected_in, evaluated_in)
+    return Recording(name, trajectories, observation_space, action_space, collected_in, evaluated_in, reference)
 
 
 def _trajectories(dataset: MinariDataset, name: str, observation_space: Space, action_space: Box) -> Trajectories:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from aaren_rl.data.environment_spec import EnvironmentSpec
+from aaren_rl.data.reference import Reference
 from aaren_rl.data.spaces import Box, Space
 from aaren_rl.data.trajectories import Trajectories
 
@@ -20,6 +21,7 @@ class Recording:
         action_space: as recorded.
         collected_in: the environment that the data are from; None without a record.
         evaluated_in: the environment that the data's author names for evaluation; None without a record.
+        reference: returns for normalised scores in the environment for evaluation; None without a record.
     """
 
     id: str
@@ -28,3 +30,4 @@ class Recording:
     action_space: Box
     collected_in: EnvironmentSpec | None
     evaluated_in: EnvironmentSpec | None
+    reference: Reference | None = None

@@ -52,7 +52,7 @@ PACKAGES = (
     ),
     Package(
         "minigrid",
-        "minigrid>=3.2",
+        "minigrid>=3.1",
         "minigrid",
         r"MiniGrid-|BabyAI-",
         wrappers=(
@@ -93,6 +93,7 @@ PACKAGES = (
 _LIMITS = (
     (r"FrankaKitchen-|Fetch|Hand(Reach|Manipulate)", "gymnasium_robotics", "mujoco", (3, 12), "kitchen"),
     (r"Meta-World/", "metaworld", "mujoco", (3, 4), "metaworld"),
+    (r"dm_control/", "shimmy", "mujoco", (4, 0), "dm-control"),
 )
 """Environments that need another package below a version: ids, module, that package, the version, the extra."""
 

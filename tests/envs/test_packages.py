@@ -84,8 +84,8 @@ def absent(monkeypatch):
 @pytest.mark.parametrize(
     ("env_id", "module", "extra", "install"),
     [
-        ("minigrid:BabyAI-GoToRedBall-v0", "minigrid", "minigrid", "minigrid>=3.2"),
-        ("BabyAI-GoToRedBall-v0", "minigrid", "minigrid", "minigrid>=3.2"),
+        ("minigrid:BabyAI-GoToRedBall-v0", "minigrid", "minigrid", "minigrid>=3.1"),
+        ("BabyAI-GoToRedBall-v0", "minigrid", "minigrid", "minigrid>=3.1"),
         ("ALE/Pong-v5", "ale_py", "atari", "ale-py>=0.12"),
         ("PointMaze_UMaze-v3", "gymnasium_robotics", "robotics", "gymnasium-robotics>=1.4"),
         ("Meta-World/MT1", "metaworld", "metaworld", "metaworld>=3.1"),

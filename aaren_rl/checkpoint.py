@@ -21,7 +21,7 @@ from aaren_rl import __version__, folders
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.reference import Reference, recorded_reference
 from aaren_rl.data.segment import Segment
-from aaren_rl.data.spaces import Space, space_from_json
+from aaren_rl.data.spaces import space_from_json
 from aaren_rl.errors import AarenError, CheckpointError, InvalidInput
 from aaren_rl.model import DecisionModel, Scaling, config_from_dict
 from aaren_rl.model.weights_check import check_weights, first_not_finite
@@ -35,7 +35,7 @@ EXPORTED_GRAPH, EXPORTED_CARD = "agent.onnx", "export.json"
 EXPORTED = frozenset({EXPORTED_GRAPH, EXPORTED_CARD})
 """Files in the folder of an exported agent."""
 
-FORMAT = 4
+FORMAT = 5
 """Version of the folder's format; it rises with every change that older code cannot read."""
 
 
@@ -56,7 +56,6 @@ class AgentCard:
         acting: default way of acting, as "stream" or "window:20" (`aaren_rl.agents.acting.Acting`).
         data_returns: quantiles of the returns in its data, from the lowest to the highest episode in equal steps of
             probability; empty if they are unknown.
-        raw_observation_space: of the environment's own observations; None where the model takes them as they are.
         reference: returns for normalised scores that the data record of `environment`; None where they record none.
 
     Raises:
@@ -70,7 +69,6 @@ class AgentCard:
     updates: int = 0
     acting: str = "stream"
     data_returns: tuple[float, ...] = ()
-    raw_observation_space: Space | None = None
     reference: Reference | None = None
 
     def __post_init__(self) -> None:
@@ -80,8 +78,7 @@ class AgentCard:
     def to_json(self) -> dict[str, Any]:
         """The card in JSON's types."""
         saved = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name in ("environment", "raw_observation_space"):
-            saved[name] = None if saved[name] is None else saved[name].to_json()
+        saved["environment"] = None if self.environment is None else self.environment.to_json()
         # The name is the reader's to give.
         reference = self.reference
         saved["reference"] = None if reference is None else {"random": reference.random, "expert": reference.expert}
@@ -95,12 +92,11 @@ class AgentCard:
             KeyError: a field is missing.
             InvalidInput: one does not fit.
         """
-        given = {field.name: saved[field.name] for field in fields(cls) if field.name != "reference"}
-        # Earlier folders lack it.
-        given["reference"] = recorded_reference(saved.get("reference") or {})
+        given = {field.name: saved[field.name] for field in fields(cls)}
+        given["reference"] = recorded_reference(given["reference"] or {})
         given |= {name: tuple(given[name]) for name in ("target_returns", "data_returns")}
-        readers = {"environment": EnvironmentSpec.from_json, "raw_observation_space": space_from_json}
-        given |= {name: read(given[name]) for name, read in readers.items() if given[name] is not None}
+        if given["environment"] is not None:
+            given["environment"] = EnvironmentSpec.from_json(given["environment"])
         return cls(**given)
 
 

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 
 from aaren_rl.data.environment_spec import EnvironmentSpec
+from aaren_rl.data.spaces import Box
 from aaren_rl.envs import behaviours
 from aaren_rl.envs.behaviours import Behaviour, ExpertBehaviour, RandomBehaviour
 from aaren_rl.envs.catalogue import Entry
@@ -90,10 +91,8 @@ def behaviour_policies(entry: Entry) -> list[Behaviour]:
 
 def _random(spec: EnvironmentSpec) -> RandomBehaviour:
     space = describe(spec).action_space
-    if not space.is_bounded:
-        raise InvalidInput(
-            f"{spec.id} has actions from {space.low} to {space.high}; uniformly random actions need bounds"
-        )
+    if not isinstance(space, Box) or not space.is_bounded:
+        raise InvalidInput(f"{spec.id} has actions in {space}; uniformly random actions need a Box with bounds")
     return RandomBehaviour(*(np.array(bound).reshape(space.shape) for bound in (space.low, space.high)))
 
 

@@ -8,7 +8,6 @@ import os
 import threading
 import urllib.error
 import urllib.request
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
@@ -20,6 +19,7 @@ from aaren_rl.envs.partial import Partial, Say, open_url
 from aaren_rl.envs.readers import minari_metadata
 from aaren_rl.envs.readers.hdf5 import checked
 from aaren_rl.envs.readers.minari import is_local, local_folder
+from aaren_rl.envs.readers.zipped_arrays import open_npz
 from aaren_rl.envs.turns import one_at_a_time
 from aaren_rl.errors import DataError
 from aaren_rl.folders import replace_file
@@ -85,14 +85,14 @@ def fetch_ogbench(name: str, host: str = OGBENCH_HOST, say: Say = print) -> Path
 
     Raises:
         Unreachable: the host does not answer.
-        DataError: as `fetch_d4rl`; or it is no zip file.
+        DataError: as `fetch_d4rl`; or it is no npz file that may be read.
     """
-    return _fetch_file(f"{host}/{name}", ogbench_folder() / name, "OGBENCH_DATASET_DIR", _check_zip, say)
+    return _fetch_file(f"{host}/{name}", ogbench_folder() / name, "OGBENCH_DATASET_DIR", _check_npz, say)
 
 
-def _check_zip(path: Path) -> None:
-    if not zipfile.is_zipfile(path):
-        raise DataError(f"{path} is no npz file: it is not a zip file")
+def _check_npz(path: Path) -> None:
+    with open_npz(path):
+        pass
 
 
 def _fetch_file(url: str, target: Path, variable: str, check: Callable[[Path], object], say: Say) -> Path:

@@ -188,7 +188,7 @@ def _ogbench() -> Iterator[tuple[str, dict[str, Any]]]:
     content = table("ogbench")
     for task, types in content["datasets"].items():
         for name in (f"{task}-{kind}" for kind in types):
-            spec = EnvironmentSpec(f"ogbench:{task}-v0")
+            spec = EnvironmentSpec(f"{task}-v0")
             made = content["experts"].get(name)
             fields: dict[str, Any] = {"task": task, "ogbench_file": f"{name}-v0.npz"}
             yield f"{name}-v0", {**fields, "environments": {"ogbench": spec}}

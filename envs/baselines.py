@@ -9,11 +9,15 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 
 from aaren_rl.data.environment_spec import EnvironmentSpec
-from aaren_rl.envs import behaviours
+from aaren_rl.envs import behaviours, experts
 from aaren_rl.envs.behaviours import Behaviour, ExpertBehaviour, RandomBehaviour
 from aaren_rl.envs.catalogue import Entry
 from aaren_rl.envs.environments import describe, make
+from aaren_rl.envs.players import ExpertPlayer, Player
 from aaren_rl.errors import InvalidInput
+
+OWN = "aaren"
+"""Expert of this project's own environments."""
 
 
 class BehaviourActor:
@@ -70,11 +74,22 @@ def random_actor(spec: EnvironmentSpec, seed: int = 0) -> BehaviourActor:
     return BehaviourActor([_random(spec)], seed)
 
 
-def behaviour_policies(entry: Entry) -> list[Behaviour]:
-    """The bundled behaviours that make an entry's data.
+def players_of(entry: Entry) -> list[Player]:
+    """Who makes an entry's data: an expert, or bundled behaviours.
 
     Raises:
         InvalidInput: no behaviour is bundled for it.
+    """
+    if entry.scripted:
+        return [ExpertPlayer(experts.find(OWN))]
+    return list(behaviour_policies(entry))
+
+
+def behaviour_policies(entry: Entry) -> list[Behaviour]:
+    """The bundled behaviours that make an entry's data, where they act from observations alone.
+
+    Raises:
+        InvalidInput: no behaviour is bundled for it, or the expert that makes its data looks at its environment.
     """
     if entry.scripted:
         return [_expert(entry.environments["bundled"])]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import h5py
@@ -23,7 +25,13 @@ from aaren_rl.folders import replace_file, write_file
 
 
 def write_dataset(
-    folder: Path, dataset_id: str, environment: Description, episodes: list[Episode], algorithm: str, description: str
+    folder: Path,
+    dataset_id: str,
+    environment: Description,
+    episodes: Sequence[Episode],
+    algorithm: str,
+    description: str,
+    infos: Sequence[Mapping[str, npt.NDArray[Any]]] = (),
 ) -> None:
     """Writes a dataset in Minari's HDF5 format.
 
@@ -34,6 +42,7 @@ def write_dataset(
         episodes: with the observation after the last action.
         algorithm: what acted.
         description: of the dataset.
+        infos: of each episode, by name, (T + 1, ...); empty for none.
 
     Raises:
         DataError: the disk has too little space.
@@ -43,7 +52,7 @@ def write_dataset(
     observation_space = gym.spaces.Box(*environment.observation_space.bounds())
     action_space = gymnasium_space(environment.action_space)
     storage = MinariStorage.new(folder / "data", observation_space, action_space, environment.recorded)
-    image = _hdf5_image(episodes)
+    image = _hdf5_image(episodes, infos or [{}] * len(episodes))
     require_space(folder, len(image))
     write_file(folder / "data" / "main_data.hdf5", image)
     storage.update_metadata(
@@ -83,10 +92,10 @@ def require_space(folder: Path, needed: int) -> None:
         )
 
 
-def _hdf5_image(episodes: list[Episode]) -> bytes:
+def _hdf5_image(episodes: Sequence[Episode], infos: Sequence[Mapping[str, npt.NDArray[Any]]]) -> bytes:
     """The file of Minari's HDF5 format, made in memory: HDF5 crashes where a disk is full."""
     with h5py.File("main_data.hdf5", "w", driver="core", backing_store=False, track_order=True) as file:
-        for number, episode in enumerate(episodes):
+        for number, (episode, said) in enumerate(zip(episodes, infos, strict=True)):
             length = len(episode.rewards)
             group = file.create_group(f"episode_{number}")
             group.attrs["id"], group.attrs["total_steps"] = number, length
@@ -100,6 +109,8 @@ def _hdf5_image(episodes: list[Episode]) -> bytes:
                 # Minari may append to what is chunked and has no greatest length.
                 group.create_dataset(name, data=values, chunks=True, maxshape=(None, *values.shape[1:]))
             group.create_group("infos")
+            for name, values in said.items():
+                group["infos"].create_dataset(name, data=values, chunks=True, maxshape=(None, *values.shape[1:]))
         file.flush()
         image: bytes = file.id.get_file_image()
         return image

@@ -21,6 +21,7 @@ from aaren_rl.envs import baselines, collect
 from aaren_rl.envs.behaviours import RandomBehaviour
 from aaren_rl.envs.catalogue import find
 from aaren_rl.envs.readers.minari import read_folder
+from aaren_rl.envs.recording_roll_out import Amount, roll_out
 from aaren_rl.errors import DataError, InvalidInput
 
 COLLECT = Path(__file__).parents[2] / "scripts" / "collect.py"
@@ -91,9 +92,9 @@ def test_seed_of_one_set_is_not_that_of_another():
 def test_episodes_do_not_depend_on_the_number_of_threads(monkeypatch):
     spec, policies = EnvironmentSpec("Hopper-v5"), baselines.behaviour_policies(find("hopper-medium-expert"))
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    alone = collect.roll_out(spec, policies, 200, (3,))
+    alone = roll_out(spec, policies, Amount(200, "steps"), (3,))
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    threaded = collect.roll_out(spec, policies, 200, (3,))
+    threaded = roll_out(spec, policies, Amount(200, "steps"), (3,))
     for one, other in zip(alone, threaded, strict=True):
         np.testing.assert_array_equal(one.observations, other.observations)
         np.testing.assert_array_equal(one.actions, other.actions)
@@ -132,7 +133,9 @@ def test_medium_replay_takes_equal_shares_of_all_its_snapshots():
             return policies[self.number](episodes, rng)
 
     steps = 20 * len(policies)
-    episodes = collect.roll_out(entry.environments["bundled"], [Counting(i) for i in range(len(policies))], steps, (0,))
+    episodes = roll_out(
+        entry.environments["bundled"], [Counting(i) for i in range(len(policies))], Amount(steps, "steps"), (0,)
+    )
     assert len(policies) == 14
     assert (counts >= 20).all()
     assert len(episodes) >= 14
@@ -157,7 +160,7 @@ def test_short_episodes_are_not_favoured():
     gym.register("tests/Lasting-v0", Lasting)
     try:
         policy = RandomBehaviour(np.array([-1.0]), np.array([1.0]))
-        episodes = collect.roll_out(EnvironmentSpec("tests/Lasting-v0"), [policy], 32_000, (0,))
+        episodes = roll_out(EnvironmentSpec("tests/Lasting-v0"), [policy], Amount(32_000, "steps"), (0,))
     finally:
         del gym.registry["tests/Lasting-v0"]
     long = sum(len(episode.rewards) == 400 for episode in episodes)
@@ -168,7 +171,7 @@ def test_short_episodes_are_not_favoured():
 def test_progress_adds_up_to_the_steps_asked_for():
     counted = []
     policies = baselines.behaviour_policies(find("hopper-random"))
-    collect.roll_out(EnvironmentSpec("Hopper-v5"), policies, 300, (0,), counted.append)
+    roll_out(EnvironmentSpec("Hopper-v5"), policies, Amount(300, "steps"), (0,), counted.append)
     assert sum(counted) == 300
 
 
@@ -177,8 +180,12 @@ def test_interruption_passes_through(monkeypatch, root):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        collect.roll_out(
-            EnvironmentSpec("Hopper-v5"), baselines.behaviour_policies(find("hopper-medium")), 5_000, (0,), interrupt
+        roll_out(
+            EnvironmentSpec("Hopper-v5"),
+            baselines.behaviour_policies(find("hopper-medium")),
+            Amount(5_000, "steps"),
+            (0,),
+            interrupt,
         )
     monkeypatch.setattr(collect.tqdm, "update", lambda self, steps: interrupt(steps))
     with pytest.raises(KeyboardInterrupt):
@@ -249,7 +256,7 @@ for free in range(0, 128, 4):
     # A tmpfs counts in pages of 4 KiB.
     ballast.write_bytes(b"x" * ((512 - free) * 1024 - 8192))
     try:
-        collect.collect(find("hopper-random"), 60, overwrite=True, progress=False)
+        collect.collect(find("hopper-random"), 60, overwrite=True, progress=False, say=lambda line: None)
         print(free, "made")
     except DataError as error:
         print(free, f"refused: {error}")
@@ -342,7 +349,7 @@ def test_one_waits_for_the_holder_and_goes_on_when_it_dies(root):
     )
     assert holder.stdout.readline() == "held\n"
     # What a killed process leaves half-made.
-    (folder.parent / ".random-v0.partial-1").mkdir()
+    (folder.parent / f".random-v0.partial-{holder.pid}").mkdir()
     said = []
 
     def heard(line):
@@ -351,7 +358,8 @@ def test_one_waits_for_the_holder_and_goes_on_when_it_dies(root):
         holder.wait()
 
     collect.collect(find("hopper-random"), 60, progress=False, say=heard)
-    assert said == [f"data: waiting for process {holder.pid}, which is making {folder}"]
+    assert said[0] == f"data: waiting for process {holder.pid}, which is making {folder}"
+    assert re.fullmatch(r"data: aaren/hopper/random-v0: \d+ episodes, \d+ steps, returns \S+ \+- \S+", said[1])
     assert [path.name for path in folder.parent.iterdir() if path.name != "namespace_metadata.json"] == ["random-v0"]
 
 

@@ -20,7 +20,7 @@ from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 from aaren_rl import __version__, folders
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.segment import Segment
-from aaren_rl.data.spaces import Space, space_from_json
+from aaren_rl.data.spaces import space_from_json
 from aaren_rl.errors import AarenError, CheckpointError, InvalidInput
 from aaren_rl.model import DecisionModel, Scaling, config_from_dict
 from aaren_rl.model.weights_check import check_weights, first_not_finite
@@ -34,7 +34,7 @@ EXPORTED_GRAPH, EXPORTED_CARD = "agent.onnx", "export.json"
 EXPORTED = frozenset({EXPORTED_GRAPH, EXPORTED_CARD})
 """Files in the folder of an exported agent."""
 
-FORMAT = 4
+FORMAT = 5
 """Version of the folder's format; it rises with every change that older code cannot read."""
 
 
@@ -55,7 +55,6 @@ class AgentCard:
         acting: default way of acting, as "stream" or "window:20" (`aaren_rl.agents.acting.Acting`).
         data_returns: quantiles of the returns in its data, from the lowest to the highest episode in equal steps of
             probability; empty if they are unknown.
-        raw_observation_space: of the environment's own observations; None where the model takes them as they are.
 
     Raises:
         InvalidInput: no target return is given.
@@ -68,7 +67,6 @@ class AgentCard:
     updates: int = 0
     acting: str = "stream"
     data_returns: tuple[float, ...] = ()
-    raw_observation_space: Space | None = None
 
     def __post_init__(self) -> None:
         if not self.target_returns:
@@ -77,8 +75,7 @@ class AgentCard:
     def to_json(self) -> dict[str, Any]:
         """The card in JSON's types."""
         saved = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name in ("environment", "raw_observation_space"):
-            saved[name] = None if saved[name] is None else saved[name].to_json()
+        saved["environment"] = None if self.environment is None else self.environment.to_json()
         return saved
 
     @classmethod
@@ -91,8 +88,8 @@ class AgentCard:
         """
         given = {field.name: saved[field.name] for field in fields(cls)}
         given |= {name: tuple(given[name]) for name in ("target_returns", "data_returns")}
-        readers = {"environment": EnvironmentSpec.from_json, "raw_observation_space": space_from_json}
-        given |= {name: read(given[name]) for name, read in readers.items() if given[name] is not None}
+        if given["environment"] is not None:
+            given["environment"] = EnvironmentSpec.from_json(given["environment"])
         return cls(**given)
 
 

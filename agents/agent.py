@@ -17,8 +17,13 @@ from aaren_rl.agents.acting import Acting
 from aaren_rl.agents.stable_baselines3 import StableBaselines3Policy
 from aaren_rl.agents.states import ActingState, Array
 from aaren_rl.checkpoint import AgentCard
-from aaren_rl.data.spaces import Space
+from aaren_rl.data.bounds import bounds_of
+from aaren_rl.data.packed import arrays_of, map_packed, numbers_of
+from aaren_rl.data.spaces import NUMBERS, Box, NestedSpace, Packed, Space
 from aaren_rl.errors import InvalidInput
+
+GOAL = "desired_goal"
+"""Part of an observation that says what to reach, as Gymnasium-Robotics names it."""
 
 
 class Agent(StableBaselines3Policy):
@@ -35,9 +40,12 @@ class Agent(StableBaselines3Policy):
         acting: how it acts, as `Acting.parse` takes it; None for what the card says.
         renew: resets the return-to-go to the target every this many steps of an episode; 0 for never. For episodes
             longer than the data's, in which the return-to-go would leave the trained range; the mixers' state goes on.
+        temperature: of sampled actions: 1 samples with the learned probabilities, less keeps to the likelier actions, 0
+            takes the most likely ones.
+        seed: of sampled actions; None for another one each time.
 
     Raises:
-        InvalidInput: acting cannot be read, or renew is below 0.
+        InvalidInput: acting cannot be read, or renew or the temperature is below 0.
     """
 
     def __init__(
@@ -49,8 +57,13 @@ class Agent(StableBaselines3Policy):
         greatest_return: float | None,
         acting: str | None = None,
         renew: int = 0,
+        temperature: float = 0.0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
+        if not 0 <= temperature < np.inf:
+            raise InvalidInput(f"temperature is {temperature}; expected a number from 0 on")
+        self.temperature, self.generator = temperature, np.random.default_rng(seed)
         if renew < 0:
             raise InvalidInput(f"renew is {renew}; expected a number of steps, or 0 for never")
         self.acting = Acting.parse(card.acting if acting is None else acting)
@@ -60,6 +73,10 @@ class Agent(StableBaselines3Policy):
         self._state: ActingState | None = None
 
     def _begin(self, rows: int) -> ActingState:
+        raise NotImplementedError
+
+    def _draw(self, rows: int) -> Array:
+        """Random numbers of sampled actions, (rows, noise size)."""
         raise NotImplementedError
 
     @property
@@ -97,6 +114,7 @@ class Agent(StableBaselines3Policy):
         target_return: float | Array | None = None,
         num_envs: int | None = None,
         autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
+        goal: Any = None,
     ) -> None:
         """Starts new episodes everywhere.
 
@@ -108,9 +126,12 @@ class Agent(StableBaselines3Policy):
                 default is Gymnasium's). NEXT_STEP gives an episode's last observation before the first of the next,
                 and ignores the action in between. With SAME_STEP, and with DISABLED when you reset the ended rows
                 yourself before you call `act`, the observation after the end is the next episode's first.
+            goal: to reach, in place of the observations' own `desired_goal`, of its space; one for each row where there
+                are rows. None for what the observations say.
 
         Raises:
-            InvalidInput: a number of environments below 1, or a target return that is not finite.
+            InvalidInput: a number of environments below 1, a target return that is not finite, or a goal for an agent
+                without goals, or of another size.
         """
         if num_envs is not None and num_envs < 1:
             raise InvalidInput(f"num_envs is {num_envs}; expected at least 1, or None for a single environment")
@@ -127,12 +148,12 @@ class Agent(StableBaselines3Policy):
                 RuntimeWarning,
                 stacklevel=2,
             )
+        self._goal = self._checked_goal(goal, 0 if num_envs is None else 1)
         self._warned_of_flags = False
         self._target_given, self._predicted_anew = target_return, False
         self._single = num_envs is None
         self._waits_for_reset = autoreset_mode == AutoresetMode.NEXT_STEP and not self._single
         self._target = np.broadcast_to(target, (rows,))
-        self._observation_shape = (rows, *self.observation_space.shape)
         # Steps since each row's episode began: when to renew, to forget, and to refuse.
         self._scheduled = bool(self.renew) or self.longest is not None or self.acting.mode == "reset"
         self._timestep = np.zeros(rows, dtype=np.int64)
@@ -144,17 +165,17 @@ class Agent(StableBaselines3Policy):
 
     def act(
         self,
-        observation: Array | Mapping[str, Any] | tuple[Any, ...],
+        observation: Any,
         reward: float | Array | None = None,
         terminated: bool | Array = False,
         truncated: bool | Array = False,
-        executed_action: Array | None = None,
-    ) -> Array:
+        executed_action: Any = None,
+    ) -> Any:
         """The next action, from what the environment just returned.
 
         Args:
-            observation: of the observation space's shape, or (rows, *shape) for a batch; where the environment's
-                observations have parts, those parts.
+            observation: as the environment gives it: of the observation space's shape, or (rows, *shape) for a batch;
+                a mapping or a tuple where it has parts.
             reward: of the last action, a number or (rows,), counted in float32; None only on the first call after
                 `reset`.
             terminated: whether that step ended the episode, a bool or (rows,).
@@ -165,7 +186,8 @@ class Agent(StableBaselines3Policy):
                 clipped, with a warning.
 
         Returns:
-            The action, of the action space's shape or (rows, *shape), float32, inside the bounds of training.
+            The action as the environment takes it: of the action space's shape or (rows, *shape), float32 and inside
+            the bounds of training for a Box, whole numbers for discrete actions, a mapping or a tuple for parts.
 
         Raises:
             InvalidInput: not reset yet, shapes that do not fit, no reward, values that are not finite, more steps than
@@ -175,7 +197,7 @@ class Agent(StableBaselines3Policy):
         state = self._running()
         if terminated is False and truncated is False and not self._starting and not self._single:
             self._warn_of_flags()
-        observed = self._checked("observation", self._flattened(observation), self._observation_shape)
+        observed = self._packed(observation)
         done = self._ended_rows(terminated, truncated)
         if reward is None and not self._starting:
             raise InvalidInput("act was called without a reward; give the reward of the last action, or reset first")
@@ -193,16 +215,19 @@ class Agent(StableBaselines3Policy):
                 earned = self._start_episodes(state, done, earned)
         if self._scheduled:
             self._on_schedule(state, earned)
-        action = state.step(observed, earned)
+        noise = (self.temperature * self._draw(len(earned))).astype(np.float32) if self.temperature else None
+        action = state.step(observed, earned, noise)
         self._starting = False
         if not np.isfinite(action).all():
             where = tuple(np.argwhere(~np.isfinite(action))[0])
             raise InvalidInput(
                 f"the model's action is {action[where]} in row {where[0]}; its weights are damaged, or observations of "
-                f"this episode were too large (now {observed.min()} to {observed.max()}); reset the agent, and look at "
-                "the scale of its observations"
+                f"this episode were too large (now {_range(observed)}); reset the agent, and look at the scale of its "
+                "observations"
             )
-        return np.array(action[0]) if self._single else action.copy()
+        if self._single:
+            return self.action_space.unpack(np.array(action[0]))
+        return self.action_space.unpack(action.copy(), batch=1)
 
     def _warn_of_flags(self) -> None:
         if not self._warned_of_flags:
@@ -247,28 +272,58 @@ class Agent(StableBaselines3Policy):
             raise InvalidInput("the agent has no episode under way; call reset first")
         return self._state
 
-    def _flattened(self, observation: Array | Mapping[str, Any] | tuple[Any, ...]) -> Array:
-        """An observation in parts as a vector, in the order of the training data; others as they are."""
-        if not isinstance(observation, Mapping | tuple):
-            return observation
-        if self.card.raw_observation_space is None:
-            raise InvalidInput(
-                f"the observation is a {type(observation).__name__} of parts; this agent was trained on arrays of "
-                f"shape {self.observation_space.shape}: give it one array, with the parts in the order of its data, or "
-                "train it on data whose observations have parts (a Minari dataset of this environment)"
-            )
+    def _packed(self, observation: Any) -> Packed:
+        """An observation as the model takes it, (rows, ...)."""
+        space, rows = self.observation_space, len(self._timestep)
+        if self._goal is not None:
+            observation = {**observation, GOAL: self._goal}
+        if isinstance(space, Box) and not isinstance(observation, Mapping | tuple):
+            return self._checked("observation", observation, (rows, *space.shape))
         try:
-            return self.card.raw_observation_space.flatten(observation, batch=0 if self._single else 1)
+            packed = space.pack(observation, batch=0 if self._single else 1)
         except InvalidInput as error:
             raise InvalidInput(f"the observation does not fit: {error}") from error
+        if self._single:
+            packed = map_packed(lambda part: np.asarray(part)[None], packed)
+        for part in arrays_of(packed).values():
+            if len(part) != rows:
+                raise InvalidInput(f"the observation has {len(part)} rows; expected {rows}")
+        numbers = numbers_of(packed)
+        if numbers is None:
+            return packed
+        with np.errstate(over="ignore"):
+            numbers = numbers.astype(np.float32, copy=False)
+        if not np.isfinite(numbers).all():
+            raise InvalidInput(f"observation holds a NaN or an infinite value, in float32: {observation}")
+        return {**packed, NUMBERS: numbers} if isinstance(packed, dict) else numbers
 
-    def _checked_action(self, executed: Array) -> Array:
-        """An executed action inside the bounds of training, (rows, *shape) float32."""
+    def _checked_goal(self, goal: Any, batch: int) -> Any:
+        """A goal that fits the observations; None for none."""
+        if goal is None:
+            return None
+        parts = dict(self.observation_space.named_parts) if isinstance(self.observation_space, NestedSpace) else {}
+        if GOAL not in parts:
+            raise InvalidInput(
+                f"a goal for an agent whose observations have no {GOAL!r}; train it on data with goals, or leave it out"
+            )
+        try:
+            parts[GOAL].pack(goal, batch)
+        except InvalidInput as error:
+            raise InvalidInput(f"the goal does not fit: {error}") from error
+        return goal
+
+    def _checked_action(self, executed: Any) -> Array:
+        """An executed action inside the bounds of training, packed, (rows, *shape) float32."""
         if self._starting:
             raise InvalidInput("executed_action was given before the agent's first action; leave it out at that call")
         shape = (len(self._timestep), *self.action_space.shape)
+        if not isinstance(self.action_space, Box):
+            try:
+                executed = self.action_space.pack(executed, batch=0 if self._single else 1)
+            except InvalidInput as error:
+                raise InvalidInput(f"executed_action does not fit: {error}") from error
         action = self._checked("executed_action", executed, shape)
-        low, high = self.action_space.bounds()
+        low, high = bounds_of(self.action_space)
         inside = np.clip(action, low, high)
         if (np.abs(inside - action) > 1e-5 * (high - low)).any():
             warnings.warn(
@@ -306,3 +361,9 @@ class Agent(StableBaselines3Policy):
         if flags.shape not in ((), self._timestep.shape):
             raise InvalidInput(f"{name} has shape {flags.shape}; expected {self._timestep.shape}")
         return np.broadcast_to(flags, self._timestep.shape)
+
+
+def _range(observed: Packed) -> str:
+    """Least and greatest number of an observation, in words."""
+    numbers = numbers_of(observed)
+    return "images alone" if numbers is None or not numbers.size else f"{numbers.min()} to {numbers.max()}"

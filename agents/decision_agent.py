@@ -9,9 +9,10 @@ import torch
 from aaren_rl import checkpoint
 from aaren_rl.agents.agent import Agent
 from aaren_rl.agents.model_states import GrowingState, Window
-from aaren_rl.agents.states import ActingState, DeviceRows, Rows
+from aaren_rl.agents.states import ActingState, Array, DeviceRows, Rows
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.data.bounds import SCALED_BOUND
+from aaren_rl.errors import InvalidInput
 from aaren_rl.model import DecisionModel
 from aaren_rl.stepping import ModelStepper, NumpyModelStepper
 
@@ -46,9 +47,11 @@ class DecisionAgent(Agent):
         acting: "stream", "reset:STEPS" or "window:STEPS" (see `aaren_rl.agents.acting.Acting`); None for what the card
             says.
         renew: resets the return-to-go to the target every this many steps of an episode; 0 for never.
+        temperature: of sampled actions; 0 for the most likely ones.
+        seed: of sampled actions; None for another one each time.
 
     Raises:
-        InvalidInput: acting is not understood, or renew is below 0.
+        InvalidInput: acting is not understood, renew or the temperature is below 0, or the head has no probabilities.
     """
 
     def __init__(
@@ -58,25 +61,40 @@ class DecisionAgent(Agent):
         device: torch.device | str = "cpu",
         acting: str | None = None,
         renew: int = 0,
+        temperature: float = 0.0,
+        seed: int | None = None,
     ) -> None:
         self.model = model.to(device).eval()
         self.device = torch.device(device)
         longest = model.config.max_steps if model.config.timesteps == "learned" else None
         greatest = SCALED_BOUND * float(model.inputs.return_scale) if model.config.return_to_go else None
-        super().__init__(card, model.observation_space, model.action_space, longest, greatest, acting, renew)
+        if temperature > 0 and not model.head.noise_size:
+            raise InvalidInput(
+                f"temperature is {temperature}, and this agent predicts one action, without probabilities; train it "
+                "with --head gaussian, or leave the temperature out"
+            )
+        spaces = model.observation_space, model.action_space
+        super().__init__(card, *spaces, longest, greatest, acting, renew, temperature, seed)
         self._begun: tuple[int, tuple[tuple[int, int], ...]] | None = None
 
     @classmethod
     def load(
-        cls, folder: str | Path, device: torch.device | str = "cpu", acting: str | None = None, renew: int = 0
+        cls,
+        folder: str | Path,
+        device: torch.device | str = "cpu",
+        acting: str | None = None,
+        renew: int = 0,
+        temperature: float = 0.0,
+        seed: int | None = None,
     ) -> DecisionAgent:
-        """Loads an agent folder; device, acting and renew are as for the class.
+        """Loads an agent folder; the other arguments are as for the class.
 
         Raises:
             CheckpointError: the folder is missing, incomplete, altered or of another version.
-            InvalidInput: acting is not understood, or renew is below 0.
+            InvalidInput: as for the class.
         """
-        return cls(*checkpoint.load_agent(Path(folder)), device=device, acting=acting, renew=renew)
+        model, card = checkpoint.load_agent(Path(folder))
+        return cls(model, card, device, acting, renew, temperature, seed)
 
     def save(self, folder: str | Path) -> None:
         """Writes an agent folder, model.safetensors and agent.json with how it acts now, whole or not at all.
@@ -85,6 +103,9 @@ class DecisionAgent(Agent):
             CheckpointError: it cannot be written; what was there before is still there.
         """
         checkpoint.save_agent(Path(folder), self.model, self.card)
+
+    def _draw(self, rows: int) -> Array:
+        return self.model.head.draw(rows, self.generator)
 
     def _begin(self, rows: int) -> ActingState:
         if self.acting.mode == "window":
@@ -101,5 +122,5 @@ class DecisionAgent(Agent):
         small = self.device.type == "cpu" and multiplications <= SMALL
         numpy_step = NumpyModelStepper.of(step) if small else None
         if numpy_step is None:
-            return DeviceRows(step, rows, self.device)
+            return DeviceRows(step, rows, self.device, self.model.head.noise_size if self.temperature else 0)
         return Rows(numpy_step, step.start.numpy(), step.mixed, rows)

@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 
 from aaren_rl.checkpoint import AgentCard
+from aaren_rl.data.bounds import bounds_of
 from aaren_rl.data.spaces import Space, differences, space_of
 from aaren_rl.errors import InvalidInput
 
@@ -50,7 +51,7 @@ def check(env: Environment, card: AgentCard, observation_space: Space, action_sp
             scale of observations, rewards or actions.
     """
     trained = f"this agent was trained on {card.dataset_id}" + (f" for {card.environment}" if card.environment else "")
-    _check_spaces(env, card.raw_observation_space or observation_space, action_space, trained)
+    _check_spaces(env, observation_space, action_space, trained)
     _check_scale(env, card, trained)
     _check_range(env, card, action_space, trained)
 
@@ -71,24 +72,19 @@ def layers(env: Any) -> Iterator[Any]:
 def _check_spaces(env: Environment, observation_space: Space, action_space: Space, trained: str) -> None:
     spaces = _spaces(env)
     try:
-        observations, actions = (space_of(space) for space in spaces)
+        observations, actions = space_of(spaces[0]), space_of(spaces[1], image=False)
     except InvalidInput as error:
         raise InvalidInput(
             f"{error}; the agent expects observations of shape {observation_space.shape} and gives actions of "
             f"shape {action_space.shape}; {trained}"
         ) from error
-    # Observations that the project itself flattened stand in the agent's order.
-    before = next((layer.raw_space for layer in layers(env) if hasattr(layer, "raw_space")), observations)
-    if found := differences(observation_space, before, "observations"):
+    if found := differences(observation_space, observations, "observations"):
         raise InvalidInput(
             f"the environment's {'; '.join(found)}; {trained}; make its observations those of the training data"
         )
-    if type(actions) is not type(action_space) or actions.shape != action_space.shape:
-        raise InvalidInput(
-            f"the environment's action space is {spaces[1]}; the agent gives actions of shape {action_space.shape}; "
-            f"{trained}"
-        )
-    (low, high), (least, greatest) = action_space.bounds(), actions.bounds()
+    if found := differences(action_space, actions, "actions"):
+        raise InvalidInput(f"the environment's {'; '.join(found)}; {trained}")
+    (low, high), (least, greatest) = bounds_of(action_space), bounds_of(actions)
     if (low < least - 1e-5).any() or (high > greatest + 1e-5).any():
         raise InvalidInput(
             f"the agent gives actions from {low} to {high}, outside the environment's {spaces[1]}; {trained}"
@@ -113,8 +109,8 @@ def _check_scale(env: Environment, card: AgentCard, trained: str) -> None:
 
 def _check_range(env: Environment, card: AgentCard, action_space: Space, trained: str) -> None:
     """Refuses actions that a wrapper would rescale, and warns where another environment takes a far wider range."""
-    low, high = action_space.bounds()
-    bounds = space_of(_spaces(env)[1]).bounds()
+    low, high = bounds_of(action_space)
+    bounds = bounds_of(space_of(_spaces(env)[1], image=False))
     # In float32 the difference of finite bounds can be infinite.
     width, agents = (np.subtract(*pair, dtype=np.float64) for pair in ((bounds[1], bounds[0]), (high, low)))
     # Without bounds there is no scale that could differ: wrappers that clip have none, for example.
@@ -125,7 +121,7 @@ def _check_range(env: Environment, card: AgentCard, action_space: Space, trained
         name = type(layer).__name__
         if name != "RescaleAction":
             continue
-        inner, outer = (space_of(_spaces(one)[1]).bounds() for one in (layer.env, layer))
+        inner, outer = (bounds_of(space_of(_spaces(one)[1], image=False)) for one in (layer.env, layer))
         if np.allclose(inner, outer) or _is_recorded(outer, card):
             continue
         told += f", and RescaleAction makes numbers from {inner[0]} to {inner[1]} of them; {trained}"

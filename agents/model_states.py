@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from aaren_rl.agents.states import Array, OnDevice
+from aaren_rl.data.packed import arrays_of, map_packed
 from aaren_rl.data.segment import Segment
+from aaren_rl.data.spaces import Packed
 from aaren_rl.errors import InvalidInput
 from aaren_rl.mixers import State, state_bytes
 from aaren_rl.model import DecisionModel
@@ -80,14 +82,14 @@ class GrowingState(_Counted):
         """See `ActingState.replace_action`."""
         self.previous_action = self.to_device(action)
 
-    def step(self, observation: Array, reward: Array) -> Array:
+    def step(self, observation: Packed, reward: Array, noise: Array | None = None) -> Array:
         """See `ActingState.step`."""
         return_to_go, timestep = self._count(reward)
-        now = Segment.of_one_step(
-            self.to_device(observation), timestep, return_to_go, self.previous_action, self.to_device(reward)
-        )
+        observed = map_packed(self.to_device, observation)
+        now = Segment.of_one_step(observed, timestep, return_to_go, self.previous_action, self.to_device(reward))
+        drawn = None if noise is None else self.to_device(noise)
         with torch.inference_mode():
-            self.previous_action, self.state = self.model.step(now, self.state)
+            self.previous_action, self.state = self.model.step(now, self.state, drawn)
         return self.previous_action.cpu().numpy()
 
     @property
@@ -112,8 +114,9 @@ class Window(_Counted):
     def __init__(self, model: DecisionModel, rows: int, device: torch.device, steps: int) -> None:
         super().__init__(model, rows, device)
         self.steps = steps
-        self.kept = {
-            "observations": torch.zeros(rows, 0, *model.observation_space.shape, device=device),
+        example = model.inputs.observation.examples(rows, torch.Generator())
+        self.kept: dict[str, Any] = {
+            "observations": map_packed(lambda part: part.unsqueeze(1)[:, :0].to(device), example),
             "timesteps": torch.zeros(rows, 0, dtype=torch.long, device=device),
             "actions": torch.zeros(rows, 0, *model.action_space.shape, device=device),
             "rewards": torch.zeros(rows, 0, device=device),
@@ -134,32 +137,39 @@ class Window(_Counted):
         """See `ActingState.replace_action`."""
         self.kept["actions"][:, -1] = self.to_device(action)
 
-    def step(self, observation: Array, reward: Array) -> Array:
+    def step(self, observation: Packed, reward: Array, noise: Array | None = None) -> Array:
         """See `ActingState.step`."""
         return_to_go, timestep = self._count(reward)
         if self.kept["rewards"].shape[1]:
             self.kept["rewards"][:, -1] = self.to_device(reward)
         now = {
-            "observations": self.to_device(observation),
+            "observations": map_packed(self.to_device, observation),
             "timesteps": timestep,
             "actions": return_to_go.new_zeros(len(reward), *self.model.action_space.shape),
             "rewards": torch.zeros_like(return_to_go),
             "returns_to_go": return_to_go,
             "valid": torch.ones_like(timestep, dtype=torch.bool),
         }
-        self.kept = {
-            name: torch.cat([part[:, -self.steps :], now[name].unsqueeze(1)], 1) for name, part in self.kept.items()
-        }
-        window = Segment(**{name: part[:, -self.steps :] for name, part in self.kept.items()})  # (rows, steps, ...)
+        self.kept = {name: map_packed(self._appended, part, now[name]) for name, part in self.kept.items()}
+        window = Segment(**self.kept).map(lambda part: part[:, -self.steps :])  # (rows, steps, ...)
         if self.kept["timesteps"].shape[1] > self.steps:
             actions, rewards = self.kept["actions"], self.kept["rewards"]
             window = window._replace(previous_action=actions[:, 0], previous_reward=rewards[:, 0])
         with torch.inference_mode():
-            action = self.model(window)[0].mode[:, -1]
-        self.kept["actions"][:, -1] = action
-        return cast(Array, action.cpu().numpy())
+            prediction = self.model(window)[0]
+            if noise is None:
+                acted = prediction.mode
+            else:
+                # The actions before are not drawn again: only the last one is taken.
+                drawn = self.to_device(noise).unsqueeze(1).expand(-1, window.timesteps.shape[1], -1)
+                acted = prediction.sampled(drawn)
+        self.kept["actions"][:, -1] = acted[:, -1]
+        return cast(Array, acted[:, -1].cpu().numpy())
+
+    def _appended(self, kept: Tensor, now: Tensor) -> Tensor:
+        return torch.cat([kept[:, -self.steps :], now.unsqueeze(1)], 1)
 
     @property
     def state_bytes(self) -> int:
         """See `ActingState.state_bytes`."""
-        return state_bytes(list(self.kept.values()))
+        return state_bytes([part for kept in self.kept.values() for part in arrays_of(kept).values()])

@@ -12,7 +12,8 @@ from aaren_rl import checkpoint
 from aaren_rl.agents.agent import Agent
 from aaren_rl.agents.states import ActingState, Array, Rows
 from aaren_rl.checkpoint import AgentCard
-from aaren_rl.data.spaces import Space, space_from_json
+from aaren_rl.data.packed import arrays_of
+from aaren_rl.data.spaces import NUMBERS, Packed, Space, space_from_json
 from aaren_rl.errors import CheckpointError, InvalidInput
 from aaren_rl.stepping import onnx as export
 
@@ -91,11 +92,17 @@ class OnnxAgent(Agent):
         """
         if self.start.ndim != 1 or not np.isfinite(self.start).all() or not 0 < self.mixed <= len(self.start):
             raise InvalidInput("state_start is no row of finite numbers, or mixers_at lies outside of it")
-        expected = {"observation": list(observations.shape), "reward": [], "state": list(self.start.shape)}
+        named = export.graph_inputs(observations)
+        expected = {name: list(shape) for name, (_, shape) in named.items()}
+        expected |= {"reward": [], "state": list(self.start.shape)}
         found = {given.name: given.shape[1:] for given in self.session.get_inputs()}
         if found != expected:
             raise InvalidInput(f"the graph takes {found}, the card describes {expected}")
-        observation = np.zeros((1, *observations.shape), dtype=np.float32)
+        self._keys = {name: key for name, (key, _) in named.items()}
+        types = {given.name: given.type for given in self.session.get_inputs()}
+        dtypes = {name: np.uint8 if types[name] == "tensor(uint8)" else np.float32 for name in named}
+        arrays = {key: np.zeros((1, *shape), dtypes[name]) for name, (key, shape) in named.items()}
+        observation = arrays if observations.images() else arrays[NUMBERS]
         action, state = self._run(observation, np.zeros(1, dtype=np.float32), self.start[None].copy())
         if action.shape[1:] != actions.shape or state.shape[1:] != self.start.shape:
             raise InvalidInput(f"the graph gives actions of shape {action.shape[1:]}, expected {actions.shape}")
@@ -105,6 +112,8 @@ class OnnxAgent(Agent):
     def _begin(self, rows: int) -> ActingState:
         return Rows(self._run, self.start, self.mixed, rows)
 
-    def _run(self, observation: Array, reward: Array, state: Array) -> tuple[Array, Array]:
-        action, state = self.session.run(None, {"observation": observation, "reward": reward, "state": state})
+    def _run(self, observation: Packed, reward: Array, state: Array, noise: Array | None = None) -> tuple[Array, Array]:
+        arrays = arrays_of(observation)
+        observed = {name: arrays[key] for name, key in self._keys.items()}
+        action, state = self.session.run(None, {**observed, "reward": reward, "state": state})
         return action, state

@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode
 
 from aaren_rl.agents.states import ActingState, Array
 from aaren_rl.checkpoint import AgentCard
-from aaren_rl.data.spaces import Space
+from aaren_rl.data.spaces import NestedSpace, Space, TextSpace
 from aaren_rl.errors import InvalidInput
 
 
@@ -20,6 +20,7 @@ class StableBaselines3Policy:
 
     card: AgentCard
     observation_space: Space
+    temperature: float
     _state: ActingState | None
     _timestep: Array
 
@@ -37,17 +38,17 @@ class StableBaselines3Policy:
         """See `aaren_rl.agents.agent.Agent.reset`."""
         raise NotImplementedError
 
-    def act(self, observation: Array, reward: Array | None = None, terminated: bool | Array = False) -> Array:
+    def act(self, observation: Any, reward: Array | None = None, terminated: bool | Array = False) -> Any:
         """See `aaren_rl.agents.agent.Agent.act`."""
         raise NotImplementedError
 
     def predict(
         self,
-        observation: Array | Mapping[str, Any],
+        observation: Any,
         state: tuple[Array, ...] | None = None,
         episode_start: Array | None = None,
         deterministic: bool = True,
-    ) -> tuple[Array, tuple[Array, ...] | None]:
+    ) -> tuple[Any, tuple[Array, ...] | None]:
         """Stable-Baselines3's `predict`.
 
         That convention hands over no rewards, without which the return-to-go cannot count down: pass
@@ -60,21 +61,21 @@ class StableBaselines3Policy:
             observation: of the observation space's shape, or (rows, *shape), or a mapping of such parts.
             state: None to start anew, else as returned before.
             episode_start: (rows,) bool, True where a new episode starts with this observation.
-            deterministic: must be True; the agent has no random actions.
+            deterministic: must be True for an agent without a temperature, which has no random actions.
 
         Returns:
             The action, with the batch dimension of the observation, and the state to hand in next.
 
         Raises:
-            InvalidInput: deterministic is False, or as `act`.
+            InvalidInput: deterministic is False and the agent has no temperature, or as `act`.
         """
-        if not deterministic:
+        if not deterministic and not self.temperature:
             raise InvalidInput(
-                "predict was asked for random actions; this agent is deterministic, pass deterministic=True"
+                "predict was asked for random actions; this agent is deterministic: pass deterministic=True, or make "
+                "the agent with a temperature"
             )
-        observation = self._flat(observation)
-        rows = len(observation) if observation.ndim > len(self.observation_space.shape) else None
-        batch = observation if rows else observation[None]
+        rows = self._rows(observation)
+        batch = observation if rows else _with_batch(observation)
         if state is None or self._state is None:
             if self._predicted_anew and (episode_start is None or not np.all(episode_start)):
                 warnings.warn(
@@ -102,17 +103,17 @@ class StableBaselines3Policy:
             reward = np.zeros(len(self._timestep)) if self._observed_reward is None else self._observed_reward
             self._observed_reward = None
             action = self.act(batch, reward, terminated=starts)
-        return (action if rows else action[0]), (self._timestep.copy(),)
+        return (action if rows else _first(action)), (self._timestep.copy(),)
 
-    def _flat(self, observation: Array | Mapping[str, Any]) -> Array:
-        """One observation or a batch as an array, its parts in the order of the training data."""
-        raw = self.card.raw_observation_space
-        if raw is None or not isinstance(observation, Mapping | tuple):
-            return np.asarray(observation)
-        try:
-            return raw.flatten(observation)
-        except InvalidInput:
-            return raw.flatten(observation, batch=1)
+    def _rows(self, observation: Any) -> int | None:
+        """Rows of a batch of observations; None for a single observation."""
+        first = self.observation_space.parts()[0]
+        space, value = self.observation_space, observation
+        while isinstance(space, NestedSpace):
+            value, space = space.values_of(value)[0], space.named_parts[0][1]
+        dimensions = 0 if isinstance(first.space, TextSpace) else len(first.space.shape)
+        shape = np.shape(value)
+        return shape[0] if len(shape) > dimensions else None
 
     def observe_reward(self, reward: float | Array) -> None:
         """Takes the reward of the last step, for the next `predict`."""
@@ -128,3 +129,19 @@ class StableBaselines3Policy:
             self.check_environment(local_variables["env"])
         self._checks_environment = False
         self.observe_reward(local_variables["rewards"])
+
+
+def _with_batch(observation: Any) -> Any:
+    """A single observation as a batch of one."""
+    if isinstance(observation, Mapping):
+        return {key: _with_batch(part) for key, part in observation.items()}
+    if isinstance(observation, tuple):
+        return tuple(map(_with_batch, observation))
+    return [observation] if isinstance(observation, str) else np.asarray(observation)[None]
+
+
+def _first(action: Any) -> Any:
+    """The first of a batch of actions."""
+    if isinstance(action, Mapping):
+        return {key: _first(part) for key, part in action.items()}
+    return tuple(map(_first, action)) if isinstance(action, tuple) else action[0]

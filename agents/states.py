@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from aaren_rl.cuda_graph import CudaGraph
+from aaren_rl.data.packed import map_packed
+from aaren_rl.data.spaces import Packed
 from aaren_rl.mixers import state_bytes
 from aaren_rl.model.inputs_stepper import ACTION, RETURN_TO_GO
 from aaren_rl.stepping import ModelStepper
@@ -47,13 +49,14 @@ class ActingState(Protocol):
         """Makes something else the last action of every row, (batch, *action shape) float32."""
         ...
 
-    def step(self, observation: Array, reward: Array) -> Array:
-        """The next actions, (batch, *action shape).
+    def step(self, observation: Packed, reward: Array, noise: Array | None = None) -> Array:
+        """The next actions, packed, (batch, *action shape).
 
         Args:
-            observation: float32, (batch, *observation shape).
+            observation: packed, (batch, *observation shape) float32, or a dict where there are images.
             reward: of the last actions, float32, (batch,); 0 at the first step of an episode. It is taken off the
                 return-to-go.
+            noise: random numbers of sampled actions, (batch, noise size) float32; None for the most likely ones.
         """
         ...
 
@@ -72,14 +75,18 @@ class Rows:
     """Steps a function of arrays, its state one row of numbers for each environment (see `ModelStepper`).
 
     Args:
-        function: (observation, reward, state) to (action, state); the state is float64.
+        function: (observation, reward, state, noise) to (action, state); the state is float64.
         start: the row before an episode, (state size,).
         mixed: column at which the mixers' states start.
         rows: number of environments.
     """
 
     def __init__(
-        self, function: Callable[[Array, Array, Array], tuple[Array, Array]], start: Array, mixed: int, rows: int
+        self,
+        function: Callable[[Any, Array, Array, Array | None], tuple[Array, Array]],
+        start: Array,
+        mixed: int,
+        rows: int,
     ) -> None:
         self.function, self.start, self.mixed = function, start, mixed
         self.state = np.tile(start, (rows, 1))
@@ -101,9 +108,9 @@ class Rows:
         """See `ActingState.replace_action`."""
         self.state[:, ACTION : self.mixed] = action.reshape(len(action), -1)
 
-    def step(self, observation: Array, reward: Array) -> Array:
+    def step(self, observation: Packed, reward: Array, noise: Array | None = None) -> Array:
         """See `ActingState.step`."""
-        action, self.state = self.function(observation, reward, self.state)
+        action, self.state = self.function(observation, reward, self.state, noise)
         return action
 
     @property
@@ -146,15 +153,19 @@ class DeviceRows(OnDevice):
         step: to be stepped.
         rows: number of environments.
         device: of the step.
+        noise_size: random numbers of a sampled action; 0 for agents that do not sample.
     """
 
-    def __init__(self, step: ModelStepper, rows: int, device: torch.device) -> None:
+    def __init__(self, step: ModelStepper, rows: int, device: torch.device, noise_size: int = 0) -> None:
         super().__init__(device)
         self.module = step
         # Under inference mode they could not be written to outside of it.
         with torch.inference_mode(False):
             self.state = step.start.repeat(rows, 1)
-            self.observation = torch.zeros(rows, *step.observation_space.shape, device=device)
+            example = step.inputs.observation.examples(rows, torch.Generator())
+            self.observation = map_packed(lambda part: torch.zeros_like(part, device=device), example)
+            # As many random numbers as the head takes, of which a captured graph reads the buffer.
+            self.noise = torch.zeros(rows, noise_size, device=device) if noise_size else None
             self.reward = torch.zeros(rows, device=device)
         self._forward = CudaGraph(self._do_step, [], device)
 
@@ -177,16 +188,18 @@ class DeviceRows(OnDevice):
         flat = action.reshape(len(action), -1)
         self._set_where(np.ones(len(action), dtype=np.bool_), flat, self.state[:, ACTION : self.module.mixed])
 
-    def step(self, observation: Array, reward: Array) -> Array:
+    def step(self, observation: Packed, reward: Array, noise: Array | None = None) -> Array:
         """See `ActingState.step`."""
-        self.observation.copy_(self.to_device(observation))
+        map_packed(lambda kept, now: kept.copy_(self.to_device(now)), self.observation, observation)
+        if self.noise is not None and noise is not None:
+            self.noise.copy_(self.to_device(noise))
         self.reward.copy_(self.to_device(reward))
         with torch.no_grad():
             acted: Array = self._forward().cpu().numpy()
         return acted
 
     def _do_step(self) -> Tensor:
-        action, after = self.module(self.observation, self.reward, self.state)
+        action, after = self.module(self.observation, self.reward, self.state, self.noise)
         self.state.copy_(after)
         return cast(Tensor, action)
 

@@ -22,7 +22,7 @@ from aaren_rl.envs.players import ExpertPlayer, Player
 from aaren_rl.envs.readers import minari
 from aaren_rl.envs.recording_roll_out import Amount, RecordedEpisode, roll_out
 from aaren_rl.envs.turns import one_at_a_time
-from aaren_rl.errors import DataError
+from aaren_rl.errors import DataError, InvalidInput
 from aaren_rl.folders import clean_up, whole_folder
 
 STEPS = 200_000
@@ -119,15 +119,41 @@ def collect(
                 raise DataError(f"{recipe.id} exists already at {folder}; pass --overwrite to make it anew")
             say(f"data: {recipe.id} has been made already, with these {amount.unit} and this seed; it stands")
             return folder
-        described = describe(recipe.environment)
+        described = _described(recipe.environment)
         if amount.unit == "steps":
             minari_writer.require_space(folder.parent, _least_size(described, steps))
         made = _roll_out(recipe, amount, seed, progress)
         with whole_folder(folder, DataError, replace=overwrite) as partial:
-            minari_writer.write_dataset(partial, recipe.id, described, made, recipe.made_by, _description(recipe, seed))
+            minari_writer.write_dataset(
+                partial,
+                recipe.id,
+                described,
+                made,
+                recipe.made_by,
+                _description(recipe, seed),
+                [episode.infos for episode in made],
+            )
             minari_writer.describe_namespaces(recipe.id, "Roll-outs of the behaviours bundled with aaren-rl.")
     say(f"data: {recipe.id}: {summary(made)}")
     return folder
+
+
+def _described(spec: EnvironmentSpec) -> Description:
+    """What an environment says of itself, which a file can hold.
+
+    Raises:
+        InvalidInput: it cannot be made, or is registered with a class in place of its name.
+    """
+    described = describe(spec)
+    try:
+        if described.recorded is not None:
+            described.recorded.to_json()
+    except ValueError as error:
+        raise InvalidInput(
+            f'{spec.id} cannot be recorded: {error}; register it by the name of its class, as "package.module:Class", '
+            "and with arguments that JSON holds"
+        ) from error
+    return described
 
 
 def _roll_out(recipe: Recipe, amount: Amount, seed: int, progress: bool) -> list[RecordedEpisode]:
@@ -165,8 +191,9 @@ def _holds(folder: Path, description: str, amount: Amount) -> bool:
 
 
 def _least_size(described: Description, steps: int) -> int:
-    numbers = math.prod(described.observation_space.shape) + math.prod(described.action_space.shape)
-    return steps * 4 * numbers
+    numbers = described.observation_space.size + described.action_space.size
+    pixels = sum(math.prod(image.shape) for image in described.observation_space.images().values())
+    return steps * (4 * numbers + pixels)
 
 
 def _made_by(entry: Entry, players: Sequence[Player]) -> str:

@@ -10,13 +10,13 @@ import numpy as np
 
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.oddities import describe_oddities
-from aaren_rl.data.spaces import Box, Space
+from aaren_rl.data.spaces import Space
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.envs import catalogue
 from aaren_rl.envs.catalogue import Entry, Reference
 from aaren_rl.envs.environment_choice import EnvironmentChoice
 from aaren_rl.envs.environments import is_special
-from aaren_rl.envs.fitting import Fitted, Recorded, fit_to_data, fit_to_environment
+from aaren_rl.envs.fitting import Fitted, fit_to_data, fit_to_environment
 from aaren_rl.envs.readers.recording import Recording
 from aaren_rl.errors import InvalidInput
 from aaren_rl.model.scaling import largest
@@ -40,8 +40,7 @@ class Dataset:
         trajectories: the data.
         environment: the environment to act in; None for none.
         collected_in: the environment that the data are from, where they say so and another one is acted in.
-        observation_space: of the model's observations, which are flat where the environment's are nested.
-        raw_observation_space: of the environment's observations.
+        observation_space: of the model's observations.
         action_space: that actions are scaled by, inside the environment's.
         reference: returns for normalised scores; None where the catalogue has none.
         target_returns: returns to ask an agent for.
@@ -55,9 +54,8 @@ class Dataset:
     trajectories: Trajectories
     environment: EnvironmentSpec | None
     collected_in: EnvironmentSpec | None
-    observation_space: Box
-    raw_observation_space: Space
-    action_space: Box
+    observation_space: Space
+    action_space: Space
     reference: Reference | None
     target_returns: tuple[float, ...]
     return_scale: float
@@ -93,12 +91,10 @@ class Reading:
 
 @dataclass(frozen=True)
 class Arrays:
-    """Trajectories that record no spaces and no environment; otherwise as `Recording`."""
+    """Trajectories that record no environment; otherwise as `Recording`."""
 
     id: str
     trajectories: Trajectories
-    observation_space: None = None
-    action_space: None = None
     collected_in: None = None
     evaluated_in: None = None
 
@@ -156,16 +152,14 @@ def assemble(
     say(f"data: {read.id} (source {source}), {read.trajectories.episodes} episodes, {read.trajectories.steps} steps")
     environment = _environment(name, source, read, known, reading, say)
     trajectories = _kept(read.trajectories, reading, say)
-    recorded = read.observation_space, read.action_space
     if environment is None:
-        fitted = fit_to_data(trajectories, *recorded)
+        fitted = fit_to_data(trajectories)
     else:
-        data = Recorded(read.id, trajectories, *recorded)
         choice = reading.environment
         # An environment for evaluation may well have a limit of its own.
         limited = choice.horizon is not None or environment == read.evaluated_in != read.collected_in
         told = choice.names_one, limited
-        fitted = fit_to_environment(data, environment, *told, reading.clip_actions, say)
+        fitted = fit_to_environment(read.id, trajectories, environment, *told, reading.clip_actions, say)
     dataset = _described(name, source, read, environment, fitted, reading.return_scale)
     for line in describe_oddities(dataset.trajectories, dataset.return_scale):
         say(f"data: {line}")
@@ -190,7 +184,6 @@ def _described(
         environment=environment,
         collected_in=read.collected_in if read.collected_in != environment else None,
         observation_space=fitted.observation_space,
-        raw_observation_space=fitted.raw_observation_space,
         action_space=fitted.action_space,
         reference=entry.reference if entry else None,
         target_returns=entry.target_returns if entry else _targets(trajectories),

@@ -1,4 +1,4 @@
-"""Makes Gymnasium environments: flat observations, no warnings of the physics, several in a batch."""
+"""Makes Gymnasium environments: without warnings of the physics, several in a batch."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ import threading
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import gymnasium as gym
-import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.data.environment_spec import EnvironmentSpec
-from aaren_rl.data.spaces import Box, Space, space_of
-from aaren_rl.envs.flattening import FlatObservations, flatten_observations
+from aaren_rl.data.spaces import Space, TextSpace, space_of
 from aaren_rl.envs.memory import MEMORY_CHAIN, T_MAZE
 from aaren_rl.envs.repeat_previous import REPEAT_PREVIOUS
 from aaren_rl.envs.vector import RestingVectorEnv
@@ -51,18 +49,16 @@ class Description:
     """What an environment says of itself.
 
     Attributes:
-        observation_space: of the flat observations that `make` gives.
+        observation_space: of its observations.
         action_space: of its actions; where a wrapper clips them, the space that it clips to.
         clips_actions: True if a wrapper clips them.
-        raw_observation_space: of the environment's own observations, before they are flattened.
         limit: steps after which an episode is truncated; None for no limit.
         recorded: Gymnasium's record of the environment, for datasets.
     """
 
-    observation_space: Box
-    action_space: Box
+    observation_space: Space
+    action_space: Space
     clips_actions: bool
-    raw_observation_space: Space
     limit: int | None
     recorded: EnvSpec | None
 
@@ -134,27 +130,30 @@ def is_special(spec: EnvironmentSpec) -> bool:
     return bool(spec.kwargs or spec.wrappers or not usual or not is_own(spec))
 
 
-def make(spec: EnvironmentSpec, **more: Any) -> gym.Env[np.ndarray, np.ndarray]:
-    """Makes an environment with flat Box observations and Box actions.
+def make(spec: EnvironmentSpec, **more: Any) -> gym.Env[Any, Any]:
+    """Makes an environment whose spaces agents can take.
 
     Args:
         spec: its name, arguments, time limit and wrappers.
         **more: further arguments of `gymnasium.make`, as `render_mode`.
 
     Raises:
-        InvalidInput: the id is not registered, the environment cannot be made, its observations cannot be flattened,
-            or its actions are not a Box.
+        InvalidInput: the id is not registered, the environment cannot be made, or it has a space that no agent takes.
     """
     env = _make(spec, **more)
-    if not isinstance(env.action_space, gym.spaces.Box):
-        given = type(env.action_space).__name__
-        env.close()
-        raise InvalidInput(f"environment {spec.id} has {given} actions; this agent needs a Box (continuous actions)")
     try:
-        return flatten_observations(env)
+        space_of(env.observation_space)
     except InvalidInput as error:
         env.close()
         raise InvalidInput(f"environment {spec.id} has observations that do not serve: {error}") from error
+    try:
+        actions = space_of(env.action_space, image=False)
+        if any(isinstance(part.space, TextSpace) for part in actions.parts()):
+            raise InvalidInput("texts; agents act in Box, Discrete, MultiDiscrete, MultiBinary, and parts of such")
+    except InvalidInput as error:
+        env.close()
+        raise InvalidInput(f"environment {spec.id} has actions that do not serve: {error}") from error
+    return env
 
 
 def describe(spec: EnvironmentSpec) -> Description:
@@ -165,14 +164,11 @@ def describe(spec: EnvironmentSpec) -> Description:
     """
     env = make(spec)
     try:
-        inner = env.env if isinstance(env, FlatObservations) else env
         acted = clipped_action_space(env)
         return Description(
-            # `make` gives no others.
-            observation_space=cast(Box, space_of(env.observation_space)),
-            action_space=cast(Box, space_of(acted)),
+            observation_space=space_of(env.observation_space),
+            action_space=space_of(acted, image=False),
             clips_actions=acted != env.action_space,
-            raw_observation_space=space_of(inner.observation_space),
             limit=env.spec.max_episode_steps if env.spec else None,
             recorded=env.spec,
         )
@@ -253,7 +249,7 @@ def make_vector(spec: EnvironmentSpec, num_envs: int, processes: int = 1) -> Res
     return RestingVectorEnv(functools.partial(make, spec), num_envs, processes, spec.id)
 
 
-def make_for_video(spec: EnvironmentSpec) -> gym.Env[np.ndarray, np.ndarray]:
+def make_for_video(spec: EnvironmentSpec) -> gym.Env[Any, Any]:
     """Makes an environment that renders frames.
 
     Raises:

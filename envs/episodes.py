@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aaren_rl.data.trajectories import Episode
+from aaren_rl.envs.batches import row_of, stacked
 from aaren_rl.envs.success import Reached
 
 Array = npt.NDArray[Any]
@@ -88,35 +89,35 @@ class Recorder:
     """The episode under way in each row, and the whole ones.
 
     Args:
-        observation: the first of each row, (rows, *observation shape).
+        observation: the first of each row, a batch of the environment's observations.
+        rows: of the batch.
     """
 
-    def __init__(self, observation: Array) -> None:
-        rows = len(observation)
+    def __init__(self, observation: Any, rows: int) -> None:
         self._whole: list[list[Episode]] = [[] for _ in range(rows)]
-        self._observations: list[list[Array]] = [[] for _ in range(rows)]
-        self._actions: list[list[Array]] = [[] for _ in range(rows)]
+        self._observations: list[list[Any]] = [[] for _ in range(rows)]
+        self._actions: list[list[Any]] = [[] for _ in range(rows)]
         self._rewards: list[list[float]] = [[] for _ in range(rows)]
         self.start(observation, np.ones(rows, dtype=np.bool_))
 
-    def start(self, observation: Array, rows: Flags) -> None:
+    def start(self, observation: Any, rows: Flags) -> None:
         """Starts an episode in some rows with their first observation."""
-        for row in np.flatnonzero(rows):
+        for row in np.flatnonzero(rows).tolist():
             # Copies, since environments and actors may write into their arrays again.
-            self._observations[row] = [np.array(observation[row])]
+            self._observations[row] = [row_of(observation, row)]
             self._actions[row], self._rewards[row] = [], []
 
-    def step(self, action: Array, reward: Array, observation: Array, rows: Flags) -> None:
+    def step(self, action: Any, reward: Array, observation: Any, rows: Flags) -> None:
         """Adds a step, and the observation after it, to some rows."""
-        for row in np.flatnonzero(rows):
-            self._observations[row].append(np.array(observation[row]))
-            self._actions[row].append(np.array(action[row]))
+        for row in np.flatnonzero(rows).tolist():
+            self._observations[row].append(row_of(observation, row))
+            self._actions[row].append(row_of(action, row))
             self._rewards[row].append(float(reward[row]))
 
     def end(self, rows: list[int], terminated: Flags, truncated: Flags) -> None:
         """Keeps the episodes of some rows, which are whole."""
         for row in rows:
-            observations, actions = np.stack(self._observations[row]), np.stack(self._actions[row])
+            observations, actions = stacked(self._observations[row]), stacked(self._actions[row])
             ends = bool(terminated[row]), bool(truncated[row])
             self._whole[row].append(Episode(observations, actions, np.array(self._rewards[row]), *ends))
 

@@ -159,6 +159,7 @@ def _arrays(observation: Any) -> Iterator[npt.NDArray[np.floating[Any]]]:
         observation = tuple(observation.values())
     if isinstance(observation, tuple):
         for part in observation:
+            # Texts are tuples of str.
             yield from _arrays(part)
     elif isinstance(observation, np.ndarray) and np.issubdtype(observation.dtype, np.floating):
         yield observation

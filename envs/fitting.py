@@ -9,9 +9,9 @@ from typing import cast
 
 import numpy as np
 
-from aaren_rl.data.bounds import action_space_of
+from aaren_rl.data.bounds import action_space_of, bounds_of, values_of_part
 from aaren_rl.data.environment_spec import EnvironmentSpec
-from aaren_rl.data.spaces import Box, Space, differences
+from aaren_rl.data.spaces import Box, Space, TextSpace, differences, map_parts
 from aaren_rl.data.trajectories import Floats, Trajectories
 from aaren_rl.envs.environments import OWN_PACKAGES, Description, describe, registering_package
 from aaren_rl.errors import DataError, InvalidInput
@@ -21,54 +21,29 @@ TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """Data with the spaces that are recorded beside them.
-
-    Attributes:
-        id: of the dataset, for messages.
-        trajectories: the data.
-        observation_space: None where none is recorded.
-        action_space: None where none is recorded.
-    """
-
-    id: str
-    trajectories: Trajectories
-    observation_space: Space | None
-    action_space: Box | None
-
-
-@dataclass(frozen=True)
 class Fitted:
     """Data and the spaces of a model for them.
 
     Attributes:
         trajectories: the data, their actions inside the bounds.
-        observation_space: flat.
-        raw_observation_space: of the environment, nested where its observations are.
+        observation_space: of the model's observations; its texts have the words of the data.
         action_space: that actions are scaled by.
     """
 
     trajectories: Trajectories
-    observation_space: Box
-    raw_observation_space: Space
-    action_space: Box
+    observation_space: Space
+    action_space: Space
 
 
-def fit_to_data(trajectories: Trajectories, observation_space: Space | None, action_space: Box | None) -> Fitted:
-    """Spaces of data without an environment: those that are recorded with them, else what the data show.
-
-    Args:
-        trajectories: the data.
-        observation_space: recorded; None for none.
-        action_space: recorded; None for none.
-    """
-    raw = observation_space or Box.unbounded(trajectories.observations.shape[1:])
-    flat = raw.flat() if observation_space is not None else cast(Box, raw)
-    return Fitted(trajectories, flat, raw, action_space_of(trajectories.actions, action_space))
+def fit_to_data(trajectories: Trajectories) -> Fitted:
+    """Spaces of data without an environment: those that are recorded with them, else what the data show."""
+    observed = trajectories.observation_space or Box.unbounded(trajectories.numbers.shape[1:])
+    return Fitted(trajectories, observed, action_space_of(trajectories.actions, trajectories.action_space))
 
 
 def fit_to_environment(
-    data: Recorded,
+    name: str,
+    trajectories: Trajectories,
     environment: EnvironmentSpec,
     named: bool,
     limited: bool,
@@ -78,7 +53,8 @@ def fit_to_environment(
     """Checks that data and environment fit, part by part, and clips actions where their environment does.
 
     Args:
-        data: what is to be learned from.
+        name: of the data, for messages.
+        trajectories: what is to be learned from.
         environment: to act in.
         named: True if the user named the environment.
         limited: True if its time limit is meant, whatever the data's was.
@@ -89,7 +65,7 @@ def fit_to_environment(
         InvalidInput: the environment cannot be made, or has no time limit that the data need.
         DataError: the data do not fit it.
     """
-    described, trajectories = describe(environment), data.trajectories
+    described = describe(environment)
     way_out = (
         f"give the arguments of {environment.registered_id} with --env-kwargs, or train without roll-outs (--env-id "
         "none)"
@@ -97,8 +73,8 @@ def fit_to_environment(
         else "name the environment that the data are from with --env-id and --env-kwargs, or train without roll-outs "
         "(--env-id none)"
     )
-    _check_shapes(data, environment, described, way_out)
-    doubt = _other_meaning(data, environment, described)
+    _check_shapes(name, trajectories, environment, described, way_out)
+    doubt = _other_meaning(name, trajectories, environment, described)
     if doubt and not named:
         raise DataError(f"{doubt}: {way_out}")
     if doubt:
@@ -112,35 +88,48 @@ def fit_to_environment(
         if not (named or limited):
             raise InvalidInput(f"{cut}; pass the limit that the data had as --horizon, as --horizon {longest}")
         say(f"warning: {cut}, so their returns are of other lengths")
-    trajectories = _inside(data, environment, described, clip, say)
+    trajectories = _inside(name, trajectories, environment, described, clip, say)
     actions = action_space_of(trajectories.actions, described.action_space)
     _say_narrowed(actions, described.action_space, say)
-    return Fitted(trajectories, described.observation_space, described.raw_observation_space, actions)
+    return Fitted(trajectories, _with_words(described.observation_space, trajectories.observation_space), actions)
 
 
-def _check_shapes(data: Recorded, environment: EnvironmentSpec, described: Description, way_out: str) -> None:
-    needed, given = described.raw_observation_space, data.observation_space
-    found = [] if given is None else differences(needed, given, "its observations")
-    shapes = data.trajectories.observations.shape[1:], data.trajectories.actions.shape[1:]
-    expected = described.observation_space.shape, described.action_space.shape
-    if shapes != expected or found:
-        parts = f" ({'; '.join(found)})" if found else ""
-        raise DataError(
-            f"{data.id} has observations of shape {shapes[0]} and actions of shape {shapes[1]}; {environment} has "
-            f"{expected[0]} and {expected[1]}{parts}; {way_out}"
-        )
+def _with_words(space: Space, recorded: Space | None) -> Space:
+    """An environment's observation space, its texts with the vocabulary of the data."""
+    if recorded is None:
+        return space
+    known = {part.path: part.space for part in recorded.parts()}
+    return map_parts(space, lambda part: known[part.path] if isinstance(part.space, TextSpace) else part.space)
 
 
-def _other_meaning(data: Recorded, environment: EnvironmentSpec, described: Description) -> str | None:
+def _check_shapes(
+    name: str, trajectories: Trajectories, environment: EnvironmentSpec, described: Description, way_out: str
+) -> None:
+    found: list[str] = []
+    for what, needed, given, shapes in (
+        ("observations", described.observation_space, trajectories.observation_space, trajectories.observation_shapes),
+        ("actions", described.action_space, trajectories.action_space, trajectories.actions.shape[1:]),
+    ):
+        # Texts have as many numbers as the longest one has words.
+        if given is None and shapes != needed.packed_shapes():
+            found.append(f"{what} of shape {shapes}, the environment {needed.packed_shapes()}")
+        found += [] if given is None else differences(needed, given, what)
+    if found:
+        raise DataError(f"{name} does not fit {environment}: its {'; its '.join(found)}; {way_out}")
+
+
+def _other_meaning(
+    name: str, trajectories: Trajectories, environment: EnvironmentSpec, described: Description
+) -> str | None:
     """What is wrong where actions were recorded between other bounds; None where nothing is."""
-    space = data.action_space
+    space = trajectories.action_space
     if space is None or described.clips_actions:
         return None
-    for ours, theirs in zip(described.action_space.bounds(), space.bounds(), strict=True):
+    for ours, theirs in zip(bounds_of(described.action_space), bounds_of(space), strict=True):
         both = np.isfinite(ours) & np.isfinite(theirs)
         if not np.allclose(ours[both], theirs[both], rtol=TOLERANCE, atol=1e-6):
             return (
-                f"{data.id} was recorded with actions from {_words(space)}; those of {environment} are from "
+                f"{name} was recorded with actions from {_words(space)}; those of {environment} are from "
                 f"{_words(described.action_space)}, where the same numbers do something else"
             )
     return None
@@ -158,32 +147,58 @@ def _check_limit(trajectories: Trajectories, environment: EnvironmentSpec, descr
 
 
 def _inside(
-    data: Recorded, environment: EnvironmentSpec, described: Description, clip: bool, say: Callable[[str], object]
+    name: str,
+    trajectories: Trajectories,
+    environment: EnvironmentSpec,
+    described: Description,
+    clip: bool,
+    say: Callable[[str], object],
 ) -> Trajectories:
     """The trajectories with actions inside the environment's bounds, clipped only where something says so.
 
     Raises:
-        DataError: actions are outside, and nothing says that their environment clips them.
+        DataError: actions are outside, and nothing says that their environment clips them; or discrete ones are none.
     """
-    trajectories, space = data.trajectories, described.action_space
-    outside = _outside(trajectories.actions, space)
+    space, actions = described.action_space, trajectories.actions
+    _check_whole(name, actions, space, environment)
+    outside = _outside(actions, space)
     if not outside.any():
         return trajectories
-    wider = data.action_space is not None and not _outside(trajectories.actions, data.action_space).any()
+    recorded = trajectories.action_space
+    wider = recorded is not None and not _outside(actions, recorded).any()
     if not (clip or described.clips_actions or wider):
-        least, greatest = trajectories.actions.min(0), trajectories.actions.max(0)
         raise DataError(
-            f"{data.id} has actions from {least} to {greatest}, outside the action space of {environment}, from "
-            f"{_words(space)}; if that environment clips what it is given, pass --clip-actions True"
+            f"{name} has actions from {actions.min(0)} to {actions.max(0)}, outside the action space of {environment}, "
+            f"from {_words(space)}; if that environment clips what it is given, pass --clip-actions True"
         )
     why = "as asked" if clip else "as a wrapper does" if described.clips_actions else "since wider ones were recorded"
     say(f"data: {outside.sum()} of {len(outside)} actions are clipped into the bounds of {environment.id}, {why}")
-    return dataclasses.replace(trajectories, actions=np.clip(trajectories.actions, *space.bounds()))
+    return dataclasses.replace(trajectories, actions=np.clip(actions, *bounds_of(space)))
 
 
-def _say_narrowed(actions: Box, space: Box, say: Callable[[str], object]) -> None:
+def _check_whole(name: str, actions: Floats, space: Space, environment: EnvironmentSpec) -> None:
+    """Refuses discrete actions that are no values of their space; those are never clipped.
+
+    Raises:
+        DataError: there are some.
+    """
+    for part in space.parts():
+        if isinstance(part.space, Box):
+            continue
+        values, (low, high) = values_of_part(actions, part), bounds_of(part.space)
+        wrong = ((values != np.rint(values)) | (values < low) | (values > high)).reshape(len(actions), -1).any(1)
+        if wrong.any():
+            step = int(np.flatnonzero(wrong)[0])
+            where = f" of part {part.path!r}" if part.path else ""
+            raise DataError(
+                f"{name} has the action {values[step].tolist()}{where} at step {step}; {environment} takes whole "
+                f"numbers from {low.tolist()} to {high.tolist()}"
+            )
+
+
+def _say_narrowed(actions: Space, space: Space, say: Callable[[str], object]) -> None:
     """Says in which components an agent acts in the data's range alone, since the environment's is far wider."""
-    (low, high), (least, greatest) = actions.bounds(), space.bounds()
+    (low, high), (least, greatest) = bounds_of(actions), bounds_of(space)
     narrowed = np.flatnonzero(
         ((low > least) | (high < greatest)) & np.isfinite(least) & np.isfinite(greatest) & (low < high)
     )
@@ -196,15 +211,15 @@ def _say_narrowed(actions: Box, space: Box, say: Callable[[str], object]) -> Non
         )
 
 
-def _outside(actions: Floats, space: Box) -> np.ndarray:
+def _outside(actions: Floats, space: Space) -> np.ndarray:
     """Steps whose action is outside the bounds by more than rounding, (steps,) bool."""
-    low, high = (bound.astype(np.float64) for bound in space.bounds())
+    low, high = (bound.astype(np.float64) for bound in bounds_of(space))
     with np.errstate(invalid="ignore"):  # Infinite bounds have no range.
         margin = TOLERANCE * np.minimum(np.nan_to_num(high - low, posinf=1.0), 1.0)
     wrong = (actions < low - margin) | (actions > high + margin)
     return cast(np.ndarray, wrong.reshape(len(actions), -1).any(1))
 
 
-def _words(space: Box) -> str:
-    low, high = space.bounds()
+def _words(space: Space) -> str:
+    low, high = bounds_of(space)
     return f"{low} to {high}"

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from minari.dataset.minari_storage import MinariStorage
 from minari.namespace import NAMESPACE_METADATA_FILENAME
 
+from aaren_rl.data.bounds import bounds_of
 from aaren_rl.data.spaces import gymnasium_space
 from aaren_rl.data.trajectories import Episode
 from aaren_rl.envs.environments import Description
@@ -49,7 +50,7 @@ def write_dataset(
         OSError: a file cannot be written.
     """
     # Readers take observations in single precision, so they are stored in it.
-    observation_space = gym.spaces.Box(*environment.observation_space.bounds())
+    observation_space = gym.spaces.Box(*bounds_of(environment.observation_space))
     action_space = gymnasium_space(environment.action_space)
     storage = MinariStorage.new(folder / "data", observation_space, action_space, environment.recorded)
     image = _hdf5_image(episodes, infos or [{}] * len(episodes))

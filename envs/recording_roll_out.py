@@ -6,6 +6,7 @@ generators. Data are cut otherwise: by steps, into jobs that do not depend on th
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 import threading
@@ -22,6 +23,7 @@ import numpy.typing as npt
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.trajectories import Episode
 from aaren_rl.envs import success
+from aaren_rl.envs.batches import stacked
 from aaren_rl.envs.environments import make
 from aaren_rl.envs.experts import Policy
 from aaren_rl.envs.players import ExpertPlayer, Player
@@ -207,7 +209,8 @@ class _Slot:
     def start(self, number: int, seed: int) -> None:
         self.number = number
         observation, self.info = self.env.reset(seed=seed)
-        self.observations = [_kept(observation)]
+        # Copies, since environments may write into their arrays again.
+        self.observations = [copy.deepcopy(observation)]
         self.actions: list[Any] = []
         self.rewards: list[float] = []
         self.goal = self.info.get("goal")
@@ -222,7 +225,7 @@ class _Slot:
 
     def step(self, action: Any) -> bool:
         self.seen, reward, self.terminated, self.truncated, self.info = self.env.step(action)
-        self.observations.append(_kept(self.seen))
+        self.observations.append(copy.deepcopy(self.seen))
         self.actions.append(action)
         self.rewards.append(float(reward))
         self.reached.append(_reached(self.info))
@@ -233,11 +236,11 @@ class _Slot:
         if any(reached is not None for reached in self.reached):
             infos["success"] = np.array([bool(reached) for reached in self.reached])
         if self.goal is not None:
-            goal = _kept(self.goal)
-            infos["goal"] = np.broadcast_to(goal, (len(self.reached), *np.shape(goal)))
+            goal = _single(np.array(self.goal))
+            infos["goal"] = np.broadcast_to(goal, (len(self.reached), *goal.shape))
         return RecordedEpisode(
-            _stacked(self.observations),
-            _stacked(self.actions),
+            _single(stacked(self.observations)),
+            stacked(self.actions),
             np.asarray(self.rewards),
             bool(self.terminated),
             bool(self.truncated),
@@ -252,23 +255,7 @@ def _reached(info: Mapping[str, Any]) -> bool | None:
     return bool(found.reached[0]) if found.says[0] else None
 
 
-def _kept(value: Any) -> Any:
-    """A copy of a value, since environments may write into their arrays again; in single precision, as it is stored."""
-    if isinstance(value, Mapping):
-        return {key: _kept(part) for key, part in value.items()}
-    if isinstance(value, tuple):
-        return tuple(map(_kept, value))
-    if isinstance(value, str):
-        return value
-    array = np.array(value)
-    return array.astype(np.float32) if array.dtype == np.float64 else array
-
-
-def _stacked(values: Sequence[Any]) -> Any:
-    """Values one after another along a new first dimension; texts in a list."""
-    first = values[0]
-    if isinstance(first, Mapping):
-        return {key: _stacked([value[key] for value in values]) for key in first}
-    if isinstance(first, tuple):
-        return tuple(_stacked(parts) for parts in zip(*values, strict=True))
-    return list(values) if isinstance(first, str) else np.stack(values)
+def _single(values: Any) -> Any:
+    """An array of float64 in single precision, as it is stored; anything else as it is."""
+    is_double = isinstance(values, np.ndarray) and values.dtype == np.float64
+    return values.astype(np.float32) if is_double else values

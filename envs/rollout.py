@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from aaren_rl.actor import Actor
 from aaren_rl.envs import success
+from aaren_rl.envs.batches import row_of, stacked, where
 from aaren_rl.envs.episodes import Counter, Episodes, Recorder
 from aaren_rl.envs.failures import Watch
 from aaren_rl.errors import InvalidInput
@@ -65,7 +66,7 @@ def roll_out(
     observation = watch.first(~counter.rests)
     first, reward = copy.deepcopy(observation), None
     done = terminated = truncated = np.zeros(rows, dtype=np.bool_)
-    recorder = Recorder(observation) if record else None
+    recorder = Recorder(observation, rows) if record else None
     actor.reset(target_return, rows, mode)
     while True:
         awake = ~counter.rests
@@ -107,21 +108,10 @@ def _shown(
     if awake.all():
         return observation, reward, terminated, truncated
     earned = None if reward is None else np.where(awake, reward, 0.0)
-    return _where(awake, observation, first), earned, terminated | ~awake, truncated & awake
+    return where(awake, observation, first), earned, terminated | ~awake, truncated & awake
 
 
-def _where(rows: Flags, chosen: Any, other: Any) -> Any:
-    """Some rows of one batch of observations, the rest of another; batches may be nested, as their spaces."""
-    if isinstance(chosen, dict):
-        return {key: _where(rows, part, other[key]) for key, part in chosen.items()}
-    if np.shape(chosen)[:1] == rows.shape and isinstance(chosen, np.ndarray):
-        return np.where(rows.reshape(-1, *[1] * (chosen.ndim - 1)), chosen, other)
-    if isinstance(chosen, tuple):
-        return tuple(_where(rows, *parts) for parts in zip(chosen, other, strict=True))
-    return chosen
-
-
-def _before_reset(observation: Array, info: dict[str, Any], done: Flags) -> Array:
+def _before_reset(observation: Any, info: dict[str, Any], done: Flags) -> Any:
     """The observations after a step, with the last of each episode that ended instead of the first of the next."""
     if not done.any():
         return observation
@@ -130,7 +120,5 @@ def _before_reset(observation: Array, info: dict[str, Any], done: Flags) -> Arra
             'the vector environment resets in the same step and its info lacks "final_obs", the observation before the '
             "reset; roll out in another autoreset mode, or without record"
         )
-    last = np.array(observation)
-    for row in np.flatnonzero(done):
-        last[row] = info["final_obs"][row]
-    return last
+    rows = [info["final_obs"][row] if ended else row_of(observation, row) for row, ended in enumerate(done)]
+    return stacked(rows)

@@ -10,8 +10,9 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
+from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 
+from aaren_rl.envs.batches import row_of
 from aaren_rl.envs.workers import Answers, Call, LocalRows, RowFailed, WorkerRows
 from aaren_rl.errors import EpisodeFailed, InvalidInput
 
@@ -20,7 +21,33 @@ Flags = npt.NDArray[np.bool_]
 Info = dict[str, Any]
 
 
-class RestingVectorEnv(VectorEnv[Array, Array, Array]):
+class _Kept:
+    """The last observation of every row.
+
+    Args:
+        space: of an observation.
+        rows: of the batch.
+    """
+
+    def __init__(self, space: gym.Space[Any], rows: int) -> None:
+        self.space, self.is_array = space, isinstance(space, gym.spaces.Box)
+        self.kept: Any = np.zeros((rows, *(space.shape or ())), space.dtype) if self.is_array else [None] * rows
+        # Before its first reset a row shows something of its space.
+        self.blank = None if self.is_array else create_empty_array(space, 1)
+
+    def __setitem__(self, row: int, observation: Any) -> None:
+        self.kept[row] = observation
+
+    def batch(self) -> Any:
+        """A copy, batched as Gymnasium batches."""
+        if self.is_array:
+            return self.kept.copy()
+        rows = [row_of(self.blank, 0) if value is None else value for value in self.kept]
+        out: Any = create_empty_array(self.space, len(rows))
+        return concatenate(self.space, rows, out)
+
+
+class RestingVectorEnv(VectorEnv[Any, Any, Array]):
     """Copies of an environment; a row whose episode has ended rests until it is reset.
 
     A row at rest is not simulated: `step` ignores its action and returns its last observation again, a reward of 0, and
@@ -56,14 +83,13 @@ class RestingVectorEnv(VectorEnv[Array, Array, Array]):
             raise
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        space = self.single_observation_space
-        self._observations = np.zeros((num_envs, *(space.shape or ())), space.dtype)
+        self._observations = _Kept(self.single_observation_space, num_envs)
         # Terminated and truncated, (2, rows); before its first reset a row rests.
         self._ends = np.ones((2, num_envs), dtype=np.bool_)
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Array, Info]:
+    ) -> tuple[Any, Info]:
         """Starts an episode in all rows, or in those of `options["reset_mask"]`.
 
         Args:
@@ -85,22 +111,22 @@ class RestingVectorEnv(VectorEnv[Array, Array, Array]):
         for row, (observation, info) in answers.items():
             self._observations[row] = observation
             self._add_numbers(infos, row, info)
-        return self._observations.copy(), infos
+        return self._observations.batch(), infos
 
-    def step(self, actions: Array) -> tuple[Array, Array, Flags, Flags, Info]:
+    def step(self, actions: Any) -> tuple[Any, Array, Flags, Flags, Info]:
         """Steps the rows that do not rest.
 
         Raises:
             RowFailed: an environment failed.
         """
         awake = np.flatnonzero(~self._ends.any(0)).tolist()
-        answers = self._ask("step", {row: actions[row] for row in awake})
+        answers = self._ask("step", {row: row_of(actions, row) for row in awake})
         rewards, infos = np.zeros(self.num_envs), dict[str, Any]()
         for row, (observation, reward, terminated, truncated, info) in answers.items():
             self._observations[row], rewards[row] = observation, reward
             self._ends[:, row] = terminated, truncated
             self._add_numbers(infos, row, info)
-        return self._observations.copy(), rewards, self._ends[0].copy(), self._ends[1].copy(), infos
+        return self._observations.batch(), rewards, self._ends[0].copy(), self._ends[1].copy(), infos
 
     def close_extras(self, **kwargs: Any) -> None:
         """Closes every environment, whichever of them fails to close: that is a warning."""

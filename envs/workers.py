@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import os
 import signal
@@ -14,9 +15,9 @@ from typing import Any, Literal, TypeAlias
 
 import gymnasium as gym
 import numpy as np
-import numpy.typing as npt
 
-from aaren_rl.errors import AarenError
+from aaren_rl.data.spaces import space_of
+from aaren_rl.errors import AarenError, InvalidInput
 
 Call: TypeAlias = Literal["reset", "step"]
 Answers: TypeAlias = dict[int, tuple[Any, ...]]
@@ -121,20 +122,26 @@ class LocalRows:
         observation, info = self.envs[row].reset(**arguments)
         return self._checked(observation), _numbers(info)
 
-    def _step(self, row: int, action: npt.NDArray[Any]) -> tuple[Any, ...]:
+    def _step(self, row: int, action: Any) -> tuple[Any, ...]:
         observation, reward, terminated, truncated, info = self.envs[row].step(action)
         earned = np.asarray(reward, dtype=np.float64)
         if earned.size != 1:
             raise RowFailed(f"the reward has shape {earned.shape}; expected a number")
         return self._checked(observation), earned.item(), bool(terminated), bool(truncated), _numbers(info)
 
-    def _checked(self, observation: Any) -> npt.NDArray[Any]:
+    def _checked(self, observation: Any) -> Any:
         space = self.spaces[0]
+        if not isinstance(space, gym.spaces.Box):
+            try:
+                space_of(space).pack(observation)
+            except InvalidInput as error:
+                raise RowFailed(f"the observation does not fit its space: {error}") from error
+            # A copy, since environments may write into their arrays again.
+            return copy.deepcopy(observation)
         if np.shape(observation) != space.shape:
             raise RowFailed(f"the observation has shape {np.shape(observation)}; expected {space.shape}")
         # A value beyond the space's type becomes infinite, which the roll-out reports.
         with np.errstate(over="ignore"):
-            # A copy, since environments may write into their arrays again.
             return np.array(observation, dtype=space.dtype)
 
 

@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 
 from aaren_rl.data.environment_spec import EnvironmentSpec
+from aaren_rl.data.spaces import Box
 from aaren_rl.envs.behaviours import ActorBehaviour
 from aaren_rl.envs.dataset import Say
 from aaren_rl.envs.environments import describe, make
@@ -49,7 +50,7 @@ def train(
         raise InvalidInput(f"{out} holds a training already; pass another --out")
     spec = EnvironmentSpec(env_id)
     space = describe(spec).action_space
-    if not (np.allclose(space.low, -1) and np.allclose(space.high, 1)):
+    if not isinstance(space, Box) or not (np.allclose(space.low, -1) and np.allclose(space.high, 1)):
         raise InvalidInput(f"{env_id} has actions {space}; snapshots are of actors that act within [-1, 1]")
     env, judge = make(spec), make(spec)
     out.mkdir(parents=True, exist_ok=True)

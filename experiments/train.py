@@ -213,7 +213,6 @@ def _outcome_before(job: Job) -> dict[str, Any] | None:
 
 def _card(job: Job) -> AgentCard:
     dataset, environment, target = job.dataset, job.dataset.environment, job.target
-    raw = dataset.raw_observation_space
     quantiles = np.quantile(dataset.trajectories.returns, np.linspace(0, 1, QUANTILES))
     return AgentCard(
         environment=environment,
@@ -222,7 +221,6 @@ def _card(job: Job) -> AgentCard:
         target_returns=(target, *(other for other in dataset.target_returns if other != target)),
         acting=job.config.acting,
         data_returns=tuple(quantiles.round(3).tolist()),
-        raw_observation_space=None if raw == dataset.observation_space else raw,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aaren_rl.data.spaces import Box
+from aaren_rl.data.spaces import Box, DiscreteSpace, Part, Space, map_parts
 from aaren_rl.errors import DataError
 
 SCALED_BOUND = 100.0
@@ -42,10 +42,10 @@ def varies(least: npt.ArrayLike, greatest: npt.ArrayLike) -> npt.NDArray[np.bool
     return np.asarray(greatest - least > np.maximum(ROUNDING * size, SMALLEST))
 
 
-def action_space_of(actions: npt.NDArray[Any], space: Box | None) -> Box:
-    """The Box that actions are scaled by: the environment's bounds where they suit the data, else the data's range.
+def action_space_of(actions: npt.NDArray[Any], space: Space | None) -> Space:
+    """The space that actions are scaled by: an environment's, its Boxes with bounds that suit the data.
 
-    Component by component:
+    Component by component of a Box:
 
     1. A missing bound gives way to the data's least or greatest action.
     2. A range more than `WIDEST` times the data's gives way to the data's. Otherwise the actions would lie so close
@@ -53,11 +53,12 @@ def action_space_of(actions: npt.NDArray[Any], space: Box | None) -> Box:
     3. A component that does not vary in the data gets its constant for both bounds, and is held there.
 
     Args:
-        actions: of the data, (steps, *action shape). Those outside the environment's bounds count as at the bound.
+        actions: of the data, packed, (steps, *action shape). Those outside the environment's bounds count as at the
+            bound.
         space: action space of the environment; None for data without one.
 
     Returns:
-        Finite bounds that float32 holds exactly, inside the environment's, of its dtype.
+        The space with finite bounds that float32 holds exactly, inside the environment's, of its dtype.
 
     Raises:
         DataError: the actions have another shape than the environment's.
@@ -68,6 +69,43 @@ def action_space_of(actions: npt.NDArray[Any], space: Box | None) -> Box:
             "environment that the data are from"
         )
     given = Box.unbounded(actions.shape[1:]) if space is None else space
+
+    def narrowed(part: Part) -> Space:
+        if not isinstance(part.space, Box):
+            return part.space
+        return _narrowed(values_of_part(actions, part), part.space)
+
+    return map_parts(given, narrowed)
+
+
+def values_of_part(values: npt.NDArray[Any], part: Part) -> npt.NDArray[Any]:
+    """The numbers of a part, (steps, *shape of the part), of packed values (steps, *shape)."""
+    if part.path == "":
+        return values
+    return values[:, part.columns].reshape(len(values), *part.space.shape)
+
+
+def bounds_of(space: Space) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """The least and the greatest numbers of an action space, each of its shape."""
+    lows: list[npt.NDArray[Any]] = []
+    highs: list[npt.NDArray[Any]] = []
+    for part in space.parts():
+        for numbers, bound in zip((lows, highs), _part_bounds(part.space), strict=True):
+            numbers.append(np.ravel(bound))
+    low, high = (np.concatenate(numbers).astype(np.float32).reshape(space.shape) for numbers in (lows, highs))
+    return low, high
+
+
+def _part_bounds(space: Space) -> tuple[npt.ArrayLike, npt.ArrayLike]:
+    if isinstance(space, Box):
+        return space.bounds()
+    if isinstance(space, DiscreteSpace):
+        return space.starts, [start + count - 1 for start, count in zip(space.starts, space.counts, strict=True)]
+    return np.zeros(space.size), np.ones(space.size)
+
+
+def _narrowed(actions: npt.NDArray[Any], given: Box) -> Box:
+    """The Box of a part, with bounds that suit the data."""
     # Ranges of float32 numbers have to be float32 numbers too.
     lower, upper = (np.clip(bound.astype(np.float64), -LARGEST_BOUND, LARGEST_BOUND) for bound in given.bounds())
     least = np.clip(actions.min(0).astype(np.float64), lower, upper)

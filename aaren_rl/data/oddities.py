@@ -77,7 +77,7 @@ def _far_out(trajectories: Trajectories, mean: Floats, std: Floats) -> str | Non
     """Steps that are clipped in training."""
     count, first, component = 0, 0, 0
     limit = np.where(std > 0, SCALED_BOUND * std.astype(np.float64), np.inf)
-    for start, block in blocks(trajectories.observations):
+    for start, block in blocks(trajectories.numbers):
         beyond = (np.abs(block - mean.astype(np.float64)) > limit).reshape(len(block), -1)
         rows = np.flatnonzero(beyond.any(1))
         if len(rows) and not count:
@@ -93,13 +93,13 @@ def _far_out(trajectories: Trajectories, mean: Floats, std: Floats) -> str | Non
 
 def _dominated(trajectories: Trajectories, std: Floats) -> str | None:
     """Components of which a few values make up the deviation, so that all others look alike."""
-    sample = trajectories.observations[:: max(1, trajectories.steps // SAMPLE)]
+    sample = trajectories.numbers[:: max(1, trajectories.steps // SAMPLE)]
     low, high = np.quantile(sample.astype(np.float64), [0.05, 0.95], axis=0)
     found = np.flatnonzero((high > low) & (std > SCALED_BOUND * (high - low)))
     if not len(found):
         return None
     component = int(found[0])
-    column = trajectories.observations.reshape(trajectories.steps, -1)[:, component]
+    column = trajectories.numbers.reshape(trajectories.steps, -1)[:, component]
     step = int(np.abs(column).argmax())
     return (
         f"{len(found)} observation components have a few values so large that the others look alike once scaled "

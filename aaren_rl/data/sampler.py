@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from aaren_rl.data.context import Context
-from aaren_rl.data.segment import Segment
+from aaren_rl.data.packed import first_of, map_packed
+from aaren_rl.data.segment import Observations, Segment
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.errors import DataError, InvalidInput
 
@@ -59,12 +60,12 @@ class Sampler:
         self.generator = torch.Generator(self.device).manual_seed(seed)
         # Steps that whole episodes are padded to; None for the longest one drawn.
         self.pad_to: int | None = None
-        self._observations = self._to_device(trajectories.observations)
+        self._observations: Observations = map_packed(self._to_device, trajectories.observations)
         self._actions = self._to_device(trajectories.actions)
         self._rewards = self._to_device(trajectories.rewards)
         self._returns_to_go = self._to_device(trajectories.returns_to_go)
         self._terminated = self._to_device(_at_last_step(trajectories, trajectories.terminated))
-        self._final: tuple[Tensor, Tensor] | None = None
+        self._final: tuple[Observations, Tensor] | None = None
         if next_observations:
             if trajectories.final_observations is None:
                 raise DataError(
@@ -73,7 +74,7 @@ class Sampler:
                 )
             # Steps that end an episode point at its final observation, all others at row 0.
             number = _at_last_step(trajectories, np.arange(1, trajectories.episodes + 1))
-            self._final = self._to_device(trajectories.final_observations), self._to_device(number)
+            self._final = map_packed(self._to_device, trajectories.final_observations), self._to_device(number)
         self._choose(trajectories, episodes)
 
     def over(self, trajectories: Trajectories, episodes: np.ndarray) -> Sampler:
@@ -181,7 +182,7 @@ class Sampler:
     def _take(self, steps: Tensor, timesteps: Tensor, valid: Tensor, counted: Tensor | None = None) -> Segment:
         before, starts = (steps[:, 0] - 1).clamp(min=0), timesteps[:, 0] == 0
         return Segment(
-            observations=_blank(self._observations[steps], ~valid),
+            observations=map_packed(lambda part: _blank(part[steps], ~valid), self._observations),
             timesteps=timesteps,
             actions=_blank(self._actions[steps], ~valid),
             rewards=_blank(self._rewards[steps], ~valid),
@@ -194,15 +195,18 @@ class Sampler:
             next_observations=self._next_observations(steps, valid),
         )
 
-    def _next_observations(self, steps: Tensor, valid: Tensor) -> Tensor | None:
+    def _next_observations(self, steps: Tensor, valid: Tensor) -> Observations | None:
         if self._final is None:
             return None
         final, number = self._final
         ended = number[steps]
-        following = self._observations[(steps + 1).clamp(max=len(self._observations) - 1)]
-        last = final[(ended - 1).clamp(min=0)]
-        ends = (ended > 0).view(*ended.shape, *[1] * (following.ndim - 2))
-        return _blank(torch.where(ends, last, following), ~valid)
+        after = (steps + 1).clamp(max=len(first_of(self._observations)) - 1)
+
+        def following(observations: Tensor, last: Tensor) -> Tensor:
+            ends = (ended > 0).view(*ended.shape, *[1] * (observations.ndim - 1))
+            return _blank(torch.where(ends, last[(ended - 1).clamp(min=0)], observations[after]), ~valid)
+
+        return map_packed(following, self._observations, final)  # type: ignore[no-any-return]
 
 
 def _blank(values: Tensor, where: Tensor) -> Tensor:

@@ -16,18 +16,22 @@ from aaren_rl.data.episode import (
     LARGEST,
     WAY_OUT,
     check_alike,
-    checked,
     float32,
     has_final,
     not_finite,
+    packed,
     refuse_beyond_float32,
+    spaces_of,
 )
 from aaren_rl.data.episode import Episode as Episode
 from aaren_rl.data.episode import Floats as Floats
+from aaren_rl.data.packed import arrays_of, first_of, map_packed, numbers_of, shapes_of
+from aaren_rl.data.spaces import IMAGE, NUMBERS, Packed, Space, space_of_values
+from aaren_rl.data.spaces.image import image_of
 from aaren_rl.errors import DataError
 
 _VALUES = ("observations", "actions", "rewards", "final_observations")
-"""Fields that hold float32 numbers."""
+"""Fields that hold values of steps."""
 
 _BLOCK_STEPS, _BLOCK_NUMBERS = 65_536, 1 << 26
 """Most steps, and most numbers, that a pass over the data takes at once: it makes no second copy of the data."""
@@ -35,19 +39,23 @@ _BLOCK_STEPS, _BLOCK_NUMBERS = 65_536, 1 << 26
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Episodes of one environment in packed arrays of steps.
+    """Episodes of one environment in packed arrays of steps (`Space.pack`).
 
-    float32 arrays are taken without a copy, others are converted. Observations and actions may have any shape.
+    float32 arrays are taken without a copy, others are converted; images of uint8 stay as they are. Observations and
+    actions may have any shape.
 
     Attributes:
-        observations: (steps, *observation shape), float32: those that an action follows.
+        observations: those that an action follows: (steps, *observation shape) float32, or a dict of arrays where there
+            are images.
         actions: (steps, *action shape), float32.
         rewards: (steps,), float32.
         offsets: (episodes + 1,), int64: episode i is the steps from offsets[i] up to offsets[i + 1].
         terminated: (episodes,) bool: the episode ended in a state that the task calls final.
         truncated: (episodes,) bool: the episode was cut off, by a time limit for instance.
-        final_observations: (episodes, *observation shape), float32: the observation after an episode's last action.
+        final_observations: (episodes, *observation shape), as the observations: the one after an episode's last action.
             The value of a cut episode is bootstrapped from it. None where the data lack it.
+        observation_space: of the observations; None if it is not known, and they are numbers.
+        action_space: of the actions; None likewise.
         returns_to_go: (steps,), float32: undiscounted sum of the rewards from a step to its episode's end.
 
     Raises:
@@ -55,31 +63,40 @@ class Trajectories:
             steps.
     """
 
-    observations: Floats
+    observations: Packed
     actions: Floats
     rewards: Floats
     offsets: npt.NDArray[np.int64]
     terminated: npt.NDArray[np.bool_]
     truncated: npt.NDArray[np.bool_]
-    final_observations: Floats | None = None
+    final_observations: Packed | None = None
+    observation_space: Space | None = None
+    action_space: Space | None = None
     returns_to_go: Floats = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self._take_images()
         given = {name: getattr(self, name) for name in _VALUES if getattr(self, name) is not None}
         for name, values in given.items():
-            object.__setattr__(self, name, float32(name, values))
+            object.__setattr__(self, name, _stored(name, values))
         object.__setattr__(self, "offsets", _whole_numbers(self.offsets))
         for name in ("terminated", "truncated"):
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.bool_))
         self._check_lengths()
         self._check_episodes()
         for name, values in given.items():
-            self._check_values(name, np.asarray(values))
+            for key, part in arrays_of(values).items():
+                self._check_values(name, key, np.asarray(part))
         object.__setattr__(self, "returns_to_go", returns_to_go(self.rewards, self.offsets))
         self._check_returns()
 
     @classmethod
-    def from_episodes(cls, episodes: Iterable[Episode]) -> Trajectories:
+    def from_episodes(
+        cls,
+        episodes: Iterable[Episode],
+        observation_space: Space | None = None,
+        action_space: Space | None = None,
+    ) -> Trajectories:
         """Packs episodes one after another.
 
         T + 1 observations give a final observation, T observations give none. A mixture of both is refused: to drop
@@ -88,29 +105,38 @@ class Trajectories:
 
         Args:
             episodes: at least one, of the same observation shape and action shape.
+            observation_space: of the observations; None for what they show. Dicts and tuples have parts, arrays of
+                uint8 with two or three dimensions are images, the vocabulary of texts is the data's.
+            action_space: of the actions; None for what they show. Whole numbers, one a step, are discrete from 0 on.
 
         Raises:
             DataError: no episodes, arrays that are not numbers, lengths or shapes that do not match, values that are
-                not finite, or a mixture of episodes with and without a final observation. The message names the
-                episode, counted from 0.
+                not finite or that float32 does not hold, or a mixture of episodes with and without a final observation.
+                The message names the episode, counted from 0.
         """
-        whole = [checked(number, episode) for number, episode in enumerate(episodes)]
-        if not whole:
+        given = list(episodes)
+        if not given:
             raise DataError("no episodes; expected at least one")
+        spaces = spaces_of(given, observation_space, action_space)
+        whole = [packed(number, episode, *spaces) for number, episode in enumerate(given)]
         first = whole[0]
         for number, episode in enumerate(whole):
             check_alike(number, episode, first)
         lengths = [len(episode.rewards) for episode in whole]
-        final = _packed([episode.observations[-1:] for episode in whole]) if has_final(first) else None
+        final = _joined([map_packed(lambda part: part[-1:], episode.observations) for episode in whole])
+        acted = [
+            map_packed(lambda part, n=n: part[:n], one.observations) for one, n in zip(whole, lengths, strict=True)
+        ]
         try:
             return cls(
-                _packed([episode.observations[: len(episode.rewards)] for episode in whole]),
-                _packed([episode.actions for episode in whole]),
-                _packed([episode.rewards for episode in whole]),
+                _joined(acted),
+                _joined([episode.actions for episode in whole]),
+                _joined([episode.rewards for episode in whole]),
                 np.concatenate([[0], np.cumsum(lengths)]),
                 np.array([episode.terminated for episode in whole]),
                 np.array([episode.truncated or not episode.terminated for episode in whole]),
-                final,
+                final if has_final(first) else None,
+                *spaces,
             )
         except DataError:
             # In packed float32 arrays, values beyond float32 look infinite.
@@ -128,14 +154,29 @@ class Trajectories:
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         steps = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
         return Trajectories(
-            self.observations[steps],
+            map_packed(lambda part: part[steps], self.observations),
             self.actions[steps],
             self.rewards[steps],
             offsets,
             self.terminated[numbers],
             self.truncated[numbers],
-            None if self.final_observations is None else self.final_observations[numbers],
+            None
+            if self.final_observations is None
+            else map_packed(lambda part: part[numbers], self.final_observations),
+            self.observation_space,
+            self.action_space,
         )
+
+    @property
+    def numbers(self) -> Floats:
+        """The numbers of the observations, (steps, *shape); of images alone none, (steps, 0)."""
+        found = numbers_of(self.observations)
+        return np.zeros((self.steps, 0), np.float32) if found is None else found
+
+    @property
+    def observation_shapes(self) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
+        """Shapes of one observation, as `Space.packed_shapes`."""
+        return shapes_of(self.observations, 1)  # type: ignore[no-any-return]
 
     @property
     def episodes(self) -> int:
@@ -158,18 +199,19 @@ class Trajectories:
         return self.returns_to_go[self.offsets[:-1]]
 
     def observation_statistics(self) -> tuple[Floats, Floats]:
-        """Mean and standard deviation of the observations, each of the observation shape.
+        """Mean and standard deviation of the numbers of the observations, each of their shape.
 
         A component that does not vary (`aaren_rl.data.bounds.varies`) gets a deviation of 0: a model knows nothing of
         other values, and ignores them when it acts.
         """
         # 1. A mean of some 10,000 steps, near enough that the differences from it are small.
-        mean = self.observations[:: max(1, self.steps // 10_000)].mean(0, dtype=np.float64)
+        numbers = self.numbers
+        mean = numbers[:: max(1, self.steps // 10_000)].mean(0, dtype=np.float64)
         # 2. Sums of the differences and of their squares, in float64, and the range.
-        total = np.zeros(self.observations.shape[1:])
+        total = np.zeros(numbers.shape[1:])
         squares = np.zeros_like(total)
         least, greatest = np.full_like(total, np.inf), np.full_like(total, -np.inf)
-        for _, block in blocks(self.observations):
+        for _, block in blocks(numbers):
             difference = block - mean
             total += difference.sum(0)
             squares += np.square(difference).sum(0)
@@ -180,18 +222,38 @@ class Trajectories:
         std = np.where(varies(least, greatest) & (std >= SMALLEST), std, 0.0)
         return np.asarray(mean + shift, np.float32), np.asarray(std, np.float32)
 
+    def _take_images(self) -> None:
+        """Names images that were given as a mere array."""
+        array = self.observations
+        if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim < 3:
+            return
+        if image_of(array.shape[1:], "uint8", 0, 255) is None:
+            return
+        object.__setattr__(self, "observations", {IMAGE: array})
+        object.__setattr__(self, "observation_space", self.observation_space or space_of_values(array))
+        if self.final_observations is not None:
+            object.__setattr__(self, "final_observations", {IMAGE: self.final_observations})
+
     def _check_lengths(self) -> None:
+        first = first_of(self.observations)
         if self.rewards.ndim != 1:
             raise DataError(
-                f"observations {self.observations.shape}, actions {self.actions.shape} and rewards "
+                f"observations {first.shape}, actions {self.actions.shape} and rewards "
                 f"{self.rewards.shape}; expected (steps, *observation shape), (steps, *action shape) and (steps,)"
             )
-        if not len(self.observations) == len(self.actions) == len(self.rewards):
-            raise DataError(
-                f"{len(self.observations)} observations, {len(self.actions)} actions and {len(self.rewards)} rewards; "
-                "expected one of each per step (pass the observation after an episode's last action in "
-                "final_observations)"
-            )
+        for part in arrays_of(self.observations).values():
+            if not len(part) == len(self.actions) == len(self.rewards):
+                raise DataError(
+                    f"{len(part)} observations, {len(self.actions)} actions and {len(self.rewards)} rewards; "
+                    "expected one of each per step (pass the observation after an episode's last action in "
+                    "final_observations)"
+                )
+        for name, space in (("observations", self.observation_space), ("actions", self.action_space)):
+            found = shapes_of(getattr(self, name), 1)
+            if space is not None and found != space.packed_shapes():
+                raise DataError(f"{name} have the shape {found}; their space has {space.packed_shapes()}")
+        if self.observation_space is None and isinstance(self.observations, dict):
+            raise DataError("observations with images, without observation_space; give it, or use from_episodes")
 
     def _check_episodes(self) -> None:
         if self.offsets.ndim != 1:
@@ -213,16 +275,16 @@ class Trajectories:
                 f"{len(self.terminated)} terminated and {len(self.truncated)} truncated flags "
                 f"for {self.episodes} episodes; expected one each"
             )
-        expected = (self.episodes, *self.observations.shape[1:])
-        if self.final_observations is not None and self.final_observations.shape != expected:
+        expected = map_packed(lambda part: (self.episodes, *part.shape[1:]), self.observations)
+        found = None if self.final_observations is None else shapes_of(self.final_observations, 0)
+        if found not in (None, expected):
             raise DataError(
-                f"final_observations has shape {self.final_observations.shape}; expected {expected}, one observation "
-                "for each episode"
+                f"final_observations has shape {found}; expected {expected}, one observation for each episode"
             )
 
-    def _check_values(self, name: str, given: npt.NDArray[Any]) -> None:
+    def _check_values(self, name: str, key: str, given: npt.NDArray[Any]) -> None:
         """Refuses what is not finite, by its value as it was given, before float32."""
-        row = _first_not_finite(getattr(self, name))
+        row = _first_not_finite(arrays_of(getattr(self, name))[key])
         if row is None:
             return
         at = "" if name == "final_observations" else f" at step {row}"
@@ -277,8 +339,10 @@ def blocks(array: Floats) -> Iterator[tuple[int, Floats]]:
         yield start, array[start : start + rows]
 
 
-def _first_not_finite(array: Floats) -> int | None:
+def _first_not_finite(array: npt.NDArray[Any]) -> int | None:
     """Index of the first row with a NaN or an infinite value; None if there is none."""
+    if array.dtype.kind != "f":
+        return None
     for start, block in blocks(array):
         bad = ~np.isfinite(block)
         if bad.any():
@@ -286,7 +350,22 @@ def _first_not_finite(array: Floats) -> int | None:
     return None
 
 
-def _packed(parts: list[npt.NDArray[Any]]) -> Floats:
-    """The rows of all parts, one part after another, in float32 without a wider copy."""
+def _stored(name: str, values: Packed) -> Packed:
+    """Values as they are kept: images as they are or in float32, all else in float32."""
+
+    def image(part: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return np.ascontiguousarray(part) if part.dtype == np.uint8 else float32(name, part)
+
+    if isinstance(values, dict):
+        return {key: float32(name, part) if key == NUMBERS else image(part) for key, part in values.items()}
+    return float32(name, values)
+
+
+def _joined(parts: list[Any]) -> Any:
+    """The rows of all parts, one part after another."""
+    if isinstance(parts[0], dict):
+        joins: dict[str, Any] = {key: _joined if key == NUMBERS else np.concatenate for key in parts[0]}
+        return {key: join([part[key] for part in parts]) for key, join in joins.items()}
     with np.errstate(over="ignore"):  # What overflows float32 is found as infinite, with its place.
+        # Without a wider copy.
         return np.concatenate(parts, dtype=np.float32, casting="same_kind")

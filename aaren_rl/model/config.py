@@ -8,10 +8,12 @@ from typing import Any, Literal, get_args
 from aaren_rl import mixers
 from aaren_rl.errors import InvalidInput, unknown_name
 from aaren_rl.mixers import MixerSpec
+from aaren_rl.model.images import ImageEncoding
 
 Layout = Literal["interleaved", "fused"]
 Timesteps = Literal["none", "first", "learned", "sinusoidal"]
 Norm = Literal["pre", "post"]
+HeadName = Literal["squared-error", "gaussian"]
 
 
 MOST = {"blocks": 10_000, "width": 1_000_000, "heads": 1_000_000, "max_steps": 1_000_000_000}
@@ -55,13 +57,29 @@ class ModelConfig:
     """True if the return-to-go is an input; without it the model clones the behaviour."""
     norm: Norm = "pre"
     """Layer norms before each part of a block (GPT-2, Radford et al. 2019) or after it (Vaswani et al. 2017)."""
+    head: HeadName = "squared-error"
+    """Prediction of continuous actions: one action with its squared error, or a normal distribution squashed by tanh
+    with a learned spread ("gaussian"; Haarnoja et al. 2018, arXiv 1801.01290, appendix C). Discrete actions and bits
+    always have probabilities."""
+    image_encoder: ImageEncoding = "auto"
+    """Network that encodes images: "nature" (Mnih et al. 2015), "impala" (Espeholt et al. 2018), "grid" for symbols, or
+    "auto" for the one that suits their size."""
+    leave_out: tuple[str, ...] = ()
+    """Parts of the observations that are no input, by their keys."""
     max_steps: int = 1000
     """Longest episode that a learned timestep embedding can hold."""
 
     def __post_init__(self) -> None:
-        for name, choices in (("layout", Layout), ("timesteps", Timesteps), ("norm", Norm)):
+        for name, choices in (
+            ("layout", Layout),
+            ("timesteps", Timesteps),
+            ("norm", Norm),
+            ("head", HeadName),
+            ("image_encoder", ImageEncoding),
+        ):
             if getattr(self, name) not in get_args(choices):
                 raise InvalidInput(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(get_args(choices))}")
+        object.__setattr__(self, "leave_out", tuple(self.leave_out))
         if not 0 <= self.dropout < 1:
             raise InvalidInput(f"dropout is {self.dropout}; expected a number from 0 up to but not 1")
         for name in MOST:

@@ -26,7 +26,7 @@ class DecisionModel(nn.Module):
     Args:
         config: the model's shape.
         observation_space: of the environment.
-        action_space: of the environment; bounded.
+        action_space: of the environment; its Boxes are bounded.
         scaling: of observations, returns and rewards.
     """
 
@@ -35,7 +35,7 @@ class DecisionModel(nn.Module):
         self.config, self.observation_space, self.action_space = config, observation_space, action_space
         self.inputs = Inputs(config, observation_space, action_space, scaling)
         self.trunk = Trunk(config)
-        self.head = head_of(action_space, config.width)
+        self.head = head_of(action_space, config.width, config.head)
         self.trunk.initialise()
 
     def forward(self, segment: Segment, state: TrunkState | None = None) -> tuple[Prediction, TrunkState]:
@@ -66,18 +66,21 @@ class DecisionModel(nn.Module):
         prediction, state = self(segment, state)
         return segment.mean_over_counted(prediction.loss(segment.actions)), state
 
-    def step(self, now: Segment, state: TrunkState) -> tuple[Tensor, TrunkState]:
+    def step(self, now: Segment, state: TrunkState, noise: Tensor | None = None) -> tuple[Tensor, TrunkState]:
         """Predicts the action of the next step: `forward` on a segment of one step.
 
         Args:
             now: the step, from `Segment.of_one_step`.
             state: from `initial_state`, or as returned by the step before.
+            noise: what the head's `draw` returned, times the temperature, (batch, noise size); None for the most likely
+                action.
 
         Returns:
             The action (batch, *action shape) and the new state.
         """
         prediction, state = self(now, state)
-        return prediction.mode.squeeze(1), state
+        action = prediction.mode if noise is None else prediction.sampled(noise.unsqueeze(1))
+        return action.squeeze(1), state
 
     @property
     def fixed_size(self) -> bool:

@@ -91,7 +91,7 @@ class Inputs(nn.Module):
         self.config, self.observation_space, self.action_space = config, observation_space, action_space
         for name in ("return_scale", "reward_scale"):
             self.register_buffer(name, torch.tensor(getattr(scaling, name), dtype=torch.float32))
-        self.observation = observation_encoder(observation_space, scaling)
+        self.observation = observation_encoder(observation_space, scaling, config.image_encoder, config.leave_out)
         self.embed_observation = nn.Linear(self.observation.size, config.width)
         if config.previous_action:
             self.action = action_encoder(action_space)
@@ -149,6 +149,7 @@ class Inputs(nn.Module):
         return InputsStepper(
             self.config,
             self.observation,
+            self.action if self.config.previous_action else None,
             self.action_space.size,
             self._affine(),
             self._side_by_side(),
@@ -187,7 +188,7 @@ class Inputs(nn.Module):
 
     def _outcome(self, segment: Segment, masks: Masks) -> Tensor:
         """The previous action and reward as features, and a 1 where there is a step before, (batch, time, features)."""
-        columns, known, dtype = [], masks.known.unsqueeze(-1), segment.observations.dtype
+        columns, known, dtype = [], masks.known.unsqueeze(-1), self.return_scale.dtype
         if self.config.previous_action:
             before = _one_later(segment.actions, segment.previous_action, masks.opening, self.action_space.shape, dtype)
             columns.append(self.action(before).masked_fill(~known, 0.0))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aaren_rl.data.bounds import SCALED_BOUND
+from aaren_rl.data.segment import Observations
 from aaren_rl.model.config import ModelConfig
 from aaren_rl.model.encoders import Encoder
 from aaren_rl.model.timesteps import TimestepEmbedding
@@ -47,6 +48,7 @@ class InputsStepper(nn.Module):
     Args:
         config: the model's shape.
         observation: encoder of the observations.
+        action: encoder of the previous action; None where it is no input.
         action_size: numbers of an action.
         affine: centre and factor of the raw numbers, (columns,) float64 each.
         layer: weight (tokens * width, columns) and bias (tokens * width,) of the layer over the scaled numbers.
@@ -63,6 +65,7 @@ class InputsStepper(nn.Module):
         self,
         config: ModelConfig,
         observation: Encoder,
+        action: Encoder | None,
         action_size: int,
         affine: tuple[Tensor, Tensor],
         layer: tuple[Tensor, Tensor],
@@ -75,7 +78,7 @@ class InputsStepper(nn.Module):
         self.may_miss = self.tokens > 1 and config.outcome
         for name, part in zip(("centre", "factor", "weight", "bias"), (*affine, *layer), strict=True):
             self.register_buffer(name, part)
-        self.norm, self.observation, self.embed_timestep = norm, observation, embed_timestep
+        self.norm, self.observation, self.action, self.embed_timestep = norm, observation, action, embed_timestep
 
     @property
     def sizes(self) -> list[int]:
@@ -85,15 +88,15 @@ class InputsStepper(nn.Module):
     def start(self) -> Tensor:
         """Those columns before an episode; the previous action is the one whose features are 0."""
         start = self.centre.new_zeros(sum(self.sizes))
-        if self.config.previous_action:
-            start[ACTION:] = self.centre[: self.action_size]
+        if self.action is not None:
+            start[ACTION:] = self.action.nothing()
         return start
 
-    def forward(self, observation: Tensor, reward: Tensor, pieces: tuple[Tensor, ...]) -> StepInput:
+    def forward(self, observation: Observations, reward: Tensor, pieces: tuple[Tensor, ...]) -> StepInput:
         """The tokens of the next step.
 
         Args:
-            observation: (batch, *observation shape).
+            observation: (batch, *observation shape), or a dict where there are images.
             reward: of the previous action, (batch,); 0 at the first step of an episode.
             pieces: columns of the rows of state, of the `sizes`.
         """
@@ -105,6 +108,8 @@ class InputsStepper(nn.Module):
         # float64, as the columns of the state are.
         raw = torch.cat(self.columns(previous, reward, known, return_to_go, observed), -1)
         features = ((raw - self.centre) * self.factor).clamp(-SCALED_BOUND, SCALED_BOUND).to(self.weight.dtype)
+        if (images := self.observation.image_features(observation)) is not None:
+            features = torch.cat([features, images.to(features.dtype)], -1)
         # Tokens stay rows of a matrix: a product with a bias is one operation then, in torch as in ONNX.
         x = F.linear(features, self.weight, self.bias)
         x = x if self.tokens == 1 else x.view(-1, self.config.width)  # (batch * tokens, width)
@@ -123,7 +128,7 @@ class InputsStepper(nn.Module):
             observed: the numbers of the observation.
         """
         config = self.config
-        outcome = [previous] if config.previous_action else []
+        outcome = [] if self.action is None else [self.action.raw(previous)]
         outcome += [reward[:, None] * known] if config.reward else []
         outcome += [known] if outcome else []
         return [*outcome, *([return_to_go] if config.return_to_go else []), observed]

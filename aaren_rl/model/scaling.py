@@ -20,8 +20,8 @@ class Scaling:
     `aaren_rl.data.bounds.SCALED_BOUND`.
 
     Attributes:
-        observation_mean: of the observation's shape.
-        observation_std: of the observation's shape. 0 for a component that is constant in the data: it is held at its
+        observation_mean: of the shape of an observation's numbers.
+        observation_std: likewise. 0 for a component that is constant in the data: it is held at its
             mean, and what an environment shows there changes nothing.
         return_scale: returns-to-go are divided by this.
         reward_scale: rewards are divided by this.
@@ -68,7 +68,8 @@ class Scaling:
     @classmethod
     def identity(cls, observation_space: Space) -> Scaling:
         """The scaling that changes nothing but what is beyond the bound of scaled values."""
-        return cls(np.zeros(observation_space.shape, np.float32), np.ones(observation_space.shape, np.float32), 1.0)
+        shape = observation_space.shape if observation_space.size else (0,)
+        return cls(np.zeros(shape, np.float32), np.ones(shape, np.float32), 1.0)
 
 
 def largest(values: Floats) -> float:

@@ -67,7 +67,7 @@ def scaling_fault(name: str, tensor: Tensor) -> str | None:
     """What is wrong with a tensor that values are divided by; None for any other."""
     if name.endswith(("inputs.return_scale", "inputs.reward_scale")) and not (tensor > 0).all():
         return f"is {tensor.min():g}, expected a positive number"
-    if name.endswith("inputs.observation.std") and (tensor < 0).any():
+    if "inputs.observation." in name and name.endswith(".std") and (tensor < 0).any():
         return f"holds {tensor.min():g}, expected nothing below 0"
     return None
 

@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from aaren_rl.data.segment import Observations
 from aaren_rl.errors import InvalidInput
 from aaren_rl.model import DecisionModel
 from aaren_rl.model.inputs_stepper import RETURN_TO_GO
@@ -53,14 +54,17 @@ class ModelStepper(nn.Module):
         state[:, RETURN_TO_GO] = target_return
         return state
 
-    def forward(self, observation: Tensor, reward: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, observation: Observations, reward: Tensor, state: Tensor, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The next action, in the environment's units, like everything here.
 
         Args:
-            observation: (batch, *observation shape).
+            observation: (batch, *observation shape), packed: a dict where there are images.
             reward: of the action before, (batch,); 0 at the first step of an episode. It is taken off the
                 return-to-go in the state.
             state: (batch, state size) float64, from `initial_state` or as returned by the step before.
+            noise: as `HeadStepper.forward` takes it; None for the most likely action.
 
         Returns:
             The action (batch, *action shape) and the new state.
@@ -69,6 +73,6 @@ class ModelStepper(nn.Module):
         counted, mixed = pieces[:3], pieces[3:]
         tokens, live, return_to_go, timestep = self.inputs(observation, reward, counted)  # (batch * tokens, width)
         hidden, mixed = self.trunk(tokens, mixed, live)  # (batch, width)
-        action = self.head(hidden)
-        previous = action if action.ndim == 2 else action.reshape(action.shape[0], -1)  # (batch, action size)
+        action = self.head(hidden, noise)
+        previous = action if action.ndim == 2 else action.reshape(-1, self.inputs.action_size)  # (batch, action size)
         return action, torch.cat([return_to_go, timestep, previous.double(), *mixed], -1)

@@ -33,12 +33,14 @@ class NumpyModelStepper:
             return None
         return cls(inputs, trunk, head, step.mixed)
 
-    def __call__(self, observation: Array, reward: Array, state: Array) -> tuple[Array, Array]:
+    def __call__(
+        self, observation: Array, reward: Array, state: Array, noise: Array | None = None
+    ) -> tuple[Array, Array]:
         """See `ModelStepper.forward`; observations, rewards and actions are float32, the state is float64."""
         after = np.empty_like(state)
         tokens, live, return_to_go, timestep = self.inputs(observation, reward, state)  # (batch * tokens, width)
         hidden = self.trunk(tokens, state[:, self.mixed :], after[:, self.mixed :], live)  # (batch, width)
-        action = self.head(hidden)
+        action = self.head(hidden, noise)
         after[:, :1], after[:, 1:2] = return_to_go, timestep
         after[:, ACTION : self.mixed] = action.reshape(len(action), -1)
         return action, after

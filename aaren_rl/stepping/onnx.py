@@ -18,15 +18,17 @@ import torch
 
 from aaren_rl import __version__, checkpoint, folders
 from aaren_rl.checkpoint import AgentCard
-from aaren_rl.data.bounds import SCALED_BOUND
+from aaren_rl.data.bounds import SCALED_BOUND, bounds_of
+from aaren_rl.data.packed import arrays_of
 from aaren_rl.data.segment import Segment
+from aaren_rl.data.spaces import NUMBERS, Space
 from aaren_rl.errors import AarenError, InvalidInput
 from aaren_rl.model import DecisionModel
 from aaren_rl.model.inputs_stepper import RETURN_TO_GO, TIMESTEP
 from aaren_rl.stepping.model_stepper import ModelStepper
 
 GRAPH, CARD = checkpoint.EXPORTED_GRAPH, checkpoint.EXPORTED_CARD
-FORMAT = 4
+FORMAT = 5
 STEPS, ROWS = 200, 3
 """Of the check against torch."""
 
@@ -45,8 +47,10 @@ def to_onnx(model: DecisionModel, card: AgentCard, folder: Path, int8: bool = Fa
     """Writes agent.onnx and export.json, after checking the graph against torch.
 
     The graph maps observation (batch, *shape), reward (batch,) and state (batch, state size) to action
-    (batch, *shape) and the new state, in the environment's units; the state is float64, all else float32. The card
-    has the state before an episode and where in it the target return goes.
+    (batch, *shape) and the new state, in the environment's units; the state is float64, images of bytes are uint8, all
+    else is float32. Where observations have images, each is an input "observation.<path>" beside "observation", which
+    holds the numbers of all other parts (`Space.pack`). The card has the spaces, the state before an episode and where
+    in it the target return goes.
 
     Args:
         model: to export; the states of its mixers must not grow.
@@ -121,10 +125,35 @@ def session(graph: bytes | str, threads: int = 1) -> Any:
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
+def graph_inputs(space: Space) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Names of the graph's inputs for an observation, each with its key in packed observations and its shape."""
+    shapes = space.packed_shapes()
+    if not isinstance(shapes, dict):
+        return {"observation": (NUMBERS, shapes)}
+    return {"observation" if key == NUMBERS else f"observation.{key}": (key, shape) for key, shape in shapes.items()}
+
+
+class _OfTensors(torch.nn.Module):
+    """A step whose observation is one tensor after another, as a graph's inputs are."""
+
+    def __init__(self, step: ModelStepper) -> None:
+        super().__init__()
+        self.step, self.keys = step, [key for key, _ in graph_inputs(step.observation_space).values()]
+        self.images = bool(step.observation_space.images())
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        *observed, reward, state = tensors
+        observation = dict(zip(self.keys, observed, strict=True)) if self.images else observed[0]
+        action, after = self.step(observation, reward, state)
+        return action, after
+
+
 def _graph(step: ModelStepper) -> bytes:
     batch = torch.export.Dim("batch", min=1)
     # With two rows, so that a batch of one is not taken for a constant.
-    inputs = torch.zeros(2, *step.observation_space.shape), torch.zeros(2), step.start.repeat(2, 1)
+    example = step.inputs.observation.examples(2, torch.Generator().manual_seed(0))
+    inputs = *arrays_of(example).values(), torch.zeros(2), step.start.repeat(2, 1)
+    inputs = tuple(part.to(step.start.device) for part in inputs)
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = registration.level
     try:
@@ -133,12 +162,12 @@ def _graph(step: ModelStepper) -> bytes:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.inference_mode():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                step,
+                _OfTensors(step),
                 inputs,
                 dynamo=True,
-                input_names=["observation", "reward", "state"],
+                input_names=[*graph_inputs(step.observation_space), "reward", "state"],
                 output_names=["action", "new_state"],
-                dynamic_shapes=({0: batch}, {0: batch}, {0: batch}),
+                dynamic_shapes=(tuple({0: batch} for _ in inputs),),
                 verbose=False,
             )
     finally:
@@ -187,7 +216,7 @@ def _difference(model: DecisionModel, step: ModelStepper, graph: bytes) -> float
     target = torch.linspace(0.5, 1.5, ROWS) * model.inputs.return_scale
     ours, theirs = model.initial_state(ROWS), step.initial_state(target).numpy()
     action, returns, largest = torch.zeros(ROWS, *model.action_space.shape), target, 0.0
-    low, high = (torch.from_numpy(bound).double() for bound in model.action_space.bounds())
+    low, high = (torch.from_numpy(bound).double() for bound in bounds_of(model.action_space))
     half_range = torch.where(high > low, (high - low) / 2, 1.0)
     # What float32 rounds of actions far from zero is no difference.
     rounding = 2.0**-22 * torch.maximum(low.abs(), high.abs())
@@ -199,7 +228,8 @@ def _difference(model: DecisionModel, step: ModelStepper, graph: bytes) -> float
             returns = returns - reward
             now = Segment.of_one_step(observation, torch.full((ROWS,), t), returns, action, reward)
             action, ours = model.step(now, ours)
-            feed = {"observation": observation.numpy(), "reward": reward.numpy(), "state": theirs}
+            named = zip(graph_inputs(model.observation_space), arrays_of(observation).values(), strict=True)
+            feed = {name: part.numpy() for name, part in named} | {"reward": reward.numpy(), "state": theirs}
             acted, theirs = running.run(None, feed)
             if not np.isfinite(acted).all():
                 return float("inf")

@@ -6,7 +6,6 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from minari import MinariDataset
 from minari.dataset._storages import get_minari_storage
@@ -14,7 +13,9 @@ from minari.dataset.minari_storage import MinariStorage
 from minari.storage import get_dataset_path
 
 from aaren_rl.data.environment_spec import EnvironmentSpec
-from aaren_rl.data.spaces import Box, Space, gymnasium_space, space_of
+from aaren_rl.data.episode import refuse_inexact
+from aaren_rl.data.packed import arrays_of, first_of
+from aaren_rl.data.spaces import Packed, Space, gymnasium_space, space_of, with_vocabularies
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.envs.environments import describe
 from aaren_rl.envs.readers import minari_metadata
@@ -60,7 +61,7 @@ def read_folder(folder: Path, with_environment: bool = True) -> Recording:
 
     Raises:
         DataError: the folder is missing or damaged, or its contents do not fit.
-        InvalidInput: its actions or observations are not continuous.
+        InvalidInput: its actions or observations are of a space that no model takes.
     """
     metadata = minari_metadata.read(folder)
     where: str = metadata["dataset_id"]
@@ -99,7 +100,7 @@ def _storage(folder: Path, metadata: dict[str, Any], where: str, collected_in: E
         if collected_in is None:
             raise DataError(f"{where} records neither its spaces nor an environment that has them")
         described = describe(collected_in)
-        observation_space = observation_space or gymnasium_space(described.raw_observation_space)
+        observation_space = observation_space or gymnasium_space(described.observation_space)
         action_space = action_space or gymnasium_space(described.action_space)
     form = metadata["data_format"]
     if form == "hdf5":
@@ -123,25 +124,24 @@ def _recording(
 ) -> Recording:
     name = dataset.spec.dataset_id
     try:
-        observation_space, action_space = space_of(dataset.observation_space), space_of(dataset.action_space)
+        observation_space = space_of(dataset.observation_space)
+        action_space = space_of(dataset.action_space, image=False)
+        # Where there are texts, their words are gathered in a first pass.
+        observed = (episode.observations for episode in dataset.iterate_episodes())
+        observation_space = with_vocabularies(observation_space, observed)
     except InvalidInput as error:
         raise InvalidInput(f"{name} cannot be learned from: {error}") from error
-    if not isinstance(dataset.action_space, gym.spaces.Box) or not isinstance(action_space, Box):
-        raise InvalidInput(
-            f"{name} has {dataset.action_space} actions; this agent gives continuous ones, a Box of one shape"
-        )
     trajectories = _trajectories(dataset, name, observation_space, action_space)
-    return Recording(name, trajectories, observation_space, action_space, collected_in, evaluated_in)
+    return Recording(name, trajectories, collected_in, evaluated_in)
 
 
-def _trajectories(dataset: MinariDataset, name: str, observation_space: Space, action_space: Box) -> Trajectories:
+def _trajectories(dataset: MinariDataset, name: str, observation_space: Space, action_space: Space) -> Trajectories:
     steps, episodes = dataset.total_steps, dataset.total_episodes
     if not steps:
         raise DataError(f"{name} is empty")
-    width = 2 * observation_space.size + action_space.size + 1
-    require_memory(4 * (steps + episodes) * width, name)
-    observations = np.empty((steps, observation_space.size), dtype=np.float32)
-    final_observations = np.empty((episodes, observation_space.size), dtype=np.float32)
+    bytes_a_step = _bytes(observation_space) + 4 * (action_space.size + 1)
+    require_memory((steps + episodes) * (bytes_a_step + 4), name)
+    observations, final_observations = (_empty(observation_space, count) for count in (steps, episodes))
     actions = np.empty((steps, *action_space.shape), dtype=np.float32)
     rewards = np.empty(steps, dtype=np.float32)
     offsets = np.zeros(episodes + 1, dtype=np.int64)
@@ -149,22 +149,39 @@ def _trajectories(dataset: MinariDataset, name: str, observation_space: Space, a
     for number, episode in enumerate(dataset.iterate_episodes()):
         length, start = len(episode.rewards), int(offsets[number])
         try:
-            observed = observation_space.flatten(episode.observations, batch=1)
-            acted = np.asarray(episode.actions)
-            action_space.flatten(acted, batch=1)
+            observed = observation_space.pack(episode.observations, batch=1)
+            acted = action_space.pack(episode.actions, batch=1)
         except InvalidInput as error:
             raise DataError(f"episode {number} of {name} does not fit the recorded space: {error}") from error
         flags = np.asarray(episode.terminations), np.asarray(episode.truncations)
-        lengths = len(observed) - 1, len(acted), *map(len, flags)
+        lengths = len(first_of(observed)) - 1, len(first_of(acted)), *map(len, flags)
         if length == 0 or set(lengths) != {length} or np.ndim(episode.rewards) != 1 or start + length > steps:
             raise DataError(
-                f"episode {number} of {name} has {len(observed)} observations, {len(acted)} actions, {length} rewards "
+                f"episode {number} of {name} has {lengths[0] + 1} observations, {lengths[1]} actions, {length} rewards "
                 f"of {np.ndim(episode.rewards)} dimensions and {lengths[2]} and {lengths[3]} flags; expected T + 1, T, "
                 "T, T and T"
             )
         here = slice(start, start + length)
-        observations[here], final_observations[number] = observed[:-1], observed[-1]
+        for key, part in arrays_of(observed).items():
+            refuse_inexact(f"observations of episode {number} of {name}", part)
+            arrays_of(observations)[key][here] = part[:-1]
+            arrays_of(final_observations)[key][number] = part[-1]
         actions[here], rewards[here] = acted, episode.rewards
         offsets[number + 1] = here.stop
         terminated[number], truncated[number] = flags[0][-1], flags[1][-1]
-    return Trajectories(observations, actions, rewards, offsets, terminated, truncated, final_observations)
+    spaces = observation_space, action_space
+    return Trajectories(observations, actions, rewards, offsets, terminated, truncated, final_observations, *spaces)
+
+
+def _empty(space: Space, count: int) -> Packed:
+    """Room for as many packed observations."""
+    dtypes = {path: np.uint8 if image.dtype == "uint8" else np.float32 for path, image in space.images().items()}
+    shapes = space.packed_shapes()
+    if not isinstance(shapes, dict):
+        return np.empty((count, *shapes), np.float32)
+    return {key: np.empty((count, *shape), dtypes.get(key, np.float32)) for key, shape in shapes.items()}
+
+
+def _bytes(space: Space) -> int:
+    """Bytes of a packed observation."""
+    return sum(part.nbytes for part in arrays_of(_empty(space, 1)).values())

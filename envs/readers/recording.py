@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from aaren_rl.data.environment_spec import EnvironmentSpec
-from aaren_rl.data.spaces import Box, Space
 from aaren_rl.data.trajectories import Trajectories
 
 
@@ -15,16 +14,12 @@ class Recording:
 
     Attributes:
         id: of the dataset.
-        trajectories: its episodes; nested observations are flattened in the order of `aaren_rl.data.spaces`.
-        observation_space: as recorded.
-        action_space: as recorded.
+        trajectories: its episodes, with the spaces that are recorded.
         collected_in: the environment that the data are from; None without a record.
         evaluated_in: the environment that the data's author names for evaluation; None without a record.
     """
 
     id: str
     trajectories: Trajectories
-    observation_space: Space
-    action_space: Box
     collected_in: EnvironmentSpec | None
     evaluated_in: EnvironmentSpec | None

@@ -16,6 +16,7 @@ import torch
 
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.checkpoint import load_agent, read_json
+from aaren_rl.data.packed import map_packed
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.envs import sources
 from aaren_rl.envs.dataset import Say
@@ -286,7 +287,8 @@ class Episode:
     def step(self) -> None:
         """Calls `act` once."""
         t = self.taken % self.data.steps
-        self.agent.act(self.data.observations[t], self.data.rewards[t - 1] if self.taken else None)
+        observed = map_packed(lambda part: part[t], self.data.observations)
+        self.agent.act(self.agent.observation_space.unpack(observed), self.data.rewards[t - 1] if self.taken else None)
         self.taken += 1
         if self.taken == max(1, self.last // 10):
             self.early_state_bytes = self.agent.state_bytes

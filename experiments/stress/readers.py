@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from aaren_rl.agents.agent import Agent
+from aaren_rl.data.bounds import bounds_of
 from aaren_rl.envs import sources
 from aaren_rl.envs.behaviours import ActorBehaviour
 from aaren_rl.envs.dataset import Dataset, Reading
@@ -119,7 +120,7 @@ def act(agent: Agent) -> None:
     """
     rng = np.random.default_rng(0)
     space = agent.action_space
-    low, high = space.bounds()
+    low, high = bounds_of(space)
     agent.reset()
     reward = None
     for _ in range(STEPS):

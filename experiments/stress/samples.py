@@ -81,12 +81,12 @@ def write_d4rl(folder: Path, seed: int) -> None:
     ends[data.offsets[1:] - 1] = True
     terminals = np.repeat(data.terminated, data.lengths) & ends
     arrays = {
-        "observations": data.observations,
+        "observations": data.numbers,
         "actions": data.actions,
         "rewards": data.rewards,
         "terminals": terminals,
         "timeouts": ends & ~terminals,
-        "next_observations": np.roll(data.observations, -1, axis=0),
+        "next_observations": np.roll(data.numbers, -1, axis=0),
     }
     with h5py.File(folder / "data.hdf5", "w") as file:
         for name, values in arrays.items():

@@ -17,6 +17,7 @@ from aaren_rl import mixers
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.agents.decision_agent import SMALL
 from aaren_rl.checkpoint import AgentCard
+from aaren_rl.data.bounds import bounds_of
 from aaren_rl.data.spaces import Box
 from aaren_rl.data.trajectories import Episode, Trajectories
 from aaren_rl.errors import AarenError
@@ -192,7 +193,7 @@ def act(agent: DecisionAgent, steps: int, seed: int) -> Report:
 
 def _step(agent: DecisionAgent, observation: Array, reward: Array | None, ended: Array, size: int) -> dict[str, Array]:
     """What is wrong with a step, and in which rows, (rows,) bool."""
-    low, high = agent.action_space.bounds()
+    low, high = bounds_of(agent.action_space)
     try:
         action = agent.act(observation, reward, ended)
     except AarenError as error:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import h5py
@@ -410,3 +411,87 @@ def test_file_is_the_one_that_minari_writes(tmp_path):
 def test_nothing_is_left_in_the_working_directory():
     make_set("hopper-random", 60)
     assert list(Path().iterdir()) == []
+
+
+def run_collect(*arguments):
+    return subprocess.run([sys.executable, str(COLLECT), *arguments], capture_output=True, text=True, timeout=120)
+
+
+def test_expert_collects_in_an_environment_that_is_not_in_the_catalogue():
+    options = ("--expert", "pendulum", "--env-id", "Pendulum-v1", "--env-kwargs", "g=9.81", "--episodes", "3")
+    ran = run_collect(*options, "--expert-arguments", "noise=0.1", "--horizon", "50")
+    assert ran.returncode == 0, ran.stderr
+    assert "aaren/Pendulum-v1/pendulum-v0: 3 episodes, 150 steps, returns" in ran.stdout
+    dataset = minari.load_dataset("aaren/Pendulum-v1/pendulum-v0")
+    assert (dataset.total_episodes, dataset.total_steps) == (3, 150)
+    assert dataset.recover_environment().unwrapped.g == 9.81
+    assert "scripted expert pendulum (noise=0.1) in Pendulum-v1, g=9.81" in dataset.storage.metadata["algorithm_name"]
+    again = run_collect(*options, "--expert-arguments", "noise=0.1", "--horizon", "50")
+    assert "it stands" in again.stdout
+    other = run_collect(*options)
+    assert other.returncode == 2
+    assert "exists already" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "nothing to collect"),
+        (("--env-id", "Pendulum-v1"), "--env-id goes with --expert"),
+        (("--expert", "pendulum"), "goes with --env-id ID"),
+        (("hopper-medium", "--expert", "pendulum", "--env-id", "Pendulum-v1"), "with no names of the catalogue"),
+        (("--expert", "pendulm", "--env-id", "Pendulum-v1"), "pendulum"),
+        (("--expert", "pendulum", "--env-id", "Hopper-v5"), "does not play Hopper-v5"),
+        (
+            ("--expert", "pendulum", "--env-id", "Pendulum-v1", "--expert-arguments", "3"),
+            "--expert-arguments 3; expected",
+        ),
+    ],
+)
+def test_options_of_experts_are_checked(options, message):
+    ran = run_collect(*options)
+    assert ran.returncode == 2
+    assert message in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_environment_that_no_file_can_name_is_refused(root):
+    class Nameless(gym.Env):
+        observation_space = action_space = gym.spaces.Box(-1, 1, (1,))
+
+    gym.register("tests/Nameless-v0", Nameless)
+    try:
+        with pytest.raises(InvalidInput, match="tests/Nameless-v0 cannot be recorded.*package.module:Class"):
+            collect.collect(collect.recipe_for("random", EnvironmentSpec("tests/Nameless-v0"), {}), 10, progress=False)
+    finally:
+        del gym.registry["tests/Nameless-v0"]
+    assert files(root) == []
+
+
+def test_success_is_written_beside_the_episodes(monkeypatch):
+    class Reaching(gym.Env):
+        observation_space = gym.spaces.Box(-1, 1, (1,))
+        action_space = gym.spaces.Box(-1, 1, (1,))
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            self.steps = 0
+            return np.zeros(1, np.float32), {"goal": np.ones(1)}
+
+        def step(self, action):
+            self.steps += 1
+            return np.zeros(1, np.float32), 0.0, self.steps == 4, False, {"success": self.steps == 3}
+
+    monkeypatch.setitem(sys.modules, "reaching", SimpleNamespace(Reaching=Reaching))
+    gym.register("tests/Reaching-v0", "reaching:Reaching")
+    said = []
+    try:
+        recipe = collect.recipe_for("random", EnvironmentSpec("tests/Reaching-v0"), {})
+        folder = collect.collect(recipe, episodes=2, progress=False, say=said.append)
+    finally:
+        del gym.registry["tests/Reaching-v0"]
+    with h5py.File(folder / "data" / "main_data.hdf5") as file:
+        infos = file["episode_1/infos"]
+        assert infos["success"][()].tolist() == [False, False, False, True, False]
+        assert infos["goal"][()].tolist() == [[1.0]] * 5
+    assert said[-1].endswith("success 1.000")

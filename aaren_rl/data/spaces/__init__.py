@@ -5,80 +5,104 @@ A type of space is a class here, an encoder in `aaren_rl.model.encoders`, and a 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from aaren_rl.data.spaces.box import Box
-from aaren_rl.data.spaces.discrete import DiscreteSpace
+from aaren_rl.data.spaces.conversion import gymnasium_space, space_of, space_of_values
+from aaren_rl.data.spaces.discrete import BinarySpace, DiscreteSpace
+from aaren_rl.data.spaces.image import IMAGE, ImageSpace
 from aaren_rl.data.spaces.nested import DictSpace, NestedSpace, TupleSpace
-from aaren_rl.data.spaces.space import Space, space_from_json
-from aaren_rl.errors import InvalidInput
-
-if TYPE_CHECKING:
-    import gymnasium as gym
+from aaren_rl.data.spaces.space import NUMBERS, Packed, Part, Space, space_from_json
+from aaren_rl.data.spaces.text import TextSpace
 
 __all__ = [
+    "IMAGE",
+    "NUMBERS",
+    "BinarySpace",
     "Box",
     "DictSpace",
     "DiscreteSpace",
+    "ImageSpace",
     "NestedSpace",
+    "Packed",
+    "Part",
     "Space",
+    "TextSpace",
     "TupleSpace",
     "differences",
     "gymnasium_space",
+    "map_parts",
     "space_from_json",
     "space_of",
+    "space_of_values",
+    "with_vocabularies",
 ]
 
+_WORDS: dict[type[Space], str] = {
+    Box: "a Box",
+    DiscreteSpace: "discrete",
+    BinarySpace: "binary",
+    ImageSpace: "an image",
+    TextSpace: "a text",
+    DictSpace: "a Dict",
+    TupleSpace: "a Tuple",
+}
 
-def space_of(space: gym.Space[Any]) -> Space:
-    """The description of a Gymnasium space.
+
+def map_parts(space: Space, function: Callable[[Part], Space]) -> Space:
+    """A space with every part replaced by what a function makes of it; the nesting stays."""
+    parts = iter(space.parts())
+
+    def replaced(now: Space) -> Space:
+        if isinstance(now, DictSpace):
+            return DictSpace(tuple((key, replaced(part)) for key, part in now.by_key))
+        if isinstance(now, TupleSpace):
+            return TupleSpace(tuple(map(replaced, now.by_place)))
+        return function(next(parts))
+
+    return replaced(space)
+
+
+def with_vocabularies(space: Space, values: Iterable[Any]) -> Space:
+    """A space whose texts have the words of some data; the space itself where no text lacks its vocabulary.
+
+    Args:
+        space: of the values.
+        values: batches of values, each with one dimension in front.
 
     Raises:
-        InvalidInput: a part of it is no array of numbers.
+        InvalidInput: values have other parts than the space.
     """
-    import gymnasium as gym
+    texts: dict[str, set[str]] = {
+        part.path: set() for part in space.parts() if isinstance(part.space, TextSpace) and not part.space.vocabulary
+    }
+    if not texts:
+        return space
+    for batch in values:
+        for path, found in _leaves(space, batch):
+            if path in texts:
+                texts[path].update(text.decode() if isinstance(text, bytes) else str(text) for text in found)
 
-    if isinstance(space, gym.spaces.Dict):
-        return DictSpace(tuple((key, space_of(part)) for key, part in space.spaces.items()))
-    if isinstance(space, gym.spaces.Tuple):
-        return TupleSpace(tuple(map(space_of, space.spaces)))
-    if isinstance(space, gym.spaces.Discrete):
-        return DiscreteSpace((), (int(space.n),), (int(space.start),))
-    if isinstance(space, gym.spaces.MultiDiscrete):
-        return DiscreteSpace(space.nvec.shape, tuple(space.nvec.ravel()), tuple(space.start.ravel()))
-    if isinstance(space, gym.spaces.MultiBinary):
-        return Box.bounded(np.zeros(space.shape), np.ones(space.shape), "int8")
-    if not isinstance(space, gym.spaces.Box):
-        raise InvalidInput(
-            f"the space is {space}; this version takes observations of numbers (Box, Discrete, MultiDiscrete, "
-            "MultiBinary) and Dicts and Tuples of them, and actions in a Box"
-        )
-    return Box.bounded(space.low, space.high, str(space.dtype))
+    def filled(part: Part) -> Space:
+        return part.space.of_texts(texts[part.path]) if isinstance(part.space, TextSpace) else part.space
+
+    return map_parts(space, lambda part: filled(part) if part.path in texts else part.space)
 
 
-def gymnasium_space(space: Space) -> gym.Space[Any]:
-    """The Gymnasium space that a description is of; bounds are in the space's own dtype."""
-    import gymnasium as gym
-
-    if isinstance(space, DictSpace):
-        return gym.spaces.Dict({key: gymnasium_space(part) for key, part in space.parts})
-    if isinstance(space, TupleSpace):
-        return gym.spaces.Tuple(tuple(map(gymnasium_space, space.parts)))
-    if isinstance(space, DiscreteSpace):
-        counts, starts = (np.array(numbers).reshape(space.shape) for numbers in (space.counts, space.starts))
-        if space.shape:
-            return gym.spaces.MultiDiscrete(counts, start=starts)
-        return gym.spaces.Discrete(int(counts), start=int(starts))
-    assert isinstance(space, Box), "there are no others"
-    dtype = np.dtype(space.dtype)
-    low, high = (np.array(bound).astype(dtype).reshape(space.shape) for bound in (space.low, space.high))
-    return gym.spaces.Box(low, high, dtype=dtype.type)
+def _leaves(space: Space, values: Any, path: str = "") -> Iterable[tuple[str, Any]]:
+    """Paths and values of all parts."""
+    if not isinstance(space, NestedSpace):
+        yield path, values
+        return
+    for (name, part), value in zip(space.named_parts, space.values_of(values), strict=True):
+        yield from _leaves(part, value, f"{path}/{name}" if path else name)
 
 
 def differences(expected: Space, given: Space, name: str) -> list[str]:
-    """What differs in parts and shapes between two spaces, a phrase for each part; bounds and dtypes may differ.
+    """What differs in parts, shapes and meaning between two spaces, a phrase for each part.
+
+    Bounds and dtypes of a Box may differ, and the words of a text.
 
     Args:
         expected: space that is needed.
@@ -91,12 +115,12 @@ def differences(expected: Space, given: Space, name: str) -> list[str]:
         found += [f"{name} have a part {key!r} too many" for key in theirs if key not in ours]
         shared = [key for key in ours if key in theirs]
         return found + [line for key in shared for line in differences(ours[key], theirs[key], f"{name}[{key!r}]")]
-    if isinstance(expected, Box) and isinstance(given, Box):
-        same = expected.shape == given.shape
-        return [] if same else [f"{name} have shape {given.shape} in place of {expected.shape}"]
-    if expected == given:
+    if isinstance(expected, Box | ImageSpace) and type(expected) is type(given):
+        if expected.shape != given.shape:
+            return [f"{name} have shape {given.shape} in place of {expected.shape}"]
+        return [] if isinstance(expected, Box) or expected == given else [f"{name} are {given} in place of {expected}"]
+    if expected == given or (isinstance(expected, TextSpace) and isinstance(given, TextSpace)):
         return []
-    words = {Box: "a Box", DiscreteSpace: "discrete", DictSpace: "a Dict", TupleSpace: "a Tuple"}
     if type(expected) is type(given):
         return [f"{name} are {given} in place of {expected}"]
-    return [f"{name} are {words[type(given)]} in place of {words[type(expected)]}"]
+    return [f"{name} are {_WORDS[type(given)]} in place of {_WORDS[type(expected)]}"]

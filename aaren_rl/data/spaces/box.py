@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aaren_rl.data.spaces.space import TYPES, Space
+from aaren_rl.data.spaces.space import TYPES, Packed, Space, array_of, numbers_array
 from aaren_rl.errors import InvalidInput
 
 
@@ -67,7 +67,9 @@ class Box(Space):
         return all(map(math.isfinite, (*self.low, *self.high)))
 
     def bounds(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """See `Space.bounds`; rounded inwards where float32 lacks a bound, so that what lies within fits the space.
+        """The least and the greatest value, each of the space's shape; rounded inwards.
+
+        Where float32 lacks a bound, the next number inside is taken, so that what lies within fits the space.
 
         Where no float32 number lies between two bounds, both become the nearest one.
         """
@@ -82,16 +84,14 @@ class Box(Space):
         crossed = low > high
         return np.where(crossed, nearest, low), np.where(crossed, nearest, high)
 
-    def flat(self) -> Box:
-        """See `Space.flat`."""
-        return self if len(self.shape) == 1 else Box((self.size,), self.low, self.high, self.dtype)
+    def pack(self, values: Any, batch: int = 0) -> npt.NDArray[Any]:
+        """See `Space.pack`; the dtype stays as it is."""
+        return array_of(values, self.shape, batch)
 
-    def flatten(self, values: Any, batch: int = 0) -> npt.NDArray[Any]:
-        """See `Space.flatten`."""
-        array = np.asarray(values)
-        if array.shape[batch:] != self.shape or array.ndim < batch:
-            raise InvalidInput(f"values have shape {array.shape[batch:]}; expected {self.shape}")
-        return array.reshape(*array.shape[:batch], self.size)
+    def unpack(self, packed: Packed, batch: int = 0) -> npt.NDArray[Any]:
+        """See `Space.unpack`; whole numbers are rounded to the nearest ones."""
+        numbers = numbers_array(packed)
+        return numbers if np.dtype(self.dtype).kind == "f" else np.rint(numbers).astype(self.dtype)
 
     def to_json(self) -> dict[str, Any]:
         """See `Space.to_json`; null stands for a missing bound."""

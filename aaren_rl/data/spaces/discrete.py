@@ -1,4 +1,4 @@
-"""Discrete spaces: whole numbers from small ranges, one-hot where they are flat."""
+"""Discrete spaces: whole numbers from small ranges, and bits."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aaren_rl.data.spaces.box import Box
-from aaren_rl.data.spaces.space import TYPES, Space
+from aaren_rl.data.spaces.space import TYPES, Packed, Space, array_of, numbers_array
 from aaren_rl.errors import InvalidInput
+
+MOST_VALUES = 10_000
+"""Values that a number may have; each takes a feature of the model."""
 
 
 @dataclass(frozen=True)
 class DiscreteSpace(Space):
-    """Whole numbers from small ranges, as `gymnasium.spaces.Discrete` and `MultiDiscrete`; flat ones are one-hot.
+    """Whole numbers from small ranges, as `gymnasium.spaces.Discrete` and `MultiDiscrete`.
 
     Attributes:
         shape: of a value; () for one number.
@@ -25,7 +27,7 @@ class DiscreteSpace(Space):
         starts: least value of each.
 
     Raises:
-        InvalidInput: the counts do not fit the shape, or one is below 1.
+        InvalidInput: the counts do not fit the shape, or one is below 1 or above `MOST_VALUES`.
     """
 
     shape: tuple[int, ...]
@@ -40,37 +42,31 @@ class DiscreteSpace(Space):
                 f"a discrete space of shape {self.shape}, counts {self.counts} and starts {self.starts}; expected one "
                 "count from 1 and one start for each number"
             )
-
-    @property
-    def size(self) -> int:
-        """Numbers in a flat value."""
-        return sum(self.counts)
-
-    def flat(self) -> Box:
-        """See `Space.flat`."""
-        return Box((self.size,), (0.0,) * self.size, (1.0,) * self.size, "float32")
-
-    def bounds(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """See `Space.bounds`."""
-        return self.flat().bounds()
-
-    def flatten(self, values: Any, batch: int = 0) -> npt.NDArray[Any]:
-        """See `Space.flatten`."""
-        array = np.asarray(values)
-        if array.ndim < batch or array.shape[batch:] != self.shape or array.dtype.kind not in "iub":
+        if sum(self.counts) > MOST_VALUES or max(map(abs, self.starts)) > 2**23:
             raise InvalidInput(
-                f"values have shape {array.shape[batch:]} and dtype {array.dtype}; expected whole numbers of shape "
-                f"{self.shape}"
+                f"a discrete space with {sum(self.counts)} values from {min(self.starts)}; expected at most "
+                f"{MOST_VALUES} values, each of which takes a feature of the model, from a start within +-2^23"
             )
-        places = array.reshape(*array.shape[:batch], len(self.counts)).astype(np.int64) - np.array(self.starts)
-        if (places < 0).any() or (places >= np.array(self.counts)).any():
-            raise InvalidInput(
-                f"values from {array.min()} to {array.max()}; expected counts {self.counts} from {self.starts}"
-            )
-        flat = np.zeros((*places.shape[:-1], self.size), dtype=np.float32)
-        starts = np.concatenate([[0], np.cumsum(self.counts[:-1])]).astype(np.int64)
-        np.put_along_axis(flat, places + starts, 1.0, axis=-1)
-        return flat
+
+    def pack(self, values: Any, batch: int = 0) -> npt.NDArray[np.float32]:
+        """See `Space.pack`; the values themselves, not counted from 0."""
+        array = array_of(values, self.shape, batch, "iub")
+        starts = np.array(self.starts).reshape(self.shape)
+        places = array.astype(np.int64) - starts
+        if (places < 0).any() or (places >= np.array(self.counts).reshape(self.shape)).any():
+            raise InvalidInput(f"values from {array.min()} to {array.max()}; expected {self._words()}")
+        return array.astype(np.float32)
+
+    def unpack(self, packed: Packed, batch: int = 0) -> npt.NDArray[np.int64]:
+        """See `Space.unpack`."""
+        found: npt.NDArray[np.int64] = np.asarray(np.rint(numbers_array(packed)), np.int64)
+        # A number, not an array without dimensions, which environments do not find in their tables.
+        return found[()]
+
+    def _words(self) -> str:
+        if len(set(self.counts)) == 1 and len(set(self.starts)) == 1:
+            return f"{self.starts[0]} to {self.starts[0] + self.counts[0] - 1}"
+        return f"counts {self.counts} from {self.starts}"
 
     def to_json(self) -> dict[str, Any]:
         """See `Space.to_json`."""
@@ -82,4 +78,44 @@ class DiscreteSpace(Space):
         return cls(saved["shape"], saved["counts"], saved["starts"])
 
 
+@dataclass(frozen=True)
+class BinarySpace(Space):
+    """Bits, as `gymnasium.spaces.MultiBinary`.
+
+    Attributes:
+        shape: of a value.
+
+    Raises:
+        InvalidInput: the shape has no numbers.
+    """
+
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(map(int, self.shape)))
+        if min(self.shape, default=0) < 1:
+            raise InvalidInput(f"a binary space of shape {self.shape}; expected sizes from 1")
+
+    def pack(self, values: Any, batch: int = 0) -> npt.NDArray[np.float32]:
+        """See `Space.pack`."""
+        array = array_of(values, self.shape, batch, "iub")
+        if not np.isin(array, (0, 1)).all():
+            raise InvalidInput(f"values from {array.min()} to {array.max()}; expected 0 or 1")
+        return array.astype(np.float32)
+
+    def unpack(self, packed: Packed, batch: int = 0) -> npt.NDArray[np.int8]:
+        """See `Space.unpack`."""
+        return np.asarray(np.rint(numbers_array(packed)), np.int8)
+
+    def to_json(self) -> dict[str, Any]:
+        """See `Space.to_json`."""
+        return {"type": "binary", "shape": list(self.shape)}
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> BinarySpace:
+        """See `Space.from_json`."""
+        return cls(saved["shape"])
+
+
 TYPES["discrete"] = DiscreteSpace
+TYPES["binary"] = BinarySpace

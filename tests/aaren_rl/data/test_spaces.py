@@ -1,6 +1,7 @@
+import dataclasses
 import json
 import math
-import tracemalloc
+import warnings
 
 import gymnasium as gym
 import numpy as np
@@ -9,14 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aaren_rl.data.spaces import (
+    BinarySpace,
     Box,
     DictSpace,
     DiscreteSpace,
+    ImageSpace,
+    TextSpace,
     TupleSpace,
     differences,
     gymnasium_space,
+    map_parts,
     space_from_json,
     space_of,
+    with_vocabularies,
 )
 from aaren_rl.errors import InvalidInput
 
@@ -208,10 +214,16 @@ def test_a_gymnasium_box_is_described():
 
 
 @pytest.mark.parametrize(
-    "space", [gym.spaces.Text(3), gym.spaces.Dict({"a": gym.spaces.Graph(gym.spaces.Discrete(2), None)})], ids=str
+    "space",
+    [
+        gym.spaces.Sequence(gym.spaces.Discrete(2)),
+        gym.spaces.OneOf([gym.spaces.Discrete(2)]),
+        gym.spaces.Dict({"a": gym.spaces.Graph(gym.spaces.Discrete(2), None)}),
+    ],
+    ids=str,
 )
-def test_a_gymnasium_space_without_numbers_is_refused(space):
-    with pytest.raises(InvalidInput, match="this version takes observations of numbers"):
+def test_a_gymnasium_space_that_no_model_takes_is_refused(space):
+    with pytest.raises(InvalidInput, match="this version takes Box, Discrete, .*: write a wrapper"):
         space_of(space)
 
 
@@ -247,23 +259,36 @@ def test_nested_spaces_come_back_from_json_in_any_order_of_keys(space):
 
 
 @given(nested())
-def test_flat_values_have_the_size_and_bounds_of_the_flat_space(space):
-    flat = space.flat()
-    assert flat.shape == (space.size,)
-    assert [tuple(bound.shape) for bound in space.bounds()] in ([space.shape] * 2, [flat.shape] * 2)
-    # Every part shows where it stands in the flat space.
-    low = space.flatten(value_of(space, "low"))
-    np.testing.assert_array_equal(low, flat.low)
-    batch = space.flatten(stack([value_of(space, "low"), value_of(space, "high")]), batch=1)
-    np.testing.assert_array_equal(batch, [flat.low, flat.high])
+def test_numbers_stand_in_the_order_of_the_parts(space):
+    low = space.pack(value_of(space, "low"))
+    parts = space.parts()
+    assert low.shape == space.shape
+    for part in parts:
+        np.testing.assert_array_equal(np.ravel(low)[part.columns], part.space.low)
+    assert sum(part.space.size for part in parts) == space.size
+    batch = space.pack(stack([value_of(space, "low"), value_of(space, "high")]), batch=1)
+    highs = np.concatenate([part.space.high for part in parts]).reshape(space.shape)
+    np.testing.assert_array_equal(batch, [low, highs])
+
+
+@given(nested(), st.integers(0, 2))
+def test_what_was_packed_comes_back(space, batch):
+    # Whole numbers are rounded, and have no infinities.
+    space = map_parts(space, lambda part: dataclasses.replace(part.space, dtype="float32"))
+    values = value_of(space, "low")
+    for _ in range(batch):
+        values = stack([values, values])
+    packed = space.pack(values, batch)
+    again = space.pack(space.unpack(packed, batch), batch)
+    np.testing.assert_array_equal(packed, again)
 
 
 def value_of(space, bound):
     if isinstance(space, DictSpace):
         # Whatever order a mapping has.
-        return {key: value_of(part, bound) for key, part in reversed(space.parts)}
+        return {key: value_of(part, bound) for key, part in reversed(space.by_key)}
     if isinstance(space, TupleSpace):
-        return tuple(value_of(part, bound) for part in space.parts)
+        return tuple(value_of(part, bound) for part in space.by_place)
     return np.array(getattr(space, bound)).reshape(space.shape)
 
 
@@ -289,12 +314,12 @@ PAIR = DictSpace((("b", Box.unbounded((2,))), ("a", TupleSpace((Box.unbounded(()
 )
 def test_values_of_another_form_are_refused(values, message):
     with pytest.raises(InvalidInput, match=message):
-        PAIR.flatten(values)
+        PAIR.pack(values)
 
 
 def test_batches_of_different_lengths_are_refused():
-    with pytest.raises(InvalidInput, match="expected as many values of each"):
-        PAIR.flatten({"b": np.zeros((4, 2)), "a": (np.zeros(3), np.zeros((3, 3)))}, batch=1)
+    with pytest.raises(InvalidInput, match="as the parts before it"):
+        PAIR.pack({"b": np.zeros((4, 2)), "a": (np.zeros(3), np.zeros((3, 3)))}, batch=1)
 
 
 def test_differences_name_the_parts():
@@ -313,21 +338,25 @@ def test_boxes_of_impossible_sizes_are_refused(shape):
 
 
 @pytest.mark.parametrize(
-    ("space", "values", "flat"),
+    ("space", "values"),
     [
-        (DiscreteSpace((), (3,), (5,)), [5, 7, 6], [[1, 0, 0], [0, 0, 1], [0, 1, 0]]),
-        (DiscreteSpace((2,), (2, 3), (0, 1)), [[1, 1], [0, 3]], [[0, 1, 1, 0, 0], [1, 0, 0, 0, 1]]),
+        (DiscreteSpace((), (3,), (5,)), [5, 7, 6]),
+        (DiscreteSpace((2,), (2, 3), (0, 1)), [[1, 1], [0, 3]]),
+        (BinarySpace((2, 2)), [[[1, 0], [0, 1]]]),
     ],
 )
-def test_discrete_values_are_one_hot(space, values, flat):
-    np.testing.assert_array_equal(space.flatten(values, batch=1), flat)
+def test_discrete_values_stay_as_the_environment_has_them(space, values):
+    packed = space.pack(values, batch=1)
+    np.testing.assert_array_equal(packed, np.array(values, np.float32))
+    assert packed.dtype == np.float32
+    np.testing.assert_array_equal(space.unpack(packed, batch=1), values)
     assert space_from_json(json.loads(json.dumps(space.to_json()))) == space
 
 
 @pytest.mark.parametrize("values", [4, 8, 5.5, [5]])
 def test_discrete_values_outside_are_refused(values):
     with pytest.raises(InvalidInput, match="values .*expected"):
-        DiscreteSpace((), (3,), (5,)).flatten(values)
+        DiscreteSpace((), (3,), (5,)).pack(values)
 
 
 @pytest.mark.parametrize(("shape", "counts", "starts"), [((), (0,), (0,)), ((2,), (3,), (0,)), ((), (3,), (0, 0))])
@@ -336,14 +365,138 @@ def test_discrete_spaces_that_do_not_fit_are_refused(shape, counts, starts):
         DiscreteSpace(shape, counts, starts)
 
 
-def test_large_ranges_of_whole_numbers_take_no_more_than_their_values():
-    space = DiscreteSpace((), (200_000,), (7,))
-    tracemalloc.start()
-    flat = space.flatten(np.array([7, 200_006]), batch=1)
-    used = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert used < 10 * flat.nbytes
-    assert [np.flatnonzero(row).tolist() for row in flat] == [[0], [199_999]]
+def test_an_action_of_one_number_is_a_number():
+    """Environments look it up in tables, where an array without dimensions is not found."""
+    action = DiscreteSpace((), (4,), (0,)).unpack(np.float32(2))
+    assert {2: "found"}[action] == "found"
+
+
+def test_ranges_too_large_for_a_feature_each_are_refused():
+    with pytest.raises(InvalidInput, match="200000 values from 7; expected at most 10000"):
+        DiscreteSpace((), (200_000,), (7,))
+
+
+@pytest.mark.parametrize(
+    ("space", "image"),
+    [
+        (gym.spaces.Box(0, 255, (84, 84), np.uint8), ImageSpace((84, 84), "none")),
+        (gym.spaces.Box(0, 255, (210, 160, 3), np.uint8), ImageSpace((210, 160, 3), "last")),
+        (gym.spaces.Box(0, 255, (4, 84, 84), np.uint8), ImageSpace((4, 84, 84), "first")),
+        (gym.spaces.Box(0, 10, (7, 7, 3), np.uint8), ImageSpace((7, 7, 3), "last")),
+        (gym.spaces.Box(0, 1, (3, 32, 32), np.float32), ImageSpace((3, 32, 32), "first", 0.0, 1.0, "float32")),
+    ],
+    ids=str,
+)
+def test_pictures_are_images(space, image):
+    assert space_of(space) == image
+    assert space_from_json(json.loads(json.dumps(image.to_json()))) == image
+    channels, *sides = image.channels_first
+    assert (channels, max(sides)) == (min(*space.shape, *([1] if len(space.shape) == 2 else [])), max(space.shape))
+    value = space.sample()
+    packed = image.pack(value)
+    assert packed["image"].dtype == space.dtype
+    np.testing.assert_array_equal(image.unpack(packed), value)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        gym.spaces.Box(0, 255, (128,), np.uint8),
+        gym.spaces.Box(0, 255, (3, 3, 3), np.uint8),
+        gym.spaces.Box(-np.inf, np.inf, (3, 32, 32), np.float32),
+        gym.spaces.Box(0, 1, (8, 8, 8), np.float32),
+        gym.spaces.Box(0, 1, (32, 32), np.float32),
+    ],
+    ids=str,
+)
+def test_other_arrays_are_numbers(space):
+    assert isinstance(space_of(space), Box)
+    assert isinstance(space_of(gym.spaces.Box(0, 255, (64, 64, 3), np.uint8), image=False), Box)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.zeros((8, 9, 3), np.uint8), r"values have shape \(8, 9, 3\); expected \(8, 8, 3\)"),
+        (np.zeros((8, 8, 3)), "dtype float64; expected whole numbers"),
+        (np.full((8, 8, 3), 256), "images from 256 to 256; expected uint8"),
+    ],
+)
+def test_images_of_another_kind_are_refused(values, message):
+    with pytest.raises(InvalidInput, match=message):
+        ImageSpace((8, 8, 3), "last").pack(values)
+
+
+MISSION = DictSpace(
+    (
+        ("mission", TextSpace()),
+        ("image", ImageSpace((7, 7, 3), "last")),
+        ("direction", DiscreteSpace((), (4,), (0,))),
+        ("inner", TupleSpace((Box.unbounded((2,)), BinarySpace((3,))))),
+    )
+)
+
+
+def missions(texts):
+    rows = len(texts)
+    rng = np.random.default_rng(0)
+    return {
+        "direction": rng.integers(0, 4, rows),
+        "image": rng.integers(0, 11, (rows, 7, 7, 3)).astype(np.uint8),
+        "mission": texts,
+        "inner": (rng.normal(size=(rows, 2)).astype(np.float32), rng.integers(0, 2, (rows, 3)).astype(np.int8)),
+    }
+
+
+def test_numbers_of_all_parts_stand_beside_the_images():
+    values = missions(["go to the red ball", "open a door"])
+    space = with_vocabularies(MISSION, [values])
+    words = ("a", "ball", "door", "go", "open", "red", "the", "to")
+    assert [part.path for part in space.parts()] == ["direction", "image", "inner/0", "inner/1", "mission"]
+    assert space.parts()[-1].space == TextSpace(words, 5)
+    packed = space.pack(values, batch=1)
+    assert packed["numbers"].shape == (2, 1 + 2 + 3 + 5)
+    np.testing.assert_array_equal(packed["numbers"][:, 0], values["direction"])
+    np.testing.assert_array_equal(packed["numbers"][:, 1:3], values["inner"][0])
+    np.testing.assert_array_equal(packed["numbers"][:, 6:], [[5, 9, 8, 7, 3], [6, 2, 4, 0, 0]])
+    assert packed["image"] is values["image"]
+    back = space.unpack(packed, batch=1)
+    assert back["mission"] == values["mission"]
+    assert space.packed_shapes() == {"numbers": (11,), "image": (7, 7, 3)}
+    for key in ("direction", "image"):
+        np.testing.assert_array_equal(back[key], values[key])
+    one = space.pack(
+        {
+            **{key: value[0] for key, value in values.items() if key != "inner"},
+            "inner": (values["inner"][0][0], values["inner"][1][0]),
+        }
+    )
+    np.testing.assert_array_equal(one["numbers"], packed["numbers"][0])
+    assert space_from_json(json.loads(json.dumps(space.to_json()))) == space
+    assert differences(space, MISSION, "observations") == []
+
+
+def test_words_never_seen_are_named_once():
+    space = TextSpace().of_texts(["go to the red ball"])
+    with pytest.warns(RuntimeWarning, match="the word 'blue' is not among the 5 of the training data"):
+        np.testing.assert_array_equal(space.pack("go to the blue ball"), [3, 6, 5, 1, 2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        space.pack("the blue ball")
+    with pytest.warns(RuntimeWarning, match="has 6 words, the longest of the training data 5"):
+        assert len(space.pack("go to the red ball go")) == 5
+
+
+@pytest.mark.parametrize("values", [3, np.zeros(2), ["one", 2]])
+def test_what_is_no_text_is_refused(values):
+    with pytest.raises(InvalidInput, match="expected texts|expected 0: one text"):
+        TextSpace().pack(values, batch=np.ndim(values) if isinstance(values, list) else 0)
+
+
+@pytest.mark.parametrize("values", [[2, 0], [0.5, 1.0], [0]])
+def test_what_is_no_bits_is_refused(values):
+    with pytest.raises(InvalidInput, match="expected"):
+        BinarySpace((2,)).pack(values)
 
 
 @pytest.mark.parametrize(
@@ -351,6 +504,8 @@ def test_large_ranges_of_whole_numbers_take_no_more_than_their_values():
     [
         gym.spaces.Discrete(3, start=2),
         gym.spaces.MultiDiscrete([[2, 3], [4, 5]]),
+        gym.spaces.MultiBinary((2, 3)),
+        gym.spaces.Box(0, 255, (64, 48, 3), np.uint8),
         gym.spaces.Dict(b=gym.spaces.Box(0, 1, (2,), np.float64), a=gym.spaces.Tuple((gym.spaces.Discrete(2),))),
         gym.spaces.Box(np.array([-np.inf, 0], np.float32), np.array([1, np.inf], np.float32)),
     ],

@@ -1,8 +1,6 @@
-"""From a hidden vector to an action: a head for each type of action space, chosen in one place."""
+"""One action in a Box, with its squared error."""
 
 from __future__ import annotations
-
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -10,66 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aaren_rl.data.segment import Segment
-from aaren_rl.data.spaces import Box, Space
-from aaren_rl.errors import InvalidInput
+from aaren_rl.data.spaces import Box
 from aaren_rl.model.encoders import BoundedBox
+from aaren_rl.model.heads.head import Head, HeadStepper
 from aaren_rl.ops.numpy_layers import Array, fold_norm, to_array
-
-
-class Prediction(Protocol):
-    """What a head says of the actions of a segment."""
-
-    @property
-    def mode(self) -> Tensor:
-        """The most likely actions, in the environment's units, (batch, time, *action shape)."""
-        ...
-
-    def loss(self, actions: Tensor) -> Tensor:
-        """How far actions in the environment's units are from the prediction, (batch, time)."""
-        ...
-
-
-class Head(nn.Module):
-    """Predicts actions from hidden vectors."""
-
-    def forward(self, hidden: Tensor, segment: Segment) -> Prediction:
-        """The prediction for hidden vectors (batch, time, width) of a segment."""
-        raise NotImplementedError
-
-    def stepper(self) -> HeadStepper:
-        """The head folded for acting."""
-        raise NotImplementedError
-
-
-class HeadStepper(nn.Module):
-    """A head for one step."""
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Actions (batch, *action shape) from hidden vectors (batch, width)."""
-        raise NotImplementedError
-
-    def to_numpy(self, norm: nn.LayerNorm) -> NumpyHead | None:
-        """The same in NumPy with a layer norm's scale and shift folded in; None if it has no such form."""
-        return None
-
-
-class NumpyHead(Protocol):
-    """A head for one step, in NumPy."""
-
-    def __call__(self, normed: Array) -> Array:
-        """Actions (batch, *action shape) from normalised hidden vectors (batch, width)."""
-        ...
-
-
-def head_of(space: Space, width: int) -> Head:
-    """The head of an action space: one line for each type of space.
-
-    Raises:
-        InvalidInput: actions of that type have no head.
-    """
-    if isinstance(space, Box):
-        return BoxHead(space, width)
-    raise InvalidInput(f"actions of {space} have no head; this version predicts Box")
 
 
 class BoxHead(Head):
@@ -108,11 +50,11 @@ class BoxPrediction:
     @property
     def mode(self) -> Tensor:
         """See `Prediction.mode`."""
-        low, high = self.scale.low, self.scale.high
-        scaled = self.scaled.reshape(*self.scaled.shape[:-1], *low.shape)
-        raw = scaled * self.scale.half_range + self.scale.middle
-        # Rounding may not carry a saturated action out of its bounds.
-        return torch.minimum(torch.maximum(raw, low), high)
+        return self.scale.unscaled(self.scaled)
+
+    def sampled(self, noise: Tensor) -> Tensor:
+        """See `Prediction.sampled`."""
+        return self.mode
 
     def loss(self, actions: Tensor) -> Tensor:
         """Mean squared error of the scaled action, (batch, time); in float32 whatever the prediction's dtype.
@@ -142,7 +84,7 @@ class BoxHeadStepper(HeadStepper):
             self.register_buffer(name, getattr(head.scale, name).flatten())
         self.unit_range = bool(((self.low == -1) & (self.high == 1)).all())
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, noise: Tensor | None = None) -> Tensor:
         """See `HeadStepper.forward`."""
         action = torch.tanh(F.linear(hidden, self.linear.weight, self.linear.bias))
         if not self.unit_range:
@@ -170,7 +112,7 @@ class NumpyBoxHead:
         self.half_range, self.middle = to_array(stepper.half_range), to_array(stepper.middle)
         self.low, self.high = to_array(stepper.low), to_array(stepper.high)
 
-    def __call__(self, normed: Array) -> Array:
+    def __call__(self, normed: Array, noise: Array | None = None) -> Array:
         """See `NumpyHead`."""
         action: Array = np.tanh(normed @ self.weight + self.bias)
         if not self.unit_range:

@@ -40,7 +40,8 @@ class Entry:
         ogbench_file: name of OGBench's npz file; None if OGBench lacks it.
         behaviours: training steps of the bundled snapshots that make it, each with an equal share of the steps; empty
             for random actions, None if no snapshot is bundled.
-        expert: name of the scripted expert that makes it; None for none.
+        expert: name of the scripted expert that makes it (`aaren_rl.envs.experts`); None for none.
+        expert_arguments: of the expert, as its noise.
         environments: the environment to act in, by the source of the data ("minari", "d4rl", "ogbench", "bundled");
             sources whose data record their own, or that none fits, are missing.
         target_returns: returns to ask an agent for, the first by default; None for the data's.
@@ -56,6 +57,7 @@ class Entry:
     ogbench_file: str | None = None
     behaviours: tuple[int, ...] | None = None
     expert: str | None = None
+    expert_arguments: dict[str, Any] = field(default_factory=dict)
     environments: dict[str, EnvironmentSpec] = field(default_factory=dict)
     target_returns: tuple[float, ...] | None = None
     return_scale: float | None = None
@@ -140,6 +142,7 @@ def _fields(facts: Mapping[str, Any], level: str, details: Mapping[str, Any]) ->
     fields = {
         "behaviours": () if level == "random" else tuple(behaviours) if behaviours else None,
         "expert": details.get("expert"),
+        "expert_arguments": details.get("arguments"),
         "target_returns": tuple(targets) if targets else None,
         "return_scale": facts.get("return_scale"),
         "horizon": details.get("horizon") or facts.get("horizon"),
@@ -194,7 +197,7 @@ def _ogbench() -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"{name}-v0", {**fields, "environments": {"ogbench": spec}}
             environments = {"ogbench": spec}
             if made is not None:
-                fields["expert"] = made["expert"]
+                fields |= {"expert": made["expert"], "expert_arguments": made.get("arguments", {})}
                 environments["bundled"] = EnvironmentSpec(spec.id, made.get("kwargs", {}))
             yield name, {**fields, "environments": environments}
 

@@ -8,6 +8,7 @@ from aaren_rl.data.reference import Reference
 from aaren_rl.envs import behaviours
 from aaren_rl.envs.catalogue import by_environment, catalogue, find, hub
 from aaren_rl.envs.environments import make
+from aaren_rl.envs.experts import EXPERTS
 from aaren_rl.envs.readers.minari import local_folder
 from aaren_rl.envs.references import reference_of
 from aaren_rl.errors import InvalidInput
@@ -102,8 +103,9 @@ def test_a_name_with_a_version_of_d4rls_is_that_file_alone():
 
 
 def test_experts_of_the_catalogue_exist():
-    experts = pytest.importorskip("aaren_rl.envs.experts").EXPERTS
-    assert {entry.expert for entry in catalogue().values() if entry.expert} <= set(experts)
+    for entry in catalogue().values():
+        if entry.expert is not None:
+            assert set(entry.expert_arguments) <= set(EXPERTS[entry.expert].arguments), entry.name
 
 
 def test_the_hub_is_covered():

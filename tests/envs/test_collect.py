@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import h5py
@@ -21,6 +22,7 @@ from aaren_rl.envs import baselines, collect
 from aaren_rl.envs.behaviours import RandomBehaviour
 from aaren_rl.envs.catalogue import find
 from aaren_rl.envs.readers.minari import read_folder
+from aaren_rl.envs.recording_roll_out import Amount, roll_out
 from aaren_rl.errors import DataError, InvalidInput
 
 COLLECT = Path(__file__).parents[2] / "scripts" / "collect.py"
@@ -91,9 +93,9 @@ def test_seed_of_one_set_is_not_that_of_another():
 def test_episodes_do_not_depend_on_the_number_of_threads(monkeypatch):
     spec, policies = EnvironmentSpec("Hopper-v5"), baselines.behaviour_policies(find("hopper-medium-expert"))
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    alone = collect.roll_out(spec, policies, 200, (3,))
+    alone = roll_out(spec, policies, Amount(200, "steps"), (3,))
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    threaded = collect.roll_out(spec, policies, 200, (3,))
+    threaded = roll_out(spec, policies, Amount(200, "steps"), (3,))
     for one, other in zip(alone, threaded, strict=True):
         np.testing.assert_array_equal(one.observations, other.observations)
         np.testing.assert_array_equal(one.actions, other.actions)
@@ -132,7 +134,9 @@ def test_medium_replay_takes_equal_shares_of_all_its_snapshots():
             return policies[self.number](episodes, rng)
 
     steps = 20 * len(policies)
-    episodes = collect.roll_out(entry.environments["bundled"], [Counting(i) for i in range(len(policies))], steps, (0,))
+    episodes = roll_out(
+        entry.environments["bundled"], [Counting(i) for i in range(len(policies))], Amount(steps, "steps"), (0,)
+    )
     assert len(policies) == 14
     assert (counts >= 20).all()
     assert len(episodes) >= 14
@@ -157,7 +161,7 @@ def test_short_episodes_are_not_favoured():
     gym.register("tests/Lasting-v0", Lasting)
     try:
         policy = RandomBehaviour(np.array([-1.0]), np.array([1.0]))
-        episodes = collect.roll_out(EnvironmentSpec("tests/Lasting-v0"), [policy], 32_000, (0,))
+        episodes = roll_out(EnvironmentSpec("tests/Lasting-v0"), [policy], Amount(32_000, "steps"), (0,))
     finally:
         del gym.registry["tests/Lasting-v0"]
     long = sum(len(episode.rewards) == 400 for episode in episodes)
@@ -168,7 +172,7 @@ def test_short_episodes_are_not_favoured():
 def test_progress_adds_up_to_the_steps_asked_for():
     counted = []
     policies = baselines.behaviour_policies(find("hopper-random"))
-    collect.roll_out(EnvironmentSpec("Hopper-v5"), policies, 300, (0,), counted.append)
+    roll_out(EnvironmentSpec("Hopper-v5"), policies, Amount(300, "steps"), (0,), counted.append)
     assert sum(counted) == 300
 
 
@@ -177,8 +181,12 @@ def test_interruption_passes_through(monkeypatch, root):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        collect.roll_out(
-            EnvironmentSpec("Hopper-v5"), baselines.behaviour_policies(find("hopper-medium")), 5_000, (0,), interrupt
+        roll_out(
+            EnvironmentSpec("Hopper-v5"),
+            baselines.behaviour_policies(find("hopper-medium")),
+            Amount(5_000, "steps"),
+            (0,),
+            interrupt,
         )
     monkeypatch.setattr(collect.tqdm, "update", lambda self, steps: interrupt(steps))
     with pytest.raises(KeyboardInterrupt):
@@ -249,7 +257,7 @@ for free in range(0, 128, 4):
     # A tmpfs counts in pages of 4 KiB.
     ballast.write_bytes(b"x" * ((512 - free) * 1024 - 8192))
     try:
-        collect.collect(find("hopper-random"), 60, overwrite=True, progress=False)
+        collect.collect(find("hopper-random"), 60, overwrite=True, progress=False, say=lambda line: None)
         print(free, "made")
     except DataError as error:
         print(free, f"refused: {error}")
@@ -342,7 +350,7 @@ def test_one_waits_for_the_holder_and_goes_on_when_it_dies(root):
     )
     assert holder.stdout.readline() == "held\n"
     # What a killed process leaves half-made.
-    (folder.parent / ".random-v0.partial-1").mkdir()
+    (folder.parent / f".random-v0.partial-{holder.pid}").mkdir()
     said = []
 
     def heard(line):
@@ -351,7 +359,8 @@ def test_one_waits_for_the_holder_and_goes_on_when_it_dies(root):
         holder.wait()
 
     collect.collect(find("hopper-random"), 60, progress=False, say=heard)
-    assert said == [f"data: waiting for process {holder.pid}, which is making {folder}"]
+    assert said[0] == f"data: waiting for process {holder.pid}, which is making {folder}"
+    assert re.fullmatch(r"data: aaren/hopper/random-v0: \d+ episodes, \d+ steps, returns \S+ \+- \S+", said[1])
     assert [path.name for path in folder.parent.iterdir() if path.name != "namespace_metadata.json"] == ["random-v0"]
 
 
@@ -402,3 +411,87 @@ def test_file_is_the_one_that_minari_writes(tmp_path):
 def test_nothing_is_left_in_the_working_directory():
     make_set("hopper-random", 60)
     assert list(Path().iterdir()) == []
+
+
+def run_collect(*arguments):
+    return subprocess.run([sys.executable, str(COLLECT), *arguments], capture_output=True, text=True, timeout=120)
+
+
+def test_expert_collects_in_an_environment_that_is_not_in_the_catalogue():
+    options = ("--expert", "pendulum", "--env-id", "Pendulum-v1", "--env-kwargs", "g=9.81", "--episodes", "3")
+    ran = run_collect(*options, "--expert-arguments", "noise=0.1", "--horizon", "50")
+    assert ran.returncode == 0, ran.stderr
+    assert "aaren/Pendulum-v1/pendulum-v0: 3 episodes, 150 steps, returns" in ran.stdout
+    dataset = minari.load_dataset("aaren/Pendulum-v1/pendulum-v0")
+    assert (dataset.total_episodes, dataset.total_steps) == (3, 150)
+    assert dataset.recover_environment().unwrapped.g == 9.81
+    assert "scripted expert pendulum (noise=0.1) in Pendulum-v1, g=9.81" in dataset.storage.metadata["algorithm_name"]
+    again = run_collect(*options, "--expert-arguments", "noise=0.1", "--horizon", "50")
+    assert "it stands" in again.stdout
+    other = run_collect(*options)
+    assert other.returncode == 2
+    assert "exists already" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "nothing to collect"),
+        (("--env-id", "Pendulum-v1"), "--env-id goes with --expert"),
+        (("--expert", "pendulum"), "goes with --env-id ID"),
+        (("hopper-medium", "--expert", "pendulum", "--env-id", "Pendulum-v1"), "with no names of the catalogue"),
+        (("--expert", "pendulm", "--env-id", "Pendulum-v1"), "pendulum"),
+        (("--expert", "pendulum", "--env-id", "Hopper-v5"), "does not play Hopper-v5"),
+        (
+            ("--expert", "pendulum", "--env-id", "Pendulum-v1", "--expert-arguments", "3"),
+            "--expert-arguments 3; expected",
+        ),
+    ],
+)
+def test_options_of_experts_are_checked(options, message):
+    ran = run_collect(*options)
+    assert ran.returncode == 2
+    assert message in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_environment_that_no_file_can_name_is_refused(root):
+    class Nameless(gym.Env):
+        observation_space = action_space = gym.spaces.Box(-1, 1, (1,))
+
+    gym.register("tests/Nameless-v0", Nameless)
+    try:
+        with pytest.raises(InvalidInput, match="tests/Nameless-v0 cannot be recorded.*package.module:Class"):
+            collect.collect(collect.recipe_for("random", EnvironmentSpec("tests/Nameless-v0"), {}), 10, progress=False)
+    finally:
+        del gym.registry["tests/Nameless-v0"]
+    assert files(root) == []
+
+
+def test_success_is_written_beside_the_episodes(monkeypatch):
+    class Reaching(gym.Env):
+        observation_space = gym.spaces.Box(-1, 1, (1,))
+        action_space = gym.spaces.Box(-1, 1, (1,))
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            self.steps = 0
+            return np.zeros(1, np.float32), {"goal": np.ones(1)}
+
+        def step(self, action):
+            self.steps += 1
+            return np.zeros(1, np.float32), 0.0, self.steps == 4, False, {"success": self.steps == 3}
+
+    monkeypatch.setitem(sys.modules, "reaching", SimpleNamespace(Reaching=Reaching))
+    gym.register("tests/Reaching-v0", "reaching:Reaching")
+    said = []
+    try:
+        recipe = collect.recipe_for("random", EnvironmentSpec("tests/Reaching-v0"), {})
+        folder = collect.collect(recipe, episodes=2, progress=False, say=said.append)
+    finally:
+        del gym.registry["tests/Reaching-v0"]
+    with h5py.File(folder / "data" / "main_data.hdf5") as file:
+        infos = file["episode_1/infos"]
+        assert infos["success"][()].tolist() == [False, False, False, True, False]
+        assert infos["goal"][()].tolist() == [[1.0]] * 5
+    assert said[-1].endswith("success 1.000")

@@ -138,7 +138,7 @@ def test_ant_without_data_says_that_nothing_is_bundled():
 
 def test_scripted_expert_needs_no_network(monkeypatch):
     # Few steps, since the roll-out is not what is tested.
-    monkeypatch.setattr(collect.collect, "__defaults__", (400, 0, False, False, print))
+    monkeypatch.setattr(collect.collect, "__defaults__", (400, 0, False, False, print, None))
     dataset, said = load("t-maze-expert")
     assert "cannot be reached" not in said
     assert "rolling out" in said

@@ -28,6 +28,7 @@ class Package:
         ids: regular expression for the beginning of its ids.
         modules: root modules that its environments' classes may come from, besides `module`.
         wrappers: its wrappers, in `module.wrappers`, that their arguments determine.
+        without_arguments: those of its wrappers that take none, whose arguments need no record.
     """
 
     module: str
@@ -36,6 +37,7 @@ class Package:
     ids: str
     modules: tuple[str, ...] = ()
     wrappers: tuple[str, ...] = ()
+    without_arguments: tuple[str, ...] = ()
 
     @property
     def how(self) -> str:
@@ -67,6 +69,7 @@ PACKAGES = (
             "SymbolicObsWrapper",
             "ViewSizeWrapper",
         ),
+        without_arguments=("FullyObsWrapper", "ImgObsWrapper", "SymbolicObsWrapper"),
     ),
     Package("ale_py", "ale-py>=0.12", "atari", r"ALE/|\w+(NoFrameskip|Deterministic)-v[04]$"),
     Package(
@@ -113,6 +116,11 @@ def needed(env_id: str, module: str | None = None) -> Package | None:
 def wrapper_names() -> list[str]:
     """Names of the listed packages' wrappers."""
     return [name for package in PACKAGES for name in package.wrappers]
+
+
+def takes_no_arguments(module: str, name: str) -> bool:
+    """True if a wrapper of a listed package takes no arguments."""
+    return any(module == package.module and name in package.without_arguments for package in PACKAGES)
 
 
 def has_wrapper(module: str, name: str) -> bool:

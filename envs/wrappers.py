@@ -92,6 +92,8 @@ def rebuildable(wrappers: Sequence[Recorded], where: str) -> tuple[Wrapper, ...]
         package = entry_point.partition(".")[0]
         if name in WITHOUT_EFFECT and package in ("gymnasium", "minari", "stable_baselines3"):
             continue
+        if kwargs is None and packages.takes_no_arguments(package, name):
+            kwargs = {}
         listed = (name in REBUILT and package == "gymnasium") or packages.has_wrapper(package, name)
         if not listed or kwargs is None:
             reason = _REASONS.get(

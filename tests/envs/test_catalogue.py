@@ -5,7 +5,7 @@ import pytest
 
 from aaren_rl.data.environment_spec import EnvironmentSpec, Wrapper
 from aaren_rl.data.reference import Reference
-from aaren_rl.envs import behaviours
+from aaren_rl.envs import behaviours, collect, sources
 from aaren_rl.envs.catalogue import by_environment, catalogue, find, hub
 from aaren_rl.envs.environments import make
 from aaren_rl.envs.experts import EXPERTS
@@ -267,3 +267,33 @@ def test_entry_by_environment():
 def test_no_entry_for_another_environment_limit_arguments_or_wrappers(spec):
     assert by_environment(spec) is None
     assert reference_of(spec) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [
+        ("cartpole-mixed", None),
+        ("frozenlake-expert", None),
+        ("popgym-autoencode-easy", "popgym"),
+        ("babyai-go-to-red-ball-no-dists", "minigrid"),
+        ("babyai-go-to-red-ball-fullobs", "minigrid"),
+        ("minigrid-memory-s7-expert", "minigrid"),
+        ("pointmaze-umaze", "gymnasium_robotics"),
+        ("antmaze-umaze", "gymnasium_robotics"),
+        ("cube-single-play", "ogbench"),
+        ("metaworld-reach-expert", "metaworld"),
+    ],
+)
+def test_experts_make_data_that_load_with_their_environment(name, package):
+    if package is not None:
+        pytest.importorskip(package)
+    entry = find(name)
+    folder = collect.collect(entry, 30, progress=False, say=lambda line: None)
+    dataset = sources.load(str(folder), say=lambda line: None)
+    assert dataset.trajectories.steps >= 30
+    bundled = entry.environments["bundled"]
+    assert (dataset.environment.registered_id, dataset.environment.wrappers) == (
+        bundled.registered_id,
+        bundled.wrappers,
+    )
+    assert bundled.kwargs.items() <= dataset.environment.kwargs.items()

@@ -1,6 +1,7 @@
 """Packages that environments need: which one, how it is installed, and that nothing else is imported."""
 
 import importlib.metadata
+import inspect
 import re
 import sys
 from pathlib import Path
@@ -153,9 +154,19 @@ def test_environments_that_need_an_older_mujoco_say_so():
 # Wrappers
 
 
-def test_wrappers_of_known_packages_are_built_again():
+def test_wrappers_that_take_no_arguments_need_no_record_of_them():
+    wrappers = pytest.importorskip("minigrid.wrappers")
+    for package in PACKAGES:
+        for name in package.without_arguments:
+            assert list(inspect.signature(getattr(wrappers, name)).parameters) == ["env"]
+    with pytest.raises(DataError, match="through the wrapper ViewSizeWrapper, which cannot be built again"):
+        rebuildable([Recorded("ViewSizeWrapper", "minigrid.wrappers:ViewSizeWrapper", None)], "data")
+
+
+@pytest.mark.parametrize("kwargs", [{}, None])
+def test_wrappers_of_known_packages_are_built_again(kwargs):
     pytest.importorskip("minigrid")
-    found = rebuildable([Recorded("FullyObsWrapper", "minigrid.wrappers:FullyObsWrapper", {})], "data")
+    found = rebuildable([Recorded("FullyObsWrapper", "minigrid.wrappers:FullyObsWrapper", kwargs)], "data")
     assert found == (Wrapper("FullyObsWrapper"),)
     env = _make(EnvironmentSpec("MiniGrid-Empty-5x5-v0", wrappers=found))
     assert env.reset(seed=0)[0]["image"].shape == (5, 5, 3)

@@ -13,13 +13,10 @@ from aaren_rl.data.spaces import Box, gymnasium_space
 from aaren_rl.envs import behaviours, experts
 from aaren_rl.envs.batches import row_of, stacked
 from aaren_rl.envs.behaviours import Behaviour, ExpertBehaviour, RandomBehaviour, SampledBehaviour
-from aaren_rl.envs.catalogue import Entry
+from aaren_rl.envs.catalogue import OWN_EXPERT, Entry
 from aaren_rl.envs.environments import describe, make
 from aaren_rl.envs.players import ExpertPlayer, Player
 from aaren_rl.errors import InvalidInput
-
-OWN = "aaren"
-"""Expert of this project's own environments."""
 
 
 class BehaviourActor:
@@ -79,8 +76,8 @@ def players_of(entry: Entry) -> list[Player]:
     Raises:
         InvalidInput: no behaviour is bundled for it.
     """
-    if entry.scripted:
-        return [ExpertPlayer(experts.find(OWN))]
+    if entry.expert is not None:
+        return [ExpertPlayer(experts.find(entry.expert), entry.expert_arguments)]
     return list(behaviour_policies(entry))
 
 
@@ -90,8 +87,13 @@ def behaviour_policies(entry: Entry) -> list[Behaviour]:
     Raises:
         InvalidInput: no behaviour is bundled for it, or the expert that makes its data looks at its environment.
     """
-    if entry.scripted:
+    if entry.expert == OWN_EXPERT:
         return [_expert(entry.environments["bundled"])]
+    if entry.expert is not None:
+        raise InvalidInput(
+            f"the expert {entry.expert} looks at its environment, and plays only where data are made; the command "
+            f"python scripts/collect.py {entry.name} --episodes 100 prints its returns"
+        )
     if entry.behaviours is None:
         raise InvalidInput(
             f"no behaviour is bundled for {entry.name}; take the data from elsewhere with --source minari or d4rl, "

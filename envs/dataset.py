@@ -10,18 +10,22 @@ import numpy as np
 
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.oddities import describe_oddities
+from aaren_rl.data.reference import Reference
 from aaren_rl.data.spaces import Space
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.envs import catalogue
-from aaren_rl.envs.catalogue import Entry, Reference
+from aaren_rl.envs.catalogue import Entry
 from aaren_rl.envs.environment_choice import EnvironmentChoice
 from aaren_rl.envs.environments import is_special
 from aaren_rl.envs.fitting import Fitted, fit_to_data, fit_to_environment
 from aaren_rl.envs.readers.recording import Recording
+from aaren_rl.envs.references import find_reference
 from aaren_rl.errors import InvalidInput
 from aaren_rl.model.scaling import largest
 
-FoundSource: TypeAlias = Literal["minari", "d4rl", "bundled", "arrays"]
+FoundSource: TypeAlias = Literal[
+    "minari", "d4rl", "bundled", "arrays", "ogbench", "robomimic", "lerobot", "rlds", "d3rlpy", "npz"
+]
 Say: TypeAlias = Callable[[str], object]
 """Takes a line on what is done."""
 
@@ -35,14 +39,16 @@ class Dataset:
 
     Attributes:
         name: the name that the user gave.
-        source: where the data come from: "minari", "d4rl", "bundled" or "arrays".
+        source: where the data come from: "minari", "d4rl", "bundled", "arrays", or the format of their file.
         id: Minari id, name of the file, or "arrays".
         trajectories: the data.
         environment: the environment to act in; None for none.
         collected_in: the environment that the data are from, where they say so and another one is acted in.
         observation_space: of the model's observations.
         action_space: that actions are scaled by, inside the environment's.
-        reference: returns for normalised scores; None where the catalogue has none.
+        reference: returns for normalised scores; None for none.
+        reference_reason: one sentence: why that one, or why none.
+        own_reference: returns for normalised scores that the data record of `environment`; None for none.
         target_returns: returns to ask an agent for.
         return_scale: number that a model divides returns-to-go by: the user's, the catalogue's, or the data's largest
             return.
@@ -59,6 +65,8 @@ class Dataset:
     reference: Reference | None
     target_returns: tuple[float, ...]
     return_scale: float
+    reference_reason: str = ""
+    own_reference: Reference | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,7 @@ class Arrays:
     trajectories: Trajectories
     collected_in: None = None
     evaluated_in: None = None
+    reference: None = None
 
 
 def of_trajectories(
@@ -175,6 +184,7 @@ def _described(
     return_scale: float | None,
 ) -> Dataset:
     entry = None if environment is None else catalogue.by_environment(environment)
+    found = find_reference(environment, read.reference, read.evaluated_in or read.collected_in)
     trajectories = fitted.trajectories
     return Dataset(
         name=name,
@@ -185,9 +195,11 @@ def _described(
         collected_in=read.collected_in if read.collected_in != environment else None,
         observation_space=fitted.observation_space,
         action_space=fitted.action_space,
-        reference=entry.reference if entry else None,
-        target_returns=entry.target_returns if entry else _targets(trajectories),
+        reference=found.reference,
+        target_returns=(entry and entry.target_returns) or _targets(trajectories),
         return_scale=_scale(trajectories, entry) if return_scale is None else return_scale,
+        reference_reason=found.reason,
+        own_reference=found.reference if found.reference is read.reference else None,
     )
 
 
@@ -242,7 +254,7 @@ def _kept(trajectories: Trajectories, reading: Reading, say: Say) -> Trajectorie
 
 def _scale(trajectories: Trajectories, entry: Entry | None) -> float:
     """Return scale where the user gives none: the catalogue's, or the largest return."""
-    return entry.return_scale if entry else largest(trajectories.returns)
+    return (entry and entry.return_scale) or largest(trajectories.returns)
 
 
 def _targets(trajectories: Trajectories) -> tuple[float, ...]:

@@ -16,7 +16,7 @@ class Wrapper:
     """A wrapper around an environment.
 
     Attributes:
-        name: of its class in `gymnasium.wrappers`.
+        name: of its class in `gymnasium.wrappers`, or in those of a package of `aaren_rl.envs.packages`.
         kwargs: its arguments beside the environment.
     """
 

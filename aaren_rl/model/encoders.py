@@ -246,7 +246,8 @@ class Parts(Encoder):
         found = [encoder.raw(piece) for encoder, piece in self._pieces(values)]
         if not found:
             # Images alone have no NumPy form.
-            return torch.zeros(len(first_of(values)), 0, device=first_of(values).device)
+            first = first_of(values)
+            return torch.zeros(first.shape[0], 0, device=first.device)
         return found[0] if len(found) == 1 else _join(found)
 
     def image_features(self, values: Observations) -> Tensor | None:

@@ -15,6 +15,7 @@ from minari.storage import get_dataset_path
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.episode import refuse_inexact
 from aaren_rl.data.packed import arrays_of, first_of
+from aaren_rl.data.reference import Reference
 from aaren_rl.data.spaces import Packed, Space, gymnasium_space, space_of, with_vocabularies
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.envs.environments import describe
@@ -69,8 +70,9 @@ def read_folder(folder: Path, with_environment: bool = True) -> Recording:
         minari_metadata.environment(metadata, entry, where) if with_environment else None
         for entry in ("env_spec", "eval_env_spec")
     ]
+    reference = minari_metadata.reference(metadata, where) if with_environment else None
     try:
-        return _recording(MinariDataset(_storage(folder, metadata, where, recorded[0])), *recorded)
+        return _recording(MinariDataset(_storage(folder, metadata, where, recorded[0])), *recorded, reference=reference)
     except (DataError, InvalidInput):
         raise
     except MemoryError as error:
@@ -89,7 +91,8 @@ def read_dataset(dataset: MinariDataset, with_environment: bool = True) -> Recor
         minari_metadata.environment(metadata, entry, where) if with_environment else None
         for entry in ("env_spec", "eval_env_spec")
     ]
-    return _recording(dataset, *recorded)
+    reference = minari_metadata.reference(metadata, where) if with_environment else None
+    return _recording(dataset, *recorded, reference=reference)
 
 
 def _storage(folder: Path, metadata: dict[str, Any], where: str, collected_in: EnvironmentSpec | None) -> MinariStorage:
@@ -120,7 +123,11 @@ def _storage(folder: Path, metadata: dict[str, Any], where: str, collected_in: E
 
 
 def _recording(
-    dataset: MinariDataset, collected_in: EnvironmentSpec | None, evaluated_in: EnvironmentSpec | None
+    dataset: MinariDataset,
+    collected_in: EnvironmentSpec | None,
+    evaluated_in: EnvironmentSpec | None,
+    *,
+    reference: Reference | None,
 ) -> Recording:
     name = dataset.spec.dataset_id
     try:
@@ -132,7 +139,7 @@ def _recording(
     except InvalidInput as error:
         raise InvalidInput(f"{name} cannot be learned from: {error}") from error
     trajectories = _trajectories(dataset, name, observation_space, action_space)
-    return Recording(name, trajectories, collected_in, evaluated_in)
+    return Recording(name, trajectories, collected_in, evaluated_in, reference)
 
 
 def _trajectories(dataset: MinariDataset, name: str, observation_space: Space, action_space: Space) -> Trajectories:

@@ -91,8 +91,8 @@ def behaviour_policies(entry: Entry) -> list[Behaviour]:
         return [_expert(entry.environments["bundled"])]
     if entry.expert is not None:
         raise InvalidInput(
-            f"{entry.name} is made by the expert {entry.expert}, which looks at its environment and is no actor; "
-            "scripts/collect.py prints the mean return of what it collects"
+            f"the expert {entry.expert} looks at its environment, and plays only where data are made; the command "
+            f"python scripts/collect.py {entry.name} --episodes 100 prints its returns"
         )
     if entry.behaviours is None:
         raise InvalidInput(

@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import gymnasium as gym
 import h5py
@@ -26,6 +26,9 @@ from aaren_rl.envs.readers.minari import local_folder
 from aaren_rl.errors import DataError
 from aaren_rl.folders import replace_file, write_file
 
+Infos: TypeAlias = Mapping[str, npt.NDArray[Any]]
+"""What infos say of an episode, by name, (T + 1, ...): after the reset and after each step."""
+
 
 def write_dataset(
     folder: Path,
@@ -34,7 +37,7 @@ def write_dataset(
     episodes: Sequence[Episode],
     algorithm: str,
     description: str,
-    infos: Sequence[Mapping[str, npt.NDArray[Any]]] = (),
+    infos: Sequence[Infos] = (),
 ) -> None:
     """Writes roll-outs in an environment in Minari's HDF5 format.
 
@@ -45,7 +48,7 @@ def write_dataset(
         episodes: with the observation after the last action.
         algorithm: what acted.
         description: of the dataset.
-        infos: of each episode, by name, (T + 1, ...); empty for none.
+        infos: of each episode, as `write_episodes`.
 
     Raises:
         DataError: the disk has too little space.
@@ -68,7 +71,7 @@ def write_episodes(
     description: str,
     environment: EnvSpec | None = None,
     advance: Callable[[int], object] = lambda episodes: None,
-    infos: Sequence[Mapping[str, npt.NDArray[Any]]] = (),
+    infos: Sequence[Infos] = (),
 ) -> None:
     """Writes episodes of any space in Minari's HDF5 format, values as they are.
 
@@ -85,7 +88,7 @@ def write_episodes(
         description: of the dataset.
         environment: Gymnasium's record of the environment; None to record none.
         advance: called with a number of episodes done.
-        infos: of each episode, by name, (T + 1, ...); empty for none.
+        infos: of each episode; empty for none.
 
     Raises:
         DataError: an episode lacks the observation after its last action, or disk or memory have too little space.
@@ -98,8 +101,7 @@ def write_episodes(
             "3.11) or newer"
         )
     storage = MinariStorage.new(folder / "data", observation_space, action_space, environment, **lossless)
-    spaces = observation_space, action_space
-    image = _hdf5_image(episodes, spaces, infos or [{}] * len(episodes), advance)
+    image = _hdf5_image(episodes, (observation_space, action_space), advance, infos or [{}] * len(episodes))
     require_space(folder, len(image))
     write_file(folder / "data" / "main_data.hdf5", image)
     storage.update_metadata(
@@ -151,8 +153,8 @@ def require_space(folder: Path, needed: int) -> None:
 def _hdf5_image(
     episodes: Sequence[Episode],
     spaces: tuple[gym.Space[Any], gym.Space[Any]],
-    infos: Sequence[Mapping[str, npt.NDArray[Any]]],
     advance: Callable[[int], object],
+    infos: Sequence[Infos],
 ) -> bytes:
     """The file of Minari's HDF5 format, made in memory: HDF5 crashes where a disk is full."""
     with h5py.File("main_data.hdf5", "w", driver="core", backing_store=False, track_order=True) as file:
@@ -168,9 +170,9 @@ def _hdf5_image(
                 ("truncations", _last(length, episode.truncated)),
             ):
                 _create(group, name, values)
-            group.create_group("infos")
+            inner = group.create_group("infos")
             for name, values in said.items():
-                _create(group["infos"], name, values)
+                _create(inner, name, values)
             advance(1)
         file.flush()
         image: bytes = file.id.get_file_image()

@@ -40,8 +40,8 @@ class Entry:
         ogbench_file: name of OGBench's npz file; None if OGBench lacks it.
         behaviours: training steps of the bundled snapshots that make it, each with an equal share of the steps; empty
             for random actions, None if no snapshot is bundled.
-        expert: name of the scripted expert that makes it (`aaren_rl.envs.experts`); None for none.
-        expert_arguments: of the expert, as its noise.
+        expert: name of the scripted expert that makes it; None for none.
+        expert_arguments: of the expert, by name.
         environments: the environment to act in, by the source of the data ("minari", "d4rl", "ogbench", "bundled");
             sources whose data record their own, or that none fits, are missing.
         target_returns: returns to ask an agent for, the first by default; None for the data's.
@@ -57,7 +57,7 @@ class Entry:
     ogbench_file: str | None = None
     behaviours: tuple[int, ...] | None = None
     expert: str | None = None
-    expert_arguments: dict[str, Any] = field(default_factory=dict)
+    expert_arguments: Mapping[str, Any] = field(default_factory=dict)
     environments: dict[str, EnvironmentSpec] = field(default_factory=dict)
     target_returns: tuple[float, ...] | None = None
     return_scale: float | None = None

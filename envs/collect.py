@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from aaren_rl import __version__
 from aaren_rl.data.environment_spec import EnvironmentSpec
-from aaren_rl.envs import baselines, experts, minari_writer
+from aaren_rl.envs import baselines, experts, minari_writer, packages
 from aaren_rl.envs.catalogue import Entry
 from aaren_rl.envs.environments import Description, describe
 from aaren_rl.envs.players import ExpertPlayer, Player
@@ -119,7 +120,7 @@ def collect(
                 raise DataError(f"{recipe.id} exists already at {folder}; pass --overwrite to make it anew")
             say(f"data: {recipe.id} has been made already, with these {amount.unit} and this seed; it stands")
             return folder
-        described = _described(recipe.environment)
+        described = _described(recipe.environment, say)
         if amount.unit == "steps":
             minari_writer.require_space(folder.parent, _least_size(described, steps))
         made = _roll_out(recipe, amount, seed, progress)
@@ -138,8 +139,11 @@ def collect(
     return folder
 
 
-def _described(spec: EnvironmentSpec) -> Description:
+def _described(spec: EnvironmentSpec, say: Callable[[str], object]) -> Description:
     """What an environment says of itself, which a file can hold.
+
+    Packages that the project knows may register functions, as metaworld does: their environments go without a record,
+    and the catalogue brings them back.
 
     Raises:
         InvalidInput: it cannot be made, or is registered with a class in place of its name.
@@ -149,6 +153,9 @@ def _described(spec: EnvironmentSpec) -> Description:
         if described.recorded is not None:
             described.recorded.to_json()
     except ValueError as error:
+        if packages.needed(spec.registered_id, spec.package) is not None:
+            say(f"data: {spec} goes without a record in the data, since a function makes it; name it with --env-id")
+            return dataclasses.replace(described, recorded=None)
         raise InvalidInput(
             f'{spec.id} cannot be recorded: {error}; register it by the name of its class, as "package.module:Class", '
             "and with arguments that JSON holds"

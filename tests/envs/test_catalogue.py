@@ -288,8 +288,8 @@ def test_experts_make_data_that_load_with_their_environment(name, package):
     if package is not None:
         pytest.importorskip(package)
     entry = find(name)
-    folder = collect.collect(entry, 30, progress=False, say=lambda line: None)
-    dataset = sources.load(str(folder), say=lambda line: None)
+    collect.collect(entry, 30, progress=False, say=lambda line: None)
+    dataset = sources.load(name, "bundled", say=lambda line: None)
     assert dataset.trajectories.steps >= 30
     bundled = entry.environments["bundled"]
     assert (dataset.environment.registered_id, dataset.environment.wrappers) == (

@@ -164,7 +164,8 @@ def _hub() -> Iterator[tuple[str, dict[str, Any]]]:
             spec = EnvironmentSpec("Meta-World/MT1", {"env_name": f"{task}-v3"})
             fields |= {"expert": "metaworld", "environments": {"minari": spec, "bundled": spec}}
         elif listed.environment.startswith("BabyAI-"):
-            spec = EnvironmentSpec(listed.environment, wrappers=tuple(map(Wrapper, listed.wrappers)))
+            env_id = hub.RENAMED.get(listed.environment, listed.environment)
+            spec = EnvironmentSpec(env_id, wrappers=tuple(map(Wrapper, listed.wrappers)))
             fields |= {"expert": "babyai", "environments": {"minari": spec, "bundled": spec}}
         yield listed.name, fields
 

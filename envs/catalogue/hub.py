@@ -17,6 +17,9 @@ OBSERVED = frozenset({"Box", "Image", "Discrete", "MultiDiscrete", "MultiBinary"
 ACTED = frozenset({"Box", "Discrete", "MultiDiscrete", "MultiBinary"})
 """Parts of actions that a model gives out."""
 
+RENAMED = {"BabyAI-GoToObjS6-v0": "BabyAI-GoToObjS6-v1"}
+"""Ids that data record and that their package does not register any more (minigrid 3.2), by the one that succeeds."""
+
 FAMILIES = {
     "mujoco": "MuJoCo",
     "D4RL/antmaze": "D4RL, mazes",
@@ -84,13 +87,16 @@ class Listed:
 
     @property
     def has_known_environment(self) -> bool:
-        """True if its environment and wrappers come from this project's packages, so that agents act in it."""
+        """True if its environment and wrappers come from this project's packages, so that agents act in it.
+
+        Where an id was renamed, they act in it only once the user names it.
+        """
         if self.family == "Meta-World":
             # The data record no environment; the catalogue names it.
             return True
         wrapped = all(name in REBUILT or packages.has_wrapper(self.package, name) for name in self.wrappers)
         known = self.package in OWN_PACKAGES or packages.needed(self.environment, self.package) is not None
-        return wrapped and known
+        return wrapped and known and self.environment not in RENAMED
 
 
 @cache

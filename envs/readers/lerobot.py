@@ -14,12 +14,14 @@ import numpy.typing as npt
 
 from aaren_rl.data.trajectories import Episode
 from aaren_rl.envs.readers import lerobot_videos, parquet
+from aaren_rl.envs.readers.hdf5 import require_memory
 from aaren_rl.envs.readers.images import decode
 from aaren_rl.envs.readers.parsed import (
     Parsed,
     Say,
     Values,
     action_space_of,
+    bytes_of_episode,
     numbers,
     observation_space_of,
     recording,
@@ -112,9 +114,11 @@ def parse(path: Path, say: Say, videos: bool = True) -> Parsed:
     frames = lerobot_videos.frames(path, info, filmed, table, bounds) if videos and filmed else {}
     episodes = []
     for number, bound in enumerate(bounds):
-        episodes.append(
-            _episode(path, columns_of_steps, slice(*bound), {name: of[number] for name, of in frames.items()})
-        )
+        filmed_here = {name: of[number] for name, of in frames.items()}
+        episodes.append(_episode(path, columns_of_steps, slice(*bound), filmed_here))
+        if number == 0:
+            # Images take many times their bytes once they are decoded.
+            require_memory(2 * bytes_of_episode(episodes[0]) * bounds[-1][1] // bound[1], path.name)
     return Parsed(
         path.name,
         episodes,

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aaren_rl.envs.readers import parquet
+from aaren_rl.envs.readers.hdf5 import require_memory
 from aaren_rl.errors import DataError
 
 TOLERANCE = 1e-4
@@ -67,6 +68,8 @@ def frames(
             # (steps, channels, height, width) in [0, 1]
             pixels = (decoded.numpy() * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
             found.setdefault(key, []).append(np.ascontiguousarray(pixels))
+            if start == 0:
+                require_memory(2 * pixels.nbytes * len(keys) * bounds[-1][1] // stop, path.name)
     return found
 
 

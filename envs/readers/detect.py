@@ -92,7 +92,8 @@ def _of_folder(path: Path) -> str:
 
 def _of_hdf5(path: Path) -> str:
     with open_checked(path) as file:
-        keys = set(file)
+        # Names that are not UTF-8 are bytes.
+        keys = set(map(str, file))
         if {"columns", "num_episodes"} <= keys or set(d3rlpy.FIRST_VERSION) <= keys:
             return "d3rlpy"
         if isinstance(file.get("data"), h5py.Group):

@@ -221,8 +221,12 @@ def _baseline(name: str, options: Options) -> Candidate:
     entry = catalogue.find(options.env)
     if name == "behaviour" and (options.env_id is not None or options.env_kwargs):
         raise InvalidInput("a behaviour acts in its own environment; leave out --env-id and --env-kwargs")
-    spec = options.acting_in(entry.environments["bundled"])
-    assert spec is not None, "one is known"
+    known = entry.environments.get("bundled") or next(iter(entry.environments.values()), None)
+    spec = options.acting_in(known)
+    if spec is None:
+        raise InvalidInput(
+            f"the data of {entry.name} name their environment; name it with --env-id, as --env-id Hopper-v5"
+        )
     actor = (
         baselines.random_actor(spec, options.seed)
         if name == "random"

@@ -40,7 +40,7 @@ def stacked(values):
         return {key: stacked([value[key] for value in values]) for key in values[0]}
     if isinstance(values[0], tuple):
         return tuple(stacked(list(part)) for part in zip(*values, strict=True))
-    return np.stack(values)
+    return list(values) if isinstance(values[0], str) else np.stack(values)
 
 
 def unstacked(values, length):

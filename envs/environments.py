@@ -219,7 +219,7 @@ def register(spec: EnvironmentSpec) -> None:
         by = f", not even by {package}" if package else "; one of yours is known once its package is imported, with "
         by += "" if package else "--import PACKAGE or as package:Id"
         # An extra of its own may be missing.
-        by += f"; {known.how}" if known is not None and "[" in known.install else ""
+        by += f"; {known.how}" if known is not None and "[" in known.install[0] else ""
         raise InvalidInput(f"{unknown_name('environment', spec.registered_id, gym.registry)}{by}")
 
 

@@ -23,7 +23,7 @@ class Package:
 
     Attributes:
         module: module to import.
-        install: what pip installs.
+        install: what pip installs, with the versions of other packages that it needs.
         extra: extra of this project that installs it.
         ids: regular expression for the beginning of its ids.
         modules: root modules that its environments' classes may come from, besides `module`.
@@ -32,7 +32,7 @@ class Package:
     """
 
     module: str
-    install: str
+    install: tuple[str, ...]
     extra: str
     ids: str
     modules: tuple[str, ...] = ()
@@ -42,19 +42,25 @@ class Package:
     @property
     def how(self) -> str:
         """How to install it, in words."""
-        return f"pip install 'aaren-rl[{self.extra}]' (or pip install '{self.install}')"
+        return f"pip install 'aaren-rl[{self.extra}]' (or pip install {' '.join(map(repr, self.install))})"
 
 
 PACKAGES = (
     Package(
         "gymnasium_robotics",
-        "gymnasium-robotics>=1.4",
+        ("gymnasium-robotics>=1.4",),
         "robotics",
-        r"(PointMaze|AntMaze)_|AdroitHand|FrankaKitchen-|Fetch(Reach|Push|Slide|PickAndPlace)|Hand(Reach|Manipulate)",
+        r"(PointMaze|AntMaze)_|AdroitHand",
+    ),
+    Package(
+        "gymnasium_robotics",
+        ("gymnasium-robotics>=1.4", "mujoco<3.12"),
+        "kitchen",
+        r"FrankaKitchen-|Fetch(Reach|Push|Slide|PickAndPlace)|Hand(Reach|Manipulate)",
     ),
     Package(
         "minigrid",
-        "minigrid>=3.1",
+        ("minigrid>=3.1",),
         "minigrid",
         r"MiniGrid-|BabyAI-",
         wrappers=(
@@ -71,34 +77,27 @@ PACKAGES = (
         ),
         without_arguments=("FullyObsWrapper", "ImgObsWrapper", "SymbolicObsWrapper"),
     ),
-    Package("ale_py", "ale-py>=0.12", "atari", r"ALE/|\w+(NoFrameskip|Deterministic)-v[04]$"),
+    Package("ale_py", ("ale-py>=0.12",), "atari", r"ALE/|\w+(NoFrameskip|Deterministic)-v[04]$"),
     Package(
         "ogbench",
-        "ogbench>=1.2",
+        ("ogbench>=1.2",),
         "ogbench",
         # D4RL's AntMaze sets have "umaze" in their names, or "play" and "diverse".
         r"(visual-)?((pointmaze|humanoidmaze|antmaze)-(medium|large|giant|teleport)-(?!play|diverse)|antsoccer-|cube-"
         r"|scene-|puzzle-|powderworld-)",
     ),
-    Package("popgym", "popgym>=1.0.7", "popgym", r"popgym-"),
-    Package("metaworld", "metaworld>=3.1", "metaworld", r"Meta-World/"),
-    Package("shimmy", "shimmy[bsuite]>=2.0", "bsuite", r"bsuite/", modules=("bsuite",)),
-    Package("shimmy", "shimmy[dm-control]>=2.0", "dm-control", r"dm_control/", modules=("dm_control",)),
+    Package("popgym", ("popgym>=1.0.7",), "popgym", r"popgym-"),
+    Package("metaworld", ("metaworld>=3.1",), "metaworld", r"Meta-World/"),
+    Package("shimmy", ("shimmy[bsuite]>=2.0",), "bsuite", r"bsuite/", modules=("bsuite",)),
+    Package("shimmy", ("shimmy[dm-control]>=2.0", "mujoco<4"), "dm-control", r"dm_control/", modules=("dm_control",)),
     Package(
         "highway_env",
-        "highway-env>=1.12",
+        ("highway-env>=1.12",),
         "highway",
         r"(exit|highway|highway-fast|intersection|lane-keeping|merge|parking|racetrack|roundabout|two-way|u-turn)(-\w+)*"
         r"-v\d+$",
     ),
 )
-
-_LIMITS = (
-    (r"FrankaKitchen-|Fetch|Hand(Reach|Manipulate)", "gymnasium_robotics", "mujoco", (3, 12), "kitchen"),
-    (r"Meta-World/", "metaworld", "mujoco", (3, 4), "metaworld"),
-    (r"dm_control/", "shimmy", "mujoco", (4, 0), "dm-control"),
-)
-"""Environments that need another package below a version: ids, module, that package, the version, the extra."""
 
 
 def needed(env_id: str, module: str | None = None) -> Package | None:
@@ -161,17 +160,20 @@ def is_installed(module: str) -> bool:
 
 
 def advice(spec: EnvironmentSpec) -> str:
-    """What to install for an environment that fails with the versions that are here; empty where nothing is known."""
-    for ids, module, other, limit, extra in _LIMITS:
-        if re.match(ids, spec.registered_id) and spec.package in (None, module):
-            here = importlib.metadata.version(other)
-            if tuple(map(int, re.findall(r"\d+", here)[:2])) >= limit:
-                below = ".".join(map(str, limit))
-                return (
-                    f"; it needs {other} below {below}, and {here} is installed: pip install 'aaren-rl[{extra}]' in an "
-                    f"environment of its own (or pip install '{other}<{below}')"
-                )
+    """What to install for an environment that fails with the versions that are here; empty where they should serve."""
+    package = needed(spec.registered_id, spec.package)
+    if package is None:
+        return ""
+    for requirement in package.install:
+        name, below, limit = requirement.partition("<")
+        if below and _numbers(importlib.metadata.version(name)) >= _numbers(limit):
+            here = importlib.metadata.version(name)
+            return f"; it needs {requirement}, and {here} is installed: in an environment of its own, {package.how}"
     return ""
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)]
 
 
 def _imported(module: str, what: str, package: Package) -> ModuleType:

@@ -20,6 +20,7 @@ from aaren_rl.envs.environment_choice import EnvironmentChoice
 from aaren_rl.envs.environments import describe
 from aaren_rl.envs.readers import d4rl, lerobot, minari, rlds, robomimic
 from aaren_rl.envs.readers.detect import READERS
+from aaren_rl.envs.readers.hdf5 import require_memory
 from aaren_rl.envs.readers.minari_metadata import LONGEST_NAME
 from aaren_rl.envs.readers.parsed import Parsed, bytes_of_episode, leaves_of, map_values
 from aaren_rl.envs.turns import one_at_a_time
@@ -80,10 +81,12 @@ def convert(
         progress(len(episodes), "episode", dataset_id) if show_progress else nullcontext(lambda done: None)
     )
     with one_at_a_time(folder, say), bar as advance, whole_folder(folder, DataError, replace=overwrite) as partial:
-        spaces = parsed.observation_space, parsed.action_space
+        spaces, size = (parsed.observation_space, parsed.action_space), sum(map(bytes_of_episode, episodes))
+        # The file is made in memory, and copied once.
+        require_memory(2 * size, dataset_id)
         # How far images can be compressed is not known before.
         if not minari_writer.has_images(spaces[0]):
-            minari_writer.require_space(folder.parent, sum(map(bytes_of_episode, episodes)))
+            minari_writer.require_space(folder.parent, size)
         minari_writer.write_episodes(partial, dataset_id, *spaces, episodes, "unknown", described, environment, advance)
         minari_writer.describe_namespaces(dataset_id, "Datasets converted by aaren-rl.")
     return folder

@@ -98,7 +98,7 @@ def _episode(file: h5py.File, number: int, path: Path) -> Episode:
 
 def _episodes_of_first_version(file: h5py.File, path: Path, say: Say) -> list[Episode]:
     if missing := [key for key in FIRST_VERSION if key not in file]:
-        raise DataError(f"{path} lacks {missing}; expected d3rlpy's keys, it has {sorted(file)}")
+        raise DataError(f"{path} lacks {missing}; expected d3rlpy's keys, it has {sorted(map(str, file))}")
     actions = without_column(_array(file, "actions", path))
     steps = len(actions)
     observations = _observed(file, "observations", steps, path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import h5py
 
@@ -19,18 +18,6 @@ MINARI = "minari"
 """Format of a Minari dataset's folder, which `aaren_rl.envs.readers.minari` reads."""
 
 METADATA = Path("data", "metadata.json")
-
-
-class Reader(NamedTuple):
-    """A format, and what reads it.
-
-    Attributes:
-        format: its name, as results show it under "source".
-        parse: takes a path and `say`, and returns the episodes as they are.
-    """
-
-    format: str
-    parse: Callable[[Path, Say], Parsed]
 
 
 READERS: Mapping[str, Callable[[Path, Say], Parsed]] = {
@@ -92,7 +79,8 @@ def _of_folder(path: Path) -> str:
 
 def _of_hdf5(path: Path) -> str:
     with open_checked(path) as file:
-        keys = set(file)
+        # Names that are not UTF-8 are bytes.
+        keys = set(map(str, file))
         if {"columns", "num_episodes"} <= keys or set(d3rlpy.FIRST_VERSION) <= keys:
             return "d3rlpy"
         if isinstance(file.get("data"), h5py.Group):

@@ -89,7 +89,13 @@ def checked(path: Path) -> None:
 
 def bytes_of(group: h5py.Group) -> int:
     """Bytes of the values of all datasets in a group and in the groups below it."""
-    return sum(part.nbytes if isinstance(part, h5py.Dataset) else bytes_of(part) for part in group.values())
+    size = 0
+    for part in group.values():
+        if isinstance(part, h5py.Group):
+            size += bytes_of(part)
+        # A named type has no values.
+        size += part.nbytes if isinstance(part, h5py.Dataset) else 0
+    return size
 
 
 def require_memory(needed: int, name: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import reprlib
@@ -14,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aaren_rl.data.trajectories import Episode
-from aaren_rl.envs.readers import lerobot_videos
+from aaren_rl.envs.readers import lerobot_videos, parquet
 from aaren_rl.envs.readers.hdf5 import require_memory
 from aaren_rl.envs.readers.images import decode
 from aaren_rl.envs.readers.parsed import (
@@ -22,6 +21,7 @@ from aaren_rl.envs.readers.parsed import (
     Say,
     Values,
     action_space_of,
+    bytes_of_episode,
     numbers,
     observation_space_of,
     recording,
@@ -114,9 +114,11 @@ def parse(path: Path, say: Say, videos: bool = True) -> Parsed:
     frames = lerobot_videos.frames(path, info, filmed, table, bounds) if videos and filmed else {}
     episodes = []
     for number, bound in enumerate(bounds):
-        episodes.append(
-            _episode(path, columns_of_steps, slice(*bound), {name: of[number] for name, of in frames.items()})
-        )
+        filmed_here = {name: of[number] for name, of in frames.items()}
+        episodes.append(_episode(path, columns_of_steps, slice(*bound), filmed_here))
+        if number == 0:
+            # Images take many times their bytes once they are decoded.
+            require_memory(2 * bytes_of_episode(episodes[0]) * bounds[-1][1] // bound[1], path.name)
     return Parsed(
         path.name,
         episodes,
@@ -151,32 +153,11 @@ def _table(path: Path, columns: list[str], info: Mapping[str, Any]) -> tuple[_Ta
         DataError: a table is damaged, or steps are missing.
         InvalidInput: pyarrow is missing.
     """
-    if importlib.util.find_spec("pyarrow") is None:
-        raise InvalidInput(
-            f"{path} holds Parquet tables; install pyarrow to read them (pip install 'aaren-rl[lerobot]')"
-        )
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    parquet.require_pyarrow(path)
     files = sorted((path / "data").glob("*/*.parquet"))
     if not files:
         raise DataError(f"{path} has no tables data/*/*.parquet; fetch the folder again")
-    parts = []
-    for file in files:
-        try:
-            with pq.ParquetFile(file) as opened:
-                if missing := [name for name in columns if name not in opened.schema_arrow.names]:
-                    raise DataError(f"{file} lacks the columns {missing}, which {INFO} lists")
-                groups = [opened.metadata.row_group(number) for number in range(opened.metadata.num_row_groups)]
-                # Nested lists take several times their numbers while they are read.
-                require_memory(4 * sum(group.total_byte_size for group in groups), str(file))
-                parts.append(opened.read(columns=columns))
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{file} cannot be read: {error}; it may be cut off: fetch it again") from error
-    try:
-        table = pa.concat_tables(parts, promote_options="none")
-    except pa.ArrowException as error:
-        raise DataError(f"tables of {path} differ in their columns: {error}") from error
+    table = parquet.concatenated([parquet.read_table(file, columns) for file in files], path)
     episode = _column(table, EPISODE, path, np.int64)
     frame = _column(table, FRAME, path, np.int64)
     order = np.lexsort((frame, episode))
@@ -211,13 +192,13 @@ def _tasks(path: Path, table: _Table, say: Say) -> list[str] | None:
 
 def _task_texts(path: Path) -> dict[int, str]:
     lines, rows = path / "meta" / "tasks.jsonl", path / "meta" / "tasks.parquet"
+    if not (lines.is_file() or rows.is_file()):
+        raise DataError(f"{path} has several tasks, whose texts are missing: fetch {rows} (or {lines.name})")
     try:
         if lines.is_file():
             found = [json.loads(line) for line in lines.read_text("utf-8").splitlines() if line.strip()]
             return {int(one[TASK_NUMBER]): str(one[TASK]) for one in found}
-        import pyarrow.parquet as pq
-
-        table = pq.read_table(rows)
+        table = parquet.read_table(rows)
         # pandas keeps the texts as the index of the table.
         (texts,) = [name for name in table.column_names if name != TASK_NUMBER]
         return dict(zip(table[TASK_NUMBER].to_pylist(), map(str, table[texts].to_pylist()), strict=True))

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from aaren_rl.envs.readers import parquet
+from aaren_rl.envs.readers.hdf5 import require_memory
 from aaren_rl.errors import DataError
 
 TOLERANCE = 1e-4
@@ -66,6 +68,8 @@ def frames(
             # (steps, channels, height, width) in [0, 1]
             pixels = (decoded.numpy() * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
             found.setdefault(key, []).append(np.ascontiguousarray(pixels))
+            if start == 0:
+                require_memory(2 * pixels.nbytes * len(keys) * bounds[-1][1] // stop, path.name)
     return found
 
 
@@ -74,17 +78,10 @@ def _places(path: Path, info: Mapping[str, Any], key: str) -> dict[int, tuple[Pa
     if info["codebase_version"] != "v3.0":
         files = sorted((path / "videos").glob(f"*/{key}/episode_*.mp4"))
         return {int(file.stem.rpartition("_")[2]): (file, 0.0) for file in files}
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     columns = [f"videos/{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
     places = {}
     for table in sorted((path / "meta" / "episodes").glob("*/*.parquet")):
-        try:
-            rows = pq.read_table(table, columns=["episode_index", *columns]).to_pylist()
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{table} cannot be read: {error}; fetch the folder again") from error
-        for row in rows:
+        for row in parquet.read_table(table, ["episode_index", *columns]).to_pylist():
             chunk, file, begins = (row[column] for column in columns)
             name = path / "videos" / key / f"chunk-{int(chunk):03d}" / f"file-{int(file):03d}.mp4"
             places[int(row["episode_index"])] = name, float(begins)

@@ -23,6 +23,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -76,47 +77,26 @@ def parse(path: Path, say: Say) -> Parsed:
         sizes = shapes(path)
         require_memory(2 * sum(math.prod(shape) * dtype.itemsize for shape, dtype in sizes.values()), path.name)
         data = {key: file[key] for key in sizes}
-    observations, actions = (_tree(data, name, path) for name in (OBSERVATIONS, ACTIONS))
-    final = _tree(data, FINAL, path, needed=False)
-    if REWARDS not in data:
-        raise DataError(f"{path} lacks {REWARDS!r}; it has {sorted(data)}")
-    rewards = _numbers(data, REWARDS, path)
-    if rewards.ndim != 1:
-        raise DataError(f"{path}: {REWARDS} have the shape {rewards.shape}; expected one number a step")
+    rewards = _rewards(data, path)
     offsets, terminated, truncated = _ends(data, len(rewards), path)
-    _check(observations, len(rewards), f"{path}: {OBSERVATIONS}", "")
-    _check(actions, len(rewards), f"{path}: {ACTIONS}", "")
-    require_finite(rewards, f"{path}: {REWARDS}")
-    if final is not None:
-        _check(final, len(terminated), f"{path}: {FINAL}", "episode ")
-    recorded = spaces = _recorded_spaces(data, path)
     episodes = []
-    for number, (start, stop) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
-        here = slice(start, stop)
-        observed = _rows(observations, here)
+    observations, actions, final = _values(data, len(rewards), len(terminated), path)
+    spaces = _recorded_spaces(data, path)
+    for number, (start, stop) in enumerate(pairwise(offsets.tolist())):
+        here, observed = slice(start, stop), _rows(observations, slice(start, stop))
         if final is not None:
             observed = _joined(observed, _rows(final, slice(number, number + 1)), f"{path}: {FINAL}")
+        acted = _rows(actions, here)
+        if spaces is not None:
+            # The space says which parts are a Tuple's.
+            observed, acted = _as_space(observed, spaces[0]), _as_space(acted, spaces[1])
         flags = bool(terminated[number]), bool(truncated[number])
-        episodes.append(Episode(observed, _rows(actions, here), rewards[here], *flags))
-    if spaces is None:
-        shown = [episode.observations for episode in episodes], [episode.actions for episode in episodes]
-        spaces = (
-            observation_space_of(shown[0], f"{path}: {OBSERVATIONS}"),
-            action_space_of(shown[1], f"{path.name}: {ACTIONS}", say),
-        )
-    else:
-        # The space says which parts are a Tuple's.
-        episodes = [
-            Episode(
-                _as_space(episode.observations, spaces[0]),
-                _as_space(episode.actions, spaces[1]),
-                episode.rewards,
-                episode.terminated,
-                episode.truncated,
-            )
-            for episode in episodes
-        ]
-    return Parsed(path.stem, episodes, *spaces, _environment(data, path), recorded is not None)
+        episodes.append(Episode(observed, acted, rewards[here], *flags))
+    shown = spaces or (
+        observation_space_of([episode.observations for episode in episodes], f"{path}: {OBSERVATIONS}"),
+        action_space_of([episode.actions for episode in episodes], f"{path.name}: {ACTIONS}", say),
+    )
+    return Parsed(path.stem, episodes, *shown, _environment(data, path), spaces is not None)
 
 
 def write_npz(
@@ -146,19 +126,13 @@ def write_npz(
     }
     if longer not in ({0}, {1}):
         raise DataError("some episodes have the observation after their last action; expected it in all or in none")
+    spaces = {OBSERVATIONS: space_of(observation_space), ACTIONS: space_of(action_space, image=False)}
     arrays: dict[str, npt.NDArray[Any]] = {
         REWARDS: np.concatenate([np.asarray(episode.rewards) for episode in episodes]),
         OFFSETS: np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         TERMINATED: np.array([episode.terminated for episode in episodes]),
         TRUNCATED: np.array([episode.truncated for episode in episodes]),
-        SPACES: np.array(
-            json.dumps(
-                {
-                    OBSERVATIONS: space_of(observation_space).to_json(),
-                    ACTIONS: space_of(action_space, image=False).to_json(),
-                }
-            )
-        ),
+        SPACES: np.array(json.dumps({name: space.to_json() for name, space in spaces.items()})),
     }
     observed = [
         _rows(episode.observations, slice(0, length)) for episode, length in zip(episodes, lengths, strict=True)
@@ -169,6 +143,10 @@ def write_npz(
         _put(arrays, FINAL, [_rows(episode.observations, slice(-1, None)) for episode in episodes])
     if environment is not None:
         arrays[ENVIRONMENT] = np.array(json.dumps(environment.to_json()))
+    _save(path, arrays)
+
+
+def _save(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         with partial.open("wb") as file:
@@ -180,6 +158,27 @@ def write_npz(
         raise DataError(f"{path} could not be written: {error}; nothing was changed there") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _rewards(data: _Arrays, path: Path) -> npt.NDArray[Any]:
+    if REWARDS not in data:
+        raise DataError(f"{path} lacks {REWARDS!r}; it has {sorted(data)}")
+    rewards = _numbers(data, REWARDS, path)
+    if rewards.ndim != 1:
+        raise DataError(f"{path}: {REWARDS} have the shape {rewards.shape}; expected one number a step")
+    require_finite(rewards, f"{path}: {REWARDS}")
+    return rewards
+
+
+def _values(data: _Arrays, steps: int, episodes: int, path: Path) -> tuple[Any, Any, Any]:
+    """Observations, actions and final observations, or None for the last."""
+    observations, actions = (_tree(data, name, path) for name in (OBSERVATIONS, ACTIONS))
+    final = _tree(data, FINAL, path, needed=False)
+    _check(observations, steps, f"{path}: {OBSERVATIONS}")
+    _check(actions, steps, f"{path}: {ACTIONS}")
+    if final is not None:
+        _check(final, episodes, f"{path}: {FINAL}")
+    return observations, actions, final
 
 
 def _tree(data: _Arrays, name: str, path: Path, needed: bool = True) -> Any:
@@ -214,10 +213,10 @@ def _numbers(data: _Arrays, key: str, path: Path) -> npt.NDArray[Any]:
     return numbers(data[key], f"{path}: {key}")
 
 
-def _check(values: Any, length: int, name: str, of: str) -> None:
+def _check(values: Any, length: int, name: str) -> None:
     if isinstance(values, dict):
         for key, part in values.items():
-            _check(part, length, f"{name}/{key}", of)
+            _check(part, length, f"{name}/{key}")
         return
     require_steps(values, length, name)
     if isinstance(values, np.ndarray):

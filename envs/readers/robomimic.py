@@ -79,9 +79,11 @@ def _demos(file: h5py.File, path: Path, part: str | None) -> dict[str, h5py.Grou
     data = file.get("data")
     if not isinstance(data, h5py.Group):
         raise DataError(f"{path} has no group 'data'; expected robomimic's data/demo_0 and so on")
-    names = sorted((name for name in data if _DEMO.fullmatch(name)), key=lambda name: int(name.rpartition("_")[2]))
+    names = sorted(
+        (name for name in map(str, data) if _DEMO.fullmatch(name)), key=lambda name: int(name.rpartition("_")[2])
+    )
     if part is not None:
-        masks = {name: mask for name, mask in file.get("mask", {}).items() if isinstance(mask, h5py.Dataset)}
+        masks = _masks(file)
         if part not in masks:
             known = f"expected one of {', '.join(sorted(masks))}" if masks else "it has no group 'mask'"
             raise InvalidInput(f"{path} has no part {part!r}; {known}")
@@ -101,6 +103,13 @@ def _demos(file: h5py.File, path: Path, part: str | None) -> dict[str, h5py.Grou
     return demos
 
 
+def _masks(file: h5py.File) -> dict[str, h5py.Dataset]:
+    """Lists of demonstrations by their names."""
+    group = file.get("mask")
+    parts = group.items() if isinstance(group, h5py.Group) else ()
+    return {str(name): part for name, part in parts if isinstance(part, h5py.Dataset)}
+
+
 def _episode(name: str, demo: h5py.Group, path: Path) -> Episode:
     where = f"{path}: data/{name}"
     actions = _array(demo, "actions", where)
@@ -108,7 +117,7 @@ def _episode(name: str, demo: h5py.Group, path: Path) -> Episode:
     if actions.ndim < 1 or not steps:
         raise DataError(f"{where}/actions have the shape {actions.shape}; expected (steps, numbers)")
     require_finite(actions, f"{where}/actions")
-    observations = {key: _observed(demo, key, steps, where) for key in demo["obs"]}
+    observations = {key: _observed(demo, key, steps, where) for key in map(str, demo["obs"])}
     rewards, dones = (
         _array(demo, key, where).reshape(-1) if key in demo else np.zeros(steps, dtype=np.float32)
         for key in ("rewards", "dones")
@@ -150,7 +159,7 @@ def _dataset(demo: h5py.Group, key: str, where: str) -> h5py.Dataset:
 def _say_what_is_left(file: h5py.File, demos: Mapping[str, h5py.Group], path: Path, part: str | None, say: Say) -> None:
     if without := [name for name, demo in demos.items() if "rewards" not in demo]:
         say(f"data: {path.name}: {len(without)} of {len(demos)} demonstrations have no rewards, which count as 0")
-    if part is None and len(masks := sorted(file.get("mask", {}))):
+    if part is None and (masks := sorted(_masks(file))):
         say(f"data: {path.name}: all {len(demos)} demonstrations are read; its parts are {', '.join(masks)}")
     if named := _environment(file["data"].attrs.get("env_args")):
         say(f"data: {path.name}: recorded in {named}; name an environment of Gymnasium's with --env-id to act in one")

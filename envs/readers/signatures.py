@@ -84,8 +84,8 @@ def _zip(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, NotImplementedError):
-        return "a zip archive (npz files are some) that is cut off: fetch it again"
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError):
+        return "a zip archive (npz files are some) that is cut off or damaged: fetch it again"
     if any(name.endswith("data.pkl") for name in names):
         return "a file of torch.save, which holds a pickle and is never loaded: save its arrays with numpy.savez"
     if names and all(name.endswith(".npy") for name in names):

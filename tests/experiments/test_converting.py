@@ -15,6 +15,7 @@ from aaren_rl.envs.readers import detect
 from aaren_rl.envs.readers.minari import local_folder
 from aaren_rl.envs.readers.npz import write_npz
 from aaren_rl.errors import DataError, InvalidInput
+from aaren_rl.experiments import converting
 from aaren_rl.experiments.converting import convert
 from aaren_rl.scripts.convert import main
 
@@ -143,6 +144,21 @@ def test_environment_is_recorded_with_its_spaces(tmp_path, capsys):
     assert dataset.action_space == gym.spaces.Discrete(2)
     assert sources.load("tests/new-v0", say=lambda line: None).environment.id == "CartPole-v1"
     assert "environment: CartPole-v1" in capsys.readouterr().out
+
+
+def test_environment_of_the_data_that_cannot_be_made_is_said_and_not_recorded(tmp_path, monkeypatch, capsys):
+    def unknown(spec):
+        raise InvalidInput(f"{spec} is of a package that is not installed")
+
+    monkeypatch.setattr(converting, "describe", unknown)
+    path = str(ogbench(tmp_path / "cube-single-play-v0.npz"))
+    convert(path, "tests/new-v0", show_progress=False)
+    assert "warning: the data name cube-single-v0, which is not recorded" in capsys.readouterr().out
+    assert minari.load_dataset("tests/new-v0").spec.env_spec is None
+    convert(path, "tests/new-v0", EnvironmentChoice("none"), overwrite=True, show_progress=False)
+    assert "warning" not in capsys.readouterr().out
+    with pytest.raises(InvalidInput, match="not installed"):
+        convert(path, "tests/other-v0", EnvironmentChoice("cube-single-v0"), show_progress=False)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from aaren_rl.envs.readers.detect import READERS, format_of
-from aaren_rl.errors import DataError
+from aaren_rl.envs.readers.parsed import recording
+from aaren_rl.errors import DataError, InvalidInput
 
 RECORDED = Path(__file__).parent / "recorded"
 
@@ -97,7 +98,7 @@ def npy():
         (gzip.compress(b"a"), "is compressed with gzip: unpack it"),
         (archive(a_txt=b"a"), "is a zip archive: unpack it"),
         (archive(data_pkl=b"a", version=b"3"), r"is a file of torch\.save, which holds a pickle and is never loaded"),
-        (archive(a_txt=b"a" * 100)[:80], "is a zip archive .* that is cut off: fetch it again"),
+        (archive(a_txt=b"a" * 100)[:80], "is a zip archive .* that is cut off or damaged: fetch it again"),
         (pickle.dumps({"observations": [1]}), "is a Python pickle, which is never loaded"),
         (b"PAR1" + bytes(8), "is a Parquet table: .* give the folder"),
         (tar(), "is a tar archive: unpack it"),
@@ -118,6 +119,7 @@ def npy():
         (b"\x80\x03", "is of a format that is not known here"),
         (b"\x80", "is of a format that is not known here"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_file_of_another_kind_is_named_as_what_it_is(tmp_path, content, message):
     (tmp_path / "data.hdf5").write_bytes(content)
@@ -165,3 +167,51 @@ def test_folders_that_are_none(tmp_path):
         format_of(tmp_path / "half")
     with pytest.raises(DataError, match="nowhere does not exist; expected HDF5 files"):
         format_of(tmp_path / "nowhere")
+
+
+def ogbench_file(path):
+    rng = np.random.default_rng(0)
+    data = {"observations": rng.normal(size=(10, 3)), "actions": rng.normal(size=(10, 2))}
+    np.savez(path / "a.npz", **data, terminals=np.arange(10) % 5 == 4)
+    return path / "a.npz"
+
+
+def robomimic_file(path):
+    with h5py.File(path / "a.hdf5", "w") as file:
+        for number in (0, 1):
+            file[f"data/demo_{number}/obs/state"] = np.zeros((5, 3))
+            file[f"data/demo_{number}/actions"] = np.zeros((5, 2))
+        file["mask/one"] = np.array([b"demo_1"])
+    return path / "a.hdf5"
+
+
+SAMPLES = {
+    "d3rlpy": lambda path: Path(shutil.copy(RECORDED / "d3rlpy" / "d3rlpy_tuple.h5", path)),
+    "lerobot": lambda path: Path(shutil.copytree(RECORDED / "lerobot", path / "lerobot")),
+    "ogbench": ogbench_file,
+    "rlds": lambda path: Path(shutil.copytree(RECORDED / "rlds" / "1.0.0", path / "rlds")),
+    "robomimic": robomimic_file,
+}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_altered_bytes_are_one_line_or_harmless(tmp_path, name):
+    if name == "lerobot":
+        pytest.importorskip("pyarrow")
+    target = SAMPLES[name](tmp_path)
+    files = [file for file in sorted(target.rglob("*")) if file.is_file()] if target.is_dir() else [target]
+    rng, messages = np.random.default_rng(0), []
+    for _ in range(60):
+        file = files[rng.integers(len(files))]
+        whole = file.read_bytes()
+        content = bytearray(whole)
+        for position in rng.integers(0, len(whole), 3):
+            content[position] = rng.choice([0, 255, content[position] ^ 1])
+        file.write_bytes(bytes(content))
+        try:
+            recording(READERS[format_of(target)](target, lambda line: None), target.name)
+        except (DataError, InvalidInput) as error:
+            messages.append(str(error))
+        file.write_bytes(whole)
+    assert messages
+    assert not any("\n" in message for message in messages)

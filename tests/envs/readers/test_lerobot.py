@@ -156,9 +156,9 @@ def cut(folder):
         (filled("frame_index", 7), "episode 1 lacks frames"),
         (lambda folder: retabled(folder, lambda table: table.slice(0, 3)), "1 episodes of 3 frames; .* 2 of 7"),
         (lambda folder: (folder / TABLE).unlink(), "has no tables"),
-        (lambda folder: (folder / "meta/tasks.parquet").unlink(), "texts of the tasks"),
+        (lambda folder: (folder / "meta/tasks.parquet").unlink(), "several tasks, whose texts are missing"),
         (lambda folder: (folder / "meta/info.json").write_text("{"), "info.json cannot be read"),
-        (cut, r"file-000\.parquet cannot be read.*cut off"),
+        (cut, r"file-000\.parquet cannot be read as Parquet.*cut off"),
     ],
 )
 def test_bad_folder_is_one_line_that_names_the_column(folder, change, message):

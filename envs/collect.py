@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -150,21 +151,32 @@ def collect(
 
 
 def _described(spec: EnvironmentSpec) -> Description:
-    """What an environment says of itself, which a file can hold.
+    """What an environment says of itself, with a record that a file can hold.
 
     Raises:
-        InvalidInput: it cannot be made, or is registered with a class in place of its name.
+        InvalidInput: it cannot be made, or has arguments that JSON does not hold.
     """
     described = describe(spec)
+    recorded = described.recorded
+    if recorded is None:
+        return described
+    if callable(recorded.entry_point):
+        # Packages register functions too; readers take no more than the package from the name.
+        entry = recorded.entry_point
+        name = f"{entry.__module__}:{getattr(entry, '__qualname__', type(entry).__qualname__)}"
+        recorded = dataclasses.replace(recorded, entry_point=name)
+    if recorded.additional_wrappers:
+        # Those that the id itself brings would be put on twice.
+        own = describe(dataclasses.replace(spec, wrappers=())).recorded
+        count = 0 if own is None else len(own.additional_wrappers)
+        recorded = dataclasses.replace(recorded, additional_wrappers=recorded.additional_wrappers[count:])
     try:
-        if described.recorded is not None:
-            described.recorded.to_json()
-    except ValueError as error:
+        recorded.to_json()
+    except (TypeError, ValueError) as error:
         raise InvalidInput(
-            f'{spec.id} cannot be recorded: {error}; register it by the name of its class, as "package.module:Class", '
-            "and with arguments that JSON holds"
+            f"{spec.id} cannot be recorded: {error}; give it arguments that JSON holds: numbers, texts, lists"
         ) from error
-    return described
+    return dataclasses.replace(described, recorded=recorded)
 
 
 def _roll_out(recipe: Recipe, amount: Amount, seed: int, progress: bool) -> list[RecordedEpisode]:
@@ -185,7 +197,7 @@ def summary(episodes: Sequence[RecordedEpisode]) -> str:
     returns = np.array([episode.rewards.sum(dtype=np.float64) for episode in episodes])
     steps = sum(len(episode.rewards) for episode in episodes)
     success = [bool(np.any(episode.infos["success"])) for episode in episodes if "success" in episode.infos]
-    line = f"{len(episodes)} episodes, {steps} steps, returns {returns.mean():.4g} +- {returns.std():.3g}"
+    line = f"{len(episodes)} episodes, {steps} steps, returns {returns.mean():.4g} +- {returns.std():.4g}"
     return f"{line}, success {np.mean(success):.3f}" if success else line
 
 

@@ -17,7 +17,7 @@ import pytest
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
 
-from aaren_rl.data.environment_spec import EnvironmentSpec
+from aaren_rl.data.environment_spec import EnvironmentSpec, Wrapper
 from aaren_rl.data.spaces import DiscreteSpace
 from aaren_rl.envs import baselines, collect
 from aaren_rl.envs.behaviours import RandomBehaviour
@@ -472,7 +472,7 @@ def test_discrete_actions_of_a_mixture_are_read_again(root):
     assert read.trajectories.action_space == DiscreteSpace((), (2,), (0,))
     assert set(np.unique(read.trajectories.actions)) == {0, 1}
     returns = [float(np.sum(episode.rewards)) for episode in minari.load_dataset("aaren/cartpole/mixed-v0")]
-    assert f"returns {np.mean(returns):.4g} +- {np.std(returns):.3g}" in said[0]
+    assert f"returns {np.mean(returns):.4g} +- {np.std(returns):.4g}" in said[0]
     assert max(returns) == 500
     assert min(returns) < 100
 
@@ -486,16 +486,50 @@ def test_texts_and_images_of_babyai_are_read_again():
     assert read.trajectories.episodes == 5
 
 
-def test_environment_that_no_file_can_name_is_refused(root):
-    class Nameless(gym.Env):
-        observation_space = action_space = gym.spaces.Box(-1, 1, (1,))
+class Wrapped(gym.Wrapper, gym.utils.RecordConstructorArgs):
+    def __init__(self, env, size=1):
+        gym.utils.RecordConstructorArgs.__init__(self, size=size)
+        gym.Wrapper.__init__(self, env)
 
-    gym.register("tests/Nameless-v0", Nameless)
+
+class Still(gym.Env):
+    observation_space = action_space = gym.spaces.Box(-1, 1, (1,))
+
+    def __init__(self, value=None):
+        self.value = value
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(1, np.float32), 0.0, True, False, {}
+
+
+@pytest.fixture
+def registered():
+    """An id whose entry point is a function that wraps, as Meta-World's."""
+    gym.register("tests/Still-v0", lambda **kwargs: Wrapped(Still(**kwargs)))
+    yield EnvironmentSpec("tests/Still-v0", {}, 5, (Wrapper("ClipAction"),))
+    del gym.registry["tests/Still-v0"]
+
+
+def test_environment_that_a_function_makes_is_recorded_without_its_own_wrappers(registered):
+    folder = collect.collect(
+        collect.recipe_for("random", registered, {}), episodes=2, progress=False, say=lambda line: None
+    )
+    recorded = json.loads(json.loads((folder / "data" / "metadata.json").read_text())["env_spec"])
+    assert recorded["entry_point"].startswith(__name__)
+    assert [wrapper["name"] for wrapper in recorded["additional_wrappers"]] == ["ClipAction"]
+
+
+def test_arguments_that_no_file_can_hold_are_refused(root):
+    gym.register("tests/Opaque-v0", Still, kwargs={"value": object()})
     try:
-        with pytest.raises(InvalidInput, match="tests/Nameless-v0 cannot be recorded.*package.module:Class"):
-            collect.collect(collect.recipe_for("random", EnvironmentSpec("tests/Nameless-v0"), {}), 10, progress=False)
+        with pytest.raises(InvalidInput, match="tests/Opaque-v0 cannot be recorded.*arguments that JSON holds"):
+            collect.collect(collect.recipe_for("random", EnvironmentSpec("tests/Opaque-v0"), {}), 10, progress=False)
     finally:
-        del gym.registry["tests/Nameless-v0"]
+        del gym.registry["tests/Opaque-v0"]
     assert files(root) == []
 
 

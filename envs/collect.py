@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from aaren_rl import __version__
 from aaren_rl.data.environment_spec import EnvironmentSpec
-from aaren_rl.envs import baselines, experts, minari_writer, packages
-from aaren_rl.envs.catalogue import Entry
+from aaren_rl.envs import baselines, experts, minari_writer
+from aaren_rl.envs.catalogue import OWN_EXPERT, Entry
 from aaren_rl.envs.environments import Description, describe
 from aaren_rl.envs.players import ExpertPlayer, Player
 from aaren_rl.envs.readers import minari
@@ -27,7 +27,10 @@ from aaren_rl.errors import DataError, InvalidInput
 from aaren_rl.folders import clean_up, whole_folder
 
 STEPS = 200_000
-"""Default number of steps of a bundled dataset."""
+"""Default number of steps of a dataset of bundled behaviours."""
+
+EPISODES = 400
+"""Default number of episodes of a dataset of an expert, whose episodes are good ones."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Recipe:
         id: Minari id of the dataset.
         environment: where it is collected.
         players: who acts, each in an equal share of the data.
+        amount: how much is collected where nothing else is asked for.
         made_by: the players in words.
         stream: name from which, with the seed, all randomness follows.
     """
@@ -45,6 +49,7 @@ class Recipe:
     id: str
     environment: EnvironmentSpec
     players: Sequence[Player]
+    amount: Amount
     made_by: str
     stream: str
 
@@ -55,8 +60,11 @@ def recipe_of(entry: Entry) -> Recipe:
     Raises:
         InvalidInput: no behaviour is bundled for it.
     """
-    players = baselines.players_of(entry)
-    return Recipe(entry.bundled_id, entry.environments["bundled"], players, _made_by(entry, players), entry.name)
+    players, amount = baselines.players_of(entry), Amount(STEPS, "steps")
+    if entry.expert not in (None, OWN_EXPERT):
+        amount = Amount(entry.episodes or EPISODES, "episodes")
+    made_by = _made_by(entry, players)
+    return Recipe(entry.bundled_id, entry.environments["bundled"], players, amount, made_by, entry.name)
 
 
 def recipe_for(
@@ -76,12 +84,13 @@ def recipe_for(
     player = ExpertPlayer(experts.find(expert), arguments)
     dataset_id = dataset_id or f"aaren/{environment.registered_id}/{expert}-v0"
     stream = f"{environment} {player}"
-    return Recipe(dataset_id, environment, [player], f"{player} in {environment}", stream)
+    amount = Amount(EPISODES, "episodes")
+    return Recipe(dataset_id, environment, [player], amount, f"{player} in {environment}", stream)
 
 
 def collect(
     made_from: Entry | Recipe,
-    steps: int = STEPS,
+    steps: int | None = None,
     seed: int = 0,
     overwrite: bool = False,
     progress: bool = True,
@@ -95,12 +104,12 @@ def collect(
 
     Args:
         made_from: entry of the catalogue, or a recipe.
-        steps: least number of steps, in whole episodes.
+        steps: least number of steps, in whole episodes; None, with no episodes either, for the recipe's amount.
         seed: the same seed gives the same data, where the environment draws from generators that can be seeded.
         overwrite: replace a dataset of this name.
         progress: show a progress bar.
         say: called with a line on what was made, or where another process makes the dataset or has made it.
-        episodes: number of episodes, in place of a number of steps.
+        episodes: number of episodes, in place of steps.
 
     Returns:
         The folder of the dataset.
@@ -111,7 +120,9 @@ def collect(
         DataError: another dataset exists already and may not be overwritten, or it cannot be written.
     """
     recipe = made_from if isinstance(made_from, Recipe) else recipe_of(made_from)
-    amount = Amount(steps, "steps") if episodes is None else Amount(episodes, "episodes")
+    amount = recipe.amount if steps is None else Amount(steps, "steps")
+    if episodes is not None:
+        amount = Amount(episodes, "episodes")
     folder = minari.local_folder(recipe.id)
     with one_at_a_time(folder, say):
         clean_up(folder.parent)
@@ -120,9 +131,9 @@ def collect(
                 raise DataError(f"{recipe.id} exists already at {folder}; pass --overwrite to make it anew")
             say(f"data: {recipe.id} has been made already, with these {amount.unit} and this seed; it stands")
             return folder
-        described = _described(recipe.environment, say)
+        described = _described(recipe.environment)
         if amount.unit == "steps":
-            minari_writer.require_space(folder.parent, _least_size(described, steps))
+            minari_writer.require_space(folder.parent, _least_size(described, amount.number))
         made = _roll_out(recipe, amount, seed, progress)
         with whole_folder(folder, DataError, replace=overwrite) as partial:
             minari_writer.write_dataset(
@@ -139,28 +150,33 @@ def collect(
     return folder
 
 
-def _described(spec: EnvironmentSpec, say: Callable[[str], object]) -> Description:
-    """What an environment says of itself, which a file can hold.
-
-    Packages that the project knows may register functions, as metaworld does: their environments go without a record,
-    and the catalogue brings them back.
+def _described(spec: EnvironmentSpec) -> Description:
+    """What an environment says of itself, with a record that a file can hold.
 
     Raises:
-        InvalidInput: it cannot be made, or is registered with a class in place of its name.
+        InvalidInput: it cannot be made, or has arguments that JSON does not hold.
     """
     described = describe(spec)
+    recorded = described.recorded
+    if recorded is None:
+        return described
+    if callable(recorded.entry_point):
+        # Packages register functions too; readers take no more than the package from the name.
+        entry = recorded.entry_point
+        name = f"{entry.__module__}:{getattr(entry, '__qualname__', type(entry).__qualname__)}"
+        recorded = dataclasses.replace(recorded, entry_point=name)
+    if recorded.additional_wrappers:
+        # Those that the id itself brings would be put on twice.
+        own = describe(dataclasses.replace(spec, wrappers=())).recorded
+        count = 0 if own is None else len(own.additional_wrappers)
+        recorded = dataclasses.replace(recorded, additional_wrappers=recorded.additional_wrappers[count:])
     try:
-        if described.recorded is not None:
-            described.recorded.to_json()
-    except ValueError as error:
-        if packages.needed(spec.registered_id, spec.package) is not None:
-            say(f"data: {spec} goes without a record in the data, since a function makes it; name it with --env-id")
-            return dataclasses.replace(described, recorded=None)
+        recorded.to_json()
+    except (TypeError, ValueError) as error:
         raise InvalidInput(
-            f'{spec.id} cannot be recorded: {error}; register it by the name of its class, as "package.module:Class", '
-            "and with arguments that JSON holds"
+            f"{spec.id} cannot be recorded: {error}; give it arguments that JSON holds: numbers, texts, lists"
         ) from error
-    return described
+    return dataclasses.replace(described, recorded=recorded)
 
 
 def _roll_out(recipe: Recipe, amount: Amount, seed: int, progress: bool) -> list[RecordedEpisode]:
@@ -181,7 +197,7 @@ def summary(episodes: Sequence[RecordedEpisode]) -> str:
     returns = np.array([episode.rewards.sum(dtype=np.float64) for episode in episodes])
     steps = sum(len(episode.rewards) for episode in episodes)
     success = [bool(np.any(episode.infos["success"])) for episode in episodes if "success" in episode.infos]
-    line = f"{len(episodes)} episodes, {steps} steps, returns {returns.mean():.4g} +- {returns.std():.2g}"
+    line = f"{len(episodes)} episodes, {steps} steps, returns {returns.mean():.4g} +- {returns.std():.4g}"
     return f"{line}, success {np.mean(success):.3f}" if success else line
 
 

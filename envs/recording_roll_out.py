@@ -53,6 +53,9 @@ class Amount:
         if self.number < 1:
             raise InvalidInput(f"{self.number} {self.unit}; expected at least 1")
 
+    def __str__(self) -> str:
+        return f"{self.number} {self.unit}"
+
     def jobs(self, players: int) -> list[Amount]:
         """The amounts of one player's jobs, which are the same on every machine."""
         share = -(-self.number // players)
@@ -186,7 +189,8 @@ def _slots(spec: EnvironmentSpec, player: Player, amount: Amount, seed: np.rando
     env = make(spec)
     try:
         acting, sampling = seed.spawn(2)
-        # Some environments take random actions of their own while they reset.
+        # Some environments draw before they are seeded, or take random actions of their own while they reset.
+        env.unwrapped.np_random = np.random.default_rng(sampling)
         env.unwrapped.action_space.seed(int(sampling.generate_state(1)[0]))
         return [_Slot(env, player.policy(env, acting))]
     except BaseException:

@@ -142,8 +142,9 @@ def _find(entry: Entry, source: Source, say: Say) -> tuple[FoundSource, Path]:
         if entry.bundled and minari.is_local(entry.bundled_id):
             return "bundled", minari.local_folder(entry.bundled_id)
         if entry.bundled:
-            say(f"data: rolling out the bundled behaviours of {entry.name}, once, for {collect.STEPS} steps")
-            return "bundled", collect.collect(entry, say=say)
+            recipe = collect.recipe_of(entry)
+            say(f"data: rolling out the bundled behaviours of {entry.name}, once, for {recipe.amount}")
+            return "bundled", collect.collect(recipe, say=say)
         failed.append(f"no behaviour is bundled for {entry.name}{_bundled_kin(entry)}")
     if not failed:
         raise InvalidInput(f"{entry.name} does not come from {source}; try --source auto")

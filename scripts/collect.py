@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from aaren_rl.envs import catalogue
-from aaren_rl.envs.collect import STEPS, Recipe, collect, recipe_for, recipe_of
+from aaren_rl.envs.collect import Recipe, collect, recipe_for, recipe_of
 from aaren_rl.envs.environment_choice import EnvironmentChoice, parse_argument
 from aaren_rl.errors import InvalidInput
 from aaren_rl.experiments.command_line import Group, parse
@@ -19,10 +19,10 @@ class Arguments:
 
     names: list[str]
     """Names of the catalogue, as hopper-medium; none with --expert."""
-    steps: int = STEPS
-    """Least number of steps in each dataset; its last episode is whole."""
+    steps: int | None = None
+    """Least number of steps in each dataset, whose last episode is whole; default: 200000 of behaviours."""
     episodes: int | None = None
-    """Number of episodes in each dataset, in place of a number of steps."""
+    """Number of episodes in each dataset, in place of steps; default: 400 of experts."""
     seed: int = 0
     """Seed of the environments and of the behaviours' noise."""
     overwrite: bool = False
@@ -43,6 +43,8 @@ class Arguments:
     """Packages to import first, which register environments."""
 
     def __post_init__(self) -> None:
+        if self.steps is not None and self.episodes is not None:
+            raise InvalidInput("--steps and --episodes are two ways to say how much; leave one out")
         if self.expert is None:
             for option in ("expert_arguments", "dataset_id", "env_id", "env_kwargs", "horizon"):
                 if getattr(self, option):

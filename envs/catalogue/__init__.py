@@ -42,6 +42,7 @@ class Entry:
             for random actions, None if no snapshot is bundled.
         expert: name of the scripted expert that makes it; None for none.
         expert_arguments: of the expert, by name.
+        episodes: of the expert's set; None for the usual number.
         environments: the environment to act in, by the source of the data ("minari", "d4rl", "ogbench", "bundled");
             sources whose data record their own, or that none fits, are missing.
         target_returns: returns to ask an agent for, the first by default; None for the data's.
@@ -58,6 +59,7 @@ class Entry:
     behaviours: tuple[int, ...] | None = None
     expert: str | None = None
     expert_arguments: Mapping[str, Any] = field(default_factory=dict)
+    episodes: int | None = None
     environments: dict[str, EnvironmentSpec] = field(default_factory=dict)
     target_returns: tuple[float, ...] | None = None
     return_scale: float | None = None
@@ -143,6 +145,7 @@ def _fields(facts: Mapping[str, Any], level: str, details: Mapping[str, Any]) ->
         "behaviours": () if level == "random" else tuple(behaviours) if behaviours else None,
         "expert": details.get("expert"),
         "expert_arguments": details.get("arguments"),
+        "episodes": details.get("episodes"),
         "target_returns": tuple(targets) if targets else None,
         "return_scale": facts.get("return_scale"),
         "horizon": details.get("horizon") or facts.get("horizon"),

@@ -17,7 +17,8 @@ import pytest
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
 
-from aaren_rl.data.environment_spec import EnvironmentSpec
+from aaren_rl.data.environment_spec import EnvironmentSpec, Wrapper
+from aaren_rl.data.spaces import DiscreteSpace
 from aaren_rl.envs import baselines, collect
 from aaren_rl.envs.behaviours import RandomBehaviour
 from aaren_rl.envs.catalogue import find
@@ -437,6 +438,7 @@ def test_expert_collects_in_an_environment_that_is_not_in_the_catalogue():
     ("options", "message"),
     [
         ((), "nothing to collect"),
+        (("hopper-medium", "--steps", "9", "--episodes", "9"), "leave one out"),
         (("--env-id", "Pendulum-v1"), "--env-id goes with --expert"),
         (("--expert", "pendulum"), "goes with --env-id ID"),
         (("hopper-medium", "--expert", "pendulum", "--env-id", "Pendulum-v1"), "with no names of the catalogue"),
@@ -455,16 +457,79 @@ def test_options_of_experts_are_checked(options, message):
     assert "Traceback" not in ran.stderr
 
 
-def test_environment_that_no_file_can_name_is_refused(root):
-    class Nameless(gym.Env):
-        observation_space = action_space = gym.spaces.Box(-1, 1, (1,))
+def test_usual_amounts_are_steps_of_behaviours_and_episodes_of_experts():
+    amounts = {name: str(collect.recipe_of(find(name)).amount) for name in ("hopper-medium", "t-maze-expert")}
+    assert amounts == {"hopper-medium": "200000 steps", "t-maze-expert": "200000 steps"}
+    assert str(collect.recipe_of(find("cartpole-mixed")).amount) == "400 episodes"
+    assert str(collect.recipe_of(find("carracing-expert")).amount) == "20 episodes"
 
-    gym.register("tests/Nameless-v0", Nameless)
+
+def test_discrete_actions_of_a_mixture_are_read_again(root):
+    said = []
+    folder = collect.collect(find("cartpole-mixed"), episodes=30, progress=False, say=said.append)
+    read = read_folder(folder)
+    assert read.trajectories.episodes == 30
+    assert read.trajectories.action_space == DiscreteSpace((), (2,), (0,))
+    assert set(np.unique(read.trajectories.actions)) == {0, 1}
+    returns = [float(np.sum(episode.rewards)) for episode in minari.load_dataset("aaren/cartpole/mixed-v0")]
+    assert f"returns {np.mean(returns):.4g} +- {np.std(returns):.4g}" in said[0]
+    assert max(returns) == 500
+    assert min(returns) < 100
+
+
+def test_texts_and_images_of_babyai_are_read_again():
+    pytest.importorskip("minigrid")
+    folder = collect.collect(find("babyai-go-to-red-ball-no-dists"), episodes=5, progress=False, say=lambda line: None)
+    read = read_folder(folder)
+    assert [part.path for part in read.trajectories.observation_space.parts()] == ["direction", "image", "mission"]
+    assert read.trajectories.observations["image"].dtype == np.uint8
+    assert read.trajectories.episodes == 5
+
+
+class Wrapped(gym.Wrapper, gym.utils.RecordConstructorArgs):
+    def __init__(self, env, size=1):
+        gym.utils.RecordConstructorArgs.__init__(self, size=size)
+        gym.Wrapper.__init__(self, env)
+
+
+class Still(gym.Env):
+    observation_space = action_space = gym.spaces.Box(-1, 1, (1,))
+
+    def __init__(self, value=None):
+        self.value = value
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(1, np.float32), 0.0, True, False, {}
+
+
+@pytest.fixture
+def registered():
+    """An id whose entry point is a function that wraps, as Meta-World's."""
+    gym.register("tests/Still-v0", lambda **kwargs: Wrapped(Still(**kwargs)))
+    yield EnvironmentSpec("tests/Still-v0", {}, 5, (Wrapper("ClipAction"),))
+    del gym.registry["tests/Still-v0"]
+
+
+def test_environment_that_a_function_makes_is_recorded_without_its_own_wrappers(registered):
+    folder = collect.collect(
+        collect.recipe_for("random", registered, {}), episodes=2, progress=False, say=lambda line: None
+    )
+    recorded = json.loads(json.loads((folder / "data" / "metadata.json").read_text())["env_spec"])
+    assert recorded["entry_point"].startswith(__name__)
+    assert [wrapper["name"] for wrapper in recorded["additional_wrappers"]] == ["ClipAction"]
+
+
+def test_arguments_that_no_file_can_hold_are_refused(root):
+    gym.register("tests/Opaque-v0", Still, kwargs={"value": object()})
     try:
-        with pytest.raises(InvalidInput, match="tests/Nameless-v0 cannot be recorded.*package.module:Class"):
-            collect.collect(collect.recipe_for("random", EnvironmentSpec("tests/Nameless-v0"), {}), 10, progress=False)
+        with pytest.raises(InvalidInput, match="tests/Opaque-v0 cannot be recorded.*arguments that JSON holds"):
+            collect.collect(collect.recipe_for("random", EnvironmentSpec("tests/Opaque-v0"), {}), 10, progress=False)
     finally:
-        del gym.registry["tests/Nameless-v0"]
+        del gym.registry["tests/Opaque-v0"]
     assert files(root) == []
 
 

@@ -74,7 +74,7 @@ def absent(monkeypatch):
             monkeypatch.delitem(sys.modules, name)
         monkeypatch.setitem(sys.modules, module, None)
         monkeypatch.setattr(packages, "is_installed", lambda name: name != module)
-        kept = {k: v for k, v in gym.registry.items() if module not in str(v.entry_point)}
+        kept = {k: v for k, v in gym.registry.items() if getattr(needed(k), "module", None) != module}
         monkeypatch.setattr(gym.envs.registration, "registry", kept)
         monkeypatch.setattr(gym, "registry", kept)
 

@@ -2,6 +2,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from aaren_rl.envs.catalogue import catalogue
 from aaren_rl.envs.experts import EXPERTS, find, policy_of
 from aaren_rl.envs.experts.expert import Noisy
 from aaren_rl.errors import InvalidInput
@@ -27,6 +28,13 @@ def test_names_are_found_and_near_ones_are_named():
     assert all(find(name).name == name for name in EXPERTS)
     with pytest.raises(InvalidInput, match="cartpole"):
         find("cart-pole")
+
+
+def test_experts_of_the_catalogue_exist_and_take_their_arguments():
+    entries = [entry for entry in catalogue().values() if entry.expert is not None]
+    assert len(entries) > 250
+    for entry in entries:
+        assert set(entry.expert_arguments) <= set(find(entry.expert).arguments), entry.name
 
 
 def test_environment_of_another_class_is_refused(cartpole):

@@ -25,6 +25,7 @@ from aaren_rl.envs.catalogue import find
 from aaren_rl.envs.readers.minari import read_folder
 from aaren_rl.envs.recording_roll_out import Amount, roll_out
 from aaren_rl.errors import DataError, InvalidInput
+from aaren_rl.scripts.collect import Arguments, collect_named
 
 COLLECT = Path(__file__).parents[2] / "scripts" / "collect.py"
 FIELDS = ("observations", "actions", "rewards", "terminations", "truncations")
@@ -418,7 +419,7 @@ def run_collect(*arguments):
     return subprocess.run([sys.executable, str(COLLECT), *arguments], capture_output=True, text=True, timeout=120)
 
 
-def test_expert_collects_in_an_environment_that_is_not_in_the_catalogue():
+def test_expert_collects_in_an_environment_that_is_not_in_the_catalogue(capsys):
     options = ("--expert", "pendulum", "--env-id", "Pendulum-v1", "--env-kwargs", "g=9.81", "--episodes", "3")
     ran = run_collect(*options, "--expert-arguments", "noise=0.1", "--horizon", "50")
     assert ran.returncode == 0, ran.stderr
@@ -427,34 +428,34 @@ def test_expert_collects_in_an_environment_that_is_not_in_the_catalogue():
     assert (dataset.total_episodes, dataset.total_steps) == (3, 150)
     assert dataset.recover_environment().unwrapped.g == 9.81
     assert "scripted expert pendulum (noise=0.1) in Pendulum-v1, g=9.81" in dataset.storage.metadata["algorithm_name"]
-    again = run_collect(*options, "--expert-arguments", "noise=0.1", "--horizon", "50")
-    assert "it stands" in again.stdout
-    other = run_collect(*options)
-    assert other.returncode == 2
-    assert "exists already" in other.stderr
+    same = {**PENDULUM, "env_kwargs": ("g=9.81",), "horizon": 50, "episodes": 3}
+    collect_named(Arguments([], **same, expert_arguments=("noise=0.1",)))
+    assert "it stands" in capsys.readouterr().out
+    with pytest.raises(DataError, match="exists already"):
+        collect_named(Arguments([], **same))
+
+
+PENDULUM = {"expert": "pendulum", "env_id": "Pendulum-v1"}
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "nothing to collect"),
-        (("hopper-medium", "--steps", "9", "--episodes", "9"), "leave one out"),
-        (("--env-id", "Pendulum-v1"), "--env-id goes with --expert"),
-        (("--expert", "pendulum"), "goes with --env-id ID"),
-        (("hopper-medium", "--expert", "pendulum", "--env-id", "Pendulum-v1"), "with no names of the catalogue"),
-        (("--expert", "pendulm", "--env-id", "Pendulum-v1"), "pendulum"),
-        (("--expert", "pendulum", "--env-id", "Hopper-v5"), "does not play Hopper-v5"),
-        (
-            ("--expert", "pendulum", "--env-id", "Pendulum-v1", "--expert-arguments", "3"),
-            "--expert-arguments 3; expected",
-        ),
+        ({}, "nothing to collect"),
+        ({"names": ["hopper-medium"], "steps": 9, "episodes": 9}, "leave one out"),
+        ({"env_id": "Pendulum-v1"}, "--env-id goes with --expert"),
+        ({"expert": "pendulum"}, "goes with --env-id ID"),
+        ({"names": ["hopper-medium"], **PENDULUM}, "with no names of the catalogue"),
+        ({**PENDULUM, "expert": "pendulm"}, "'pendulum'"),
+        ({**PENDULUM, "env_id": "Hopper-v5"}, "does not play Hopper-v5"),
+        ({**PENDULUM, "expert_arguments": ("3",)}, "--expert-arguments 3; expected"),
+        ({**PENDULUM, "env_id": "none"}, "an expert needs an environment"),
     ],
 )
-def test_options_of_experts_are_checked(options, message):
-    ran = run_collect(*options)
-    assert ran.returncode == 2
-    assert message in ran.stderr
-    assert "Traceback" not in ran.stderr
+def test_options_of_experts_are_checked(options, message, root):
+    with pytest.raises(InvalidInput, match=re.escape(message)):
+        collect_named(Arguments(**{"names": [], **options}))
+    assert files(root) == []
 
 
 def test_usual_amounts_are_steps_of_behaviours_and_episodes_of_experts():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -114,12 +115,11 @@ def _storage(folder: Path, metadata: dict[str, Any], where: str, collected_in: E
         checked(file)
     if form != "hdf5" and importlib.util.find_spec("pyarrow") is None:
         raise DataError(f"{where} is stored in the format {form}; install pyarrow to read it (pip install pyarrow)")
-    storage: MinariStorage = get_minari_storage(form)(
-        folder / "data",
-        observation_space,
-        action_space,
-        jpeg_encoding=bool(metadata.get("jpeg_encoding", True)),
-    )
+    kind = get_minari_storage(form)
+    # Minari before 0.5.4, the newest for Python 3.10, stores images as they are and has no such argument.
+    known = "jpeg_encoding" in inspect.signature(kind.__init__).parameters
+    encoding = {"jpeg_encoding": bool(metadata.get("jpeg_encoding", True))} if known else {}
+    storage: MinariStorage = kind(folder / "data", observation_space, action_space, **encoding)
     return storage
 
 

@@ -59,6 +59,11 @@ def test_own_data_in_the_readme_trains_in_fifteen_lines(run, tmp_path):
     assert len(list((tmp_path / "runs").glob("arrays-*/last/agent.json"))) == 2
 
 
+def test_images_texts_and_choices_in_the_readme_train_and_act(run):
+    printed = run(blocks("README.md")[2])
+    assert re.search("^[0-3]$", printed, re.MULTILINE)
+
+
 def test_own_arrays_can_be_rolled_out_in_an_environment(run):
     """Random actions of a pendulum that falls, and the environment that they are from."""
     printed = run(

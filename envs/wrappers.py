@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 
 from aaren_rl.data.environment_spec import EnvironmentSpec, Wrapper
+from aaren_rl.envs.goal_observation import GoalObservation
 from aaren_rl.errors import DataError, InvalidInput
 
 REBUILT = frozenset(
@@ -35,6 +36,9 @@ REBUILT = frozenset(
     }
 )
 """Wrappers of `gymnasium.wrappers` that their recorded arguments determine."""
+
+OWN: dict[str, type[gym.Wrapper[Any, Any, Any, Any]]] = {"GoalObservation": GoalObservation}
+"""Wrappers of this project by name."""
 
 WITHOUT_EFFECT = frozenset(
     {
@@ -91,7 +95,8 @@ def rebuildable(wrappers: Sequence[Recorded], where: str) -> tuple[Wrapper, ...]
         package = entry_point.partition(".")[0]
         if name in WITHOUT_EFFECT and package in ("gymnasium", "minari", "stable_baselines3"):
             continue
-        if name not in REBUILT or package != "gymnasium" or kwargs is None:
+        known = (name in REBUILT and package == "gymnasium") or (name in OWN and package == "aaren_rl")
+        if not known or kwargs is None:
             reason = _REASONS.get(
                 name, "it is none of those of Gymnasium's that are known to follow from their arguments"
             )
@@ -111,10 +116,12 @@ def wrap(env: gym.Env[Any, Any], spec: EnvironmentSpec) -> gym.Env[Any, Any]:
         InvalidInput: a wrapper is unknown, or refuses its arguments or the environment.
     """
     for wrapper in spec.wrappers:
-        if wrapper.name not in REBUILT:
-            raise InvalidInput(f"unknown wrapper {wrapper.name}; expected one of {', '.join(sorted(REBUILT))}")
+        if wrapper.name not in REBUILT | OWN.keys():
+            known = ", ".join(sorted(REBUILT | OWN.keys()))
+            raise InvalidInput(f"unknown wrapper {wrapper.name}; expected one of {known}")
         try:
-            env = getattr(gym.wrappers, wrapper.name)(env, **wrapper.kwargs)
+            make = OWN.get(wrapper.name) or getattr(gym.wrappers, wrapper.name)
+            env = make(env, **wrapper.kwargs)
         except Exception as error:  # A wrapper checks its arguments in its own ways.
             raise InvalidInput(f"{wrapper} cannot be put around {spec.id}: {error!r}") from error
     return env

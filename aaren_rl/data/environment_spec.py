@@ -16,7 +16,7 @@ class Wrapper:
     """A wrapper around an environment.
 
     Attributes:
-        name: of its class in `gymnasium.wrappers`.
+        name: of its class in `gymnasium.wrappers`, or of one of this project's (`aaren_rl.envs.wrappers`).
         kwargs: its arguments beside the environment.
     """
 

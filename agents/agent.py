@@ -277,7 +277,13 @@ class Agent(StableBaselines3Policy):
         space, rows = self.observation_space, len(self._timestep)
         if self._goal is not None:
             observation = {**observation, GOAL: self._goal}
-        if isinstance(space, Box) and not isinstance(observation, Mapping | tuple):
+        if isinstance(space, Box):
+            if isinstance(observation, Mapping | tuple):
+                raise InvalidInput(
+                    f"the observation is a {type(observation).__name__} of parts; this agent was trained on arrays of "
+                    f"shape {space.shape}: give it one array, with the parts in the order of its data, or train it on "
+                    "data whose observations have parts (a Minari dataset of this environment)"
+                )
             return self._checked("observation", observation, (rows, *space.shape))
         try:
             packed = space.pack(observation, batch=0 if self._single else 1)

@@ -23,7 +23,9 @@ from aaren_rl.envs.readers.recording import Recording
 from aaren_rl.errors import InvalidInput
 from aaren_rl.model.scaling import Scaling, largest
 
-FoundSource: TypeAlias = Literal["minari", "d4rl", "bundled", "arrays"]
+FoundSource: TypeAlias = Literal[
+    "minari", "d4rl", "bundled", "arrays", "ogbench", "robomimic", "lerobot", "rlds", "d3rlpy", "npz"
+]
 Say: TypeAlias = Callable[[str], object]
 """Takes a line on what is done."""
 
@@ -37,7 +39,7 @@ class Dataset:
 
     Attributes:
         name: the name that the user gave.
-        source: where the data come from: "minari", "d4rl", "bundled" or "arrays".
+        source: where the data come from: "minari", "d4rl", "bundled", "arrays", or the format of their file.
         id: Minari id, name of the file, or "arrays".
         trajectories: the data.
         environment: the environment to act in; None for none.

@@ -11,7 +11,7 @@ import numpy as np
 
 from aaren_rl.data.bounds import action_space_of, bounds_of, values_of_part
 from aaren_rl.data.environment_spec import EnvironmentSpec
-from aaren_rl.data.spaces import Box, Space, TextSpace, differences, map_parts
+from aaren_rl.data.spaces import Box, DiscreteSpace, Part, Space, TextSpace, differences, map_parts
 from aaren_rl.data.trajectories import Floats, Trajectories
 from aaren_rl.envs.environments import OWN_PACKAGES, Description, describe, registering_package
 from aaren_rl.errors import DataError, InvalidInput
@@ -113,9 +113,25 @@ def _check_shapes(
         # Texts have as many numbers as the longest one has words.
         if given is None and shapes != needed.packed_shapes():
             found.append(f"{what} of shape {shapes}, the environment {needed.packed_shapes()}")
-        found += [] if given is None else differences(needed, given, what)
+        found += [] if given is None else differences(needed, _widened(given, needed), what)
     if found:
         raise DataError(f"{name} does not fit {environment}: its {'; its '.join(found)}; {way_out}")
+
+
+def _widened(given: Space, needed: Space) -> Space:
+    """Data's space, its discrete numbers as wide as the environment's that hold them: data need not use all values."""
+    if len(given.parts()) != len(needed.parts()):
+        return given
+    wider = iter(part.space for part in needed.parts())
+
+    def widened(part: Part) -> Space:
+        ours, theirs = part.space, next(wider)
+        if not isinstance(ours, DiscreteSpace) or not isinstance(theirs, DiscreteSpace) or ours.shape != theirs.shape:
+            return ours
+        (low, high), (least, greatest) = bounds_of(ours), bounds_of(theirs)
+        return theirs if (low >= least).all() and (high <= greatest).all() else ours
+
+    return map_parts(given, widened)
 
 
 def _other_meaning(
@@ -125,7 +141,9 @@ def _other_meaning(
     space = trajectories.action_space
     if space is None or described.clips_actions:
         return None
-    for ours, theirs in zip(bounds_of(described.action_space), bounds_of(space), strict=True):
+    for ours, theirs in zip(
+        bounds_of(described.action_space), bounds_of(_widened(space, described.action_space)), strict=True
+    ):
         both = np.isfinite(ours) & np.isfinite(theirs)
         if not np.allclose(ours[both], theirs[both], rtol=TOLERANCE, atol=1e-6):
             return (

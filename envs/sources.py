@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, cast
 
 from minari import MinariDataset
 
@@ -14,15 +14,24 @@ from aaren_rl.envs.catalogue import Entry
 from aaren_rl.envs.dataset import Arrays, Dataset, FoundSource, Reading, Say, assemble
 from aaren_rl.envs.download import Unreachable
 from aaren_rl.envs.readers import d4rl, minari
+from aaren_rl.envs.readers.detect import READERS, format_of
 from aaren_rl.envs.readers.minari_metadata import UnusableRecord
+from aaren_rl.envs.readers.parsed import recording
 from aaren_rl.envs.readers.recording import Recording
+from aaren_rl.envs.readers.signatures import READ
 from aaren_rl.errors import DataError, InvalidInput, unknown_name
 
 Source: TypeAlias = Literal["auto", "minari", "d4rl", "bundled"]
 
 
-class _Place(NamedTuple):
-    """A file or folder of data, and the environments that the catalogue knows for them, the likeliest first."""
+class Place(NamedTuple):
+    """Where data lie.
+
+    Attributes:
+        source: where they come from, or their format.
+        path: their file or folder.
+        environments: that the catalogue knows for them, the likeliest first.
+    """
 
     source: FoundSource
     path: Path
@@ -42,8 +51,9 @@ def load(
     that they were collected in, the catalogue's.
 
     Args:
-        data: a name of the catalogue, a Minari id, the path of a D4RL HDF5 file or of a Minari dataset's folder, or a
-            Minari dataset in memory, all of it or the part that `filter_episodes` left.
+        data: a name of the catalogue, a Minari id, the path of a file or folder of a format that is read
+            (`aaren_rl.envs.readers.detect`), or a Minari dataset in memory, all of it or the part that
+            `filter_episodes` left.
         source: where a name of the catalogue is taken from.
         reading: how the data are read; None for the defaults.
         say: called with a line on each source that is tried or taken, and on all that is changed or left out.
@@ -60,28 +70,38 @@ def load(
         recording = _recorded(lambda use: minari.read_dataset(data, use), reading, say)
         return assemble(recording.id, "minari", recording, (), reading, say)
     name = str(data)
-    found, path, known = _locate(name, source, say)
+    found, path, known = locate(name, source, say)
     return assemble(name, found, _read(found, path, reading, say), known, reading, say)
 
 
-def _locate(name: str, source: Source, say: Say) -> _Place:
+def locate(name: str, source: Source, say: Say) -> Place:
+    """The data that a name or a path means.
+
+    Args:
+        name: a name of the catalogue, a Minari id, or a path.
+        source: where a name of the catalogue is taken from.
+        say: called with a line on each source that is tried.
+
+    Raises:
+        InvalidInput: nothing has this name.
+        DataError: the data cannot be had, or are of no format that is read; the message says what they are.
+    """
     path = Path(name).expanduser()
     if name in catalogue.catalogue():
         entry = catalogue.find(name)
         found, path = _find(entry, source, say)
         # The one of the source comes first.
-        return _Place(found, path, (entry.environments[found], *entry.environments.values()))
+        return Place(found, path, (entry.environments[found], *entry.environments.values()))
     if source != "auto" and (path.exists() or "/" in name):
         raise InvalidInput(f"--source {source} is for names of the catalogue; {name} is a path or a Minari id")
-    if path.is_dir():
-        return _Place("minari", path, ())
     if path.exists():
+        found = cast(FoundSource, format_of(path))
         known = next((entry for entry in catalogue.catalogue().values() if entry.d4rl_file == path.name), None)
-        return _Place("d4rl", path, (known.environments["d4rl"],) if known else ())
-    if "/" in name and not name.endswith((".hdf5", ".h5")):
-        return _Place("minari", _find_minari(name, say), ())
+        return Place(found, path, (known.environments["d4rl"],) if known and found == "d4rl" else ())
+    if "/" in name and path.suffix not in (".hdf5", ".h5", ".npz"):
+        return Place("minari", _find_minari(name, say), ())
     if path.suffix:
-        raise DataError(f"{path} does not exist; expected a D4RL HDF5 file, a Minari dataset's folder, or a name")
+        raise DataError(f"{path} does not exist; expected a name of the catalogue, a Minari id, or {READ}")
     raise unknown_name("dataset", name, catalogue.catalogue())
 
 
@@ -138,6 +158,8 @@ def _read(source: FoundSource, path: Path, reading: Reading, say: Say) -> Record
     if source == "d4rl":
         horizon = reading.environment.horizon
         return Arrays(path.name, d4rl.read_file(path, horizon, say))
+    if source in READERS:
+        return recording(READERS[source](path, say), str(path))
     return _recorded(lambda use: minari.read_folder(path, use), reading, say)
 
 

@@ -141,12 +141,12 @@ GROUPS = (
     Group(
         "model",
         "Shape of the decision model.",
-        ("mixer", "blocks", "width", "heads", "dropout", "layout", "norm"),
+        ("mixer", "blocks", "width", "heads", "dropout", "layout", "norm", "head", "image_encoder"),
     ),
     Group(
         "input",
-        "Parts of a step that the model sees beside the observation.",
-        ("previous_action", "reward", "return_to_go", "timesteps", "max_steps"),
+        "Parts of a step that the model sees.",
+        ("previous_action", "reward", "return_to_go", "timesteps", "max_steps", "leave_out"),
     ),
     Group(
         "batch",

@@ -55,8 +55,11 @@ class Options:
     """Processes that the copies of the environment are spread over; 1 for this one."""
     renew: int | None = None
     """Resets the return-to-go to the target every this many steps, for episodes longer than the data's."""
+    temperature: float = 0.0
+    """Samples actions from the agent's probabilities at this temperature; 0 takes the most likely ones. Agents with
+    discrete actions have probabilities, and those trained with --head gaussian."""
     seed: int = 0
-    """Seed of the first environment; the others follow it."""
+    """Seed of the first environment, which the others follow, and of sampled actions."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     """Device to compute on; the CPU steps small models faster."""
 
@@ -202,18 +205,21 @@ def _loaded(folder: Path, options: Options) -> tuple[Agent, dict[str, Any]]:
     if (folder / export.CARD).exists():
         if options.device != "cpu":
             raise InvalidInput(f"an exported agent runs on the CPU; leave out --device {options.device}")
+        if options.temperature:
+            raise InvalidInput("an exported agent takes the most likely action; leave out --temperature")
         exported = OnnxAgent(folder, acting=options.acting, renew=options.renew or 0)
         return exported, {"runtime": "onnxruntime", "int8": exported.int8, "device": "cpu"}
-    agent = DecisionAgent.load(folder, device_named(options.device), options.acting, options.renew or 0)
-    config = agent.model.config
-    return agent, {"mixer": config.mixer, "parameters": count_parameters(agent.model), "device": agent.device.type}
+    device, renew = device_named(options.device), options.renew or 0
+    agent = DecisionAgent.load(folder, device, options.acting, renew, options.temperature, options.seed)
+    about = {"mixer": agent.model.config.mixer, "parameters": count_parameters(agent.model)}
+    return agent, about | {"device": agent.device.type, "temperature": agent.temperature}
 
 
 def _baseline(name: str, options: Options) -> Candidate:
     if options.env is None:
         raise InvalidInput(f"which environment? pass --env, as {name} --env hopper-medium")
-    for option in ("target", "acting", "renew"):
-        if getattr(options, option) is not None:
+    for option in ("target", "acting", "renew", "temperature"):
+        if getattr(options, option):
             raise InvalidInput(f"a baseline has no --{option} {getattr(options, option)}; leave it out")
     entry = catalogue.find(options.env)
     if name == "behaviour" and (options.env_id is not None or options.env_kwargs):

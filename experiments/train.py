@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from aaren_rl.envs import sources
 from aaren_rl.envs.catalogue import catalogue
 from aaren_rl.envs.dataset import ARRAYS, Dataset, Say
 from aaren_rl.envs.evaluation import Protocol, evaluate
+from aaren_rl.envs.sources import Source
 from aaren_rl.errors import CheckpointError, InvalidInput
 from aaren_rl.experiments import config as run_config
 from aaren_rl.experiments.config import CONFIG, RunConfig
@@ -114,7 +115,8 @@ def save_config(job: Job) -> None:
     """Writes the configuration into the run's folder, such that resuming finds the same data from anywhere."""
     config = run_config.located(job.config) if job.config.env != ARRAYS else job.config
     if config.env in catalogue() and job.dataset.source != "arrays":
-        config = dataclasses.replace(config, source=job.dataset.source)
+        # Names of the catalogue come from its sources alone.
+        config = dataclasses.replace(config, source=cast(Source, job.dataset.source))
     # Without its own place, so that the folder can be moved.
     run_config.save(dataclasses.replace(config, run=None, resume=None), job.folder / CONFIG)
 

@@ -31,7 +31,9 @@ class Arguments:
 
 GROUPS = (
     Group("environment", "Environment to act in.", ("env", "env_id", "env_kwargs", "horizon", "imports")),
-    Group("acting", "Way of acting and target return.", ("acting", "target", "targets", "renew", "device")),
+    Group(
+        "acting", "Way of acting and target return.", ("acting", "target", "targets", "renew", "temperature", "device")
+    ),
     Group("protocol", "Episodes to play and to record.", ("episodes", "seed", "instances", "processes", "video")),
 )
 

@@ -140,7 +140,7 @@ print("trained")
 
 
 def test_encoder_of_the_docs_trains_steps_and_folds(run):
-    """A model over numbers equals the model over their one-hot vectors, in training and in every step."""
+    """A model over angles equals the model over their cosines and sines, in training and in every step."""
     printed = run(
         blocks("docs/extending.md")[1]
         + """
@@ -149,36 +149,36 @@ from aaren_rl.data.spaces import Box
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling, inputs
 from aaren_rl.stepping import ModelStepper, NumpyModelStepper
 
-space, encoder = Discrete(5), OneHot(Discrete(5))
-assert Discrete.from_json(space.to_json()) == space
-numbers = torch.tensor([0.0, 3.0, 4.0, 1.0])
-assert (encoder.raw(numbers.numpy()) == encoder.raw(numbers).numpy()).all()
+space, encoder = Angle(), Direction(Angle())
+assert Angle.from_json(space.to_json()) == space
+angles = torch.tensor([0.0, 3.0, 4.0, 1.0])
+np.testing.assert_allclose(encoder.raw(angles.numpy()), encoder.raw(angles).numpy(), atol=1e-6)
 centre, factor = encoder.affine()
-assert torch.equal((encoder.raw(numbers) - centre) * factor, encoder(numbers).double())
+assert torch.equal((encoder.raw(angles) - centre) * factor, encoder(angles).double())
 
 boxes = inputs.observation_encoder
-inputs.observation_encoder = lambda space, scaling: (
-    OneHot(space) if isinstance(space, Discrete) else boxes(space, scaling)
+inputs.observation_encoder = lambda space, *others: (
+    Direction(space) if isinstance(space, Angle) else boxes(space, *others)
 )
 scaling, actions = Scaling(np.zeros(()), np.ones(())), Box.bounded([-1.0], [1.0])
 config = ModelConfig(width=16, blocks=2)
 torch.manual_seed(0)
 ours = DecisionModel(config, space, actions, scaling).eval()
 torch.manual_seed(0)
-flat = Scaling(np.zeros(5), np.ones(5))
-theirs = DecisionModel(config, Box.unbounded((5,)), actions, flat).eval()
-seen = torch.randint(5, (3, 8)).float()
+flat = Scaling(np.zeros(2), np.ones(2))
+theirs = DecisionModel(config, Box.unbounded((2,)), actions, flat).eval()
+seen = torch.rand(3, 8) * 6
 timesteps = torch.arange(8).expand(3, -1)
 given = dict(actions=torch.rand(3, 8, 1), returns_to_go=torch.rand(3, 8))
-one_hot = torch.eye(5)[seen.long()]
+directions = torch.stack([seen.cos(), seen.sin()], -1)
 loss, _ = ours.loss(Segment(seen, timesteps, **given))
-expected, _ = theirs.loss(Segment(one_hot, timesteps, **given))
+expected, _ = theirs.loss(Segment(directions, timesteps, **given))
 torch.testing.assert_close(loss, expected)
 for form in (ModelStepper, lambda model: NumpyModelStepper.of(ModelStepper(model))):
     ours_step, theirs_step = form(ours), form(theirs)
     state = ModelStepper(ours).initial_state(torch.ones(3))
     state = state if isinstance(ours_step, ModelStepper) else state.numpy()
-    asked = seen[:, 0], one_hot[:, 0]
+    asked = seen[:, 0], directions[:, 0]
     asked = asked if isinstance(ours_step, ModelStepper) else [values.numpy() for values in asked]
     reward = torch.zeros(3) if isinstance(ours_step, ModelStepper) else np.zeros(3, np.float32)
     mine, other = ours_step(asked[0], reward, state)[0], theirs_step(asked[1], reward, state)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -65,10 +66,12 @@ def spaces_of(
     try:
         if observation_space is None and not _is_numbers(episodes[0].observations):
             observation_space = space_of_values(episodes[0].observations)
-        if observation_space is not None:
-            observation_space = with_vocabularies(observation_space, (episode.observations for episode in episodes))
     except InvalidInput as error:
-        raise DataError(f"observations: {error}") from error
+        raise DataError(f"observations of episode 0: {error}") from error
+    if observation_space is not None:
+        # What does not fit is named with its episode when it is packed.
+        with suppress(InvalidInput):
+            observation_space = with_vocabularies(observation_space, (episode.observations for episode in episodes))
     if action_space is None:
         action_space = _discrete_actions(episodes)
     return observation_space, action_space

@@ -318,10 +318,12 @@ def _identity(trajectories: Trajectories, config: TrainingConfig) -> dict[str, A
     names = ("observations", "actions", "rewards", "offsets", "terminated", "truncated", "final_observations")
     parts: list[bytes | memoryview] = []
     for name in names:
-        array = getattr(trajectories, name)
-        # The same bytes in another shape are other data, as are those of another array.
-        parts.append(f"{name} {None if array is None else (array.shape, array.dtype.str)}".encode())
-        parts += [] if array is None else [np.ascontiguousarray(array).data]
+        value = getattr(trajectories, name)
+        arrays = {f"{name} {key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
+        for what, array in arrays.items():
+            # The same bytes in another shape are other data, as are those of another array.
+            parts.append(f"{what} {None if array is None else (array.shape, array.dtype.str)}".encode())
+            parts += [] if array is None else [np.ascontiguousarray(array).data]
     return {
         "episodes": trajectories.episodes,
         "steps": trajectories.steps,

@@ -1,1 +1,1 @@
-"""Readers of datasets, a file for each format; each fills `Trajectories`."""
+"""Readers of datasets, a file for each format; `detect` finds the one of a path."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -11,15 +12,17 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from aaren_rl.data.trajectories import Trajectories
+from aaren_rl.data.spaces import IMAGE, space_of
+from aaren_rl.data.spaces.image import image_of
+from aaren_rl.data.trajectories import Episode, Trajectories
 from aaren_rl.envs.readers.hdf5 import open_checked, require_memory
+from aaren_rl.envs.readers.parsed import Parsed, Say, action_space_of, observation_space_of, without_column
 from aaren_rl.errors import DataError, InvalidInput
 
 KEYS = ("observations", "actions", "rewards", "terminals")
 TIMEOUTS = "timeouts"
 NEXT = "next_observations"
 
-Say: TypeAlias = Callable[[str], object]
 _Array: TypeAlias = "h5py.Dataset | npt.NDArray[Any]"
 _Bools: TypeAlias = npt.NDArray[np.bool_]
 
@@ -63,9 +66,38 @@ def read_file(path: Path, horizon: int | None = None, say: Say = print) -> Traje
             return from_arrays(file, str(path), horizon, say)
         except (OSError, RuntimeError, KeyError, MemoryError) as error:
             raise DataError(
-                f"{path} ({path.stat().st_size} bytes) cannot be read as HDF5: {error}; "
-                "it may be cut off or of another format: delete it and fetch it again"
+                f"{path} ({path.stat().st_size} bytes) cannot be read as HDF5: {error}; it may be cut off or damaged: "
+                "fetch it again"
             ) from error
+
+
+def parse(path: Path, say: Say, horizon: int | None = None) -> Parsed:
+    """The episodes of a D4RL HDF5 file; floats are float32, as in `read_file`.
+
+    Args:
+        path: the file.
+        say: as in `from_arrays`.
+        horizon: as in `from_arrays`.
+
+    Raises:
+        DataError: as in `read_file`.
+        InvalidInput: the horizon is below 1.
+    """
+    data = read_file(path, horizon, say)
+    observations, final = _array(data.observations), _array(data.final_observations)
+    actions = data.actions if data.action_space is None else data.action_space.unpack(data.actions, batch=1)
+    episodes = []
+    for number, (start, stop) in enumerate(pairwise(data.offsets.tolist())):
+        here, end = slice(start, stop), slice(number, number + 1)
+        observed = observations[here] if final is None else np.concatenate([observations[here], final[end]])
+        flags = bool(data.terminated[number]), bool(data.truncated[number])
+        episodes.append(Episode(observed, actions[here], data.rewards[here], *flags))
+    return Parsed(
+        path.stem,
+        episodes,
+        observation_space_of([observations], f"{path}: observations"),
+        action_space_of([actions], f"{path.name}: actions", lambda line: None),
+    )
 
 
 def from_arrays(
@@ -85,6 +117,8 @@ def from_arrays(
     "next_observations" do not tell where they equal the next row from one episode to the next, or differ from it at
     most steps. With rules 1 and 3 the unfinished tail is dropped. The final observation of an episode is the one under
     "next_observations" at its last step; None without that key.
+
+    Floats are read as float32. Observations that are images of bytes stay bytes. Actions of whole numbers are choices.
 
     Args:
         data: arrays of equal length under "observations", "actions", "rewards" and "terminals", and perhaps "timeouts"
@@ -119,17 +153,26 @@ def from_arrays(
         if TIMEOUTS in data and NEXT in data and (doubt := _doubt(data, ends.last)):
             say(f"warning: {name}: {doubt}")
         steps = int(ends.last[-1]) + 1
+        choices = data["actions"].dtype.kind in "iu"
+        acted = without_column(np.asarray(data["actions"][:steps])) if choices else _float32(data["actions"], steps)
+        space = space_of(action_space_of([acted], f"{name}: actions", say), image=False) if choices else None
         return Trajectories(
-            _float32(data["observations"], steps),
-            _float32(data["actions"], steps),
+            _values(data["observations"], steps),
+            _float32(acted, steps),
             _float32(data["rewards"], steps).reshape(steps),
             np.concatenate([[0], ends.last + 1]),
             ends.terminated,
             ends.truncated,
             _rows(data[NEXT], ends.last) if NEXT in data else None,
+            action_space=space,
         )
     except (DataError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{name} does not hold D4RL's arrays: {error}") from error
+
+
+def _array(packed: Any) -> Any:
+    """The one array of packed observations."""
+    return packed[IMAGE] if isinstance(packed, dict) else packed
 
 
 def _ends(data: Mapping[str, Any], length: int, horizon: int | None) -> _Ends:
@@ -257,7 +300,8 @@ def _length(data: Mapping[str, Any]) -> int:
     for key in keys:
         shape = tuple(data[key].shape)
         vectors = key in ("observations", "actions", NEXT)
-        if vectors and (len(shape) < 2 or 0 in shape):
+        one_choice = key == "actions" and len(shape) == 1 and data[key].dtype.kind in "iu"
+        if vectors and (len(shape) < 2 or 0 in shape) and not one_choice:
             raise DataError(f"{key} have shape {shape}; expected (steps, numbers), with at least one number a step")
         if not vectors and math.prod(shape) != length:
             raise DataError(f"{key} have shape {shape}; expected ({length},), one number per step")
@@ -270,9 +314,9 @@ def _length(data: Mapping[str, Any]) -> int:
 def _require_memory(data: Mapping[str, Any], length: int, name: str) -> None:
     """Refuses an open file whose arrays do not fit into memory as float32, before they are allocated."""
     if isinstance(data["observations"], h5py.Dataset):
-        numbers = sum(math.prod(data[key].shape) for key in ("observations", "actions", "rewards"))
+        needed = sum(math.prod(data[key].shape) * _width(data[key]) for key in ("observations", "actions", "rewards"))
         # Returns-to-go in float64 and float32, flags, and the sums that they come from.
-        require_memory(4 * numbers + 32 * length, name)
+        require_memory(needed + 32 * length, name)
 
 
 def _flags(data: Mapping[str, Any], key: str, length: int) -> _Bools:
@@ -290,6 +334,16 @@ def _flags(data: Mapping[str, Any], key: str, length: int) -> _Bools:
     return np.asarray(values, dtype=np.bool_)
 
 
+def _values(array: _Array, steps: int) -> npt.NDArray[Any]:
+    """The first rows as they are kept: images of bytes, else float32."""
+    return np.asarray(array[:steps]) if _width(array) == 1 else _float32(array, steps)
+
+
+def _width(array: _Array) -> int:
+    """Bytes that a number of an array takes in memory: images of bytes stay bytes."""
+    return 1 if array.dtype == np.uint8 and image_of(tuple(array.shape[1:]), "uint8", 0, 255) else 4
+
+
 def _float32(array: _Array, steps: int) -> npt.NDArray[np.float32]:
     if isinstance(array, h5py.Dataset):
         # HDF5 converts while it reads, so a float64 file is never in memory in float64.
@@ -299,11 +353,12 @@ def _float32(array: _Array, steps: int) -> npt.NDArray[np.float32]:
     return np.asarray(array[:steps], dtype=np.float32)
 
 
-def _rows(array: _Array, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
-    """Some rows in rising order, as float32, without the whole of a file's array in memory."""
+def _rows(array: _Array, rows: npt.NDArray[np.intp]) -> npt.NDArray[Any]:
+    """Some rows in rising order, as they are kept, without the whole of a file's array in memory."""
+    dtype = np.uint8 if _width(array) == 1 else np.float32
     if not isinstance(array, h5py.Dataset):
-        return np.asarray(array[rows], dtype=np.float32)
-    out = np.empty((len(rows), *array.shape[1:]), dtype=np.float32)
+        return np.asarray(array[rows], dtype=dtype)
+    out = np.empty((len(rows), *array.shape[1:]), dtype=dtype)
     # HDF5 takes far longer to pick many single rows than to read the blocks that hold them.
     for block in _blocks(rows):
         first, last = rows[block[0]], rows[block[-1]]

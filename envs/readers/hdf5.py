@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 from h5py import h5d, h5g, h5l, h5o, h5s, h5z
 
+from aaren_rl.envs.readers.signatures import describe, is_hdf5
 from aaren_rl.errors import DataError
 
 SMALL = 64 << 20
@@ -59,6 +60,8 @@ def open_checked(path: Path) -> Iterator[h5py.File]:
     if not path.is_file():
         raise DataError(f"{path} does not exist; expected an HDF5 file")
     size = path.stat().st_size
+    if not is_hdf5(path):
+        raise DataError(f"{path} ({size} bytes) cannot be read as HDF5: it is {describe(path)}")
     try:
         file = h5py.File(path, "r")
     except (OSError, RuntimeError, ValueError, MemoryError) as error:
@@ -84,6 +87,17 @@ def checked(path: Path) -> None:
         pass
 
 
+def bytes_of(group: h5py.Group) -> int:
+    """Bytes of the values of all datasets in a group and in the groups below it."""
+    size = 0
+    for part in group.values():
+        if isinstance(part, h5py.Group):
+            size += bytes_of(part)
+        # A named type has no values.
+        size += part.nbytes if isinstance(part, h5py.Dataset) else 0
+    return size
+
+
 def require_memory(needed: int, name: str) -> None:
     """Refuses data that do not fit into the memory that is free, before any of it is taken.
 
@@ -103,8 +117,7 @@ def require_memory(needed: int, name: str) -> None:
 
 def _damaged(path: Path, size: int, error: Exception) -> DataError:
     return DataError(
-        f"{path} ({size} bytes) cannot be read as HDF5: {error}; "
-        "it may be cut off or of another format: delete it and fetch it again"
+        f"{path} ({size} bytes) cannot be read as HDF5: {error}; it may be cut off or damaged: fetch it again"
     )
 
 

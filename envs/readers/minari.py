@@ -77,7 +77,8 @@ def read_folder(folder: Path, with_environment: bool = True) -> Recording:
         raise DataError(f"{folder} does not fit into the memory that is free") from error
     except Exception as error:  # Minari and h5py raise whatever a damaged file makes them stumble over.
         raise DataError(
-            f"{folder} cannot be read as a Minari dataset: {error!r}; delete it and fetch it again"
+            f"{folder} cannot be read as a Minari dataset: {error!r}; its files may be cut off or changed: take "
+            "it from its source again"
         ) from error
 
 

@@ -117,10 +117,10 @@ def test_a_truncated_file_is_found(saved, name, kept):
         load_agent(saved)
 
 
-@pytest.mark.parametrize("version", [0, 1, 2, 3, 5, None, "4"])
+@pytest.mark.parametrize("version", [0, 1, 2, 3, 4, 6, None, "5"])
 def test_another_format_version_is_refused(saved, version):
     rewrite_card(saved, format=version, aaren_rl="0.1.7")
-    message = f"has format {version}, written by aaren-rl 0.1.7; this version .* reads format 4 only: train the agent"
+    message = f"has format {version}, written by aaren-rl 0.1.7; this version .* reads format 5 only: train the agent"
     with pytest.raises(CheckpointError, match=message):
         load_agent(saved)
 
@@ -286,7 +286,7 @@ def test_a_card_without_target_returns_is_refused():
 
 def test_the_card_describes_the_spaces(saved, make_model):
     model, description = make_model(), json.loads((saved / "agent.json").read_text())
-    assert description["format"] == 4
+    assert description["format"] == 5
     for name in ("observation_space", "action_space"):
         assert description[name] == getattr(model, name).to_json()
 

@@ -237,7 +237,7 @@ def test_an_altered_graph_is_refused(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, "has format 2; this version reads 4"),
+        ({"format": 2}, "has format 2; this version reads 5"),
         ({"format": ...}, "has format None"),
         ({"sha256": "0" * 64}, "is not as it was exported"),
         ({"sha256": ...}, "is not as it was exported"),

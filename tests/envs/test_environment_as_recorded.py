@@ -290,8 +290,8 @@ def test_parts_of_observations_stand_where_they_stand_when_acting():
     record(gym.make("tests/Goal-v0", max_episode_steps=4))
     dataset, _ = load()
     acting = make(dataset.environment).reset(seed=0)[0]
-    np.testing.assert_array_equal(dataset.trajectories.observations[0], acting)
-    np.testing.assert_array_equal(acting, [7, 5, 5, 1, 1])
+    np.testing.assert_array_equal(dataset.trajectories.observations[0], dataset.observation_space.pack(acting))
+    np.testing.assert_array_equal(dataset.trajectories.observations[0], [7, 5, 5, 1, 1])
 
 
 @pytest.mark.parametrize(

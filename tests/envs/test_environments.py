@@ -1,9 +1,10 @@
+import copy
 import warnings
 
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Dict, Sequence
+from gymnasium.spaces import Box, Dict, Sequence, Text
 from gymnasium.vector import AutoresetMode
 
 from aaren_rl.data import spaces
@@ -27,9 +28,16 @@ class Parts(gym.Env):
         return self.observation_space.sample(), 0.0, False, False, {}
 
 
+class FreshParts(Parts):
+    """With random numbers of its own."""
+
+    def __init__(self):
+        self.observation_space = copy.deepcopy(PARTS)
+
+
 @pytest.fixture
 def parts():
-    gym.register("tests/Parts-v0", Parts)
+    gym.register("tests/Parts-v0", FreshParts)
     yield EnvironmentSpec("tests/Parts-v0")
     del gym.registry["tests/Parts-v0"]
 
@@ -39,9 +47,10 @@ def test_unknown_id_gives_a_near_match():
         make(EnvironmentSpec("Hoper-v5"))
 
 
-def test_discrete_actions_are_refused():
-    with pytest.raises(InvalidInput, match=r"CartPole-v1 has Discrete actions.*Box"):
-        make(EnvironmentSpec("CartPole-v1"))
+def test_actions_that_no_agent_gives_are_refused(parts, monkeypatch):
+    monkeypatch.setattr(Parts, "action_space", Dict(say=Text(5)))
+    with pytest.raises(InvalidInput, match=r"tests/Parts-v0 has actions that do not serve: texts; agents act in Box"):
+        make(parts)
 
 
 def test_unknown_argument_is_named():
@@ -60,13 +69,20 @@ def test_ant_with_contact_forces_has_the_observations_of_d4rl():
     env.close()
 
 
-def test_nested_observations_are_flattened_in_the_order_of_their_keys(parts):
-    env = make(parts)
-    assert env.observation_space.shape == (3 + 4 + 1,)
-    flat, _ = env.reset(seed=5)
-    plain, _ = Parts().reset(seed=5)
-    np.testing.assert_array_equal(flat, np.concatenate([plain["a"], plain["b"].ravel(), plain["c"].ravel()]))
-    env.close()
+@pytest.mark.parametrize("processes", [1, 2])
+def test_rows_of_nested_observations_are_those_of_single_environments(parts, processes):
+    envs = make_vector(parts, 3, processes)
+    try:
+        seen, _ = envs.reset(seed=5)
+        after, *_ = envs.step(np.zeros((3, 2), np.float32))
+        for row in range(3):
+            plain = FreshParts()
+            for batch, single in ((seen, plain.reset(seed=5 + row)[0]), (after, plain.step(None)[0])):
+                assert list(batch) == list(single)
+                for key, part in single.items():
+                    np.testing.assert_array_equal(batch[key][row], part)
+    finally:
+        envs.close()
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -93,18 +109,16 @@ def test_users_warning_filters_are_left_alone():
     assert list(warnings.filters) == before
 
 
-def test_description_has_the_flat_spaces_and_the_record(parts):
+def test_description_has_the_spaces_and_the_record(parts):
     described = describe(parts)
-    assert described.observation_space == spaces.Box((8,), (-1.0,) * 7 + (0.0,), (1.0,) * 7 + (2.0,), "float64")
-    assert described.raw_observation_space == spaces.space_of(PARTS)
+    assert described.observation_space == spaces.space_of(PARTS)
     assert (described.limit, described.clips_actions) == (None, False)
     assert described.action_space == spaces.Box.bounded([-1, -1], [1, 1])
     assert described.recorded.id == "tests/Parts-v0"
 
 
-def test_observations_without_a_flat_form_are_refused(parts, monkeypatch):
+def test_observations_that_no_model_takes_are_refused(parts, monkeypatch):
+    monkeypatch.setattr(FreshParts, "__init__", lambda self: None)
     monkeypatch.setattr(Parts, "observation_space", Sequence(Box(0, 1, (2,))))
-    with pytest.raises(
-        InvalidInput, match=r"tests/Parts-v0 has observations .*Sequence.*takes observations of numbers"
-    ):
+    with pytest.raises(InvalidInput, match=r"tests/Parts-v0 has observations .*Sequence.*this version takes Box"):
         make(parts)

@@ -9,8 +9,10 @@ from aaren_rl.agents import DecisionAgent
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.oddities import describe_oddities
+from aaren_rl.data.spaces import Box, DiscreteSpace
 from aaren_rl.data.trajectories import Episode, Trajectories
 from aaren_rl.envs.dataset import of_trajectories
+from aaren_rl.errors import DataError
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -128,3 +130,36 @@ def test_forces_that_the_data_lack_change_nothing():
     assert any(
         line.startswith("78 of 105 observation components never vary (27 to 104)") for line in describe_oddities(data)
     )
+
+
+class Choices(gym.Env):
+    observation_space = gym.spaces.Box(-1, 1, (2,))
+    action_space = gym.spaces.Discrete(6)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        return np.zeros(2, np.float32), 0.0, False, False, {}
+
+
+def choices(actions, space=None):
+    steps = len(actions)
+    episode = Episode(np.random.default_rng(0).normal(size=(steps, 2)), np.array(actions), np.ones(steps), True)
+    return Trajectories.from_episodes([episode], action_space=space)
+
+
+def test_data_need_not_use_every_choice():
+    gym.register("tests/Choices-v0", Choices)
+    try:
+        spec = EnvironmentSpec("tests/Choices-v0", max_episode_steps=5)
+        assert of_trajectories(choices([0, 3, 1]), spec).action_space == DiscreteSpace((), (6,), (0,))
+        with pytest.raises(DataError, match="its actions are .*counts=.8"):
+            of_trajectories(choices([0, 7, 1]), spec)
+        with pytest.raises(DataError, match="its actions are .*starts=.-1"):
+            of_trajectories(choices([0, -1, 1], DiscreteSpace((), (3,), (-1,))), spec)
+        with pytest.raises(DataError, match="its actions are a Box in place of discrete"):
+            of_trajectories(choices([[0.0], [1.0]], Box.bounded([0.0], [5.0])), spec)
+    finally:
+        del gym.registry["tests/Choices-v0"]

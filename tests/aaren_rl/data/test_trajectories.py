@@ -300,10 +300,3 @@ def test_an_episode_that_does_not_fit_is_named(changes, message):
 def test_no_episodes_are_refused():
     with pytest.raises(DataError, match="no episodes; expected at least one"):
         Trajectories.from_episodes([])
-
-
-def test_actions_that_seem_discrete_are_refused():
-    """They would be learned as if 2 lay between 1 and 3."""
-    episode = Episode(np.zeros((4, 2)), np.array([0, 2, 1, 0]), np.ones(4), terminated=True)
-    with pytest.raises(DataError, match="actions of episode 0 are int64 numbers, one a step, so they seem discrete"):
-        Trajectories.from_episodes([episode])

@@ -156,10 +156,9 @@ def test_the_card_says_all_that_running_the_graph_takes(exported, name):
     card = card_of(exported[name])
     assert {path.name for path in exported[name].iterdir()} == FILES
     expected = {
-        "format": 4,
+        "format": 5,
         "aaren_rl": __version__,
         "environment": {"id": "Hopper-v5", "kwargs": {"exclude": True}, "max_episode_steps": None, "wrappers": []},
-        "raw_observation_space": None,
         "dataset_id": "made-up/tiny-v0",
         "source": "bundled",
         "target_returns": [100.0, 50.0],

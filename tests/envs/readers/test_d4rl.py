@@ -5,8 +5,9 @@ import h5py
 import numpy as np
 import pytest
 
+from aaren_rl.data.spaces import DiscreteSpace
 from aaren_rl.envs.readers import hdf5
-from aaren_rl.envs.readers.d4rl import from_arrays, read_file
+from aaren_rl.envs.readers.d4rl import from_arrays, parse, read_file
 from aaren_rl.errors import DataError, InvalidInput
 
 
@@ -249,7 +250,7 @@ def test_altered_byte_is_noticed_or_harmless(tmp_path):
 
 def test_text_under_an_hdf5_name(tmp_path):
     (tmp_path / "a.hdf5").write_text("<html>404</html>")
-    with pytest.raises(DataError, match="of another format"):
+    with pytest.raises(DataError, match="it is a web page in place of the data"):
         read_file(tmp_path / "a.hdf5")
 
 
@@ -494,3 +495,42 @@ def test_ends_that_next_observations_contradict_are_said(key, shift):
     # Where all next observations are shifted, they tell nothing.
     assert bool(said) == (key == "timeouts")
     assert not said or "episodes 'next_observations' are not the next observations, first at step 9" in said[0]
+
+
+@pytest.mark.parametrize("column", [False, True])
+def test_actions_of_whole_numbers_are_choices(tmp_path, column):
+    data, said = arrays(), []
+    data["actions"] = np.arange(60) % 5
+    path = write(tmp_path / "a.hdf5", {**data, "actions": data["actions"][:, None] if column else data["actions"]})
+    found = read_file(path, say=said.append)
+    np.testing.assert_array_equal(found.actions, data["actions"][:50])
+    assert found.action_space == DiscreteSpace((), (5,), (0,))
+    assert said == [f"data: {path}: actions are whole numbers, so they are choices: 0 to 4, as far as the data show"]
+    episodes = parse(path, said.append).episodes
+    assert np.concatenate([episode.actions for episode in episodes]).dtype == np.int64
+    np.testing.assert_array_equal(np.concatenate([episode.actions for episode in episodes]), data["actions"][:50])
+
+
+def test_images_of_bytes_stay_bytes(tmp_path):
+    data = arrays()
+    data["observations"] = np.random.default_rng(0).integers(0, 255, (60, 8, 8, 3)).astype(np.uint8)
+    data["next_observations"] = np.concatenate([data["observations"][1:], data["observations"][:1]])
+    found = read_file(write(tmp_path / "a.hdf5", data))
+    assert found.observations["image"].dtype == np.uint8
+    np.testing.assert_array_equal(found.observations["image"], data["observations"][:50])
+    np.testing.assert_array_equal(found.final_observations["image"], data["next_observations"][[9, 29, 30, 49]])
+    (first, *_) = parse(tmp_path / "a.hdf5", print).episodes
+    np.testing.assert_array_equal(first.observations, data["observations"][:11])
+
+
+def test_episodes_are_the_trajectories(tmp_path):
+    data = with_next(arrays())
+    found = read_file(write(tmp_path / "a.hdf5", data))
+    parsed = parse(tmp_path / "a.hdf5", lambda line: None)
+    assert len(parsed.episodes) == found.episodes
+    for number, episode in enumerate(parsed.episodes):
+        here = slice(found.offsets[number], found.offsets[number + 1])
+        np.testing.assert_array_equal(episode.observations[:-1], found.observations[here])
+        np.testing.assert_array_equal(episode.observations[-1], found.final_observations[number])
+        np.testing.assert_array_equal(episode.rewards, found.rewards[here])
+        assert (episode.terminated, episode.truncated) == (found.terminated[number], found.truncated[number])

@@ -1,0 +1,171 @@
+"""Writes datasets of any format that is read as Minari datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from minari.dataset.minari_dataset import parse_dataset_id
+
+from aaren_rl.data.environment_spec import EnvironmentSpec
+from aaren_rl.data.spaces import Space, differences, gymnasium_space, space_of
+from aaren_rl.data.trajectories import Episode
+from aaren_rl.envs import minari_writer, sources
+from aaren_rl.envs.environment_choice import EnvironmentChoice
+from aaren_rl.envs.environments import describe
+from aaren_rl.envs.readers import d4rl, lerobot, minari, rlds, robomimic
+from aaren_rl.envs.readers.detect import READERS
+from aaren_rl.envs.readers.hdf5 import require_memory
+from aaren_rl.envs.readers.minari_metadata import LONGEST_NAME
+from aaren_rl.envs.readers.parsed import Parsed, bytes_of_episode, leaves_of, map_values
+from aaren_rl.envs.turns import one_at_a_time
+from aaren_rl.errors import DataError, InvalidInput
+from aaren_rl.experiments.console import progress, say
+from aaren_rl.folders import whole_folder
+
+SUFFIX = "no observation after the last action is known: the last one stands in its place"
+"""Said where Minari's T + 1 observations are made up."""
+
+
+def convert(
+    source: str,
+    dataset_id: str,
+    choice: EnvironmentChoice | None = None,
+    part: str | None = None,
+    videos: bool = True,
+    overwrite: bool = False,
+    show_progress: bool = True,
+) -> Path:
+    """Writes a dataset under the local Minari root.
+
+    The folder takes its name only once it is whole. Values are written as they are; images are compressed without loss.
+    Minari keeps the observation after the last action: where the data have none, the last one is repeated.
+
+    Args:
+        source: a name of the catalogue, or a path, as `aaren_rl.envs.sources.locate` takes them.
+        dataset_id: of the new dataset, as "mine/cube-v0".
+        choice: the environment to record; None for the one that the data name, where it can be made.
+        part: which part of the data to write, a robomimic mask or a split of RLDS.
+        videos: False leaves out the videos of LeRobot's data.
+        overwrite: replace a dataset of this id.
+        show_progress: show a progress bar.
+
+    Returns:
+        The folder of the dataset.
+
+    Raises:
+        InvalidInput: the id is none, the data are Minari's already, or an option does not fit their format.
+        DataError: the data are damaged or do not fit the environment, the dataset exists already, or it cannot be
+            written.
+    """
+    choice = choice or EnvironmentChoice()
+    _check_id(dataset_id)
+    folder = minari.local_folder(dataset_id)
+    if folder.exists() and not overwrite:
+        raise DataError(f"{dataset_id} exists already at {folder}; pass --overwrite to replace it")
+    found = sources.locate(source, "auto", say)
+    parsed = _read(source, found, choice, part, videos)
+    known = next(iter(found.environments), parsed.environment)
+    environment, parsed = _fitted(parsed, choice, known)
+    episodes, made_up = _with_final(parsed)
+    steps = sum(len(episode.rewards) for episode in episodes)
+    say(f"data: {parsed.id} ({found.source}), {len(episodes)} episodes, {steps} steps")
+    described = f"Converted from {found.path.name} ({found.source}) by aaren-rl"
+    described += f"; {SUFFIX}." if made_up else "."
+    bar: AbstractContextManager[Callable[[int], object]] = (
+        progress(len(episodes), "episode", dataset_id) if show_progress else nullcontext(lambda done: None)
+    )
+    with one_at_a_time(folder, say), bar as advance, whole_folder(folder, DataError, replace=overwrite) as partial:
+        spaces, size = (parsed.observation_space, parsed.action_space), sum(map(bytes_of_episode, episodes))
+        # The file is made in memory, and copied once.
+        require_memory(2 * size, dataset_id)
+        # How far images can be compressed is not known before.
+        if not minari_writer.has_images(spaces[0]):
+            minari_writer.require_space(folder.parent, size)
+        minari_writer.write_episodes(partial, dataset_id, *spaces, episodes, "unknown", described, environment, advance)
+        minari_writer.describe_namespaces(dataset_id, "Datasets converted by aaren-rl.")
+    return folder
+
+
+def _check_id(dataset_id: str) -> None:
+    expected = "expected NAME-vN, with folders in front if wanted, as mine/cube-v0"
+    if len(dataset_id) > LONGEST_NAME or ".." in dataset_id or dataset_id.startswith(("/", "~")):
+        raise InvalidInput(f"{dataset_id[:LONGEST_NAME]!r} is no id of a Minari dataset; {expected}")
+    try:
+        parse_dataset_id(dataset_id)
+    except (ValueError, TypeError) as error:
+        # Minari itself fails on an id without a version.
+        raise InvalidInput(f"{dataset_id!r} is no id of a Minari dataset; {expected}") from error
+
+
+def _read(name: str, found: sources.Place, choice: EnvironmentChoice, part: str | None, videos: bool) -> Parsed:
+    if found.source not in READERS:
+        raise InvalidInput(f"{name} is a Minari dataset already, at {found.path}; there is nothing to convert")
+    if part is not None and found.source not in ("robomimic", "rlds"):
+        raise InvalidInput(f"{name} is of the format {found.source}, which has no parts; leave out --part {part}")
+    if not videos and found.source != "lerobot":
+        raise InvalidInput(f"{name} is of the format {found.source}, which has no videos; leave out --without-videos")
+    if found.source == "d4rl":
+        return d4rl.parse(found.path, say, choice.horizon)
+    if found.source == "robomimic":
+        return robomimic.parse(found.path, say, part)
+    if found.source == "rlds":
+        return rlds.parse(found.path, say, part)
+    if found.source == "lerobot":
+        return lerobot.parse(found.path, say, videos)
+    return READERS[found.source](found.path, say)
+
+
+def _fitted(parsed: Parsed, choice: EnvironmentChoice, known: EnvironmentSpec | None) -> tuple[EnvSpec | None, Parsed]:
+    """Gymnasium's record of the environment, and the data with its spaces; the data's own where none is recorded."""
+    spec = choice.over(known)
+    if spec is None:
+        say(f"environment: none is recorded{'' if choice.is_none else '; name one with --env-id'}")
+        return None, parsed
+    try:
+        described = describe(spec)
+    except InvalidInput as error:
+        if choice.names_one:
+            raise
+        say(f"warning: the data name {spec}, which is not recorded: {error}")
+        return None, parsed
+    spaces = described.observation_space, described.action_space
+    if wrong := _misfits(parsed, *spaces):
+        raise DataError(f"{parsed.id} does not fit {spec}: {'; '.join(wrong)}; name another with --env-id, or none")
+    say(f"environment: {spec}")
+    fitted = replace(parsed, observation_space=gymnasium_space(spaces[0]), action_space=gymnasium_space(spaces[1]))
+    return described.recorded, fitted
+
+
+def _misfits(parsed: Parsed, observation_space: Space, action_space: Space) -> list[str]:
+    """What of the data the spaces of an environment do not hold."""
+    if wrong := differences(observation_space, space_of(parsed.observation_space), "observations"):
+        return wrong
+    for number, episode in enumerate(parsed.episodes):
+        pairs = ("observations", observation_space, episode.observations), ("actions", action_space, episode.actions)
+        for name, space, values in pairs:
+            try:
+                space.pack(values, batch=1)
+            except InvalidInput as error:
+                return [f"{name} of episode {number}: {error}"]
+    return []
+
+
+def _with_final(parsed: Parsed) -> tuple[list[Episode], bool]:
+    """Episodes of T + 1 observations, and whether the last ones are made up."""
+    first = parsed.episodes[0]
+    if len(next(leaves_of(first.observations))) > len(first.rewards):
+        return parsed.episodes, False
+    say(f"data: {SUFFIX}, since Minari keeps one")
+    return [
+        replace(episode, observations=map_values(_repeat_last, episode.observations)) for episode in parsed.episodes
+    ], True
+
+
+def _repeat_last(values: Any) -> Any:
+    return [*values, values[-1]] if isinstance(values, list) else np.concatenate([values, values[-1:]])

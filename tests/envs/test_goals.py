@@ -291,11 +291,15 @@ def test_success_by_the_reward_of_a_goal():
 
 def test_minigrids_success_is_a_reward_at_the_end():
     pytest.importorskip("minigrid")
-    spec = EnvironmentSpec("minigrid:MiniGrid-Empty-5x5-v0")
-    envs = make_vector(spec, 1)
-    rule = success.rule_of(spec, envs.single_observation_space)
-    envs.close()
-    assert rule is success.PAID_END
+    for name in ("MiniGrid-Empty-5x5-v0", "BabyAI-GoToRedBall-v0"):
+        assert success.rule_of(EnvironmentSpec(name), gym.make(name).observation_space) is success.PAID_END
+
+
+@pytest.mark.parametrize(("ends", "rule"), [(True, success.TERMINATION), (False, None)])
+def test_a_kitchens_success_is_that_it_ends(ends, rule):
+    gym.register_envs(pytest.importorskip("gymnasium_robotics"))
+    spec = EnvironmentSpec("FrankaKitchen-v1", {"terminate_on_tasks_completed": ends})
+    assert success.rule_of(spec, gym.spaces.Dict({"desired_goal": gym.spaces.Dict({})})) is rule
 
 
 def test_a_real_point_maze_computes_its_rewards():

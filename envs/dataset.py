@@ -183,11 +183,18 @@ def assemble(
         fitted = fit_to_environment(read.id, trajectories, environment, *told, reading.clip_actions, say)
     again = None if goals is None else relabelled(read.id, fitted.trajectories, environment, goals, own, say)
     dataset = _described(name, source, read, environment, fitted, again, reading.return_scale, say)
-    scaling = None if again is None else dataset.scaling()
-    statistics = None if scaling is None else (scaling.observation_mean, scaling.observation_std)
-    for line in describe_oddities(dataset.trajectories, dataset.return_scale, statistics):
+    for line in _oddities(dataset):
         say(f"data: {line}")
     return dataset
+
+
+def _oddities(dataset: Dataset) -> list[str]:
+    """What is odd in the data as they are trained on."""
+    if dataset.relabelling is None:
+        return describe_oddities(dataset.trajectories, dataset.return_scale)
+    scaling = dataset.scaling()
+    # Returns-to-go end at goals, so those of the data say nothing of their scale.
+    return describe_oddities(dataset.trajectories, statistics=(scaling.observation_mean, scaling.observation_std))
 
 
 def _described(

@@ -19,6 +19,7 @@ from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from aaren_rl import __version__, folders
 from aaren_rl.data.environment_spec import EnvironmentSpec
+from aaren_rl.data.reference import Reference, recorded_reference
 from aaren_rl.data.segment import Segment
 from aaren_rl.data.spaces import space_from_json
 from aaren_rl.errors import AarenError, CheckpointError, InvalidInput
@@ -55,6 +56,7 @@ class AgentCard:
         acting: default way of acting, as "stream" or "window:20" (`aaren_rl.agents.acting.Acting`).
         data_returns: quantiles of the returns in its data, from the lowest to the highest episode in equal steps of
             probability; empty if they are unknown.
+        reference: returns for normalised scores that the data record of `environment`; None where they record none.
 
     Raises:
         InvalidInput: no target return is given.
@@ -67,6 +69,7 @@ class AgentCard:
     updates: int = 0
     acting: str = "stream"
     data_returns: tuple[float, ...] = ()
+    reference: Reference | None = None
 
     def __post_init__(self) -> None:
         if not self.target_returns:
@@ -76,6 +79,9 @@ class AgentCard:
         """The card in JSON's types."""
         saved = {field.name: getattr(self, field.name) for field in fields(self)}
         saved["environment"] = None if self.environment is None else self.environment.to_json()
+        # The name is the reader's to give.
+        reference = self.reference
+        saved["reference"] = None if reference is None else {"random": reference.random, "expert": reference.expert}
         return saved
 
     @classmethod
@@ -87,6 +93,7 @@ class AgentCard:
             InvalidInput: one does not fit.
         """
         given = {field.name: saved[field.name] for field in fields(cls)}
+        given["reference"] = recorded_reference(given["reference"] or {})
         given |= {name: tuple(given[name]) for name in ("target_returns", "data_returns")}
         if given["environment"] is not None:
             given["environment"] = EnvironmentSpec.from_json(given["environment"])

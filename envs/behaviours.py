@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -9,21 +10,22 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
+import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
 from aaren_rl.data.trajectories import Floats
 from aaren_rl.errors import DataError, unknown_name
 
-Seen: TypeAlias = Sequence[npt.NDArray[Any]]
-"""All observations of an episode so far, each of the observation shape."""
+Seen: TypeAlias = Sequence[Any]
+"""All observations of an episode so far, as the environment gives them."""
 
 
 class Behaviour(Protocol):
     """Chooses an action in each of several episodes."""
 
-    def __call__(self, episodes: Sequence[Seen], rng: np.random.Generator) -> Floats:
-        """Actions (episodes, *action shape) from the observations of each episode since its start."""
+    def __call__(self, episodes: Sequence[Seen], rng: np.random.Generator) -> Sequence[Any] | Floats:
+        """An action for each episode, as the environment takes it, from the observations since the episode's start."""
         ...
 
 
@@ -56,6 +58,24 @@ class RandomBehaviour:
     def __call__(self, episodes: Sequence[Seen], rng: np.random.Generator) -> Floats:
         """See `Behaviour`."""
         return rng.uniform(self.low, self.high, (len(episodes), *self.low.shape)).astype(np.float32)
+
+
+class SampledBehaviour:
+    """Random actions of any space.
+
+    Args:
+        space: of the actions.
+    """
+
+    def __init__(self, space: gym.Space[Any]) -> None:
+        self.space = space
+
+    def __call__(self, episodes: Sequence[Seen], rng: np.random.Generator) -> list[Any]:
+        """See `Behaviour`."""
+        # A copy, since several threads roll one behaviour out.
+        space = copy.deepcopy(self.space)
+        space.seed(int(rng.integers(2**31)))
+        return [space.sample() for _ in episodes]
 
 
 class ActorBehaviour:

@@ -1,243 +1,229 @@
-"""Rolls behaviours out into Minari datasets."""
+"""Makes Minari datasets from roll-outs of behaviours and experts."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-import os
-import shutil
-import threading
 import zlib
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import gymnasium as gym
 import numpy as np
-import numpy.typing as npt
 from minari.dataset.minari_storage import MinariStorage
 from tqdm import tqdm
 
 from aaren_rl import __version__
 from aaren_rl.data.environment_spec import EnvironmentSpec
-from aaren_rl.data.trajectories import Episode
-from aaren_rl.envs import baselines, minari_writer
-from aaren_rl.envs.behaviours import Behaviour
-from aaren_rl.envs.catalogue import Entry
-from aaren_rl.envs.environments import Description, describe, make
+from aaren_rl.envs import baselines, experts, minari_writer
+from aaren_rl.envs.catalogue import OWN_EXPERT, Entry
+from aaren_rl.envs.environments import Description, describe
+from aaren_rl.envs.players import ExpertPlayer, Player
 from aaren_rl.envs.readers import minari
+from aaren_rl.envs.recording_roll_out import Amount, RecordedEpisode, roll_out
 from aaren_rl.envs.turns import one_at_a_time
 from aaren_rl.errors import DataError, InvalidInput
-from aaren_rl.folders import whole_folder
+from aaren_rl.folders import clean_up, whole_folder
 
 STEPS = 200_000
-"""Default number of steps of a bundled dataset."""
+"""Default number of steps of a dataset of bundled behaviours."""
 
-_JOB_STEPS = 50_000
-_JOB_SLOTS = 8
+EPISODES = 400
+"""Default number of episodes of a dataset of an expert, whose episodes are good ones."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What makes a dataset.
+
+    Attributes:
+        id: Minari id of the dataset.
+        environment: where it is collected.
+        players: who acts, each in an equal share of the data.
+        amount: how much is collected where nothing else is asked for.
+        made_by: the players in words.
+        stream: name from which, with the seed, all randomness follows.
+    """
+
+    id: str
+    environment: EnvironmentSpec
+    players: Sequence[Player]
+    amount: Amount
+    made_by: str
+    stream: str
+
+
+def recipe_of(entry: Entry) -> Recipe:
+    """The recipe of an entry of the catalogue.
+
+    Raises:
+        InvalidInput: no behaviour is bundled for it.
+    """
+    players, amount = baselines.players_of(entry), Amount(STEPS, "steps")
+    if entry.expert not in (None, OWN_EXPERT):
+        amount = Amount(entry.episodes or EPISODES, "episodes")
+    made_by = _made_by(entry, players)
+    return Recipe(entry.bundled_id, entry.environments["bundled"], players, amount, made_by, entry.name)
+
+
+def recipe_for(
+    expert: str, environment: EnvironmentSpec, arguments: Mapping[str, Any], dataset_id: str | None = None
+) -> Recipe:
+    """The recipe of an expert in an environment that need not be in the catalogue.
+
+    Args:
+        expert: name of the expert.
+        environment: any that it plays.
+        arguments: of the expert.
+        dataset_id: Minari id of the dataset; None for one that follows from environment and expert.
+
+    Raises:
+        InvalidInput: there is no such expert.
+    """
+    player = ExpertPlayer(experts.find(expert), arguments)
+    dataset_id = dataset_id or f"aaren/{environment.registered_id}/{expert}-v0"
+    stream = f"{environment} {player}"
+    amount = Amount(EPISODES, "episodes")
+    return Recipe(dataset_id, environment, [player], amount, f"{player} in {environment}", stream)
 
 
 def collect(
-    entry: Entry,
-    steps: int = STEPS,
+    made_from: Entry | Recipe,
+    steps: int | None = None,
     seed: int = 0,
     overwrite: bool = False,
     progress: bool = True,
     say: Callable[[str], object] = print,
+    episodes: int | None = None,
 ) -> Path:
-    """Makes an entry's dataset from its bundled behaviours, under the local Minari root.
+    """Makes a dataset from behaviours or experts, under the local Minari root.
 
     The folder takes its name only once it is whole; an interrupted run leaves nothing. Of several processes that make
     the same dataset at once, one does, and the others wait for it and take what it made.
 
     Args:
-        entry: entry of the catalogue.
-        steps: least number of steps, in whole episodes.
-        seed: the same seed gives the same data.
+        made_from: entry of the catalogue, or a recipe.
+        steps: least number of steps, in whole episodes; None, with no episodes either, for the recipe's amount.
+        seed: the same seed gives the same data, where the environment draws from generators that can be seeded.
         overwrite: replace a dataset of this name.
         progress: show a progress bar.
-        say: called with a line where another process makes the dataset, or has made it.
+        say: called with a line on what was made, or where another process makes the dataset or has made it.
+        episodes: number of episodes, in place of steps.
 
     Returns:
         The folder of the dataset.
 
     Raises:
-        InvalidInput: no behaviour is bundled for the entry, or steps is below 1.
+        InvalidInput: no behaviour is bundled for the entry, an expert does not play the environment, or steps or
+            episodes are below 1.
         DataError: another dataset exists already and may not be overwritten, or it cannot be written.
     """
-    policies = baselines.behaviour_policies(entry)
-    if steps < 1:
-        raise InvalidInput(f"{steps} steps; expected at least 1")
-    folder = minari.local_folder(entry.bundled_id)
+    recipe = made_from if isinstance(made_from, Recipe) else recipe_of(made_from)
+    amount = recipe.amount if steps is None else Amount(steps, "steps")
+    if episodes is not None:
+        amount = Amount(episodes, "episodes")
+    folder = minari.local_folder(recipe.id)
     with one_at_a_time(folder, say):
-        _clean_up(folder)
+        clean_up(folder.parent)
         if folder.exists() and not overwrite:
-            if not _holds(folder, _description(entry, seed), steps):
-                raise DataError(f"{entry.bundled_id} exists already at {folder}; pass --overwrite to make it anew")
-            say(f"data: {entry.bundled_id} has been made already, with these steps and this seed; it stands")
+            if not _holds(folder, _description(recipe, seed), amount):
+                raise DataError(f"{recipe.id} exists already at {folder}; pass --overwrite to make it anew")
+            say(f"data: {recipe.id} has been made already, with these {amount.unit} and this seed; it stands")
             return folder
-        spec = entry.environments["bundled"]
-        described = describe(spec)
-        minari_writer.require_space(folder.parent, _least_size(described, steps))
-        with tqdm(
-            total=steps, unit="step", unit_scale=True, desc=entry.bundled_id, mininterval=1.0, disable=not progress
-        ) as bar:
-            episodes = roll_out(spec, policies, steps, (zlib.crc32(entry.name.encode()), seed), bar.update)
+        described = _described(recipe.environment)
+        if amount.unit == "steps":
+            minari_writer.require_space(folder.parent, _least_size(described, amount.number))
+        made = _roll_out(recipe, amount, seed, progress)
         with whole_folder(folder, DataError, replace=overwrite) as partial:
             minari_writer.write_dataset(
-                partial, entry.bundled_id, described, episodes, _made_by(entry), _description(entry, seed)
+                partial,
+                recipe.id,
+                described,
+                made,
+                recipe.made_by,
+                _description(recipe, seed),
+                [episode.infos for episode in made],
             )
-            minari_writer.describe_namespaces(entry.bundled_id, "Roll-outs of the behaviours bundled with aaren-rl.")
+            minari_writer.describe_namespaces(recipe.id, "Roll-outs of the behaviours bundled with aaren-rl.")
+    say(f"data: {recipe.id}: {summary(made)}")
     return folder
 
 
-def _clean_up(folder: Path) -> None:
-    """Takes away what killed processes left of a folder, whose lock is held; one that was set aside comes back."""
-    for partial in folder.parent.glob(f".{folder.name}.partial-*"):
-        shutil.rmtree(partial, ignore_errors=True)
-    for old in folder.parent.glob(f".{folder.name}.old-*"):
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(old, folder)
+def _described(spec: EnvironmentSpec) -> Description:
+    """What an environment says of itself, with a record that a file can hold.
+
+    Raises:
+        InvalidInput: it cannot be made, or has arguments that JSON does not hold.
+    """
+    described = describe(spec)
+    recorded = described.recorded
+    if recorded is None:
+        return described
+    if callable(recorded.entry_point):
+        # Packages register functions too; readers take no more than the package from the name.
+        entry = recorded.entry_point
+        name = f"{entry.__module__}:{getattr(entry, '__qualname__', type(entry).__qualname__)}"
+        recorded = dataclasses.replace(recorded, entry_point=name)
+    if recorded.additional_wrappers:
+        # Those that the id itself brings would be put on twice.
+        own = describe(dataclasses.replace(spec, wrappers=())).recorded
+        count = 0 if own is None else len(own.additional_wrappers)
+        recorded = dataclasses.replace(recorded, additional_wrappers=recorded.additional_wrappers[count:])
+    try:
+        recorded.to_json()
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(
+            f"{spec.id} cannot be recorded: {error}; give it arguments that JSON holds: numbers, texts, lists"
+        ) from error
+    return dataclasses.replace(described, recorded=recorded)
 
 
-def _holds(folder: Path, description: str, steps: int) -> bool:
-    """True if a dataset's metadata say that it was made as described, with enough steps."""
+def _roll_out(recipe: Recipe, amount: Amount, seed: int, progress: bool) -> list[RecordedEpisode]:
+    stream = (zlib.crc32(recipe.stream.encode()), seed)
+    with tqdm(
+        total=amount.number,
+        unit=amount.unit[:-1],
+        unit_scale=True,
+        desc=recipe.id,
+        mininterval=1.0,
+        disable=not progress,
+    ) as bar:
+        return roll_out(recipe.environment, recipe.players, amount, stream, bar.update)
+
+
+def summary(episodes: Sequence[RecordedEpisode]) -> str:
+    """Returns and successes of episodes in a line: mean and standard deviation over the episodes."""
+    returns = np.array([episode.rewards.sum(dtype=np.float64) for episode in episodes])
+    steps = sum(len(episode.rewards) for episode in episodes)
+    success = [bool(np.any(episode.infos["success"])) for episode in episodes if "success" in episode.infos]
+    line = f"{len(episodes)} episodes, {steps} steps, returns {returns.mean():.4g} +- {returns.std():.4g}"
+    return f"{line}, success {np.mean(success):.3f}" if success else line
+
+
+def _holds(folder: Path, description: str, amount: Amount) -> bool:
+    """True if a dataset's metadata say that it was made as described, with enough steps or episodes."""
     try:
         metadata = MinariStorage.read_raw_metadata(folder / "data")
     except (OSError, ValueError):
         return False
     if not isinstance(metadata, dict):
         return False
-    found = metadata.get("total_steps")
-    return metadata.get("description") == description and isinstance(found, int) and found >= steps
+    found = metadata.get(f"total_{amount.unit}")
+    return metadata.get("description") == description and isinstance(found, int) and found >= amount.number
 
 
 def _least_size(described: Description, steps: int) -> int:
-    numbers = math.prod(described.observation_space.shape) + math.prod(described.action_space.shape)
-    return steps * 4 * numbers
+    numbers = described.observation_space.size + described.action_space.size
+    pixels = sum(math.prod(image.shape) for image in described.observation_space.images().values())
+    return steps * (4 * numbers + pixels)
 
 
-def roll_out(
-    spec: EnvironmentSpec,
-    policies: list[Behaviour],
-    steps: int,
-    seed: tuple[int, ...],
-    progress: Callable[[int], object] = lambda steps: None,
-) -> list[Episode]:
-    """Whole episodes of several policies, in equal shares of the steps.
-
-    Every machine cuts the work into the same jobs, so the episodes depend on the seed alone.
-
-    Args:
-        spec: the environment.
-        policies: the behaviours that act.
-        steps: least number of steps in all.
-        seed: seed of the environments and of the policies' noise.
-        progress: called with numbers of steps done.
-
-    Returns:
-        Episodes in the order of the policies.
-    """
-    share = -(-steps // len(policies))
-    jobs = [(policy, size) for policy in policies for size in _sizes(share)]
-    stop = threading.Event()
-
-    def run(number: int) -> list[Episode]:
-        policy, size = jobs[number]
-        return _run_job(spec, policy, size, np.random.SeedSequence([*seed, number]), progress, stop)
-
-    # MuJoCo releases the interpreter lock while it computes, so threads run in parallel.
-    with ThreadPoolExecutor(min(len(jobs), os.cpu_count() or 1)) as pool:
-        try:
-            return [episode for episodes in pool.map(run, range(len(jobs))) for episode in episodes]
-        except BaseException:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
+def _made_by(entry: Entry, players: Sequence[Player]) -> str:
+    if isinstance(players[0], ExpertPlayer):
+        return str(players[0])
+    return f"SAC after {', '.join(map(str, entry.behaviours))} steps" if entry.behaviours else "uniform random actions"
 
 
-def _sizes(share: int) -> list[int]:
-    count = -(-share // _JOB_STEPS)
-    return [share // count + (number < share % count) for number in range(count)]
-
-
-def _run_job(
-    spec: EnvironmentSpec,
-    policy: Behaviour,
-    steps: int,
-    seed: np.random.SeedSequence,
-    progress: Callable[[int], object],
-    stop: threading.Event,
-) -> list[Episode]:
-    """Episodes 0, 1, 2, ... of a stream, as few as hold the steps.
-
-    A free slot takes the next number. The first episodes by number are kept, not the first to end, which would favour
-    short ones.
-    """
-    rng = np.random.default_rng(seed)
-    slots = [_Slot(make(spec)) for _ in range(int(np.clip(steps // 4_000, 1, _JOB_SLOTS)))]
-    done: dict[int, Episode] = {}
-    whole = counted = started = 0
-    try:
-        for slot in slots:
-            slot.start(started, int(rng.integers(2**31)))
-            started += 1
-        while not stop.is_set():
-            actions = policy([slot.observations for slot in slots], rng)
-            for slot, action in zip(slots, actions, strict=True):
-                if not slot.step(action):
-                    continue
-                done[slot.number] = slot.episode()
-                slot.start(started, int(rng.integers(2**31)))
-                started += 1
-                while whole in done:
-                    length = len(done[whole].rewards)
-                    progress(min(length, max(0, steps - counted)))
-                    counted += length
-                    whole += 1
-                    if counted >= steps:
-                        return [done[number] for number in range(whole)]
-        return []
-    finally:
-        for slot in slots:
-            slot.env.close()
-
-
-class _Slot:
-    """An environment with its current episode."""
-
-    def __init__(self, env: gym.Env[np.ndarray, np.ndarray]) -> None:
-        self.env = env
-
-    def start(self, number: int, seed: int) -> None:
-        self.number = number
-        self.observations = [self.env.reset(seed=seed)[0]]
-        self.actions: list[npt.NDArray[np.float32]] = []
-        self.rewards: list[float] = []
-
-    def step(self, action: npt.NDArray[np.float32]) -> bool:
-        observation, reward, self.terminated, self.truncated, _ = self.env.step(action)
-        self.observations.append(observation)
-        self.actions.append(action)
-        self.rewards.append(float(reward))
-        return self.terminated or self.truncated
-
-    def episode(self) -> Episode:
-        return Episode(
-            np.asarray(self.observations, dtype=np.float32),
-            np.asarray(self.actions),
-            np.asarray(self.rewards),
-            bool(self.terminated),
-            bool(self.truncated),
-        )
-
-
-def _made_by(entry: Entry) -> str:
-    if entry.behaviours:
-        return f"SAC after {', '.join(map(str, entry.behaviours))} steps"
-    return "scripted expert" if entry.scripted else "uniform random actions"
-
-
-def _description(entry: Entry, seed: int) -> str:
-    return f"Roll-out of the behaviours bundled with aaren-rl {__version__}: {_made_by(entry)}; seed {seed}."
+def _description(recipe: Recipe, seed: int) -> str:
+    return f"Roll-out of the behaviours bundled with aaren-rl {__version__}: {recipe.made_by}; seed {seed}."

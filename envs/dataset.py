@@ -11,15 +11,17 @@ import numpy as np
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.hindsight import Relabelling, with_goal_scaling
 from aaren_rl.data.oddities import describe_oddities
+from aaren_rl.data.reference import Reference
 from aaren_rl.data.spaces import Space
 from aaren_rl.data.trajectories import Floats, Trajectories
 from aaren_rl.envs import catalogue
-from aaren_rl.envs.catalogue import Entry, Reference
+from aaren_rl.envs.catalogue import Entry
 from aaren_rl.envs.environment_choice import EnvironmentChoice
 from aaren_rl.envs.environments import is_special
 from aaren_rl.envs.fitting import Fitted, fit_to_data, fit_to_environment
 from aaren_rl.envs.goals import Goals, Relabelled, has_goals, relabelled, with_goals
 from aaren_rl.envs.readers.recording import Recording
+from aaren_rl.envs.references import find_reference
 from aaren_rl.errors import InvalidInput
 from aaren_rl.model.scaling import Scaling, largest
 
@@ -46,7 +48,9 @@ class Dataset:
         collected_in: the environment that the data are from, where they say so and another one is acted in.
         observation_space: of the model's observations.
         action_space: that actions are scaled by, inside the environment's.
-        reference: returns for normalised scores; None where the catalogue has none.
+        reference: returns for normalised scores; None for none.
+        reference_reason: one sentence: why that one, or why none.
+        own_reference: returns for normalised scores that the data record of `environment`; None for none.
         target_returns: returns to ask an agent for.
         return_scale: number that a model divides returns-to-go by: the user's, the catalogue's, or the data's largest
             return.
@@ -67,6 +71,8 @@ class Dataset:
     return_scale: float
     relabelling: Relabelling | None
     returns: Floats
+    reference_reason: str = ""
+    own_reference: Reference | None = None
 
     def scaling(self) -> Scaling:
         """The scaling that fits the data, and the goals that segments get."""
@@ -115,6 +121,7 @@ class Arrays:
     trajectories: Trajectories
     collected_in: None = None
     evaluated_in: None = None
+    reference: None = None
 
 
 def of_trajectories(
@@ -212,6 +219,7 @@ def _described(
     # The catalogue's returns count what the environment pays at a goal that is held; those of drawn goals end there.
     entry = None if environment is None else catalogue.by_environment(environment)
     counted = entry if again is None else None
+    found = find_reference(environment, read.reference, read.evaluated_in or read.collected_in)
     return Dataset(
         name=name,
         source=source,
@@ -221,11 +229,13 @@ def _described(
         collected_in=read.collected_in if read.collected_in != environment else None,
         observation_space=fitted.observation_space,
         action_space=fitted.action_space,
-        reference=entry.reference if entry else None,
-        target_returns=counted.target_returns if counted else _targets(trajectories, returns, say),
+        reference=found.reference,
+        target_returns=(counted and counted.target_returns) or _targets(trajectories, returns, say),
         return_scale=_scale(returns, counted) if return_scale is None else return_scale,
         relabelling=None if again is None else again.relabelling,
         returns=returns,
+        reference_reason=found.reason,
+        own_reference=found.reference if found.reference is read.reference else None,
     )
 
 
@@ -280,7 +290,7 @@ def _kept(trajectories: Trajectories, reading: Reading, say: Say) -> Trajectorie
 
 def _scale(returns: Floats, entry: Entry | None) -> float:
     """Return scale where the user gives none: the catalogue's, or the largest return."""
-    return entry.return_scale if entry else largest(returns)
+    return (entry and entry.return_scale) or largest(returns)
 
 
 def _targets(trajectories: Trajectories, returns: Floats, say: Say) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""Downloads datasets: D4RL's files from their host, Minari's datasets from its hub."""
+"""Downloads datasets: D4RL's and OGBench's files from their host, Minari's datasets from its hub."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from aaren_rl.envs.partial import Partial, Say, open_url
 from aaren_rl.envs.readers import minari_metadata
 from aaren_rl.envs.readers.hdf5 import checked
 from aaren_rl.envs.readers.minari import is_local, local_folder
+from aaren_rl.envs.readers.zipped_arrays import open_npz
 from aaren_rl.envs.turns import one_at_a_time
 from aaren_rl.errors import DataError
 from aaren_rl.folders import replace_file
 
-D4RL_HOST = "https://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2"
+D4RL_HOST = "https://rail.eecs.berkeley.edu/datasets/offline_rl"
+OGBENCH_HOST = "https://rail.eecs.berkeley.edu/datasets/ogbench"
 MINARI_HOST = "https://huggingface.co"
 PATIENCE = 2.4
 """Seconds within which a host must answer. At most two hosts are tried, so a missing network costs under five."""
@@ -41,7 +43,12 @@ def d4rl_folder() -> Path:
     return Path(os.environ.get("D4RL_DATASET_DIR") or Path.home() / ".d4rl" / "datasets")
 
 
-def fetch_d4rl(name: str, host: str = D4RL_HOST, say: Say = print) -> Path:
+def ogbench_folder() -> Path:
+    """The folder of OGBench's files: OGBENCH_DATASET_DIR, or ~/.ogbench/data, as in OGBench itself."""
+    return Path(os.environ.get("OGBENCH_DATASET_DIR") or Path.home() / ".ogbench" / "data")
+
+
+def fetch_d4rl(path: str, host: str = D4RL_HOST, say: Say = print) -> Path:
     """Downloads a D4RL HDF5 file, or the rest of it, and puts it in place once it is whole.
 
     What the host calls the version of the file (its ETag, or else its date) is kept beside the part that has come. A
@@ -49,7 +56,7 @@ def fetch_d4rl(name: str, host: str = D4RL_HOST, say: Say = print) -> Path:
     in `NAME.sha256`, as `sha256sum --check` reads it.
 
     Args:
-        name: name of the file, as "hopper_medium-v2.hdf5".
+        path: of the file on the host, as "gym_mujoco_v2/hopper_medium-v2.hdf5".
         host: address of the folder that holds it.
         say: called with lines on what came, and on a file that differs from an earlier one of its name.
 
@@ -61,14 +68,41 @@ def fetch_d4rl(name: str, host: str = D4RL_HOST, say: Say = print) -> Path:
         DataError: the download broke off (the next try goes on from there), does not fit on the disk, or is not an
             HDF5 file that may be read.
     """
-    folder = d4rl_folder()
-    target = folder / name
-    url = f"{host}/{name}"
+    target = d4rl_folder() / path.rpartition("/")[2]
+    return _fetch_file(f"{host}/{path}", target, "D4RL_DATASET_DIR", checked, say)
+
+
+def fetch_ogbench(name: str, host: str = OGBENCH_HOST, say: Say = print) -> Path:
+    """Downloads an OGBench npz file, or the rest of it; otherwise as `fetch_d4rl`.
+
+    Args:
+        name: of the file, as "cube-single-play-v0.npz".
+        host: address of the folder that holds it.
+        say: as for `fetch_d4rl`.
+
+    Returns:
+        The file in `ogbench_folder()`.
+
+    Raises:
+        Unreachable: the host does not answer.
+        DataError: as `fetch_d4rl`; or it is no npz file that may be read.
+    """
+    return _fetch_file(f"{host}/{name}", ogbench_folder() / name, "OGBENCH_DATASET_DIR", _check_npz, say)
+
+
+def _check_npz(path: Path) -> None:
+    with open_npz(path):
+        pass
+
+
+def _fetch_file(url: str, target: Path, variable: str, check: Callable[[Path], object], say: Say) -> Path:
+    """Downloads a file, or the rest of it, and puts it in place once it is whole and checked."""
+    folder, name = target.parent, target.name
     _check_reachable(url)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{folder} cannot be made: {error}; set D4RL_DATASET_DIR to another folder") from error
+        raise DataError(f"{folder} cannot be made: {error}; set {variable} to another folder") from error
     before = _time_of(target)
     with one_at_a_time(target, say):
         if _time_of(target) != before:
@@ -77,7 +111,7 @@ def fetch_d4rl(name: str, host: str = D4RL_HOST, say: Say = print) -> Path:
         partial = Partial(folder / f".{name}.partial", url)
         partial.complete(say)
         try:
-            checked(partial.path)
+            check(partial.path)
         except DataError as error:
             partial.delete()
             raise DataError(f"{url} is damaged or not what it should be: {error}; nothing was kept") from error

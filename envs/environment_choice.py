@@ -107,15 +107,19 @@ class EnvironmentChoice:
         return dataclasses.replace(spec, kwargs=spec.kwargs | self.kwargs, max_episode_steps=limit)
 
 
-def parse_argument(text: str) -> tuple[str, Any]:
+def parse_argument(text: str, option: str = "--env-kwargs") -> tuple[str, Any]:
     """Name and value of an argument written NAME=VALUE, with a value in JSON, or else a string.
+
+    Args:
+        text: the argument.
+        option: that it was given with, for messages.
 
     Raises:
         InvalidInput: it is written otherwise.
     """
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
-        raise InvalidInput(f"--env-kwargs {text}; expected NAME=VALUE, as --env-kwargs use_contact_forces=true")
+        raise InvalidInput(f"{option} {text}; expected NAME=VALUE, as {option} size=8 or {option} random=true")
     try:
         return name, json.loads(value)
     except ValueError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 import os
 import sys
 import threading
@@ -19,16 +18,12 @@ from gymnasium.envs.registration import EnvSpec
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.spaces import Space, TextSpace, space_of
+from aaren_rl.envs import packages
 from aaren_rl.envs.memory import MEMORY_CHAIN, T_MAZE
 from aaren_rl.envs.repeat_previous import REPEAT_PREVIOUS
 from aaren_rl.envs.vector import RestingVectorEnv
 from aaren_rl.envs.wrappers import clipped_action_space, wrap
 from aaren_rl.errors import AarenError, InvalidInput, unknown_name
-
-KNOWN_PACKAGES = frozenset(
-    {"ale_py", "bsuite", "gymnasium_robotics", "highway_env", "metaworld", "minigrid", "ogbench", "popgym"}
-)
-"""Packages that are imported where data or an agent name one; any other must be named by the user."""
 
 _making = threading.Lock()
 
@@ -77,17 +72,17 @@ def environment_of(card: AgentCard) -> EnvironmentSpec:
     return card.environment
 
 
-def import_packages(packages: Iterable[str]) -> None:
+def import_packages(names: Iterable[str]) -> None:
     """Imports packages that register environments. To be called with names that the user gave, never with data's.
 
     Raises:
         InvalidInput: one cannot be imported.
     """
-    for package in packages:
+    for package in names:
         try:
             importlib.import_module(package)
         except Exception as error:
-            hint = "" if _is_installed(package) else "; install it, or put its folder on PYTHONPATH"
+            hint = "" if packages.is_installed(package) else "; install it, or put its folder on PYTHONPATH"
             raise InvalidInput(f"the package {package} cannot be imported: {error!r}{hint}") from error
 
 
@@ -178,7 +173,7 @@ def describe(spec: EnvironmentSpec) -> Description:
 
 def _make(spec: EnvironmentSpec, **more: Any) -> gym.Env[Any, Any]:
     _silence_mujoco()
-    _register(spec)
+    register(spec)
     own = {} if spec.max_episode_steps is None else {"max_episode_steps": spec.max_episode_steps}
     try:
         # Warning filters belong to the process, and several threads make environments.
@@ -187,7 +182,7 @@ def _make(spec: EnvironmentSpec, **more: Any) -> gym.Env[Any, Any]:
             warnings.filterwarnings("ignore", message=".*is out of date.*")
             env = gym.make(spec.registered_id, disable_env_checker=True, **{**spec.kwargs, **own, **more})
     except Exception as error:  # An environment's constructor is anyone's code.
-        raise InvalidInput(f"environment {spec} cannot be made: {error!r}") from error
+        raise InvalidInput(f"environment {spec} cannot be made: {error!r}{packages.advice(spec)}") from error
     try:
         return wrap(env, spec)
     except InvalidInput:
@@ -195,8 +190,8 @@ def _make(spec: EnvironmentSpec, **more: Any) -> gym.Env[Any, Any]:
         raise
 
 
-def _register(spec: EnvironmentSpec) -> None:
-    """Makes sure that an id is registered, and imports its package if that is known or imported already.
+def register(spec: EnvironmentSpec) -> None:
+    """Makes sure that an id is registered, and imports its package if that is known.
 
     Raises:
         InvalidInput: the id is not registered; the message says what to install or to import.
@@ -204,10 +199,12 @@ def _register(spec: EnvironmentSpec) -> None:
     package = spec.package
     if _is_meant(spec):
         return
-    if package in KNOWN_PACKAGES:
-        import_packages([package])
+    known = packages.needed(spec.registered_id, None if package in OWN_PACKAGES else package)
+    if known is not None:
+        packages.import_package(known, spec.registered_id)
+        package = package or known.module
     elif package is not None and package not in sys.modules:
-        missing = "" if _is_installed(package) else ", which is not installed here,"
+        missing = "" if packages.is_installed(package) else ", which is not installed here,"
         raise InvalidInput(
             f"environment {spec.registered_id} is of the package {package}{missing} and not registered; packages are "
             f"imported only where you name them: pass --import {package} (in Python: import {package} first)"
@@ -221,6 +218,8 @@ def _register(spec: EnvironmentSpec) -> None:
     if spec.registered_id not in gym.registry:
         by = f", not even by {package}" if package else "; one of yours is known once its package is imported, with "
         by += "" if package else "--import PACKAGE or as package:Id"
+        # An extra of its own may be missing.
+        by += f"; {known.how}" if known is not None and "[" in known.install[0] else ""
         raise InvalidInput(f"{unknown_name('environment', spec.registered_id, gym.registry)}{by}")
 
 
@@ -230,13 +229,6 @@ def _is_meant(spec: EnvironmentSpec) -> bool:
     # A package may register classes of its others.
     foreign = spec.package is not None and spec.package not in OWN_PACKAGES
     return registered is not None and not (foreign and registered in OWN_PACKAGES)
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        return importlib.util.find_spec(package) is not None
-    except (ImportError, ValueError):
-        return False
 
 
 def make_vector(spec: EnvironmentSpec, num_envs: int, processes: int = 1) -> RestingVectorEnv:

@@ -15,8 +15,8 @@ import numpy as np
 
 from aaren_rl.actor import Actor
 from aaren_rl.data.environment_spec import EnvironmentSpec
+from aaren_rl.data.reference import Reference
 from aaren_rl.envs import success
-from aaren_rl.envs.catalogue import Reference
 from aaren_rl.envs.environments import limit_of, make_vector
 from aaren_rl.envs.episodes import Episodes
 from aaren_rl.envs.rollout import roll_out
@@ -47,6 +47,7 @@ class Protocol:
             played.
         processes: processes that the environments are spread over; 1 for this process alone, more for as many worker
             processes, never more than there are instances. Episodes are the same either way.
+        reference_reason: one sentence: why that reference, or why none; None where nobody asked.
 
     Raises:
         InvalidInput: the number of episodes, of instances or of processes is below 1.
@@ -59,6 +60,7 @@ class Protocol:
     reference: Reference | None
     instances: int = INSTANCES
     processes: int = 1
+    reference_reason: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("episodes", "instances", "processes"):
@@ -83,6 +85,7 @@ class Protocol:
             "max_episode_steps": limit_of(self.environment),
             "wrappers": list(map(str, self.environment.wrappers)),
             "reference": self.reference.name if self.reference else None,
+            "reference_reason": self.reference_reason,
         }
 
 

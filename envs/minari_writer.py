@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import gymnasium as gym
 import h5py
@@ -26,9 +26,18 @@ from aaren_rl.envs.readers.minari import local_folder
 from aaren_rl.errors import DataError
 from aaren_rl.folders import replace_file, write_file
 
+Infos: TypeAlias = Mapping[str, npt.NDArray[Any]]
+"""What infos say of an episode, by name, (T + 1, ...): after the reset and after each step."""
+
 
 def write_dataset(
-    folder: Path, dataset_id: str, environment: Description, episodes: list[Episode], algorithm: str, description: str
+    folder: Path,
+    dataset_id: str,
+    environment: Description,
+    episodes: Sequence[Episode],
+    algorithm: str,
+    description: str,
+    infos: Sequence[Infos] = (),
 ) -> None:
     """Writes roll-outs in an environment in Minari's HDF5 format.
 
@@ -39,6 +48,7 @@ def write_dataset(
         episodes: with the observation after the last action.
         algorithm: what acted.
         description: of the dataset.
+        infos: of each episode, as `write_episodes`.
 
     Raises:
         DataError: the disk has too little space.
@@ -48,7 +58,7 @@ def write_dataset(
     # Readers take vectors in single precision, so they are stored in it.
     observation_space = gym.spaces.Box(*bounds_of(space)) if isinstance(space, Box) else gymnasium_space(space)
     spaces = observation_space, gymnasium_space(environment.action_space)
-    write_episodes(folder, dataset_id, *spaces, episodes, algorithm, description, environment.recorded)
+    write_episodes(folder, dataset_id, *spaces, episodes, algorithm, description, environment.recorded, infos=infos)
 
 
 def write_episodes(
@@ -56,11 +66,12 @@ def write_episodes(
     dataset_id: str,
     observation_space: gym.Space[Any],
     action_space: gym.Space[Any],
-    episodes: list[Episode],
+    episodes: Sequence[Episode],
     algorithm: str,
     description: str,
     environment: EnvSpec | None = None,
     advance: Callable[[int], object] = lambda episodes: None,
+    infos: Sequence[Infos] = (),
 ) -> None:
     """Writes episodes of any space in Minari's HDF5 format, values as they are.
 
@@ -77,6 +88,7 @@ def write_episodes(
         description: of the dataset.
         environment: Gymnasium's record of the environment; None to record none.
         advance: called with a number of episodes done.
+        infos: of each episode; empty for none.
 
     Raises:
         DataError: an episode lacks the observation after its last action, or disk or memory have too little space.
@@ -89,7 +101,7 @@ def write_episodes(
             "3.11) or newer"
         )
     storage = MinariStorage.new(folder / "data", observation_space, action_space, environment, **lossless)
-    image = _hdf5_image(episodes, (observation_space, action_space), advance)
+    image = _hdf5_image(episodes, (observation_space, action_space), advance, infos or [{}] * len(episodes))
     require_space(folder, len(image))
     write_file(folder / "data" / "main_data.hdf5", image)
     storage.update_metadata(
@@ -139,11 +151,14 @@ def require_space(folder: Path, needed: int) -> None:
 
 
 def _hdf5_image(
-    episodes: list[Episode], spaces: tuple[gym.Space[Any], gym.Space[Any]], advance: Callable[[int], object]
+    episodes: Sequence[Episode],
+    spaces: tuple[gym.Space[Any], gym.Space[Any]],
+    advance: Callable[[int], object],
+    infos: Sequence[Infos],
 ) -> bytes:
     """The file of Minari's HDF5 format, made in memory: HDF5 crashes where a disk is full."""
     with h5py.File("main_data.hdf5", "w", driver="core", backing_store=False, track_order=True) as file:
-        for number, episode in enumerate(episodes):
+        for number, (episode, said) in enumerate(zip(episodes, infos, strict=True)):
             length = len(episode.rewards)
             group = file.create_group(f"episode_{number}")
             group.attrs["id"], group.attrs["total_steps"] = number, length
@@ -155,7 +170,9 @@ def _hdf5_image(
                 ("truncations", _last(length, episode.truncated)),
             ):
                 _create(group, name, values)
-            group.create_group("infos")
+            inner = group.create_group("infos")
+            for name, values in said.items():
+                _create(inner, name, values)
             advance(1)
         file.flush()
         image: bytes = file.id.get_file_image()

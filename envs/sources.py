@@ -21,7 +21,7 @@ from aaren_rl.envs.readers.recording import Recording
 from aaren_rl.envs.readers.signatures import READ
 from aaren_rl.errors import DataError, InvalidInput, unknown_name
 
-Source: TypeAlias = Literal["auto", "minari", "d4rl", "bundled"]
+Source: TypeAlias = Literal["auto", "minari", "d4rl", "ogbench", "bundled"]
 
 
 class Place(NamedTuple):
@@ -43,9 +43,9 @@ def load(
 ) -> Dataset:
     """Loads a dataset.
 
-    With source "auto", a name of the catalogue is looked for in this order: the Minari dataset on this machine, the
-    D4RL file on this machine, a download (Minari's hub, then D4RL's host), the bundled behaviours. "minari" and "d4rl"
-    look on this machine, then on the network, and take nothing else.
+    With source "auto", a name of the catalogue is looked for in this order: the Minari dataset, the D4RL file, the
+    OGBench file on this machine, a download (Minari's hub, then the files' host), the bundled behaviours. "minari",
+    "d4rl" and "ogbench" look on this machine, then on the network, and take nothing else.
 
     The environment to act in is, in this order: the user's choice, the one that the data name for evaluation, the one
     that they were collected in, the catalogue's.
@@ -90,14 +90,19 @@ def locate(name: str, source: Source, say: Say) -> Place:
     if name in catalogue.catalogue():
         entry = catalogue.find(name)
         found, path = _find(entry, source, say)
-        # The one of the source comes first.
-        return Place(found, path, (entry.environments[found], *entry.environments.values()))
+        if found == "d4rl" and entry.needs:
+            say(f"data: {entry.needs}")
+        # The one of the source comes first; another source's is none of these data.
+        own = entry.environments.get(found)
+        return Place(found, path, () if own is None else (own, *entry.environments.values()))
     if source != "auto" and (path.exists() or "/" in name):
         raise InvalidInput(f"--source {source} is for names of the catalogue; {name} is a path or a Minari id")
     if path.exists():
         found = cast(FoundSource, format_of(path))
-        known = next((entry for entry in catalogue.catalogue().values() if entry.d4rl_file == path.name), None)
-        return Place(found, path, (known.environments["d4rl"],) if known and found == "d4rl" else ())
+        entries = catalogue.catalogue().values()
+        known = next((entry for entry in entries if path.name in (entry.d4rl_file, entry.ogbench_file)), None)
+        own = known.environments.get(found) if known else None
+        return Place(found, path, () if own is None else (own,))
     if "/" in name and path.suffix not in (".hdf5", ".h5", ".npz"):
         return Place("minari", _find_minari(name, say), ())
     if path.suffix:
@@ -116,10 +121,15 @@ def _find(entry: Entry, source: Source, say: Say) -> tuple[FoundSource, Path]:
         return "minari", minari.local_folder(entry.minari_id)
     if source in ("auto", "d4rl") and entry.d4rl_file and (download.d4rl_folder() / entry.d4rl_file).is_file():
         return "d4rl", download.d4rl_folder() / entry.d4rl_file
+    if source in ("auto", "ogbench") and entry.ogbench_file:
+        file = download.ogbench_folder() / entry.ogbench_file
+        if file.is_file():
+            return "ogbench", file
     failed: list[str] = []
     downloads: list[tuple[FoundSource, str | None, Callable[..., Path]]] = [
         ("minari", entry.minari_id, download.fetch_minari),
-        ("d4rl", entry.d4rl_file, download.fetch_d4rl),
+        ("d4rl", entry.d4rl_path, download.fetch_d4rl),
+        ("ogbench", entry.ogbench_file, download.fetch_ogbench),
     ]
     for host, wanted, fetch in downloads:
         if source in ("auto", host) and wanted:
@@ -129,15 +139,23 @@ def _find(entry: Entry, source: Source, say: Say) -> tuple[FoundSource, Path]:
                 failed.append(str(error))
                 say(f"data: {error}")
     if source in ("auto", "bundled"):
-        if minari.is_local(entry.bundled_id):
+        if entry.bundled and minari.is_local(entry.bundled_id):
             return "bundled", minari.local_folder(entry.bundled_id)
         if entry.bundled:
-            say(f"data: rolling out the bundled behaviours of {entry.name}, once, for {collect.STEPS} steps")
-            return "bundled", collect.collect(entry, say=say)
-        failed.append(f"no behaviour is bundled for {entry.name}")
+            recipe = collect.recipe_of(entry)
+            say(f"data: rolling out the bundled behaviours of {entry.name}, once, for {recipe.amount}")
+            return "bundled", collect.collect(recipe, say=say)
+        failed.append(f"no behaviour is bundled for {entry.name}{_bundled_kin(entry)}")
     if not failed:
         raise InvalidInput(f"{entry.name} does not come from {source}; try --source auto")
     raise DataError(f"no data for {entry.name}: {'; '.join(failed)}")
+
+
+def _bundled_kin(entry: Entry) -> str:
+    """A hint at the name without a version, where behaviours make that; empty where none do."""
+    base, _, version = entry.name.rpartition("-")
+    kin = catalogue.catalogue().get(base) if version.startswith("v") else None
+    return f" (one is for {kin.name}, which is not the same data)" if kin and kin.bundled else ""
 
 
 def _find_minari(dataset_id: str, say: Say) -> Path:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 
 from aaren_rl.data.environment_spec import EnvironmentSpec, Wrapper
+from aaren_rl.envs import packages
 from aaren_rl.envs.goal_observation import GoalObservation
 from aaren_rl.errors import DataError, InvalidInput
 
@@ -95,10 +96,12 @@ def rebuildable(wrappers: Sequence[Recorded], where: str) -> tuple[Wrapper, ...]
         package = entry_point.partition(".")[0]
         if name in WITHOUT_EFFECT and package in ("gymnasium", "minari", "stable_baselines3"):
             continue
-        known = (name in REBUILT and package == "gymnasium") or (name in OWN and package == "aaren_rl")
-        if not known or kwargs is None:
+        if kwargs is None and packages.takes_no_arguments(package, name):
+            kwargs = {}
+        listed = (name in REBUILT and package == "gymnasium") or (name in OWN and package == "aaren_rl")
+        if not (listed or packages.has_wrapper(package, name)) or kwargs is None:
             reason = _REASONS.get(
-                name, "it is none of those of Gymnasium's that are known to follow from their arguments"
+                name, "it is none of those of Gymnasium's or minigrid's that are known to follow from their arguments"
             )
             raise DataError(
                 f"{where} was recorded through the wrapper {name}, which cannot be built again: {reason}; act in an "
@@ -116,12 +119,15 @@ def wrap(env: gym.Env[Any, Any], spec: EnvironmentSpec) -> gym.Env[Any, Any]:
         InvalidInput: a wrapper is unknown, or refuses its arguments or the environment.
     """
     for wrapper in spec.wrappers:
-        if wrapper.name not in REBUILT | OWN.keys():
-            known = ", ".join(sorted(REBUILT | OWN.keys()))
-            raise InvalidInput(f"unknown wrapper {wrapper.name}; expected one of {known}")
+        known = sorted({*REBUILT, *OWN, *packages.wrapper_names()})
+        if wrapper.name not in known:
+            raise InvalidInput(f"unknown wrapper {wrapper.name}; expected one of {', '.join(known)}")
+        class_ = OWN.get(wrapper.name)
+        if class_ is None:
+            of_gymnasium = wrapper.name in REBUILT
+            class_ = getattr(gym.wrappers, wrapper.name) if of_gymnasium else packages.wrapper_class(wrapper.name)
         try:
-            make = OWN.get(wrapper.name) or getattr(gym.wrappers, wrapper.name)
-            env = make(env, **wrapper.kwargs)
+            env = class_(env, **wrapper.kwargs)
         except Exception as error:  # A wrapper checks its arguments in its own ways.
             raise InvalidInput(f"{wrapper} cannot be put around {spec.id}: {error!r}") from error
     return env

@@ -14,11 +14,13 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from aaren_rl.actor import Actor
 from aaren_rl.agents import DecisionAgent, OnnxAgent
 from aaren_rl.agents.agent import Agent
+from aaren_rl.checkpoint import AgentCard
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.envs import baselines, catalogue
 from aaren_rl.envs.environment_choice import EnvironmentChoice
 from aaren_rl.envs.environments import environment_of, is_special, make, make_for_video
 from aaren_rl.envs.evaluation import INSTANCES, Protocol, evaluate, result
+from aaren_rl.envs.references import find_reference
 from aaren_rl.envs.rollout import roll_out
 from aaren_rl.errors import CheckpointError, InvalidInput, unknown_name
 from aaren_rl.experiments import target_sweep
@@ -69,11 +71,12 @@ class Options:
             if number is not None and number < 1:
                 raise InvalidInput(f"--{name} {number}; expected at least 1")
 
-    def protocol(self, environment: EnvironmentSpec, target: float | None) -> Protocol:
-        """How an actor is evaluated in an environment."""
-        reference = catalogue.reference_of(environment)
+    def protocol(self, environment: EnvironmentSpec, target: float | None, card: AgentCard | None = None) -> Protocol:
+        """How an actor is evaluated in an environment; an agent's card has the returns that its data record."""
+        recorded = (card.reference, card.environment) if card else (None, None)
+        found = find_reference(environment, *recorded)
         shape = self.instances, self.processes
-        return Protocol(environment, self.episodes, self.seed, target, reference, *shape)
+        return Protocol(environment, self.episodes, self.seed, target, found.reference, *shape, found.reason)
 
     def acting_in(self, known: EnvironmentSpec | None) -> EnvironmentSpec | None:
         """The environment to act in, on top of the one that is known; imports the packages that the user named.
@@ -194,7 +197,7 @@ def _agent(name: str, options: Options) -> Candidate:
     finally:
         env.close()
     target = card.target_returns[0] if options.target is None else options.target
-    protocol = options.protocol(spec, target)
+    protocol = options.protocol(spec, target, card)
     about = {"checkpoint": folder.name, "source": card.source, "dataset": card.dataset_id, "updates": card.updates}
     about |= how | {"acting": str(agent.acting), "renew": options.renew}
     return Candidate(agent, protocol, about, folder.parent)
@@ -224,8 +227,12 @@ def _baseline(name: str, options: Options) -> Candidate:
     entry = catalogue.find(options.env)
     if name == "behaviour" and (options.env_id is not None or options.env_kwargs):
         raise InvalidInput("a behaviour acts in its own environment; leave out --env-id and --env-kwargs")
-    spec = options.acting_in(entry.environments["bundled"])
-    assert spec is not None, "one is known"
+    known = entry.environments.get("bundled") or next(iter(entry.environments.values()), None)
+    spec = options.acting_in(known)
+    if spec is None:
+        raise InvalidInput(
+            f"the data of {entry.name} name their environment; name it with --env-id, as --env-id Hopper-v5"
+        )
     actor = (
         baselines.random_actor(spec, options.seed)
         if name == "random"

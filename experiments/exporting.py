@@ -10,9 +10,9 @@ from typing import Any
 from aaren_rl import checkpoint
 from aaren_rl.actor import Actor
 from aaren_rl.agents import DecisionAgent, OnnxAgent
-from aaren_rl.envs import catalogue
 from aaren_rl.envs.environments import environment_of
 from aaren_rl.envs.evaluation import Protocol, evaluate, result
+from aaren_rl.envs.references import find_reference
 from aaren_rl.errors import CheckpointError, InvalidInput
 from aaren_rl.experiments.console import progress
 from aaren_rl.folders import replace_file
@@ -73,7 +73,8 @@ def compare(exported: Export, episodes: int) -> dict[str, Any]:
     """
     card = exported.agent.card
     spec = environment_of(card)
-    protocol = Protocol(spec, episodes, 0, card.target_returns[0], catalogue.reference_of(spec))
+    found = find_reference(spec, card.reference, card.environment)
+    protocol = Protocol(spec, episodes, 0, card.target_returns[0], found.reference, reference_reason=found.reason)
 
     def measured(name: str, actor: Actor) -> dict[str, Any]:
         about = {"checkpoint": name, "source": card.source, "dataset": card.dataset_id}

@@ -15,8 +15,8 @@ import torch
 
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.data.environment_spec import EnvironmentSpec
-from aaren_rl.envs import catalogue
-from aaren_rl.envs.catalogue import Reference
+from aaren_rl.data.reference import Reference
+from aaren_rl.envs import references
 from aaren_rl.envs.environments import environment_of, make
 from aaren_rl.envs.evaluation import Protocol, evaluate, success_interval
 from aaren_rl.envs.memory import MEMORY_CHAIN, T_MAZE
@@ -216,8 +216,7 @@ def _protocol(agent: DecisionAgent, length: int, episodes: int, seed: int) -> Pr
 
 def _reference(env_id: str) -> Reference:
     """Returns of a memory task, which its rules determine at every length."""
-    entries = catalogue.catalogue().values()
-    return next(entry.reference for entry in entries if env_id in {spec.id for spec in entry.environments.values()})
+    return next(row.reference for row in references.rows() if row.environment.id == env_id)
 
 
 def _chance(env_id: str) -> float:

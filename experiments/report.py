@@ -147,7 +147,8 @@ def final_protocol(job: Job) -> Protocol | None:
     if dataset.environment is None:
         return None
     rows = config.instances, config.processes
-    return Protocol(dataset.environment, config.episodes, 0, job.target, dataset.reference, *rows)
+    about = dataset.reference, *rows, dataset.reference_reason
+    return Protocol(dataset.environment, config.episodes, 0, job.target, *about)
 
 
 def _evaluated(job: Job, learner: SingleLearner, name: str, folder: Path) -> dict[str, Any]:

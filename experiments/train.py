@@ -222,6 +222,7 @@ def _card(job: Job) -> AgentCard:
         target_returns=(target, *(other for other in dataset.target_returns if other != target)),
         acting=job.config.acting,
         data_returns=tuple(quantiles.round(3).tolist()),
+        reference=dataset.own_reference,
     )
 
 

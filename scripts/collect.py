@@ -1,4 +1,4 @@
-"""Makes bundled datasets: `python scripts/collect.py hopper-medium --steps 1000000`."""
+"""Makes datasets from behaviours and experts: `python scripts/collect.py hopper-medium --steps 1000000`."""
 
 from __future__ import annotations
 
@@ -6,26 +6,62 @@ import time
 from dataclasses import dataclass
 
 from aaren_rl.envs import catalogue
-from aaren_rl.envs.collect import STEPS, collect
+from aaren_rl.envs.collect import Recipe, collect, recipe_for, recipe_of
+from aaren_rl.envs.environment_choice import EnvironmentChoice, parse_argument
+from aaren_rl.errors import InvalidInput
 from aaren_rl.experiments.command_line import Group, parse
 from aaren_rl.experiments.console import run, say
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Roll out bundled behaviours of the catalogue, and save the steps as local Minari datasets."""
+    """Roll out bundled behaviours and scripted experts, and save the steps as local Minari datasets."""
 
     names: list[str]
-    """Names of the catalogue, as hopper-medium."""
-    steps: int = STEPS
-    """Least number of steps in each dataset; its last episode is whole."""
+    """Names of the catalogue, as hopper-medium; none with --expert."""
+    steps: int | None = None
+    """Least number of steps in each dataset, whose last episode is whole; default: 200000 of behaviours."""
+    episodes: int | None = None
+    """Number of episodes in each dataset, in place of steps; default: 400 of experts."""
     seed: int = 0
     """Seed of the environments and of the behaviours' noise."""
     overwrite: bool = False
     """Replace a dataset that exists."""
+    expert: str | None = None
+    """Scripted expert that acts in --env-id, as babyai."""
+    expert_arguments: tuple[str, ...] = ()
+    """Arguments of the expert as NAME=VALUE, with values in JSON, as noise=0.1."""
+    dataset_id: str | None = None
+    """Minari id of the expert's dataset; default: aaren/ENVIRONMENT/EXPERT-v0."""
+    env_id: str | None = None
+    """Gymnasium id of the expert's environment, or "package:Id"."""
+    env_kwargs: tuple[str, ...] = ()
+    """Arguments of the environment as NAME=VALUE, with values in JSON."""
+    horizon: int | None = None
+    """Steps after which an episode is truncated; default: the limit of the id."""
+    imports: tuple[str, ...] = ()
+    """Packages to import first, which register environments."""
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.episodes is not None:
+            raise InvalidInput("--steps and --episodes are two ways to say how much; leave one out")
+        if self.expert is None:
+            for option in ("expert_arguments", "dataset_id", "env_id", "env_kwargs", "horizon"):
+                if getattr(self, option):
+                    raise InvalidInput(
+                        f"--{option.replace('_', '-')} goes with --expert; name an expert, or leave it out"
+                    )
+            if not self.names:
+                raise InvalidInput("nothing to collect; give names of the catalogue, or --expert NAME --env-id ID")
+        elif self.names or self.env_id is None:
+            raise InvalidInput(f"--expert {self.expert} goes with --env-id ID, and with no names of the catalogue")
 
 
-GROUPS = (Group("dataset", "Size and noise of each dataset.", ("steps", "seed", "overwrite")),)
+GROUPS = (
+    Group("dataset", "Size and noise of each dataset.", ("steps", "episodes", "seed", "overwrite")),
+    Group("expert", "Expert in an environment of any package.", ("expert", "expert_arguments", "dataset_id")),
+    Group("environment", "Environment of the expert.", ("env_id", "env_kwargs", "horizon", "imports")),
+)
 
 
 def main() -> None:
@@ -35,11 +71,23 @@ def main() -> None:
 
 def collect_named(arguments: Arguments) -> None:
     """Collects, and prints where each dataset lies."""
-    entries = [catalogue.find(name) for name in arguments.names]
-    for entry in entries:
+    for recipe in _recipes(arguments):
         began = time.perf_counter()
-        folder = collect(entry, arguments.steps, arguments.seed, arguments.overwrite, say=say)
-        say(f"{entry.bundled_id}: {folder}, {time.perf_counter() - began:.0f} s")
+        folder = collect(
+            recipe, arguments.steps, arguments.seed, arguments.overwrite, say=say, episodes=arguments.episodes
+        )
+        say(f"{recipe.id}: {folder}, {time.perf_counter() - began:.0f} s")
+
+
+def _recipes(arguments: Arguments) -> list[Recipe]:
+    choice = EnvironmentChoice.of_options(arguments.env_id, arguments.env_kwargs, arguments.horizon, arguments.imports)
+    if arguments.expert is None:
+        return [recipe_of(entry) for entry in map(catalogue.find, arguments.names)]
+    environment = choice.over(None)
+    if environment is None:
+        raise InvalidInput("an expert needs an environment; name one with --env-id")
+    given = dict(parse_argument(text, "--expert-arguments") for text in arguments.expert_arguments)
+    return [recipe_for(arguments.expert, environment, given, arguments.dataset_id)]
 
 
 if __name__ == "__main__":

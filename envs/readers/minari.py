@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from minari.storage import get_dataset_path
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.episode import refuse_inexact
 from aaren_rl.data.packed import arrays_of, first_of
+from aaren_rl.data.reference import Reference
 from aaren_rl.data.spaces import Packed, Space, gymnasium_space, space_of, with_vocabularies
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.envs.environments import describe
@@ -69,8 +71,9 @@ def read_folder(folder: Path, with_environment: bool = True) -> Recording:
         minari_metadata.environment(metadata, entry, where) if with_environment else None
         for entry in ("env_spec", "eval_env_spec")
     ]
+    reference = minari_metadata.reference(metadata, where) if with_environment else None
     try:
-        return _recording(MinariDataset(_storage(folder, metadata, where, recorded[0])), *recorded)
+        return _recording(MinariDataset(_storage(folder, metadata, where, recorded[0])), *recorded, reference=reference)
     except (DataError, InvalidInput):
         raise
     except MemoryError as error:
@@ -90,7 +93,8 @@ def read_dataset(dataset: MinariDataset, with_environment: bool = True) -> Recor
         minari_metadata.environment(metadata, entry, where) if with_environment else None
         for entry in ("env_spec", "eval_env_spec")
     ]
-    return _recording(dataset, *recorded)
+    reference = minari_metadata.reference(metadata, where) if with_environment else None
+    return _recording(dataset, *recorded, reference=reference)
 
 
 def _storage(folder: Path, metadata: dict[str, Any], where: str, collected_in: EnvironmentSpec | None) -> MinariStorage:
@@ -111,17 +115,20 @@ def _storage(folder: Path, metadata: dict[str, Any], where: str, collected_in: E
         checked(file)
     if form != "hdf5" and importlib.util.find_spec("pyarrow") is None:
         raise DataError(f"{where} is stored in the format {form}; install pyarrow to read it (pip install pyarrow)")
-    storage: MinariStorage = get_minari_storage(form)(
-        folder / "data",
-        observation_space,
-        action_space,
-        jpeg_encoding=bool(metadata.get("jpeg_encoding", True)),
-    )
+    kind = get_minari_storage(form)
+    # Minari before 0.5.4, the newest for Python 3.10, stores images as they are and has no such argument.
+    known = "jpeg_encoding" in inspect.signature(kind.__init__).parameters
+    encoding = {"jpeg_encoding": bool(metadata.get("jpeg_encoding", True))} if known else {}
+    storage: MinariStorage = kind(folder / "data", observation_space, action_space, **encoding)
     return storage
 
 
 def _recording(
-    dataset: MinariDataset, collected_in: EnvironmentSpec | None, evaluated_in: EnvironmentSpec | None
+    dataset: MinariDataset,
+    collected_in: EnvironmentSpec | None,
+    evaluated_in: EnvironmentSpec | None,
+    *,
+    reference: Reference | None,
 ) -> Recording:
     name = dataset.spec.dataset_id
     try:
@@ -133,7 +140,7 @@ def _recording(
     except InvalidInput as error:
         raise InvalidInput(f"{name} cannot be learned from: {error}") from error
     trajectories = _trajectories(dataset, name, observation_space, action_space)
-    return Recording(name, trajectories, collected_in, evaluated_in)
+    return Recording(name, trajectories, collected_in, evaluated_in, reference)
 
 
 def _trajectories(dataset: MinariDataset, name: str, observation_space: Space, action_space: Space) -> Trajectories:

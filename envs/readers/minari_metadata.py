@@ -13,9 +13,10 @@ import gymnasium as gym
 from minari.serialization import deserialize_space
 
 from aaren_rl.data.environment_spec import EnvironmentSpec, file_arguments
+from aaren_rl.data.reference import Reference, recorded_reference
 from aaren_rl.envs.environments import OWN_PACKAGES
 from aaren_rl.envs.wrappers import Recorded, rebuildable
-from aaren_rl.errors import DataError
+from aaren_rl.errors import DataError, InvalidInput
 
 
 class UnusableRecord(DataError):
@@ -95,6 +96,20 @@ def environment(metadata: Mapping[str, Any], entry: str, where: str) -> Environm
             "to read: name the environment yourself with --env-id and --env-kwargs, or train with --env-id none"
         )
     return EnvironmentSpec(spec.id, spec.kwargs, spec.max_episode_steps, rebuilt)
+
+
+def reference(metadata: Mapping[str, Any], where: str) -> Reference | None:
+    """The returns for normalised scores that metadata record; None where they record none.
+
+    Raises:
+        UnusableRecord: one is missing or not finite, or the expert's is not above the random one.
+    """
+    try:
+        return recorded_reference(metadata, "ref_min_score", "ref_max_score")
+    except InvalidInput as error:
+        raise UnusableRecord(
+            f"{where} has a damaged record of its reference returns: {error}; name its environment with --env-id"
+        ) from error
 
 
 def space(metadata: Mapping[str, Any], entry: str, where: str) -> gym.Space[Any] | None:

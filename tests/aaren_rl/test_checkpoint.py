@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import aaren_rl
 from aaren_rl.checkpoint import AgentCard, load_agent, save_agent
 from aaren_rl.data.environment_spec import EnvironmentSpec
+from aaren_rl.data.reference import RECORDED, Reference
 from aaren_rl.data.spaces import Box
 from aaren_rl.errors import CheckpointError, InvalidInput
 
@@ -277,6 +278,31 @@ def test_a_card_may_have_no_environment(tmp_path, make_model):
     card = AgentCard(None, "mine", "arrays", (1.0,))
     save_agent(tmp_path / "agent", make_model(), card)
     assert load_agent(tmp_path / "agent")[1] == card
+
+
+def test_a_card_keeps_the_returns_that_its_data_record(tmp_path, make_model):
+    card = AgentCard(EnvironmentSpec("Ant-v5"), "data", "minari", (1.0,), reference=Reference(RECORDED, -1.0, 8.5))
+    save_agent(tmp_path / "agent", make_model(), card)
+    assert load_agent(tmp_path / "agent")[1] == card
+
+
+@pytest.mark.parametrize(
+    ("reference", "why"),
+    [
+        ({"random": 1.0, "expert": 1.0}, "expert is 1.0 and random 1.0; expected it to be above"),
+        ({"random": 1.0}, "expert is None; expected a finite number"),
+        ([1.0, 2.0], r"saved as \[1.0, 2.0\]"),
+    ],
+)
+def test_reference_returns_that_are_no_measure_are_refused(saved, reference, why):
+    rewrite_card(saved, reference=reference)
+    with pytest.raises(CheckpointError, match=why):
+        load_agent(saved)
+
+
+def test_reference_returns_of_a_folder_never_bear_the_name_of_a_table(saved):
+    rewrite_card(saved, reference={"name": "D4RL v2", "random": 0.0, "expert": 1.0})
+    assert load_agent(saved)[1].reference == Reference(RECORDED, 0.0, 1.0)
 
 
 def test_a_card_without_target_returns_is_refused():

@@ -9,6 +9,7 @@ def own_data_folders(tmp_path, monkeypatch):
     """No test reads or writes the user's own datasets, and none leaves files in the working directory."""
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path / "d4rl"))
+    monkeypatch.setenv("OGBENCH_DATASET_DIR", str(tmp_path / "ogbench"))
     (tmp_path / "working").mkdir()
     monkeypatch.chdir(tmp_path / "working")
 

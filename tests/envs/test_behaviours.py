@@ -158,6 +158,11 @@ def test_entry_without_behaviours_says_what_to_do():
         behaviour_policies(find("ant-medium"))
 
 
+def test_expert_that_looks_at_its_environment_plays_only_where_data_are_made():
+    with pytest.raises(InvalidInput, match="the expert cartpole looks at its environment.*collect.py cartpole-mixed"):
+        behaviour_policies(find("cartpole-mixed"))
+
+
 def test_random_actor_stays_in_the_environments_bounds():
     actor = random_actor(EnvironmentSpec("Pendulum-v1"), seed=3)
     actor.reset(None, 400, AutoresetMode.SAME_STEP)

@@ -1,11 +1,18 @@
+import dataclasses
+import importlib.metadata
+from pathlib import Path
+
 import gymnasium as gym
 import pytest
 
 from aaren_rl.data.environment_spec import EnvironmentSpec, Wrapper
-from aaren_rl.envs import behaviours
-from aaren_rl.envs.catalogue import Reference, by_environment, catalogue, find, reference_of
-from aaren_rl.envs.environments import make
+from aaren_rl.data.reference import Reference
+from aaren_rl.envs import behaviours, collect, sources
+from aaren_rl.envs.catalogue import by_environment, catalogue, find, hub
+from aaren_rl.envs.environments import describe, make
+from aaren_rl.envs.experts import EXPERTS
 from aaren_rl.envs.readers.minari import local_folder
+from aaren_rl.envs.references import reference_of
 from aaren_rl.errors import InvalidInput
 
 TASKS = ("hopper", "halfcheetah", "walker2d", "ant")
@@ -30,8 +37,103 @@ D4RL = {
 }
 
 
-def test_every_task_has_every_level():
-    assert sorted(catalogue()) == sorted([*NAMES, *SCRIPTED])
+# Names as people write them: where their data come from, and the expert that makes them without a network.
+PEOPLES = {
+    "hopper-medium-v2": (None, "gym_mujoco_v2/hopper_medium-v2.hdf5", None, None),
+    "hopper-full-replay": (None, "gym_mujoco_v2/hopper_full_replay-v2.hdf5", None, None),
+    "humanoid-expert": ("mujoco/humanoid/expert-v0", None, None, None),
+    "antmaze-umaze": (
+        "D4RL/antmaze/umaze-v1",
+        "ant_maze_v2/Ant_maze_u-maze_noisy_multistart_False_multigoal_False_sparse_fixed.hdf5",
+        None,
+        "antmaze",
+    ),
+    "antmaze-umaze-diverse": (
+        "D4RL/antmaze/umaze-diverse-v1",
+        "ant_maze_v2/Ant_maze_u-maze_noisy_multistart_True_multigoal_True_sparse_fixed.hdf5",
+        None,
+        None,
+    ),
+    "pen-human": ("D4RL/pen/human-v2", "hand_dapg_v1/pen-human-v1.hdf5", None, None),
+    "kitchen-partial": ("D4RL/kitchen/partial-v2", "kitchen/kitchen_microwave_kettle_light_slider-v0.hdf5", None, None),
+    "maze2d-large": (None, "maze2d/maze2d-large-sparse-v1.hdf5", None, None),
+    "pointmaze-umaze": ("D4RL/pointmaze/umaze-v2", None, None, "pointmaze"),
+    "minigrid-fourrooms": ("D4RL/minigrid/fourrooms-v0", "minigrid/minigrid4rooms.hdf5", None, None),
+    "breakout-expert": ("atari/breakout/expert-v0", None, None, None),
+    "babyai-go-to-red-ball": ("minigrid/BabyAI-GoToRedBall/optimal-v0", None, None, "babyai"),
+    "babyai-key-corridor-s3r1-fullobs": ("minigrid/BabyAI-KeyCorridorS3R1/optimal-fullobs-v0", None, None, "babyai"),
+    "minigrid-memory-s13-expert": (None, None, None, "minigrid-memory"),
+    "cube-single-play": (None, None, "cube-single-play-v0.npz", "ogbench-arm"),
+    "cube-single-play-v0": (None, None, "cube-single-play-v0.npz", None),
+    "antmaze-large-navigate": (None, None, "antmaze-large-navigate-v0.npz", "antmaze"),
+    "metaworld-reach-expert": ("metaworld/reach/expert-v0", None, None, "metaworld"),
+    "popgym-repeat-previous-easy": (None, None, None, "popgym"),
+    "cartpole-expert": (None, None, None, "cartpole"),
+}
+
+
+@pytest.mark.parametrize("name", PEOPLES)
+def test_names_as_people_write_them(name):
+    entry = find(name)
+    assert (entry.minari_id, entry.d4rl_path, entry.ogbench_file, entry.expert) == PEOPLES[name]
+
+
+def test_every_list_is_in_the_catalogue_whole():
+    assert {*NAMES, *SCRIPTED} <= set(catalogue())
+    entries = catalogue().values()
+    # The numbers that D4RL, OGBench and Minari's documentation give.
+    assert len({entry.d4rl_path for entry in entries if entry.d4rl_path}) == 155
+    assert len({entry.ogbench_file for entry in entries if entry.ogbench_file}) == 85
+    assert sum(listed.documentation == "stable" for listed in hub.listing()) == 283
+    ids = [listed.id for listed in hub.listing()]
+    assert len(ids) == len(set(ids))
+    assert {listed.name for listed in hub.listing()} <= set(catalogue())
+
+
+def test_every_entry_comes_from_somewhere():
+    for entry in catalogue().values():
+        assert entry.minari_id or entry.d4rl_path or entry.ogbench_file or entry.bundled, entry.name
+        assert not entry.bundled or "bundled" in entry.environments, entry.name
+        # D4RL's data have an environment, or the entry says why not.
+        assert not entry.d4rl_path or (entry.needs is None) == ("d4rl" in entry.environments), entry.name
+
+
+def test_a_name_with_a_version_of_d4rls_is_that_file_alone():
+    named = find("hopper-medium-v0")
+    assert named.d4rl_path == "gym_mujoco/hopper_medium.hdf5"
+    assert (named.minari_id, named.bundled, set(named.environments)) == (None, False, {"d4rl"})
+
+
+def test_experts_of_the_catalogue_exist():
+    for entry in catalogue().values():
+        if entry.expert is not None:
+            assert set(entry.expert_arguments) <= set(EXPERTS[entry.expert].arguments), entry.name
+
+
+def test_the_hub_is_covered():
+    counts = hub.coverage()
+    assert sum(count["sets"] for count in counts.values()) == 283
+    # minigrid does not register BabyAI-GoToObjS6-v0 any more.
+    assert hub.as_markdown(counts).splitlines()[-1] == "| all | 283 | 283 | 281 | 281 (99%) |"
+    assert hub.as_markdown(counts) in (Path(__file__).parents[2] / "docs" / "environments.md").read_text("utf-8")
+    # Instructions to a browser are no actions that a head gives out.
+    assert hub.coverage("development")["web agents"] == {"sets": 1, "spaces": 0, "environment": 0, "covered": 0}
+
+
+@pytest.mark.parametrize(
+    ("change", "spaces", "environment"),
+    [
+        ({"actions": "Text"}, False, True),
+        ({"observations": "Dict(Box, Graph)"}, False, True),
+        ({"package": "elsewhere"}, True, False),
+        ({"wrappers": ("NormalizeReward",)}, True, False),
+        ({"wrappers": ("FullyObsWrapper",), "package": "ale_py"}, True, False),
+    ],
+    ids=["actions", "observations", "package", "wrapper", "wrapper of another package"],
+)
+def test_what_is_unknown_does_not_count_as_covered(change, spaces, environment):
+    listed = dataclasses.replace(next(one for one in hub.listing() if "BabyAI" in one.id), **change)
+    assert (listed.has_known_spaces, listed.has_known_environment) == (spaces, environment)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -42,15 +144,15 @@ def test_entry_is_sane(name):
     assert entry.minari_id == (f"mujoco/{task}/{level}-v0" if level in ("simple", "medium", "expert") else None)
     assert entry.d4rl_file == (None if level == "simple" else f"{task}_{level.replace('-', '_')}-v2.hdf5")
     assert entry.bundled_id == f"aaren/{task}/{level}-v0"
-    assert set(entry.environments) == {"minari", "d4rl", "bundled"}
+    assert set(entry.environments) == {"minari", "bundled"} | ({"d4rl"} if entry.d4rl_file else set())
     assert entry.environments["minari"].id.endswith("-v5")
-    assert entry.environments["d4rl"].id.endswith("-v4")
+    assert not entry.d4rl_file or entry.environments["d4rl"].id.endswith("-v4")
     assert entry.environments["bundled"] == entry.environments["minari"]
     assert all(spec.id in gym.registry for spec in entry.environments.values())
     assert entry.target_returns[0] == max(entry.target_returns)
     assert entry.target_returns[0] > 0.9 * entry.reference.expert
     assert entry.return_scale == 1000.0
-    assert not entry.scripted
+    assert entry.expert is None
     assert entry.bundled == (entry.behaviours is not None)
     # A dataset must come from somewhere.
     assert entry.minari_id or entry.d4rl_file or entry.bundled
@@ -62,7 +164,7 @@ def test_scripted_entry_is_sane(name):
     random, expert, horizon = SCRIPTED[name]
     assert (entry.reference.name, entry.reference.random, entry.reference.expert) == ("by construction", random, expert)
     assert (entry.horizon, entry.target_returns, entry.return_scale) == (horizon, (expert,), 1.0)
-    assert entry.scripted
+    assert entry.expert == "aaren"
     assert entry.bundled
     # There is nothing to download.
     assert (entry.minari_id, entry.d4rl_file, entry.behaviours) == (None, None, None)
@@ -83,10 +185,13 @@ def test_bundled_id_is_one_that_minari_accepts(name):
 
 
 def test_minari_ids_files_and_bundled_ids_are_unique():
+    entries = catalogue().values()
+    paths = {entry.d4rl_path for entry in entries if entry.d4rl_path}
     for values in (
-        [entry.minari_id for entry in catalogue().values() if entry.minari_id],
-        [entry.d4rl_file for entry in catalogue().values() if entry.d4rl_file],
-        [entry.bundled_id for entry in catalogue().values()],
+        [entry.minari_id for entry in entries if entry.minari_id],
+        # All lie in one folder once they are downloaded.
+        [path.rpartition("/")[2] for path in paths],
+        [entry.bundled_id for entry in entries if entry.bundled],
     ):
         assert len(values) == len(set(values))
 
@@ -138,8 +243,8 @@ def test_unknown_name_gives_near_matches():
         find("hoper-medium")
 
 
-def test_name_unlike_any_lists_all():
-    with pytest.raises(InvalidInput, match=r"known: ant-expert, .*walker2d-simple"):
+def test_name_unlike_any_lists_some():
+    with pytest.raises(InvalidInput, match=r"known: acrobot-expert, .* and 7\d\d more"):
         find("qqqqqq")
 
 
@@ -165,3 +270,51 @@ def test_entry_by_environment():
 def test_no_entry_for_another_environment_limit_arguments_or_wrappers(spec):
     assert by_environment(spec) is None
     assert reference_of(spec) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [
+        ("cartpole-mixed", None),
+        ("frozenlake-expert", None),
+        ("popgym-autoencode-easy", "popgym"),
+        ("babyai-go-to-red-ball-no-dists", "minigrid"),
+        ("babyai-go-to-red-ball-fullobs", "minigrid"),
+        ("minigrid-memory-s7-expert", "minigrid"),
+        ("pointmaze-umaze", "gymnasium_robotics"),
+        ("antmaze-umaze", "gymnasium_robotics"),
+        ("cube-single-play", "ogbench"),
+        ("metaworld-reach-expert", "metaworld"),
+    ],
+)
+def test_experts_make_data_that_load_with_their_environment(name, package):
+    if package is not None:
+        pytest.importorskip(package)
+    entry = find(name)
+    collect.collect(entry, 30, progress=False, say=lambda line: None)
+    dataset = sources.load(name, "bundled", say=lambda line: None)
+    assert dataset.trajectories.steps >= 30
+    bundled = entry.environments["bundled"]
+    assert (dataset.environment.registered_id, dataset.environment.wrappers) == (
+        bundled.registered_id,
+        bundled.wrappers,
+    )
+    assert bundled.kwargs.items() <= dataset.environment.kwargs.items()
+
+
+@pytest.mark.parametrize("family", sorted({listed.family for listed in hub.listing() if listed.package != "-"}))
+def test_every_environment_of_the_hub_is_made_and_described(family):
+    """What the hub's list counts as covered, with the environments themselves."""
+    listed = {(one.environment, one.wrappers): one for one in hub.listing() if one.family == family}
+    for (env_id, wrappers), one in listed.items():
+        if env_id in hub.RENAMED:
+            env_id = hub.RENAMED[env_id]
+        if one.package != "gymnasium":
+            pytest.importorskip(one.package)
+        if env_id.startswith("FrankaKitchen") and int(importlib.metadata.version("mujoco").partition(".")[0]) > 3:
+            pytest.skip("FrankaKitchen needs an older MuJoCo")
+        spec = EnvironmentSpec(f"{one.package}:{env_id}", wrappers=tuple(map(Wrapper, wrappers)))
+        parts = {type(part).__name__.removesuffix("Space") for _, part, _ in describe(spec).observation_space.parts()}
+        expected = set(one.observations.removeprefix("Dict(").removesuffix(")").split(", "))
+        # Models take small images as vectors.
+        assert parts in (expected, {"Box" if part == "Image" else part for part in expected}), spec

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import h5py
@@ -16,12 +17,15 @@ import pytest
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
 
-from aaren_rl.data.environment_spec import EnvironmentSpec
+from aaren_rl.data.environment_spec import EnvironmentSpec, Wrapper
+from aaren_rl.data.spaces import DiscreteSpace
 from aaren_rl.envs import baselines, collect
 from aaren_rl.envs.behaviours import RandomBehaviour
 from aaren_rl.envs.catalogue import find
 from aaren_rl.envs.readers.minari import read_folder
+from aaren_rl.envs.recording_roll_out import Amount, roll_out
 from aaren_rl.errors import DataError, InvalidInput
+from aaren_rl.scripts.collect import Arguments, collect_named
 
 COLLECT = Path(__file__).parents[2] / "scripts" / "collect.py"
 FIELDS = ("observations", "actions", "rewards", "terminations", "truncations")
@@ -91,9 +95,9 @@ def test_seed_of_one_set_is_not_that_of_another():
 def test_episodes_do_not_depend_on_the_number_of_threads(monkeypatch):
     spec, policies = EnvironmentSpec("Hopper-v5"), baselines.behaviour_policies(find("hopper-medium-expert"))
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    alone = collect.roll_out(spec, policies, 200, (3,))
+    alone = roll_out(spec, policies, Amount(200, "steps"), (3,))
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    threaded = collect.roll_out(spec, policies, 200, (3,))
+    threaded = roll_out(spec, policies, Amount(200, "steps"), (3,))
     for one, other in zip(alone, threaded, strict=True):
         np.testing.assert_array_equal(one.observations, other.observations)
         np.testing.assert_array_equal(one.actions, other.actions)
@@ -132,7 +136,9 @@ def test_medium_replay_takes_equal_shares_of_all_its_snapshots():
             return policies[self.number](episodes, rng)
 
     steps = 20 * len(policies)
-    episodes = collect.roll_out(entry.environments["bundled"], [Counting(i) for i in range(len(policies))], steps, (0,))
+    episodes = roll_out(
+        entry.environments["bundled"], [Counting(i) for i in range(len(policies))], Amount(steps, "steps"), (0,)
+    )
     assert len(policies) == 14
     assert (counts >= 20).all()
     assert len(episodes) >= 14
@@ -157,7 +163,7 @@ def test_short_episodes_are_not_favoured():
     gym.register("tests/Lasting-v0", Lasting)
     try:
         policy = RandomBehaviour(np.array([-1.0]), np.array([1.0]))
-        episodes = collect.roll_out(EnvironmentSpec("tests/Lasting-v0"), [policy], 32_000, (0,))
+        episodes = roll_out(EnvironmentSpec("tests/Lasting-v0"), [policy], Amount(32_000, "steps"), (0,))
     finally:
         del gym.registry["tests/Lasting-v0"]
     long = sum(len(episode.rewards) == 400 for episode in episodes)
@@ -168,7 +174,7 @@ def test_short_episodes_are_not_favoured():
 def test_progress_adds_up_to_the_steps_asked_for():
     counted = []
     policies = baselines.behaviour_policies(find("hopper-random"))
-    collect.roll_out(EnvironmentSpec("Hopper-v5"), policies, 300, (0,), counted.append)
+    roll_out(EnvironmentSpec("Hopper-v5"), policies, Amount(300, "steps"), (0,), counted.append)
     assert sum(counted) == 300
 
 
@@ -177,8 +183,12 @@ def test_interruption_passes_through(monkeypatch, root):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        collect.roll_out(
-            EnvironmentSpec("Hopper-v5"), baselines.behaviour_policies(find("hopper-medium")), 5_000, (0,), interrupt
+        roll_out(
+            EnvironmentSpec("Hopper-v5"),
+            baselines.behaviour_policies(find("hopper-medium")),
+            Amount(5_000, "steps"),
+            (0,),
+            interrupt,
         )
     monkeypatch.setattr(collect.tqdm, "update", lambda self, steps: interrupt(steps))
     with pytest.raises(KeyboardInterrupt):
@@ -249,7 +259,7 @@ for free in range(0, 128, 4):
     # A tmpfs counts in pages of 4 KiB.
     ballast.write_bytes(b"x" * ((512 - free) * 1024 - 8192))
     try:
-        collect.collect(find("hopper-random"), 60, overwrite=True, progress=False)
+        collect.collect(find("hopper-random"), 60, overwrite=True, progress=False, say=lambda line: None)
         print(free, "made")
     except DataError as error:
         print(free, f"refused: {error}")
@@ -342,7 +352,7 @@ def test_one_waits_for_the_holder_and_goes_on_when_it_dies(root):
     )
     assert holder.stdout.readline() == "held\n"
     # What a killed process leaves half-made.
-    (folder.parent / ".random-v0.partial-1").mkdir()
+    (folder.parent / f".random-v0.partial-{holder.pid}").mkdir()
     said = []
 
     def heard(line):
@@ -351,7 +361,8 @@ def test_one_waits_for_the_holder_and_goes_on_when_it_dies(root):
         holder.wait()
 
     collect.collect(find("hopper-random"), 60, progress=False, say=heard)
-    assert said == [f"data: waiting for process {holder.pid}, which is making {folder}"]
+    assert said[0] == f"data: waiting for process {holder.pid}, which is making {folder}"
+    assert re.fullmatch(r"data: aaren/hopper/random-v0: \d+ episodes, \d+ steps, returns \S+ \+- \S+", said[1])
     assert [path.name for path in folder.parent.iterdir() if path.name != "namespace_metadata.json"] == ["random-v0"]
 
 
@@ -402,3 +413,151 @@ def test_file_is_the_one_that_minari_writes(tmp_path):
 def test_nothing_is_left_in_the_working_directory():
     make_set("hopper-random", 60)
     assert list(Path().iterdir()) == []
+
+
+def run_collect(*arguments):
+    return subprocess.run([sys.executable, str(COLLECT), *arguments], capture_output=True, text=True, timeout=120)
+
+
+def test_expert_collects_in_an_environment_that_is_not_in_the_catalogue(capsys):
+    options = ("--expert", "pendulum", "--env-id", "Pendulum-v1", "--env-kwargs", "g=9.81", "--episodes", "3")
+    ran = run_collect(*options, "--expert-arguments", "noise=0.1", "--horizon", "50")
+    assert ran.returncode == 0, ran.stderr
+    assert "aaren/Pendulum-v1/pendulum-v0: 3 episodes, 150 steps, returns" in ran.stdout
+    dataset = minari.load_dataset("aaren/Pendulum-v1/pendulum-v0")
+    assert (dataset.total_episodes, dataset.total_steps) == (3, 150)
+    assert dataset.recover_environment().unwrapped.g == 9.81
+    assert "scripted expert pendulum (noise=0.1) in Pendulum-v1, g=9.81" in dataset.storage.metadata["algorithm_name"]
+    same = {**PENDULUM, "env_kwargs": ("g=9.81",), "horizon": 50, "episodes": 3}
+    collect_named(Arguments([], **same, expert_arguments=("noise=0.1",)))
+    assert "it stands" in capsys.readouterr().out
+    with pytest.raises(DataError, match="exists already"):
+        collect_named(Arguments([], **same))
+
+
+PENDULUM = {"expert": "pendulum", "env_id": "Pendulum-v1"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "nothing to collect"),
+        ({"names": ["hopper-medium"], "steps": 9, "episodes": 9}, "leave one out"),
+        ({"env_id": "Pendulum-v1"}, "--env-id goes with --expert"),
+        ({"expert": "pendulum"}, "goes with --env-id ID"),
+        ({"names": ["hopper-medium"], **PENDULUM}, "with no names of the catalogue"),
+        ({**PENDULUM, "expert": "pendulm"}, "'pendulum'"),
+        ({**PENDULUM, "env_id": "Hopper-v5"}, "does not play Hopper-v5"),
+        ({**PENDULUM, "expert_arguments": ("3",)}, "--expert-arguments 3; expected"),
+        ({**PENDULUM, "env_id": "none"}, "an expert needs an environment"),
+    ],
+)
+def test_options_of_experts_are_checked(options, message, root):
+    with pytest.raises(InvalidInput, match=re.escape(message)):
+        collect_named(Arguments(**{"names": [], **options}))
+    assert files(root) == []
+
+
+def test_usual_amounts_are_steps_of_behaviours_and_episodes_of_experts():
+    amounts = {name: str(collect.recipe_of(find(name)).amount) for name in ("hopper-medium", "t-maze-expert")}
+    assert amounts == {"hopper-medium": "200000 steps", "t-maze-expert": "200000 steps"}
+    assert str(collect.recipe_of(find("cartpole-mixed")).amount) == "400 episodes"
+    assert str(collect.recipe_of(find("carracing-expert")).amount) == "20 episodes"
+
+
+def test_discrete_actions_of_a_mixture_are_read_again(root):
+    said = []
+    folder = collect.collect(find("cartpole-mixed"), episodes=30, progress=False, say=said.append)
+    read = read_folder(folder)
+    assert read.trajectories.episodes == 30
+    assert read.trajectories.action_space == DiscreteSpace((), (2,), (0,))
+    assert set(np.unique(read.trajectories.actions)) == {0, 1}
+    returns = [float(np.sum(episode.rewards)) for episode in minari.load_dataset("aaren/cartpole/mixed-v0")]
+    assert f"returns {np.mean(returns):.4g} +- {np.std(returns):.4g}" in said[0]
+    assert max(returns) == 500
+    assert min(returns) < 100
+
+
+def test_texts_and_images_of_babyai_are_read_again():
+    pytest.importorskip("minigrid")
+    folder = collect.collect(find("babyai-go-to-red-ball-no-dists"), episodes=5, progress=False, say=lambda line: None)
+    read = read_folder(folder)
+    assert [part.path for part in read.trajectories.observation_space.parts()] == ["direction", "image", "mission"]
+    assert read.trajectories.observations["image"].dtype == np.uint8
+    assert read.trajectories.episodes == 5
+
+
+class Wrapped(gym.Wrapper, gym.utils.RecordConstructorArgs):
+    def __init__(self, env, size=1):
+        gym.utils.RecordConstructorArgs.__init__(self, size=size)
+        gym.Wrapper.__init__(self, env)
+
+
+class Still(gym.Env):
+    observation_space = action_space = gym.spaces.Box(-1, 1, (1,))
+
+    def __init__(self, value=None):
+        self.value = value
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(1, np.float32), 0.0, True, False, {}
+
+
+@pytest.fixture
+def registered():
+    """An id whose entry point is a function that wraps, as Meta-World's."""
+    gym.register("tests/Still-v0", lambda **kwargs: Wrapped(Still(**kwargs)))
+    yield EnvironmentSpec("tests/Still-v0", {}, 5, (Wrapper("ClipAction"),))
+    del gym.registry["tests/Still-v0"]
+
+
+def test_environment_that_a_function_makes_is_recorded_without_its_own_wrappers(registered):
+    folder = collect.collect(
+        collect.recipe_for("random", registered, {}), episodes=2, progress=False, say=lambda line: None
+    )
+    recorded = json.loads(json.loads((folder / "data" / "metadata.json").read_text())["env_spec"])
+    assert recorded["entry_point"].startswith(__name__)
+    assert [wrapper["name"] for wrapper in recorded["additional_wrappers"]] == ["ClipAction"]
+
+
+def test_arguments_that_no_file_can_hold_are_refused(root):
+    gym.register("tests/Opaque-v0", Still, kwargs={"value": object()})
+    try:
+        with pytest.raises(InvalidInput, match="tests/Opaque-v0 cannot be recorded.*arguments that JSON holds"):
+            collect.collect(collect.recipe_for("random", EnvironmentSpec("tests/Opaque-v0"), {}), 10, progress=False)
+    finally:
+        del gym.registry["tests/Opaque-v0"]
+    assert files(root) == []
+
+
+def test_success_is_written_beside_the_episodes(monkeypatch):
+    class Reaching(gym.Env):
+        observation_space = gym.spaces.Box(-1, 1, (1,))
+        action_space = gym.spaces.Box(-1, 1, (1,))
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            self.steps = 0
+            return np.zeros(1, np.float32), {"goal": np.ones(1)}
+
+        def step(self, action):
+            self.steps += 1
+            return np.zeros(1, np.float32), 0.0, self.steps == 4, False, {"success": self.steps == 3}
+
+    monkeypatch.setitem(sys.modules, "reaching", SimpleNamespace(Reaching=Reaching))
+    gym.register("tests/Reaching-v0", "reaching:Reaching")
+    said = []
+    try:
+        recipe = collect.recipe_for("random", EnvironmentSpec("tests/Reaching-v0"), {})
+        folder = collect.collect(recipe, episodes=2, progress=False, say=said.append)
+    finally:
+        del gym.registry["tests/Reaching-v0"]
+    with h5py.File(folder / "data" / "main_data.hdf5") as file:
+        infos = file["episode_1/infos"]
+        assert infos["success"][()].tolist() == [False, False, False, True, False]
+        assert infos["goal"][()].tolist() == [[1.0]] * 5
+    assert said[-1].endswith("success 1.000")

@@ -1,4 +1,5 @@
 import hashlib
+import io
 import json
 import os
 import re
@@ -20,7 +21,16 @@ import pytest
 from minari.data_collector import EpisodeBuffer
 
 from aaren_rl.envs import download, partial
-from aaren_rl.envs.download import D4RL_HOST, MINARI_HOST, Unreachable, d4rl_folder, fetch_d4rl, fetch_minari
+from aaren_rl.envs.download import (
+    D4RL_HOST,
+    MINARI_HOST,
+    Unreachable,
+    d4rl_folder,
+    fetch_d4rl,
+    fetch_minari,
+    fetch_ogbench,
+    ogbench_folder,
+)
 from aaren_rl.envs.readers import minari_metadata
 from aaren_rl.envs.readers.minari import is_local, local_folder
 from aaren_rl.errors import DataError
@@ -125,6 +135,29 @@ def test_whole_download(content, says_length):
     assert path == d4rl_folder() / NAME
     assert path.read_bytes() == content
     assert kept() == WHOLE
+
+
+def test_d4rl_files_of_all_folders_lie_in_one(content):
+    with site(content) as server:
+        path = fetch_d4rl(f"d4rl/{NAME}", server.host.removesuffix("/d4rl"))
+    assert path == d4rl_folder() / NAME
+
+
+def test_ogbench_files_are_checked_as_npz(content):
+    packed = io.BytesIO()
+    np.savez(packed, observations=np.zeros((5, 2)))
+    with site(packed.getvalue()) as server:
+        path = fetch_ogbench(NAME, server.host)
+    assert path == ogbench_folder() / NAME
+    assert np.load(path)["observations"].shape == (5, 2)
+    path.unlink()
+    with site(content) as server, pytest.raises(DataError, match="damaged or not what it should be.*nothing was kept"):
+        fetch_ogbench(NAME, server.host)
+    assert not path.exists()
+    objects = io.BytesIO()
+    np.savez(objects, observations=np.array([object()]))
+    with site(objects.getvalue()) as server, pytest.raises(DataError, match="Python objects, which are never loaded"):
+        fetch_ogbench(NAME, server.host)
 
 
 def test_partial_is_gone_on_with(content):

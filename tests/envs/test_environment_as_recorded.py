@@ -14,7 +14,7 @@ from helpers import Steady
 from minari.data_collector import EpisodeBuffer
 
 from aaren_rl.data.environment_spec import EnvironmentSpec, Wrapper
-from aaren_rl.envs import baselines, catalogue, sources
+from aaren_rl.envs import baselines, references, sources
 from aaren_rl.envs.dataset import Reading
 from aaren_rl.envs.environment_choice import EnvironmentChoice
 from aaren_rl.envs.environments import make
@@ -516,10 +516,10 @@ def test_an_id_that_a_package_took_is_not_gymnasiums(entry_point):
 
 def test_references_are_not_those_of_an_id_that_was_taken(monkeypatch):
     taken = gym.envs.registration.EnvSpec("Hopper-v5", f"{__name__}:Other", max_episode_steps=1000)
-    assert catalogue.reference_of(EnvironmentSpec("Hopper-v5")) is not None
+    assert references.reference_of(EnvironmentSpec("Hopper-v5")) is not None
     monkeypatch.setitem(gym.registry, "Hopper-v5", taken)
     for spec in (EnvironmentSpec("Hopper-v5"), EnvironmentSpec("tests:Hopper-v5")):
-        assert catalogue.reference_of(spec) is None
+        assert references.reference_of(spec) is None
 
 
 @pytest.mark.parametrize("lengths", [300, 230])

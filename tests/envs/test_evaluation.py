@@ -9,9 +9,9 @@ from gymnasium.envs.registration import EnvSpec
 from helpers import Steady
 
 from aaren_rl.data.environment_spec import EnvironmentSpec, Wrapper
+from aaren_rl.data.reference import Reference
 from aaren_rl.envs import evaluation
 from aaren_rl.envs.baselines import random_actor
-from aaren_rl.envs.catalogue import Reference
 from aaren_rl.envs.episodes import Episodes
 from aaren_rl.envs.evaluation import Protocol, confidence_interval, evaluate, result, success_interval
 from aaren_rl.errors import InvalidInput

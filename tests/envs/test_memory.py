@@ -8,11 +8,12 @@ from scipy.stats import binom
 
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.envs import baselines, collect
-from aaren_rl.envs.catalogue import find, reference_of
+from aaren_rl.envs.catalogue import find
 from aaren_rl.envs.environments import make
 from aaren_rl.envs.evaluation import Protocol, evaluate
 from aaren_rl.envs.memory import MEMORY_CHAIN, T_MAZE, MemoryChain, PassiveTMaze
 from aaren_rl.envs.readers.minari import read_folder
+from aaren_rl.envs.references import reference_of
 from aaren_rl.errors import InvalidInput
 
 IDS = (T_MAZE, MEMORY_CHAIN)

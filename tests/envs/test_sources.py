@@ -1,3 +1,4 @@
+import importlib.util
 import shutil
 import time
 
@@ -13,7 +14,7 @@ from aaren_rl.data.spaces import Box as SpaceBox
 from aaren_rl.envs import collect, sources
 from aaren_rl.envs.catalogue import find
 from aaren_rl.envs.dataset import Reading
-from aaren_rl.envs.download import d4rl_folder
+from aaren_rl.envs.download import d4rl_folder, ogbench_folder
 from aaren_rl.envs.environment_choice import EnvironmentChoice
 from aaren_rl.envs.readers.minari import local_folder
 from aaren_rl.errors import DataError, InvalidInput
@@ -137,7 +138,7 @@ def test_ant_without_data_says_that_nothing_is_bundled():
 
 def test_scripted_expert_needs_no_network(monkeypatch):
     # Few steps, since the roll-out is not what is tested.
-    monkeypatch.setattr(collect.collect, "__defaults__", (400, 0, False, False, print))
+    monkeypatch.setattr(collect.collect, "__defaults__", (400, 0, False, False, print, None))
     dataset, said = load("t-maze-expert")
     assert "cannot be reached" not in said
     assert "rolling out" in said
@@ -168,6 +169,56 @@ def test_d4rl_file_by_path(tmp_path):
 
 def test_environment_that_is_given_goes_before_that_of_the_file(tmp_path):
     assert load(str(put_d4rl(folder=tmp_path)), env_id="Hopper-v5")[0].environment.id == "Hopper-v5"
+
+
+def test_d4rl_data_whose_environment_died_are_trained_on_without_one():
+    put_d4rl("maze2d-umaze-sparse-v1.hdf5", ((4,), (2,)))
+    for name in ("maze2d-umaze", "maze2d-umaze-v1", str(d4rl_folder() / "maze2d-umaze-sparse-v1.hdf5")):
+        dataset, said = load(name)
+        assert (dataset.source, dataset.environment) == ("d4rl", None)
+        assert dataset.reference_reason == "none: nothing is rolled out"
+        assert "environment: none" in said
+        assert ("data: D4RL's maze2d runs with Gym and mujoco-py alone" in said) == ("/" not in name)
+
+
+def test_a_name_with_a_version_takes_no_other_data():
+    put_minari()
+    put_bundled()
+    with pytest.raises(
+        DataError,
+        match=r"no behaviour is bundled for hopper-medium-v2 \(one is for hopper-medium, which is not the same",
+    ):
+        load("hopper-medium-v2")
+    put_d4rl()
+    assert load("hopper-medium-v2")[0].id == "hopper_medium-v2.hdf5"
+
+
+def put_ogbench(name="cube-single-play-v0.npz"):
+    rng = np.random.default_rng(0)
+    ogbench_folder().mkdir(parents=True)
+    terminals = np.eye(6, dtype=np.float32)[5]
+    arrays = {"observations": rng.normal(size=(6, 28)), "actions": rng.uniform(-1, 1, (6, 5)), "terminals": terminals}
+    np.savez(ogbench_folder() / name, **{key: np.float32(value) for key, value in arrays.items()})
+
+
+@pytest.mark.parametrize("name", ["cube-single-play", "cube-single-play-v0"])
+def test_ogbench_by_name(name):
+    put_ogbench()
+    dataset, said = load(name, env_id="none")
+    assert (dataset.source, dataset.trajectories.steps) == ("ogbench", 5)
+    assert "cannot be reached" not in said
+    with pytest.raises(InvalidInput, match="does not come from d4rl"):
+        load(name, "d4rl")
+
+
+def test_an_environment_of_a_missing_package_is_named_with_its_install():
+    if importlib.util.find_spec("ogbench"):
+        pytest.skip("ogbench is installed")
+    put_ogbench()
+    with pytest.raises(
+        InvalidInput, match=r"cube-single-v0 is of the package ogbench.*pip install 'aaren-rl\[ogbench\]'"
+    ):
+        load("cube-single-play")
 
 
 def test_minari_folder_by_path_and_dataset_by_id():

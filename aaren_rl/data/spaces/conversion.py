@@ -44,7 +44,8 @@ def space_of(space: gym.Space[Any], image: bool = True) -> Space:
         return DiscreteSpace(space.nvec.shape, tuple(space.nvec.ravel()), tuple(space.start.ravel()))
     if isinstance(space, gym.spaces.MultiBinary):
         return BinarySpace(space.shape)
-    if isinstance(space, gym.spaces.Text):
+    # Packages have spaces of texts of their own, as MiniGrid's missions.
+    if isinstance(space, gym.spaces.Text) or (space.dtype is not None and space.dtype.kind == "U"):
         return TextSpace()
     if not isinstance(space, gym.spaces.Box):
         raise InvalidInput(

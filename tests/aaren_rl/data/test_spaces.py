@@ -437,6 +437,14 @@ MISSION = DictSpace(
 )
 
 
+def test_spaces_of_texts_of_packages_are_texts():
+    class Missions(gym.Space):
+        def __init__(self):
+            super().__init__(dtype=str)
+
+    assert space_of(Missions()) == TextSpace()
+
+
 def missions(texts):
     rows = len(texts)
     rng = np.random.default_rng(0)

@@ -112,7 +112,7 @@ def arguments_of(spec: EnvironmentSpec) -> dict[str, Any]:
 @cache
 def rows() -> tuple[Row, ...]:
     """All lines of the tables by environment; Atari's are in `aaren_rl.envs.references.atari`."""
-    return (*_own(), *_d4rl())
+    return (*_own(), *_experts(), *_d4rl())
 
 
 def _in_tables(spec: EnvironmentSpec) -> Found:
@@ -157,6 +157,14 @@ def _own() -> Iterator[Row]:
         spec = EnvironmentSpec(line["id"], line["kwargs"], line["limit"])
         reference = Reference(table["name"], line["random"], line["expert"])
         yield Row(reference, spec, "aaren_rl", True, f"by the rules of {spec.registered_id}")
+
+
+def _experts() -> Iterator[Row]:
+    table = _table("experts")
+    for line in table["environments"]:
+        reference = Reference(table["name"], line["random"], line["expert"])
+        source = f"this project's random and scripted actions in {line['id']}, {line['episodes']} episodes each"
+        yield Row(reference, EnvironmentSpec(line["id"]), line.get("package", "gymnasium"), False, source)
 
 
 def _d4rl() -> Iterator[Row]:

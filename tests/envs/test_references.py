@@ -16,7 +16,9 @@ from aaren_rl.data.reference import RECORDED, Reference, recorded_reference
 from aaren_rl.envs import sources
 from aaren_rl.envs.dataset import Reading
 from aaren_rl.envs.environment_choice import EnvironmentChoice
+from aaren_rl.envs.environments import make
 from aaren_rl.envs.evaluation import Protocol
+from aaren_rl.envs.experts import policy_of
 from aaren_rl.envs.readers.minari import local_folder
 from aaren_rl.envs.references import find_reference, reference_of, rows
 from aaren_rl.errors import DataError, InvalidInput
@@ -57,6 +59,8 @@ def test_d4rls_table_is_whole():
         (EnvironmentSpec("Ant-v4", {"use_contact_forces": True}), ("D4RL v2", -325.6, 3879.7)),
         (EnvironmentSpec("aaren/RepeatPrevious-v0", {"decks": 2, "k": 32}), ("by construction", -0.5, 1.0)),
         (EnvironmentSpec("aaren/MemoryChain-v0", {"bits": 4, "shortest": 1, "longest": 150}, 151), None),
+        (EnvironmentSpec("CartPole-v1", {}, 500), ("random and scripted expert", 23.3, 500.0)),
+        (EnvironmentSpec("Blackjack-v1"), ("random and scripted expert", -0.394, -0.0564)),
     ],
     ids=str,
 )
@@ -84,6 +88,37 @@ def test_no_table_serves_and_the_reason_says_why(spec, why):
     assert reference is None
     with pytest.raises(AssertionError, match=why):
         raise AssertionError(reason)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "expert", "episodes"),
+    [
+        ("CartPole-v1", "cartpole", 20),
+        ("MountainCar-v0", "mountaincar", 20),
+        ("Taxi-v4", "tabular", 40),
+        ("FrozenLake-v1", "tabular", 200),
+        ("Blackjack-v1", "blackjack", 2_000),
+    ],
+)
+def test_scripted_experts_and_random_actions_score_what_the_table_says(env_id, expert, episodes):
+    env = make(EnvironmentSpec(env_id))
+    means, spreads = [], []
+    for name in ("random", expert):
+        policy, returns = policy_of(name, env, 1), []
+        for seed in range(episodes):
+            observation, info = env.reset(seed=1_000 + seed)
+            policy.reset(observation, info)
+            total, done, taken = 0.0, False, None
+            while not done:
+                taken = policy.act(observation, info, taken)
+                observation, reward, terminated, truncated, info = env.step(taken)
+                total, done = total + reward, terminated or truncated
+            returns.append(total)
+        means.append(np.mean(returns))
+        spreads.append(np.std(returns) / np.sqrt(episodes))
+    reference = reference_of(EnvironmentSpec(env_id))
+    assert means[0] == pytest.approx(reference.random, abs=5 * spreads[0] + 1e-6)
+    assert means[1] == pytest.approx(reference.expert, abs=5 * spreads[1] + 1e-6)
 
 
 def test_d4rls_own_environments_have_d4rls_returns(monkeypatch):

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from aaren_rl.data.context import Context
-from aaren_rl.data.hindsight import Pool, Relabeller, Relabelling
+from aaren_rl.data.hindsight import Relabelling
 from aaren_rl.data.packed import first_of, map_packed
+from aaren_rl.data.relabeller import Pool, Relabeller
 from aaren_rl.data.segment import Observations, Segment
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.errors import DataError, InvalidInput

@@ -9,19 +9,21 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from aaren_rl.data.environment_spec import EnvironmentSpec
+from aaren_rl.data.hindsight import Relabelling, with_goal_scaling
 from aaren_rl.data.oddities import describe_oddities
 from aaren_rl.data.reference import Reference
 from aaren_rl.data.spaces import Space
-from aaren_rl.data.trajectories import Trajectories
+from aaren_rl.data.trajectories import Floats, Trajectories
 from aaren_rl.envs import catalogue
 from aaren_rl.envs.catalogue import Entry
 from aaren_rl.envs.environment_choice import EnvironmentChoice
 from aaren_rl.envs.environments import is_special
 from aaren_rl.envs.fitting import Fitted, fit_to_data, fit_to_environment
+from aaren_rl.envs.goals import Goals, Relabelled, has_goals, relabelled, with_goals
 from aaren_rl.envs.readers.recording import Recording
 from aaren_rl.envs.references import find_reference
 from aaren_rl.errors import InvalidInput
-from aaren_rl.model.scaling import largest
+from aaren_rl.model.scaling import Scaling, largest
 
 FoundSource: TypeAlias = Literal[
     "minari", "d4rl", "bundled", "arrays", "ogbench", "robomimic", "lerobot", "rlds", "d3rlpy", "npz"
@@ -52,6 +54,8 @@ class Dataset:
         target_returns: returns to ask an agent for.
         return_scale: number that a model divides returns-to-go by: the user's, the catalogue's, or the data's largest
             return.
+        relabelling: how segments get other goals; None for the data's own alone.
+        returns: of the episodes, (episodes,); with a relabelling those that `aaren_rl.envs.goals.Relabelled` has.
     """
 
     name: str
@@ -65,8 +69,18 @@ class Dataset:
     reference: Reference | None
     target_returns: tuple[float, ...]
     return_scale: float
+    relabelling: Relabelling | None
+    returns: Floats
     reference_reason: str = ""
     own_reference: Reference | None = None
+
+    def scaling(self) -> Scaling:
+        """The scaling that fits the data, and the goals that segments get."""
+        found = Scaling.of(self.trajectories, self.return_scale)
+        if self.relabelling is None:
+            return found
+        statistics = with_goal_scaling(self.observation_space, found.observation_mean, found.observation_std)
+        return replace(found, observation_mean=statistics[0], observation_std=statistics[1])
 
 
 @dataclass(frozen=True)
@@ -79,6 +93,7 @@ class Reading:
         keep_best: share of the episodes with the highest returns to keep, above 0 and up to 1.
         least_return: least return of the episodes to keep; None for any.
         return_scale: number that a model divides returns-to-go by; None for the catalogue's or the data's.
+        goals: how segments get other goals; None for the goals, or none, that the data have.
 
     Raises:
         InvalidInput: the share or the scale is out of range.
@@ -89,6 +104,7 @@ class Reading:
     keep_best: float = 1.0
     least_return: float | None = None
     return_scale: float | None = None
+    goals: Goals | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.keep_best <= 1:
@@ -161,6 +177,9 @@ def assemble(
     say(f"data: {read.id} (source {source}), {read.trajectories.episodes} episodes, {read.trajectories.steps} steps")
     environment = _environment(name, source, read, known, reading, say)
     trajectories = _kept(read.trajectories, reading, say)
+    own, goals = has_goals(trajectories.observation_space), reading.goals
+    if goals is not None:
+        trajectories, environment = with_goals(read.id, trajectories, environment, goals, say)
     if environment is None:
         fitted = fit_to_data(trajectories)
     else:
@@ -169,10 +188,20 @@ def assemble(
         limited = choice.horizon is not None or environment == read.evaluated_in != read.collected_in
         told = choice.names_one, limited
         fitted = fit_to_environment(read.id, trajectories, environment, *told, reading.clip_actions, say)
-    dataset = _described(name, source, read, environment, fitted, reading.return_scale)
-    for line in describe_oddities(dataset.trajectories, dataset.return_scale):
+    again = None if goals is None else relabelled(read.id, fitted.trajectories, environment, goals, own, say)
+    dataset = _described(name, source, read, environment, fitted, again, reading.return_scale, say)
+    for line in _oddities(dataset):
         say(f"data: {line}")
     return dataset
+
+
+def _oddities(dataset: Dataset) -> list[str]:
+    """What is odd in the data as they are trained on."""
+    if dataset.relabelling is None:
+        return describe_oddities(dataset.trajectories, dataset.return_scale)
+    scaling = dataset.scaling()
+    # Returns-to-go end at goals, so those of the data say nothing of their scale.
+    return describe_oddities(dataset.trajectories, statistics=(scaling.observation_mean, scaling.observation_std))
 
 
 def _described(
@@ -181,11 +210,16 @@ def _described(
     read: Recording | Arrays,
     environment: EnvironmentSpec | None,
     fitted: Fitted,
+    again: Relabelled | None,
     return_scale: float | None,
+    say: Say,
 ) -> Dataset:
+    trajectories = fitted.trajectories if again is None else again.trajectories
+    returns = trajectories.returns if again is None else again.returns
+    # The catalogue's returns count what the environment pays at a goal that is held; those of drawn goals end there.
     entry = None if environment is None else catalogue.by_environment(environment)
+    counted = entry if again is None else None
     found = find_reference(environment, read.reference, read.evaluated_in or read.collected_in)
-    trajectories = fitted.trajectories
     return Dataset(
         name=name,
         source=source,
@@ -196,8 +230,10 @@ def _described(
         observation_space=fitted.observation_space,
         action_space=fitted.action_space,
         reference=found.reference,
-        target_returns=(entry and entry.target_returns) or _targets(trajectories),
-        return_scale=_scale(trajectories, entry) if return_scale is None else return_scale,
+        target_returns=(counted and counted.target_returns) or _targets(trajectories, returns, say),
+        return_scale=_scale(returns, counted) if return_scale is None else return_scale,
+        relabelling=None if again is None else again.relabelling,
+        returns=returns,
         reference_reason=found.reason,
         own_reference=found.reference if found.reference is read.reference else None,
     )
@@ -252,12 +288,21 @@ def _kept(trajectories: Trajectories, reading: Reading, say: Say) -> Trajectorie
     return trajectories.select(np.flatnonzero(keep))
 
 
-def _scale(trajectories: Trajectories, entry: Entry | None) -> float:
+def _scale(returns: Floats, entry: Entry | None) -> float:
     """Return scale where the user gives none: the catalogue's, or the largest return."""
-    return (entry and entry.return_scale) or largest(trajectories.returns)
+    return (entry and entry.return_scale) or largest(returns)
 
 
-def _targets(trajectories: Trajectories) -> tuple[float, ...]:
-    """Targets where the catalogue has none: returns of the best episode, of the best tenth, the median."""
-    chosen = np.quantile(trajectories.returns, [1.0, 0.9, 0.5])
+def _targets(trajectories: Trajectories, returns: Floats, say: Say) -> tuple[float, ...]:
+    """Targets where the catalogue has none: returns of the best episode, of the best tenth, the median.
+
+    Where goals pay 0 or 1, or -1 or 0, the best return alone: others ask for a later goal, or for none.
+    """
+    best = float(returns.max())
+    paid = set(np.unique(trajectories.rewards).tolist())
+    if has_goals(trajectories.observation_space) and (paid <= {0.0, 1.0} or paid <= {-1.0, 0.0}):
+        words = " or ".join(f"{reward:g}" for reward in sorted(paid))
+        say(f"target: {best:g}, the best return in the data, whose goals pay {words} a step")
+        return (best,)
+    chosen = np.quantile(returns, [1.0, 0.9, 0.5])
     return tuple(dict.fromkeys(float(target) for target in chosen))

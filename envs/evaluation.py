@@ -100,7 +100,8 @@ def evaluate(actor: Actor, protocol: Protocol, progress: Callable[[int], object]
     try:
         longest = None if limit_of(protocol.environment) else UNLIMITED
         asked = protocol.episodes, protocol.target_return, protocol.seed
-        return roll_out(actor, envs, *asked, progress, longest=longest)
+        rule = success.rule_of(protocol.environment, envs.single_observation_space)
+        return roll_out(actor, envs, *asked, progress, longest=longest, rule=rule)
     finally:
         envs.close()
 
@@ -131,7 +132,7 @@ def result(episodes: Episodes, protocol: Protocol, **about: Any) -> dict[str, An
         "ci95_return": list(interval) if interval else None,
         "success_rate": None if succeeded is None else succeeded / count,
         "success_ci95": None if succeeded is None else list(success_interval(succeeded, count)),
-        "success_rule": None if succeeded is None else success.RULE,
+        "success_rule": episodes.success_rule,
         "mean_length": float(episodes.lengths.mean()),
         "mean_per_step": float(episodes.returns.sum() / episodes.lengths.sum()),
         **protocol.to_json(),

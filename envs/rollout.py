@@ -30,6 +30,7 @@ def roll_out(
     progress: Callable[[int], object] = lambda done: None,
     record: bool = False,
     longest: int | None = None,
+    rule: success.Rule | None = None,
 ) -> Episodes:
     """Runs whole episodes.
 
@@ -47,6 +48,7 @@ def roll_out(
         progress: called with the number of episodes done since the last call.
         record: keep the episodes as well as their returns.
         longest: steps after which an episode that goes on is an error; None for never.
+        rule: says when an episode is a success, where no info does; None for none.
 
     Returns:
         The episodes.
@@ -61,7 +63,7 @@ def roll_out(
         raise InvalidInput(f"{episodes} episodes; expected at least 1")
     mode = AutoresetMode(envs.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))
     rows = envs.num_envs
-    counter = Counter(np.full(rows, episodes // rows) + (np.arange(rows) < episodes % rows))
+    counter = Counter(np.full(rows, episodes // rows) + (np.arange(rows) < episodes % rows), rule)
     watch = Watch(envs, counter, seed)
     observation = watch.first(~counter.rests)
     first, reward = copy.deepcopy(observation), None
@@ -82,7 +84,7 @@ def roll_out(
             watch.check(last, awake & done)
             recorder.step(action, reward, last, awake & ~resets)
             recorder.start(observation, awake & resets)
-        counted = counter.step(reward, done, resets, success.read(info, done))
+        counted = counter.step(reward, terminated, done, resets, success.read(info, done))
         if longest is not None and counter.steps[~counter.rests].max(initial=0) >= longest:
             raise InvalidInput(
                 f"an episode has not ended after {longest} steps, and the environment has no time limit; pass one as "

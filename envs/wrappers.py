@@ -9,6 +9,7 @@ import gymnasium as gym
 
 from aaren_rl.data.environment_spec import EnvironmentSpec, Wrapper
 from aaren_rl.envs import packages
+from aaren_rl.envs.goal_observation import GoalObservation
 from aaren_rl.errors import DataError, InvalidInput
 
 REBUILT = frozenset(
@@ -36,6 +37,9 @@ REBUILT = frozenset(
     }
 )
 """Wrappers of `gymnasium.wrappers` that their recorded arguments determine."""
+
+OWN: dict[str, type[gym.Wrapper[Any, Any, Any, Any]]] = {"GoalObservation": GoalObservation}
+"""Wrappers of this project by name."""
 
 WITHOUT_EFFECT = frozenset(
     {
@@ -94,8 +98,8 @@ def rebuildable(wrappers: Sequence[Recorded], where: str) -> tuple[Wrapper, ...]
             continue
         if kwargs is None and packages.takes_no_arguments(package, name):
             kwargs = {}
-        listed = (name in REBUILT and package == "gymnasium") or packages.has_wrapper(package, name)
-        if not listed or kwargs is None:
+        listed = (name in REBUILT and package == "gymnasium") or (name in OWN and package == "aaren_rl")
+        if not (listed or packages.has_wrapper(package, name)) or kwargs is None:
             reason = _REASONS.get(
                 name, "it is none of those of Gymnasium's or minigrid's that are known to follow from their arguments"
             )
@@ -115,11 +119,13 @@ def wrap(env: gym.Env[Any, Any], spec: EnvironmentSpec) -> gym.Env[Any, Any]:
         InvalidInput: a wrapper is unknown, or refuses its arguments or the environment.
     """
     for wrapper in spec.wrappers:
-        known = sorted({*REBUILT, *packages.wrapper_names()})
+        known = sorted({*REBUILT, *OWN, *packages.wrapper_names()})
         if wrapper.name not in known:
             raise InvalidInput(f"unknown wrapper {wrapper.name}; expected one of {', '.join(known)}")
-        own = wrapper.name in REBUILT
-        class_ = getattr(gym.wrappers, wrapper.name) if own else packages.wrapper_class(wrapper.name)
+        class_ = OWN.get(wrapper.name)
+        if class_ is None:
+            of_gymnasium = wrapper.name in REBUILT
+            class_ = getattr(gym.wrappers, wrapper.name) if of_gymnasium else packages.wrapper_class(wrapper.name)
         try:
             env = class_(env, **wrapper.kwargs)
         except Exception as error:  # A wrapper checks its arguments in its own ways.

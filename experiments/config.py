@@ -16,10 +16,12 @@ import tomli_w
 
 from aaren_rl.agents.acting import Acting
 from aaren_rl.data.environment_spec import file_arguments
+from aaren_rl.data.hindsight import Hindsight
 from aaren_rl.envs.catalogue import catalogue
 from aaren_rl.envs.dataset import Reading
 from aaren_rl.envs.environment_choice import EnvironmentChoice, parse_argument
 from aaren_rl.envs.evaluation import INSTANCES
+from aaren_rl.envs.goals import Goals
 from aaren_rl.envs.sources import Source
 from aaren_rl.errors import CheckpointError, InvalidInput, unknown_name
 from aaren_rl.experiments import command_line, settings
@@ -58,6 +60,19 @@ class RunConfig:
     """Share of the episodes to learn from, those with the highest returns."""
     least_return: float | None = None
     """Least return of the episodes to learn from."""
+    goals: Literal["data", "hindsight"] = "data"
+    """Takes the goals of the data as they are, or gives some segments goals that were reached (hindsight relabelling);
+    data without goals get some."""
+    relabel: float = 0.8
+    """Share of the segments that hindsight gives another goal; a "carry" keeps it for the whole episode."""
+    goal_draws: tuple[str, ...] = ("future=1",)
+    """Shares of the ways of drawing a goal, as future=0.5 geometric:0.99=0.3 random=0.2: uniformly from the later steps
+    of the episode, from k steps later with a probability that falls by 0.99 a step, or from any step of the data."""
+    goal_distance: float | None = None
+    """Distance from a goal at which it counts as reached; by default as the environment's compute_reward says."""
+    goal_columns: tuple[int, ...] = ()
+    """Numbers of an observation, counted from 0, that a goal is made of, where the data have no goals; by default
+    all."""
     preset: str | None = None
     """Start from a preset ("quick"); other options override it."""
     run: Path | None = None
@@ -96,7 +111,16 @@ class RunConfig:
             raise InvalidInput(f"instances {self.instances} and processes {self.processes}; expected at least 1 each")
         if self.seeds < 1:
             raise InvalidInput(f"seeds is {self.seeds}; expected at least 1")
+        hindsight = Hindsight.parse(self.relabel, self.goal_draws)
+        if self.goals == "data":
+            given = hindsight != Hindsight(), self.goal_distance is not None, bool(self.goal_columns)
+            for name, used in zip(("relabel or goal_draws", "goal_distance", "goal_columns"), given, strict=True):
+                if used:
+                    raise InvalidInput(f"{name} is for hindsight relabelling; pass --goals hindsight, or leave it out")
 
+
+GOALS = ("goals", "relabel", "goal_draws", "goal_distance", "goal_columns")
+"""Settings of hindsight relabelling."""
 
 GROUPS = (
     Group(
@@ -108,6 +132,11 @@ GROUPS = (
         "data",
         "Episodes to learn from.",
         ("env", "source", "keep_best", "least_return", "clip_actions", "return_scale", "held_out"),
+    ),
+    Group(
+        "goals",
+        "Hindsight relabelling of data whose episodes are about reaching a goal.",
+        GOALS,
     ),
     Group(
         "model",
@@ -145,7 +174,10 @@ GROUPS = (
 """Options of the command line by their groups; a TOML file has the fields of `RunConfig` instead."""
 
 
-DATA = ("env", "source", "env_id", "env_kwargs", "horizon", "imports", "clip_actions", "keep_best", "least_return")
+DATA = (
+    *("env", "source", "env_id", "env_kwargs", "horizon", "imports", "clip_actions", "keep_best", "least_return"),
+    *GOALS,
+)
 """Settings that determine the data and their environment."""
 
 
@@ -156,7 +188,11 @@ def reading(config: RunConfig) -> Reading:
         InvalidInput: a package cannot be imported, or an option does not fit.
     """
     choice = EnvironmentChoice.of_options(config.env_id, config.env_kwargs, config.horizon, config.imports)
-    return Reading(choice, config.clip_actions, config.keep_best, config.least_return, config.return_scale)
+    goals = None
+    if config.goals == "hindsight":
+        hindsight = Hindsight.parse(config.relabel, config.goal_draws)
+        goals = Goals(hindsight, config.goal_distance, config.goal_columns)
+    return Reading(choice, config.clip_actions, config.keep_best, config.least_return, config.return_scale, goals)
 
 
 def parse(arguments: list[str] | None = None) -> RunConfig:

@@ -28,7 +28,7 @@ from aaren_rl.experiments import config as run_config
 from aaren_rl.experiments.config import CONFIG, RunConfig
 from aaren_rl.experiments.console import device_named, say
 from aaren_rl.experiments.report import EvaluationFailed, Job, final_protocol, report, summarise
-from aaren_rl.model import DecisionModel, Scaling, count_parameters
+from aaren_rl.model import DecisionModel, count_parameters
 from aaren_rl.ops import prefix_attention
 from aaren_rl.training.callbacks import Callback
 from aaren_rl.training.checkpoints import checkpoints
@@ -107,9 +107,8 @@ def make_learner(job: Job) -> SingleLearner:
     """The learner of one seed, before its first update."""
     config, dataset = job.config, job.dataset
     torch.manual_seed(config.training.seed)
-    scaling = Scaling.of(dataset.trajectories, dataset.return_scale)
-    model = DecisionModel(config.model, dataset.observation_space, dataset.action_space, scaling)
-    return SingleLearner(model, dataset.trajectories, config.training, job.device)
+    model = DecisionModel(config.model, dataset.observation_space, dataset.action_space, dataset.scaling())
+    return SingleLearner(model, dataset.trajectories, config.training, job.device, dataset.relabelling)
 
 
 def save_config(job: Job) -> None:
@@ -215,7 +214,7 @@ def _outcome_before(job: Job) -> dict[str, Any] | None:
 
 def _card(job: Job) -> AgentCard:
     dataset, environment, target = job.dataset, job.dataset.environment, job.target
-    quantiles = np.quantile(dataset.trajectories.returns, np.linspace(0, 1, QUANTILES))
+    quantiles = np.quantile(dataset.returns, np.linspace(0, 1, QUANTILES))
     return AgentCard(
         environment=environment,
         dataset_id=dataset.id,

@@ -16,7 +16,8 @@ class Wrapper:
     """A wrapper around an environment.
 
     Attributes:
-        name: of its class in `gymnasium.wrappers`, or in those of a package of `aaren_rl.envs.packages`.
+        name: of its class in `gymnasium.wrappers`, in those of a package of `aaren_rl.envs.packages`, or of one of this
+            project's (`aaren_rl.envs.wrappers`).
         kwargs: its arguments beside the environment.
     """
 

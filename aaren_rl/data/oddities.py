@@ -18,14 +18,19 @@ SAMPLE = 10_000
 """Steps that quantiles are taken of, about."""
 
 
-def describe_oddities(trajectories: Trajectories, return_scale: float | None = None) -> list[str]:
+def describe_oddities(
+    trajectories: Trajectories,
+    return_scale: float | None = None,
+    statistics: tuple[Floats, Floats] | None = None,
+) -> list[str]:
     """What a person should know of data before training on them, one line each; most data have none.
 
     Args:
         trajectories: the data.
         return_scale: number that returns-to-go are divided by; None if they are scaled by the largest return.
+        statistics: mean and deviation that observations are scaled by; None for those of the data.
     """
-    mean, std = trajectories.observation_statistics()
+    mean, std = trajectories.observation_statistics() if statistics is None else statistics
     lines = [
         _single_steps(trajectories),
         _constant_observations(mean, std),

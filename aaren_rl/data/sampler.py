@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from aaren_rl.data.context import Context
+from aaren_rl.data.hindsight import Relabelling
 from aaren_rl.data.packed import first_of, map_packed
+from aaren_rl.data.relabeller import Pool, Relabeller
 from aaren_rl.data.segment import Observations, Segment
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.errors import DataError, InvalidInput
@@ -36,10 +38,12 @@ class Sampler:
         device: where the data lie and the segments appear.
         seed: of the sampler's random numbers.
         next_observations: fills `Segment.next_observations`, which costs as much memory as the observations.
+        relabelling: gives segments other goals (see `aaren_rl.data.hindsight`); None for none.
 
     Raises:
         InvalidInput: no episodes, fewer than rows that carry a state, a size below 1, or a context that cannot be read.
-        DataError: next observations are asked for and the data lack those after the episodes' last actions.
+        DataError: next observations or other goals are asked for, and the data lack the observations after the
+            episodes' last actions, or goals.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Sampler:
         device: torch.device | str = "cpu",
         seed: int = 0,
         next_observations: bool = False,
+        relabelling: Relabelling | None = None,
     ) -> None:
         if len(episodes) == 0 or batch_size < 1:
             raise InvalidInput(f"{len(episodes)} episodes, batches of {batch_size}; expected at least 1 of each")
@@ -75,11 +80,15 @@ class Sampler:
             # Steps that end an episode point at its final observation, all others at row 0.
             number = _at_last_step(trajectories, np.arange(1, trajectories.episodes + 1))
             self._final = map_packed(self._to_device, trajectories.final_observations), self._to_device(number)
+        self._relabeller = None if relabelling is None else Relabeller(trajectories, relabelling, self.device)
+        # Of the rows of "carry": the steps that the goals of their present episodes come from.
+        self.carried_goal: Tensor | None = None
         self._choose(trajectories, episodes)
 
     def over(self, trajectories: Trajectories, episodes: np.ndarray) -> Sampler:
         """A sampler to sweep over other episodes of the same trajectories, sharing this one's data on the device."""
         other = copy.copy(self)
+        other.carried_goal = None
         if self.context.mode != "window":
             other.context = Context("episode")
         other.generator = torch.Generator(self.device).manual_seed(self.generator.initial_seed())
@@ -117,6 +126,8 @@ class Sampler:
             # Each row of the batch starts with an episode of its own, so that no state is missing, nothing comes twice.
             begins = np.flatnonzero(within == 0)
             self.cursor = self._to_device(begins[np.arange(self.batch_size) * len(begins) // self.batch_size])
+            if self._relabeller is not None:
+                self.carried_goal = torch.full((self.batch_size,), -1, device=self.device)
 
     @property
     def steps_per_segment(self) -> float:
@@ -154,7 +165,11 @@ class Sampler:
         return self._gather(episode, self._random(self._lengths[episode]), self.context.steps)
 
     def sweep(self, steps: int) -> Iterator[Segment]:
-        """Windows or whole episodes of about `steps` steps in all, spread evenly, none twice; the same each time."""
+        """Windows or whole episodes of about `steps` steps in all, spread evenly, none twice; the same each time.
+
+        They are relabelled as in training, with goals that are the same each time as well.
+        """
+        generator = torch.Generator(self.device).manual_seed(self.generator.initial_seed())
         stride = self.context.steps if self.context.mode == "window" else self.longest
         pieces = (self._lengths + stride - 1) // stride
         episode = torch.repeat_interleave(torch.arange(len(pieces), device=self.device), pieces)
@@ -163,25 +178,33 @@ class Sampler:
         # Spread over all episodes, not the first ones only.
         chosen = torch.linspace(0, len(episode) - 1, wanted, device=self.device).round().long()
         for rows in torch.split(chosen, self.batch_size):
-            yield self._gather(episode[rows], piece[rows] * stride, stride)
+            yield self._gather(episode[rows], piece[rows] * stride, stride, generator)
 
     def _random(self, below: Tensor) -> Tensor:
         """Random integers from 0 up to, not including, each element of `below`."""
         drawn = torch.rand(below.shape, generator=self.generator, device=self.device, dtype=torch.float64)
         return (drawn * below).long()
 
-    def _gather(self, episode: Tensor, start: Tensor, time: int) -> Segment:
+    def _gather(self, episode: Tensor, start: Tensor, time: int, generator: torch.Generator | None = None) -> Segment:
         """Windows of so many steps, with what there is of the burn-in before them."""
         start, length = start.unsqueeze(1), self._lengths[episode].unsqueeze(1)
         begin = (start - self.context.burn_in).clamp(min=0)
         timesteps = begin + torch.arange(self.context.burn_in + time, device=self.device)
         valid = timesteps < torch.minimum(length, start + time)
         timesteps = timesteps.clamp(max=length - 1)
-        return self._take(self._starts[episode].unsqueeze(1) + timesteps, timesteps, valid, timesteps >= start)
+        steps = self._starts[episode].unsqueeze(1) + timesteps
+        return self._take(steps, timesteps, valid, timesteps >= start, generator)
 
-    def _take(self, steps: Tensor, timesteps: Tensor, valid: Tensor, counted: Tensor | None = None) -> Segment:
+    def _take(
+        self,
+        steps: Tensor,
+        timesteps: Tensor,
+        valid: Tensor,
+        counted: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Segment:
         before, starts = (steps[:, 0] - 1).clamp(min=0), timesteps[:, 0] == 0
-        return Segment(
+        segment = Segment(
             observations=map_packed(lambda part: _blank(part[steps], ~valid), self._observations),
             timesteps=timesteps,
             actions=_blank(self._actions[steps], ~valid),
@@ -194,6 +217,14 @@ class Sampler:
             terminated=self._terminated[steps] & valid,
             next_observations=self._next_observations(steps, valid),
         )
+        if self._relabeller is None:
+            return segment
+        pool = Pool(self._starts, self._lengths, self._cumulative, self._total)
+        whole = self.context.mode in ("episode", "packed")
+        if generator is not None:
+            # A sweep carries nothing on.
+            return self._relabeller.relabel(segment, steps, pool, generator, whole)
+        return self._relabeller.relabel(segment, steps, pool, self.generator, whole, self.carried_goal)
 
     def _next_observations(self, steps: Tensor, valid: Tensor) -> Observations | None:
         if self._final is None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from aaren_rl import checkpoint
 from aaren_rl.cuda_graph import CudaGraph
+from aaren_rl.data.hindsight import Relabelling
 from aaren_rl.data.sampler import Sampler, hold_out
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.errors import InvalidInput
@@ -85,11 +86,12 @@ class SingleLearner:
         trajectories: to train on.
         config: the schedule.
         device: to train on.
+        relabelling: gives segments other goals; None for none.
 
     Raises:
         InvalidInput: an episode is longer than the model's learned timestep embedding, a state that grows is to be
-            carried from segment to segment, or an option does not go with the device.
-        DataError: the objective needs next observations, and the data lack some.
+            carried from segment to segment, or an option does not go with the device or the relabelling.
+        DataError: the objective needs next observations, and the data lack some, or they cannot be relabelled.
     """
 
     def __init__(
@@ -98,10 +100,13 @@ class SingleLearner:
         trajectories: Trajectories,
         config: TrainingConfig,
         device: torch.device | str = "cpu",
+        relabelling: Relabelling | None = None,
     ) -> None:
         _check_lengths(model, trajectories)
         self.config, self.device = config, torch.device(device)
         self.precision, self.compiled, self.cuda_graph = resolve_auto(config, self.device, model.config)
+        if relabelling is not None and relabelling.rewards.compute is not None:
+            self.cuda_graph = self._uncaptured()
         self.objective = get_objective(config.objective)(model).to(self.device)
         check_networks(self.objective)
         # Other networks, such as targets, keep the mode that their objective gave them.
@@ -120,6 +125,7 @@ class SingleLearner:
             self.device,
             config.seed,
             self.objective.needs_next_observations,
+            relabelling,
         )
         if self.device.type == "cuda":
             # To look at the lengths drawn would hold up the GPU, and shapes that change could not be captured.
@@ -215,6 +221,8 @@ class SingleLearner:
             state["random.cuda"] = torch.cuda.get_rng_state(self.device)
         if self.carried is not None:
             state["carried.cursor"] = self.sampler.cursor
+            if self.sampler.carried_goal is not None:
+                state["carried.goal"] = self.sampler.carried_goal
             state |= {f"carried.{i}": part for i, part in enumerate(state_tensors(self.carried))}
         # Copies, since a file takes no tensor twice, and networks may share buffers.
         return {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
@@ -256,6 +264,8 @@ class SingleLearner:
         self._load_random_states(state)
         if self.carried is not None:
             self.sampler.cursor.copy_(state["carried.cursor"])
+            if self.sampler.carried_goal is not None:
+                self.sampler.carried_goal.copy_(state["carried.goal"])
             for i, kept in enumerate(state_tensors(self.carried)):
                 kept.copy_(state[f"carried.{i}"])
         # The optimisers hold new tensors, which a captured update would not read.
@@ -277,6 +287,15 @@ class SingleLearner:
     def _from_other_device(self, names: Collection[str]) -> bool:
         """True if a state was saved on a GPU and is to go on on a CPU, or the other way round."""
         return ("random.cuda" in names) != (self.device.type == "cuda")
+
+    def _uncaptured(self) -> bool:
+        """False: the environment's rewards of other goals are computed on the CPU, which no CUDA graph holds."""
+        if self.cuda_graph and self.config.cuda_graph == "yes":
+            raise InvalidInput(
+                "the environment computes the rewards of other goals on the CPU, so updates have no CUDA graph; pass "
+                "--cuda-graph auto"
+            )
+        return False
 
     def _initial_carried(self) -> TrunkState | None:
         if self.sampler.context.mode != "carry":

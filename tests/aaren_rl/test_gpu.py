@@ -11,8 +11,9 @@ from aaren_rl.agents import DecisionAgent
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.cuda_graph import CudaGraph
 from aaren_rl.data.environment_spec import EnvironmentSpec
+from aaren_rl.data.hindsight import GoalRewards, Hindsight, Relabelling
 from aaren_rl.data.spaces import Box
-from aaren_rl.data.trajectories import Trajectories
+from aaren_rl.data.trajectories import Episode, Trajectories
 from aaren_rl.errors import CheckpointError
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
 from aaren_rl.ops.prefix_attention import prefix_attention
@@ -188,3 +189,24 @@ def test_acting_on_the_gpu_equals_acting_on_the_cpu(rows):
         ours, theirs = (agent.act(observation, reward, ended) for agent in agents)
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
         reward = 1.0 if rows is None else np.ones(rows)
+
+
+@pytest.mark.parametrize("context", [5, "packed", "carry:4"])
+def test_relabelled_updates_are_the_same_in_a_cuda_graph(context):
+    rng, episodes = np.random.default_rng(0), []
+    for length in (6, 9, 4, 12, 7, 10, 5, 8):
+        points, goals = rng.normal(size=(length + 1, 2)).cumsum(0), np.tile(rng.normal(size=2), (length + 1, 1))
+        observations = {"observation": points, "achieved_goal": points, "desired_goal": goals}
+        episodes.append(Episode(observations, rng.uniform(-1, 1, (length, 1)), np.zeros(length)))
+    data = Trajectories.from_episodes(episodes)
+    losses = []
+    for graph in ("yes", "no"):
+        torch.manual_seed(0)
+        spaces = data.observation_space, Box.bounded(-np.ones(1), np.ones(1))
+        model = DecisionModel(ModelConfig(blocks=1, width=16, dropout=0.0), *spaces, Scaling.of(data))
+        settings = {"context": context, "batch_size": 4, "held_out": 0.0, "compile": "no", "precision": "float32"}
+        relabelling = Relabelling(Hindsight(0.7, 0.5, 0.25, 0.25), GoalRewards(distance=1.0))
+        config = TrainingConfig(updates=20, cuda_graph=graph, **settings)
+        learner = SingleLearner(model, data, config, "cuda", relabelling)
+        losses.append([learner.update()["loss"].item() for _ in range(12)])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)

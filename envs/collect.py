@@ -169,7 +169,12 @@ def _described(spec: EnvironmentSpec) -> Description:
         # Those that the id itself brings would be put on twice.
         own = describe(dataclasses.replace(spec, wrappers=())).recorded
         count = 0 if own is None else len(own.additional_wrappers)
-        recorded = dataclasses.replace(recorded, additional_wrappers=recorded.additional_wrappers[count:])
+        # Not all wrappers record their arguments; those of the spec are known.
+        wrappers = [
+            dataclasses.replace(wrapper, kwargs=wrapper.kwargs or dict(known.kwargs))
+            for wrapper, known in zip(recorded.additional_wrappers[count:], spec.wrappers, strict=True)
+        ]
+        recorded = dataclasses.replace(recorded, additional_wrappers=tuple(wrappers))
     try:
         recorded.to_json()
     except (TypeError, ValueError) as error:

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aaren_rl.data.bounds import SCALED_BOUND, varies
+from aaren_rl.data.spaces import Box, Space
 from aaren_rl.data.trajectories import Floats, Trajectories, blocks
 
 MANY = 100
@@ -31,10 +32,12 @@ def describe_oddities(
         statistics: mean and deviation that observations are scaled by; None for those of the data.
     """
     mean, std = trajectories.observation_statistics() if statistics is None else statistics
+    # Discrete numbers and words have no scale.
+    std = np.where(_is_scaled(trajectories.observation_space, std.shape), std, np.nan)
     lines = [
         _single_steps(trajectories),
         _constant_observations(mean, std),
-        _constant_actions(trajectories.actions),
+        _constant_actions(trajectories),
         _far_out(trajectories, mean, std),
         _dominated(trajectories, std),
         _equal_returns(trajectories),
@@ -42,6 +45,14 @@ def describe_oddities(
         None if return_scale is None else _large_returns(trajectories, return_scale),
     ]
     return [line for line in lines if line is not None]
+
+
+def _is_scaled(space: Space | None, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    """Which numbers of a space belong to a Box, of their shape."""
+    found = np.ones(shape, dtype=np.bool_)
+    for part in () if space is None else space.parts():
+        found.reshape(-1)[part.columns] = isinstance(part.space, Box)
+    return found
 
 
 def _single_steps(trajectories: Trajectories) -> str | None:
@@ -70,8 +81,10 @@ def _constant_observations(mean: Floats, std: Floats) -> str | None:
     return f"{line}; if {where}, does vary, float32 does not resolve it there: subtract an offset from the data"
 
 
-def _constant_actions(actions: Floats) -> str | None:
-    still = np.flatnonzero(~varies(actions.min(0), actions.max(0)))
+def _constant_actions(trajectories: Trajectories) -> str | None:
+    actions = trajectories.actions
+    scaled = _is_scaled(trajectories.action_space, actions.shape[1:])
+    still = np.flatnonzero(~varies(actions.min(0), actions.max(0)) & scaled)
     if not len(still):
         return None
     size = actions[0].size

@@ -225,4 +225,5 @@ def _by_beginning(known: Mapping[str, Any], name: str) -> Any:
 
 
 def _spec(saved: Mapping[str, Any]) -> EnvironmentSpec:
-    return EnvironmentSpec(saved["id"], saved.get("kwargs", {}), saved.get("limit"))
+    wrappers = tuple(map(Wrapper, saved.get("wrappers", ())))
+    return EnvironmentSpec(saved["id"], saved.get("kwargs", {}), saved.get("limit"), wrappers)

@@ -561,3 +561,17 @@ def test_success_is_written_beside_the_episodes(monkeypatch):
         assert infos["success"][()].tolist() == [False, False, False, True, False]
         assert infos["goal"][()].tolist() == [[1.0]] * 5
     assert said[-1].endswith("success 1.000")
+
+
+def test_wrappers_that_record_no_arguments_are_built_again(tmp_path):
+    pytest.importorskip("minigrid")
+    spec = EnvironmentSpec(
+        "BabyAI-GoToRedBallNoDists-v0", wrappers=(Wrapper("RGBImgPartialObsWrapper", {"tile_size": 6}),)
+    )
+    folder = collect.collect(
+        collect.recipe_for("babyai", spec, {}, "tests/pictures-v0"), episodes=2, say=lambda line: None
+    )
+    read = read_folder(folder)
+    assert read.collected_in.wrappers == spec.wrappers
+    assert read.trajectories.observations["image"].shape[1:] == (42, 42, 3)
+    assert read.trajectories.observations["image"].dtype == np.uint8

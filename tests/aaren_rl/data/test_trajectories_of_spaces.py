@@ -1,5 +1,7 @@
 """Trajectories of images, discrete numbers, texts and parts, from episodes to training segments."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -179,3 +181,14 @@ def test_images_need_their_space():
             [False],
             observation_space=ImageSpace((8, 9), "none"),
         )
+
+
+def test_numbers_without_a_scale_are_not_odd():
+    """A text that is always the same and an action of which one value is used are no constants to be held."""
+    episodes = [mission(30, 0, actions=np.zeros(30, int)), mission(30, 2, actions=np.zeros(30, int))]
+    assert not [line for line in describe_oddities(Trajectories.from_episodes(episodes)) if "never var" in line]
+    observations = {**episodes[0].observations, "still": np.full((31, 2), 3.0)}
+    (line,) = describe_oddities(
+        Trajectories.from_episodes([dataclasses.replace(episodes[0], observations=observations)])
+    )
+    assert "2 of 7 observation components never vary (5 to 6)" in line

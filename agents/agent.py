@@ -18,12 +18,10 @@ from aaren_rl.agents.stable_baselines3 import StableBaselines3Policy
 from aaren_rl.agents.states import ActingState, Array
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.data.bounds import bounds_of
-from aaren_rl.data.packed import arrays_of, map_packed, numbers_of
-from aaren_rl.data.spaces import NUMBERS, Box, NestedSpace, Packed, Space
+from aaren_rl.data.hindsight import DESIRED
+from aaren_rl.data.packed import arrays_of, first_of, map_packed, numbers_of
+from aaren_rl.data.spaces import Box, NestedSpace, Packed, Space
 from aaren_rl.errors import InvalidInput
-
-GOAL = "desired_goal"
-"""Part of an observation that says what to reach, as Gymnasium-Robotics names it."""
 
 
 class Agent(StableBaselines3Policy):
@@ -148,9 +146,9 @@ class Agent(StableBaselines3Policy):
                 RuntimeWarning,
                 stacklevel=2,
             )
-        self._goal = self._checked_goal(goal, 0 if num_envs is None else 1)
+        self._goal = self._checked_goal(goal, num_envs)
         self._warned_of_flags = False
-        self._target_given, self._predicted_anew = target_return, False
+        self._target_given, self._goal_given, self._predicted_anew = target_return, goal, False
         self._single = num_envs is None
         self._waits_for_reset = autoreset_mode == AutoresetMode.NEXT_STEP and not self._single
         self._target = np.broadcast_to(target, (rows,))
@@ -170,6 +168,7 @@ class Agent(StableBaselines3Policy):
         terminated: bool | Array = False,
         truncated: bool | Array = False,
         executed_action: Any = None,
+        deterministic: bool = False,
     ) -> Any:
         """The next action, from what the environment just returned.
 
@@ -184,6 +183,7 @@ class Agent(StableBaselines3Policy):
                 or a limit of the actuators decided otherwise. Of the action's shape; rows that did as the agent said
                 repeat its action. The model sees it as its last action. A value outside the bounds of training is
                 clipped, with a warning.
+            deterministic: takes the most likely action, whatever the temperature is.
 
         Returns:
             The action as the environment takes it: of the action space's shape or (rows, *shape), float32 and inside
@@ -215,7 +215,8 @@ class Agent(StableBaselines3Policy):
                 earned = self._start_episodes(state, done, earned)
         if self._scheduled:
             self._on_schedule(state, earned)
-        noise = (self.temperature * self._draw(len(earned))).astype(np.float32) if self.temperature else None
+        sampled = self.temperature > 0 and not deterministic
+        noise = (self.temperature * self._draw(len(earned))).astype(np.float32) if sampled else None
         action = state.step(observed, earned, noise)
         self._starting = False
         if not np.isfinite(action).all():
@@ -276,7 +277,12 @@ class Agent(StableBaselines3Policy):
         """An observation as the model takes it, (rows, ...)."""
         space, rows = self.observation_space, len(self._timestep)
         if self._goal is not None:
-            observation = {**observation, GOAL: self._goal}
+            if not isinstance(observation, Mapping):
+                raise InvalidInput(
+                    f"the observation is a {type(observation).__name__}, and the agent was reset with a goal; give the "
+                    "observation's other parts as a mapping"
+                )
+            observation = {**observation, DESIRED: self._goal}
         if isinstance(space, Box):
             if isinstance(observation, Mapping | tuple):
                 raise InvalidInput(
@@ -294,28 +300,35 @@ class Agent(StableBaselines3Policy):
         for part in arrays_of(packed).values():
             if len(part) != rows:
                 raise InvalidInput(f"the observation has {len(part)} rows; expected {rows}")
-        numbers = numbers_of(packed)
-        if numbers is None:
-            return packed
         with np.errstate(over="ignore"):
-            numbers = numbers.astype(np.float32, copy=False)
-        if not np.isfinite(numbers).all():
-            raise InvalidInput(f"observation holds a NaN or an infinite value, in float32: {observation}")
-        return {**packed, NUMBERS: numbers} if isinstance(packed, dict) else numbers
+            found: Packed = map_packed(
+                lambda part: part if part.dtype == np.uint8 else part.astype(np.float32, copy=False), packed
+            )
+        for path, part in arrays_of(found).items():
+            if part.dtype != np.uint8 and not np.isfinite(part).all():
+                place = np.argwhere(~np.isfinite(part))[0]
+                raise InvalidInput(
+                    f"the observation holds {part[tuple(place)]} in {path}, row {place[0]}, at {place[1:].tolist()}; "
+                    "agents take finite float32 numbers"
+                )
+        return found
 
-    def _checked_goal(self, goal: Any, batch: int) -> Any:
+    def _checked_goal(self, goal: Any, rows: int | None) -> Any:
         """A goal that fits the observations; None for none."""
         if goal is None:
             return None
         parts = dict(self.observation_space.named_parts) if isinstance(self.observation_space, NestedSpace) else {}
-        if GOAL not in parts:
+        if DESIRED not in parts:
             raise InvalidInput(
-                f"a goal for an agent whose observations have no {GOAL!r}; train it on data with goals, or leave it out"
+                f"a goal for an agent whose observations have no {DESIRED!r}; train it on data with goals, or leave it "
+                "out"
             )
         try:
-            parts[GOAL].pack(goal, batch)
+            packed = parts[DESIRED].pack(goal, 1 if rows else 0)
         except InvalidInput as error:
             raise InvalidInput(f"the goal does not fit: {error}") from error
+        if rows is not None and len(first_of(packed)) != rows:
+            raise InvalidInput(f"{len(first_of(packed))} goals for {rows} environments; give one for each")
         return goal
 
     def _checked_action(self, executed: Any) -> Array:

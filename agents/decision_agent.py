@@ -75,7 +75,7 @@ class DecisionAgent(Agent):
             )
         spaces = model.observation_space, model.action_space
         super().__init__(card, *spaces, longest, greatest, acting, renew, temperature, seed)
-        self._begun: tuple[int, tuple[tuple[int, int], ...]] | None = None
+        self._begun: tuple[int, bool, tuple[tuple[int, int], ...]] | None = None
 
     @classmethod
     def load(
@@ -114,9 +114,9 @@ class DecisionAgent(Agent):
             return GrowingState(self.model, rows, self.device)
         # Nothing has to be folded or captured again while neither the weights nor the number of rows change.
         weights = tuple((tensor.data_ptr(), tensor._version) for tensor in self.model.state_dict().values())
-        if self._state is not None and self._begun == (rows, weights):
+        if self._state is not None and self._begun == (rows, self.temperature > 0, weights):
             return self._state
-        self._begun = rows, weights
+        self._begun = rows, self.temperature > 0, weights
         step = ModelStepper(self.model)
         multiplications = rows * self.model.config.tokens_per_step * 4 * self.model.config.width**2
         small = self.device.type == "cpu" and multiplications <= SMALL

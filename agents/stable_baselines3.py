@@ -27,6 +27,8 @@ class StableBaselines3Policy:
     def __init__(self) -> None:
         self._observed_reward: Array | None = None
         self._target_given: float | Array | None = None
+        self._goal_given: Any = None
+        self._single = False
         # Whether the last predict started episodes without having been given a state, and an environment to check.
         self._predicted_anew, self._checks_environment = False, False
 
@@ -34,11 +36,24 @@ class StableBaselines3Policy:
         """See `aaren_rl.agents.agent.Agent.check_environment`."""
         raise NotImplementedError
 
-    def reset(self, target_return: float | Array | None, num_envs: int | None, autoreset_mode: AutoresetMode) -> None:
+    def reset(
+        self,
+        target_return: float | Array | None,
+        num_envs: int | None,
+        autoreset_mode: AutoresetMode,
+        goal: Any = None,
+    ) -> None:
         """See `aaren_rl.agents.agent.Agent.reset`."""
         raise NotImplementedError
 
-    def act(self, observation: Any, reward: Array | None = None, terminated: bool | Array = False) -> Any:
+    def act(
+        self,
+        observation: Any,
+        reward: Array | None = None,
+        terminated: bool | Array = False,
+        *,
+        deterministic: bool = False,
+    ) -> Any:
         """See `aaren_rl.agents.agent.Agent.act`."""
         raise NotImplementedError
 
@@ -61,7 +76,7 @@ class StableBaselines3Policy:
             observation: of the observation space's shape, or (rows, *shape), or a mapping of such parts.
             state: None to start anew, else as returned before.
             episode_start: (rows,) bool, True where a new episode starts with this observation.
-            deterministic: must be True for an agent without a temperature, which has no random actions.
+            deterministic: True for the most likely action; False samples one, which takes an agent with a temperature.
 
         Returns:
             The action, with the batch dimension of the observation, and the state to hand in next.
@@ -86,10 +101,11 @@ class StableBaselines3Policy:
                     stacklevel=2,
                 )
             # An SB3 vector environment returns the first observation of the next episode with the end of the last.
-            self.reset(self._target_given, rows or 1, AutoresetMode.SAME_STEP)
+            goal = _with_batch(self._goal_given) if self._single and self._goal_given is not None else self._goal_given
+            self.reset(self._target_given, rows or 1, AutoresetMode.SAME_STEP, goal)
             self._observed_reward = None
             self._predicted_anew = self._checks_environment = True
-            action = self.act(batch)
+            action = self.act(batch, deterministic=deterministic)
         else:
             self._predicted_anew = False
             starts = np.zeros(len(self._timestep), dtype=np.bool_) if episode_start is None else episode_start
@@ -102,7 +118,7 @@ class StableBaselines3Policy:
                 )
             reward = np.zeros(len(self._timestep)) if self._observed_reward is None else self._observed_reward
             self._observed_reward = None
-            action = self.act(batch, reward, terminated=starts)
+            action = self.act(batch, reward, terminated=starts, deterministic=deterministic)
         return (action if rows else _first(action)), (self._timestep.copy(),)
 
     def _rows(self, observation: Any) -> int | None:

@@ -191,8 +191,8 @@ class DeviceRows(OnDevice):
     def step(self, observation: Packed, reward: Array, noise: Array | None = None) -> Array:
         """See `ActingState.step`."""
         map_packed(lambda kept, now: kept.copy_(self.to_device(now)), self.observation, observation)
-        if self.noise is not None and noise is not None:
-            self.noise.copy_(self.to_device(noise))
+        if self.noise is not None:
+            self.noise.copy_(torch.zeros_like(self.noise) if noise is None else self.to_device(noise))
         self.reward.copy_(self.to_device(reward))
         with torch.no_grad():
             acted: Array = self._forward().cpu().numpy()

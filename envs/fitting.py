@@ -9,7 +9,7 @@ from typing import cast
 
 import numpy as np
 
-from aaren_rl.data.bounds import action_space_of, bounds_of, values_of_part
+from aaren_rl.data.bounds import action_space_of, bounds_of, not_values_of, values_of_part
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.spaces import Box, DiscreteSpace, Part, Space, TextSpace, differences, map_parts
 from aaren_rl.data.trajectories import Floats, Trajectories
@@ -204,9 +204,7 @@ def _check_whole(name: str, actions: Floats, space: Space, environment: Environm
         if isinstance(part.space, Box):
             continue
         values, (low, high) = values_of_part(actions, part), bounds_of(part.space)
-        wrong = ((values != np.rint(values)) | (values < low) | (values > high)).reshape(len(actions), -1).any(1)
-        if wrong.any():
-            step = int(np.flatnonzero(wrong)[0])
+        if (step := not_values_of(values, part.space)) is not None:
             where = f" of part {part.path!r}" if part.path else ""
             raise DataError(
                 f"{name} has the action {values[step].tolist()}{where} at step {step}; {environment} takes whole "

@@ -85,6 +85,19 @@ def values_of_part(values: npt.NDArray[Any], part: Part) -> npt.NDArray[Any]:
     return values[:, part.columns].reshape(len(values), *part.space.shape)
 
 
+def not_values_of(values: npt.NDArray[Any], space: Space) -> int | None:
+    """The first step whose numbers are no values of a discrete or binary space; None if there is none.
+
+    Args:
+        values: (steps, *shape).
+        space: of the values.
+    """
+    low, high = bounds_of(space)
+    wrong = (values != np.rint(values)) | (values < low) | (values > high)
+    found = np.flatnonzero(wrong.reshape(len(values), -1).any(1))
+    return int(found[0]) if len(found) else None
+
+
 def bounds_of(space: Space) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """The least and the greatest numbers of an action space, each of its shape."""
     lows: list[npt.NDArray[Any]] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -12,6 +11,7 @@ import numpy.typing as npt
 
 from aaren_rl.data.packed import arrays_of, first_of, shapes_of
 from aaren_rl.data.spaces import DiscreteSpace, Space, space_of_values, with_vocabularies
+from aaren_rl.data.spaces import space as space
 from aaren_rl.data.spaces.image import image_of
 from aaren_rl.errors import DataError, InvalidInput
 
@@ -19,9 +19,6 @@ Floats: TypeAlias = npt.NDArray[np.float32]
 
 LARGEST = float(np.finfo(np.float32).max)
 """Largest number that float32 holds."""
-
-EXACT = 2**24
-"""Whole numbers up to here are float32 numbers."""
 
 WAY_OUT = "mend the value, or leave the episode out"
 """What to do about a value that is refused."""
@@ -69,9 +66,10 @@ def spaces_of(
     except InvalidInput as error:
         raise DataError(f"observations of episode 0: {error}") from error
     if observation_space is not None:
-        # What does not fit is named with its episode when it is packed.
-        with suppress(InvalidInput):
+        try:
             observation_space = with_vocabularies(observation_space, (episode.observations for episode in episodes))
+        except InvalidInput as error:
+            raise DataError(f"observations: {error}") from error
     if action_space is None:
         action_space = _discrete_actions(episodes)
     return observation_space, action_space
@@ -166,13 +164,10 @@ def refuse_inexact(name: str, array: npt.NDArray[Any]) -> None:
     Raises:
         DataError: there are some.
     """
-    if array.dtype.kind in "iu" and array.dtype.itemsize > 2 and array.size:
-        least, most = int(array.min()), int(array.max())
-        if max(-least, most) > EXACT:
-            raise DataError(
-                f"{name} are {array.dtype} numbers from {least} to {most}; float32 holds whole numbers up to {EXACT} "
-                "exactly: subtract an offset, divide, or give them as floats if rounding does no harm"
-            )
+    try:
+        space.refuse_inexact(array)
+    except InvalidInput as error:
+        raise DataError(f"{name} are {error}") from error
 
 
 def check_alike(number: int, episode: Episode, first: Episode) -> None:

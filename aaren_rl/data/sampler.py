@@ -241,8 +241,8 @@ class Sampler:
 
 
 def _blank(values: Tensor, where: Tensor) -> Tensor:
-    """The values with 0 where a mask over their first dimensions says so."""
-    return values.masked_fill(where.view(*where.shape, *[1] * (values.ndim - where.ndim)), 0)
+    """The values, which nobody else holds, with 0 where a mask over their first dimensions says so."""
+    return values.masked_fill_(where.view(*where.shape, *[1] * (values.ndim - where.ndim)), 0)
 
 
 def _at_last_step(trajectories: Trajectories, values: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aaren_rl.data.bounds import SMALLEST, varies
+from aaren_rl.data.bounds import SMALLEST, not_values_of, values_of_part, varies
 from aaren_rl.data.episode import (
     LARGEST,
     WAY_OUT,
@@ -26,7 +26,7 @@ from aaren_rl.data.episode import (
 from aaren_rl.data.episode import Episode as Episode
 from aaren_rl.data.episode import Floats as Floats
 from aaren_rl.data.packed import arrays_of, first_of, map_packed, numbers_of, shapes_of
-from aaren_rl.data.spaces import IMAGE, NUMBERS, Packed, Space, space_of_values
+from aaren_rl.data.spaces import IMAGE, NUMBERS, BinarySpace, DiscreteSpace, Packed, Space, space_of_values
 from aaren_rl.data.spaces.image import image_of
 from aaren_rl.errors import DataError
 
@@ -76,6 +76,7 @@ class Trajectories:
 
     def __post_init__(self) -> None:
         self._take_images()
+        self._take_choices()
         given = {name: getattr(self, name) for name in _VALUES if getattr(self, name) is not None}
         for name, values in given.items():
             object.__setattr__(self, name, _stored(name, values))
@@ -87,6 +88,7 @@ class Trajectories:
         for name, values in given.items():
             for key, part in arrays_of(values).items():
                 self._check_values(name, key, np.asarray(part))
+        self._check_choices()
         object.__setattr__(self, "returns_to_go", returns_to_go(self.rewards, self.offsets))
         self._check_returns()
 
@@ -233,6 +235,33 @@ class Trajectories:
         object.__setattr__(self, "observation_space", self.observation_space or space_of_values(array))
         if self.final_observations is not None:
             object.__setattr__(self, "final_observations", {IMAGE: self.final_observations})
+
+    def _take_choices(self) -> None:
+        """Takes whole-number actions, one a step, for choices, as `from_episodes` does."""
+        given = self.actions
+        if self.action_space is not None or not isinstance(given, np.ndarray) or given.ndim != 1 or not given.size:
+            return
+        if given.dtype.kind in "iub" and given.min() >= 0:
+            object.__setattr__(self, "action_space", DiscreteSpace((), (int(given.max()) + 1,), (0,)))
+
+    def _check_choices(self) -> None:
+        """Refuses numbers that are no values of their discrete space.
+
+        Raises:
+            DataError: there are some.
+        """
+        for name, space in (("observations", self.observation_space), ("actions", self.action_space)):
+            values = self.numbers if name == "observations" else self.actions
+            for part in () if space is None else space.parts():
+                if isinstance(part.space, DiscreteSpace | BinarySpace):
+                    wrong = not_values_of(values_of_part(values, part), part.space)
+                    if wrong is not None:
+                        where = f" of part {part.path!r}" if part.path else ""
+                        found = values_of_part(values, part)[wrong].tolist()
+                        raise DataError(
+                            f"{name} hold {found}{where} at step {wrong}, in episode {self.episode_of(wrong)}; "
+                            f"expected a value of {part.space}"
+                        )
 
     def _check_lengths(self) -> None:
         first = first_of(self.observations)

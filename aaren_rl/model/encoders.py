@@ -94,7 +94,7 @@ class _BoxEncoder(Encoder):
 
     def raw(self, values: Any) -> Any:
         """See `Encoder.raw`."""
-        return values.reshape(-1, self.size) if len(self.space.shape) != 1 else values
+        return values.reshape(values.shape[0], self.size) if len(self.space.shape) != 1 else values
 
 
 class StandardisedBox(_BoxEncoder):
@@ -198,7 +198,7 @@ class WordCounts(Encoder):
         """See `Encoder.forward`."""
         assert isinstance(values, Tensor), "words are one tensor"
         counts = torch.zeros(*values.shape[:-1], self.columns + 1, dtype=values.dtype, device=values.device)
-        return counts.scatter_add(-1, values.long(), torch.ones_like(values))[..., 1:]
+        return clip_scaled(counts.scatter_add(-1, values.long(), torch.ones_like(values))[..., 1:])
 
     def raw(self, values: Any) -> Any:
         """See `Encoder.raw`."""
@@ -321,6 +321,7 @@ class BoundedBox(_BoxEncoder):
 
     def __init__(self, space: Box) -> None:
         super().__init__(space)
+        self.is_whole = space.is_whole
         low, high = space.bounds()
         if not space.is_bounded:
             raise InvalidInput(f"the action space {space} has no bounds; give it the range of the data's actions")
@@ -343,6 +344,8 @@ class BoundedBox(_BoxEncoder):
     def unscaled(self, scaled: Tensor) -> Tensor:
         """The values (..., *shape) of features (..., size)."""
         raw = scaled.reshape(*scaled.shape[:-1], *self.low.shape) * self.half_range + self.middle
+        # What is executed is a whole number, so that is what the model has to remember.
+        raw = raw.round() if self.is_whole else raw
         # Rounding may not carry a saturated action out of its bounds.
         return torch.minimum(torch.maximum(raw, self.low), self.high)
 

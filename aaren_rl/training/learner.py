@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol, cast
 
@@ -316,7 +317,9 @@ class SingleLearner:
 def _identity(trajectories: Trajectories, config: TrainingConfig) -> dict[str, Any]:
     """What data and split must have in common for a run to be resumed."""
     names = ("observations", "actions", "rewards", "offsets", "terminated", "truncated", "final_observations")
-    parts: list[bytes | memoryview] = []
+    spaces = (trajectories.observation_space, trajectories.action_space)
+    said = [None if space is None else space.to_json() for space in spaces]
+    parts: list[bytes | memoryview] = [json.dumps(said, sort_keys=True).encode()]
     for name in names:
         value = getattr(trajectories, name)
         arrays = {f"{name} {key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}

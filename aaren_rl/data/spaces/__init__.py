@@ -15,6 +15,7 @@ from aaren_rl.data.spaces.image import IMAGE, ImageSpace
 from aaren_rl.data.spaces.nested import DictSpace, NestedSpace, TupleSpace
 from aaren_rl.data.spaces.space import NUMBERS, Packed, Part, Space, space_from_json
 from aaren_rl.data.spaces.text import TextSpace
+from aaren_rl.errors import InvalidInput
 
 __all__ = [
     "IMAGE",
@@ -72,7 +73,7 @@ def with_vocabularies(space: Space, values: Iterable[Any]) -> Space:
         values: batches of values, each with one dimension in front.
 
     Raises:
-        InvalidInput: values have other parts than the space.
+        InvalidInput: there are too many words.
     """
     texts: dict[str, set[str]] = {
         part.path: set() for part in space.parts() if isinstance(part.space, TextSpace) and not part.space.vocabulary
@@ -80,14 +81,23 @@ def with_vocabularies(space: Space, values: Iterable[Any]) -> Space:
     if not texts:
         return space
     for batch in values:
-        for path, found in _leaves(space, batch):
+        try:
+            leaves = list(_leaves(space, batch))
+        except InvalidInput:
+            # Values of other parts are named with their place when they are packed.
+            continue
+        for path, found in leaves:
             if path in texts:
-                texts[path].update(text.decode() if isinstance(text, bytes) else str(text) for text in found)
+                texts[path].update(_decoded(text) for text in found)
 
     def filled(part: Part) -> Space:
         return part.space.of_texts(texts[part.path]) if isinstance(part.space, TextSpace) else part.space
 
     return map_parts(space, lambda part: filled(part) if part.path in texts else part.space)
+
+
+def _decoded(text: Any) -> str:
+    return text.decode(errors="replace") if isinstance(text, bytes) else str(text)
 
 
 def _leaves(space: Space, values: Any, path: str = "") -> Iterable[tuple[str, Any]]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from aaren_rl.data.spaces.space import TYPES, Packed, Space, array_of, numbers_array
+from aaren_rl.data.spaces.space import TYPES, Packed, Space, array_of, numbers_array, refuse_inexact
 from aaren_rl.errors import InvalidInput
 
 
@@ -61,6 +62,11 @@ class Box(Space):
             raise InvalidInput(f"low has shape {least.shape} and high {greatest.shape}; expected one shape")
         return cls(least.shape, tuple(least.ravel().tolist()), tuple(greatest.ravel().tolist()), dtype)
 
+    @cached_property
+    def is_whole(self) -> bool:
+        """True if its numbers are whole ones, by its dtype."""
+        return np.dtype(self.dtype).kind != "f"
+
     @property
     def is_bounded(self) -> bool:
         """True if every number has a least and a greatest value."""
@@ -86,12 +92,15 @@ class Box(Space):
 
     def pack(self, values: Any, batch: int = 0) -> npt.NDArray[Any]:
         """See `Space.pack`; the dtype stays as it is."""
-        return array_of(values, self.shape, batch)
+        array = array_of(values, self.shape, batch)
+        if array.dtype.kind in "iu" and array.dtype.itemsize > 2:
+            refuse_inexact(array)
+        return array
 
     def unpack(self, packed: Packed, batch: int = 0) -> npt.NDArray[Any]:
         """See `Space.unpack`; whole numbers are rounded to the nearest ones."""
         numbers = numbers_array(packed)
-        return numbers if np.dtype(self.dtype).kind == "f" else np.rint(numbers).astype(self.dtype)
+        return np.rint(numbers).astype(self.dtype) if self.is_whole else numbers
 
     def to_json(self) -> dict[str, Any]:
         """See `Space.to_json`; null stands for a missing bound."""

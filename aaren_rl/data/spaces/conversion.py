@@ -35,7 +35,7 @@ def space_of(space: gym.Space[Any], image: bool = True) -> Space:
     import gymnasium as gym
 
     if isinstance(space, gym.spaces.Dict):
-        return DictSpace(tuple((key, space_of(part, image)) for key, part in space.spaces.items()))
+        return DictSpace(tuple((str(key), space_of(part, image)) for key, part in space.spaces.items()))
     if isinstance(space, gym.spaces.Tuple):
         return TupleSpace(tuple(space_of(part, image) for part in space.spaces))
     if isinstance(space, gym.spaces.Discrete):
@@ -80,8 +80,21 @@ def gymnasium_space(space: Space) -> gym.Space[Any]:
         return gym.spaces.Box(dtype.type(space.low), dtype.type(space.high), space.shape, dtype.type)
     assert isinstance(space, Box), "there are no others"
     dtype = np.dtype(space.dtype)
-    low, high = (np.array(bound).astype(dtype).reshape(space.shape) for bound in (space.low, space.high))
+    least, greatest = (np.array(bound).reshape(space.shape) for bound in (space.low, space.high))
+    if dtype.kind in "iu":
+        # Whole numbers have no infinities.
+        least, greatest = np.maximum(least, np.iinfo(dtype).min), np.minimum(greatest, np.iinfo(dtype).max)
+        # float64 rounds the greatest int64 up, and the cast would wrap.
+        low = np.where(least <= np.iinfo(dtype).min, np.iinfo(dtype).min, least).astype(dtype)
+        high = np.array([_whole(value, dtype) for value in greatest.ravel()], dtype).reshape(space.shape)
+    else:
+        low, high = least.astype(dtype), greatest.astype(dtype)
     return gym.spaces.Box(low, high, dtype=dtype.type)
+
+
+def _whole(value: float, dtype: np.dtype[Any]) -> int:
+    greatest = int(np.iinfo(dtype).max)
+    return greatest if value >= greatest else int(value)
 
 
 def space_of_values(values: Any) -> Space:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aaren_rl.data.spaces.space import TYPES, Packed, Space, array_of, numbers_array
+from aaren_rl.data.spaces.space import TYPES, Packed, Space, array_of, numbers_array, whole_numbers
 from aaren_rl.errors import InvalidInput
 
 MOST_VALUES = 10_000
@@ -37,7 +37,8 @@ class DiscreteSpace(Space):
     def __post_init__(self) -> None:
         for name in ("shape", "counts", "starts"):
             object.__setattr__(self, name, tuple(map(int, getattr(self, name))))
-        if not len(self.counts) == len(self.starts) == math.prod(self.shape) or min(self.counts, default=0) < 1:
+        fits = len(self.counts) == len(self.starts) == math.prod(self.shape) and min(self.shape, default=1) > 0
+        if not fits or min(self.counts, default=0) < 1:
             raise InvalidInput(
                 f"a discrete space of shape {self.shape}, counts {self.counts} and starts {self.starts}; expected one "
                 "count from 1 and one start for each number"
@@ -75,7 +76,7 @@ class DiscreteSpace(Space):
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> DiscreteSpace:
         """See `Space.from_json`."""
-        return cls(saved["shape"], saved["counts"], saved["starts"])
+        return cls(*(whole_numbers(saved[name]) for name in ("shape", "counts", "starts")))
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class BinarySpace(Space):
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> BinarySpace:
         """See `Space.from_json`."""
-        return cls(saved["shape"])
+        return cls(whole_numbers(saved["shape"]))
 
 
 TYPES["discrete"] = DiscreteSpace

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from aaren_rl.data.spaces.space import TYPES, Packed, Part, Space, array_of
+from aaren_rl.data.spaces.space import TYPES, Packed, Part, Space, array_of, whole_numbers
 from aaren_rl.errors import InvalidInput
 
 Channels = Literal["first", "last", "none"]
@@ -107,7 +107,7 @@ class ImageSpace(Space):
     def from_json(cls, saved: Mapping[str, Any]) -> ImageSpace:
         """See `Space.from_json`."""
         bounds = float(saved["low"]), float(saved["high"])
-        return cls(saved["shape"], saved["channels"], *bounds, str(saved["dtype"]))
+        return cls(whole_numbers(saved["shape"]), saved["channels"], *bounds, str(saved["dtype"]))
 
 
 def image_of(shape: tuple[int, ...], dtype: str, low: float, high: float) -> ImageSpace | None:

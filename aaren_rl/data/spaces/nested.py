@@ -49,6 +49,9 @@ class NestedSpace(Space):
                 stop = start + part.space.size
                 found.append(Part(f"{name}{inner}", part.space, slice(start, stop)))
                 start = stop
+        paths = [part.path for part in found]
+        if twice := sorted({path for path in paths if paths.count(path) > 1}):
+            raise InvalidInput(f"two parts have the path {twice[0]!r}; give one of them another key")
         return tuple(found)
 
     def parts(self) -> tuple[Part, ...]:
@@ -120,7 +123,7 @@ class DictSpace(NestedSpace):
         by_key: keys and spaces, sorted by key.
 
     Raises:
-        InvalidInput: there are none, or an image has the key `NUMBERS`.
+        InvalidInput: there are none, a key is empty, or an image has the key `NUMBERS`.
     """
 
     by_key: tuple[tuple[str, Space], ...]
@@ -129,6 +132,8 @@ class DictSpace(NestedSpace):
         if not self.by_key:
             raise InvalidInput("a Dict without parts; expected at least one")
         object.__setattr__(self, "by_key", tuple(sorted(self.by_key, key=lambda part: part[0])))
+        if "" in dict(self.by_key):
+            raise InvalidInput("a Dict with an empty key; give the part a name")
         if isinstance(dict(self.by_key).get(NUMBERS), ImageSpace):
             raise InvalidInput(f"an image under the key {NUMBERS!r}, which is taken; give it another key")
 
@@ -140,10 +145,11 @@ class DictSpace(NestedSpace):
     def values_of(self, values: Any) -> list[Any]:
         """See `NestedSpace.values_of`."""
         keys = [key for key, _ in self.by_key]
-        given = sorted(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
+        named = {str(key): value for key, value in values.items()} if isinstance(values, Mapping) else {}
+        given = sorted(named) if isinstance(values, Mapping) else type(values).__name__
         if given != keys:
             raise InvalidInput(f"values have the keys {given}; expected {keys}")
-        return [values[key] for key in keys]
+        return [named[key] for key in keys]
 
     def _gathered(self, parts: list[Any]) -> dict[str, Any]:
         return {key: part for (key, _), part in zip(self.by_key, parts, strict=True)}

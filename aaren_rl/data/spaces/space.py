@@ -122,6 +122,8 @@ def space_from_json(saved: Mapping[str, Any]) -> Space:
         )
     try:
         return space.from_json(saved)
+    except InvalidInput:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InvalidInput(f"a space cannot be read from {reprlib.repr(dict(saved))}: {error!r}") from error
 
@@ -153,3 +155,33 @@ def array_of(values: Any, shape: tuple[int, ...], batch: int, expected: str = "f
 def numbers_array(packed: Packed) -> npt.NDArray[Any]:
     """The numbers of packed values."""
     return packed[NUMBERS] if isinstance(packed, dict) else packed
+
+
+EXACT = 2**24
+"""Whole numbers up to here are float32 numbers."""
+
+
+def refuse_inexact(array: npt.NDArray[Any]) -> None:
+    """Refuses whole numbers that float32 does not hold.
+
+    Raises:
+        InvalidInput: there are some.
+    """
+    if array.dtype.kind in "iu" and array.dtype.itemsize > 2 and array.size:
+        least, most = int(array.min()), int(array.max())
+        if max(-least, most) > EXACT:
+            raise InvalidInput(
+                f"{array.dtype} numbers from {least} to {most}; float32 holds whole numbers up to {EXACT} exactly: "
+                "subtract an offset, divide, or give them as floats if rounding does no harm"
+            )
+
+
+def whole_numbers(values: Any) -> tuple[int, ...]:
+    """Whole numbers of a saved space.
+
+    Raises:
+        TypeError: they are something else.
+    """
+    if not isinstance(values, list | tuple) or any(type(value) is not int for value in values):
+        raise TypeError(f"{values!r:.100} in place of a list of whole numbers")
+    return tuple(values)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aaren_rl.data.spaces.space import TYPES, Packed, Space, numbers_array
+from aaren_rl.data.spaces.space import TYPES, Packed, Space, numbers_array, whole_numbers
 from aaren_rl.errors import InvalidInput
 
 NO_WORD, UNKNOWN, FIRST = 0.0, 1.0, 2
@@ -20,6 +20,9 @@ NO_WORD, UNKNOWN, FIRST = 0.0, 1.0, 2
 
 MOST_WORDS = 10_000
 """Words of a vocabulary; each takes a feature of the model."""
+
+MOST_LENGTH = 1_000
+"""Words of a text; every step keeps a number for each."""
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -33,7 +36,7 @@ class TextSpace(Space):
         length: words of the longest text.
 
     Raises:
-        InvalidInput: the vocabulary has too many words, or the length is below 1.
+        InvalidInput: the vocabulary has too many words or one twice, or the length is out of range.
     """
 
     vocabulary: tuple[str, ...] = ()
@@ -42,11 +45,13 @@ class TextSpace(Space):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "vocabulary", tuple(self.vocabulary))
-        if len(self.vocabulary) > MOST_WORDS or self.length < 1:
+        if len(self.vocabulary) > MOST_WORDS or not 1 <= self.length <= MOST_LENGTH:
             raise InvalidInput(
                 f"a text of up to {self.length} words from a vocabulary of {len(self.vocabulary)}; expected a length "
-                f"from 1 and at most {MOST_WORDS} words, each of which takes a feature of the model"
+                f"from 1 to {MOST_LENGTH} and at most {MOST_WORDS} words, each of which takes a feature of the model"
             )
+        if len(set(self.vocabulary)) != len(self.vocabulary):
+            raise InvalidInput("a vocabulary that has a word twice; expected each word once")
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -60,9 +65,10 @@ class TextSpace(Space):
     def of_texts(self, texts: Iterable[str]) -> TextSpace:
         """The space with the vocabulary and the length of some texts."""
         split = [words_of(text) for text in set(texts)]
-        return TextSpace(
-            tuple(sorted({word for words in split for word in words})), max(map(len, split), default=0) or 1
-        )
+        vocabulary = sorted({word for words in split for word in words})
+        # Longer texts are cut when they are packed, and that is said.
+        longest = min(max(map(len, split), default=0) or 1, MOST_LENGTH)
+        return TextSpace(tuple(vocabulary), longest)
 
     def pack(self, values: Any, batch: int = 0) -> npt.NDArray[np.float32]:
         """See `Space.pack`; warns of words that are not in the vocabulary, once for each."""
@@ -120,10 +126,10 @@ class TextSpace(Space):
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> TextSpace:
         """See `Space.from_json`."""
-        vocabulary = saved["vocabulary"]
-        if not all(isinstance(word, str) for word in vocabulary):
-            raise ValueError("a vocabulary of words")
-        return cls(tuple(vocabulary), int(saved["length"]))
+        vocabulary, (length,) = saved["vocabulary"], whole_numbers([saved["length"]])
+        if not isinstance(vocabulary, list) or not all(isinstance(word, str) for word in vocabulary):
+            raise TypeError("a vocabulary that is no list of words")
+        return cls(tuple(vocabulary), length)
 
 
 def words_of(text: str) -> list[str]:

@@ -40,6 +40,8 @@ def head_of(space: Space, width: int, continuous: str = "squared-error") -> Head
     if isinstance(space, NestedSpace):
         return ProductHead(space, [head_of(part.space, width, continuous) for part in space.parts()])
     if isinstance(space, Box):
+        if not space.size:
+            raise InvalidInput("actions with a part that has no numbers; leave the part out")
         return GaussianHead(space, width) if continuous == "gaussian" else BoxHead(space, width)
     if isinstance(space, DiscreteSpace):
         return CategoricalHead(space, width)

@@ -58,7 +58,7 @@ class BernoulliPrediction:
 
     def sampled(self, noise: Tensor) -> Tensor:
         """See `Prediction.sampled`."""
-        return (self.logits + noise > 0).float().reshape(*self.logits.shape[:-1], *self.shape)
+        return _bits(self.logits + noise).reshape(*self.logits.shape[:-1], *self.shape)
 
     def loss(self, actions: Tensor) -> Tensor:
         """Binary cross-entropy, the mean over the bits, (batch, time); in float32 whatever the logits' dtype."""
@@ -80,8 +80,7 @@ class BernoulliHeadStepper(HeadStepper):
     def forward(self, hidden: Tensor, noise: Tensor | None = None) -> Tensor:
         """See `HeadStepper.forward`."""
         logits = F.linear(hidden, self.linear.weight, self.linear.bias)
-        bits = (logits if noise is None else logits + noise) > 0
-        return bits.float().view(-1, *self.shape)
+        return _bits(logits if noise is None else logits + noise).view(-1, *self.shape)
 
     def to_numpy(self, norm: nn.LayerNorm) -> NumpyBernoulliHead:
         """See `HeadStepper.to_numpy`."""
@@ -103,5 +102,11 @@ class NumpyBernoulliHead:
     def __call__(self, normed: Array, noise: Array | None = None) -> Array:
         """See `NumpyHead`."""
         logits = normed @ self.weight + self.bias
-        bits = (logits if noise is None else logits + noise) > 0
-        return bits.astype(np.float32).reshape(-1, *self.shape)
+        logits = logits if noise is None else logits + noise
+        bits = np.where(np.isfinite(logits), (logits > 0).astype(np.float32), np.float32(np.nan))
+        return bits.reshape(-1, *self.shape)
+
+
+def _bits(logits: Tensor) -> Tensor:
+    """Bits of logits; NaN where a logit is no number, which an agent has to notice."""
+    return torch.where(logits.isfinite(), (logits > 0).float(), torch.nan)

@@ -82,6 +82,7 @@ class BoxHeadStepper(HeadStepper):
         self.shape, self.linear = head.scale.space.shape, head.linear
         for name in ("half_range", "middle", "low", "high"):
             self.register_buffer(name, getattr(head.scale, name).flatten())
+        self.is_whole = head.scale.is_whole
         self.unit_range = bool(((self.low == -1) & (self.high == 1)).all())
 
     def forward(self, hidden: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -91,6 +92,8 @@ class BoxHeadStepper(HeadStepper):
             action = action * self.half_range + self.middle
             # Rounding may not carry a saturated action out of its bounds.
             action = torch.minimum(torch.maximum(action, self.low), self.high)
+        if self.is_whole:
+            action = action.round()
         return action if len(self.shape) == 1 else action.view(-1, *self.shape)
 
     def to_numpy(self, norm: nn.LayerNorm) -> NumpyBoxHead:
@@ -107,7 +110,7 @@ class NumpyBoxHead:
     """
 
     def __init__(self, stepper: BoxHeadStepper, norm: nn.LayerNorm) -> None:
-        self.shape, self.unit_range = stepper.shape, stepper.unit_range
+        self.shape, self.unit_range, self.is_whole = stepper.shape, stepper.unit_range, stepper.is_whole
         self.weight, self.bias = fold_norm(norm, stepper.linear.weight, stepper.linear.bias)
         self.half_range, self.middle = to_array(stepper.half_range), to_array(stepper.middle)
         self.low, self.high = to_array(stepper.low), to_array(stepper.high)
@@ -117,4 +120,6 @@ class NumpyBoxHead:
         action: Array = np.tanh(normed @ self.weight + self.bias)
         if not self.unit_range:
             action = np.minimum(np.maximum(action * self.half_range + self.middle, self.low), self.high)
+        if self.is_whole:
+            action = np.rint(action)
         return action if len(self.shape) == 1 else action.reshape(-1, *self.shape)

@@ -115,6 +115,8 @@ class NumpyCategoricalHead:
             logits = logits + noise
         places = [part.argmax(1) for part in np.split(logits, self.cuts, 1)]
         found = np.stack(places, 1) + np.array(self.space.starts)
+        if not np.isfinite(logits).all():
+            found = np.where(np.isfinite(logits).all(1, keepdims=True), found, np.nan)
         return np.asarray(found, np.float32).reshape(-1, *self.space.shape)
 
 
@@ -124,4 +126,7 @@ def _likeliest(logits: Tensor, space: DiscreteSpace) -> Tensor:
         part.argmax(-1) + start
         for part, start in zip(torch.split(logits, list(space.counts), -1), space.starts, strict=True)
     ]
-    return torch.stack(places, -1).float().reshape(*logits.shape[:-1], *space.shape)
+    found = torch.stack(places, -1).float()
+    # Of logits that are no numbers none is the largest, and an agent has to notice.
+    found = torch.where(logits.isfinite().all(-1, keepdim=True), found, torch.nan)
+    return found.reshape(*logits.shape[:-1], *space.shape)

@@ -99,7 +99,7 @@ class GaussianHeadStepper(HeadStepper):
     def __init__(self, head: GaussianHead) -> None:
         super().__init__()
         self.shape, self.linear = head.scale.space.shape, head.linear
-        self.size = head.scale.space.size
+        self.size, self.is_whole = head.scale.space.size, head.scale.is_whole
         for name in ("half_range", "middle", "low", "high"):
             self.register_buffer(name, getattr(head.scale, name).flatten())
 
@@ -110,7 +110,8 @@ class GaussianHeadStepper(HeadStepper):
             mean = mean + noise * torch.exp(log_std.clamp(LEAST_LOG_STD, GREATEST_LOG_STD))
         action = torch.tanh(mean) * self.half_range + self.middle
         # Rounding may not carry a saturated action out of its bounds.
-        return torch.minimum(torch.maximum(action, self.low), self.high).view(-1, *self.shape)
+        action = torch.minimum(torch.maximum(action, self.low), self.high)
+        return (action.round() if self.is_whole else action).view(-1, *self.shape)
 
     def to_numpy(self, norm: nn.LayerNorm) -> NumpyGaussianHead:
         """See `HeadStepper.to_numpy`."""
@@ -126,7 +127,7 @@ class NumpyGaussianHead:
     """
 
     def __init__(self, stepper: GaussianHeadStepper, norm: nn.LayerNorm) -> None:
-        self.shape, self.size = stepper.shape, stepper.size
+        self.shape, self.size, self.is_whole = stepper.shape, stepper.size, stepper.is_whole
         self.weight, self.bias = fold_norm(norm, stepper.linear.weight, stepper.linear.bias)
         self.half_range, self.middle = to_array(stepper.half_range), to_array(stepper.middle)
         self.low, self.high = to_array(stepper.low), to_array(stepper.high)
@@ -139,4 +140,4 @@ class NumpyGaussianHead:
             mean = mean + noise * np.exp(np.clip(found[:, self.size :], LEAST_LOG_STD, GREATEST_LOG_STD))
         action = np.tanh(mean) * self.half_range + self.middle
         action = np.minimum(np.maximum(action, self.low), self.high)
-        return np.asarray(action).reshape(-1, *self.shape)
+        return np.asarray(np.rint(action) if self.is_whole else action).reshape(-1, *self.shape)

@@ -22,6 +22,7 @@ from aaren_rl.data.spaces import (
     map_parts,
     space_from_json,
     space_of,
+    space_of_values,
     with_vocabularies,
 )
 from aaren_rl.errors import InvalidInput
@@ -521,3 +522,55 @@ def test_what_is_no_bits_is_refused(values):
 )
 def test_gymnasium_spaces_come_back(space):
     assert gymnasium_space(space_of(space)) == space
+
+
+def test_parts_that_share_a_path_are_refused():
+    """ "a/b" could be a key, or the part "b" of "a"."""
+    inner = DictSpace((("b", Box.unbounded(())),))
+    with pytest.raises(InvalidInput, match="two parts have the path 'a/b'"):
+        DictSpace((("a/b", Box.unbounded(())), ("a", inner))).parts()
+    with pytest.raises(InvalidInput, match="a Dict with an empty key"):
+        DictSpace((("", Box.unbounded(())),))
+
+
+def test_keys_that_are_numbers_are_taken_by_their_names():
+    space = space_of_values({1: np.zeros((3, 2)), 0: np.zeros(3)})
+    np.testing.assert_array_equal(space.pack({1: np.ones((3, 2)), 0: np.full(3, 7)}, batch=1), [[7, 1, 1]] * 3)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int32", "uint8"])
+def test_unbounded_whole_numbers_have_the_bounds_of_their_dtype(dtype):
+    space = gymnasium_space(Box.unbounded((2,), dtype))
+    assert (space.low == np.iinfo(dtype).min).all()
+    assert (space.high == np.iinfo(dtype).max).all()
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        {"type": "discrete", "shape": [], "counts": [4.7], "starts": [0]},
+        {"type": "discrete", "shape": [], "counts": "4", "starts": [0]},
+        {"type": "discrete", "shape": [-1, -1], "counts": [4], "starts": [0]},
+        {"type": "binary", "shape": [True]},
+        {"type": "text", "vocabulary": "ab", "length": 2},
+        {"type": "text", "vocabulary": ["a", "a"], "length": 2},
+        {"type": "text", "vocabulary": ["a"], "length": 300_000_000},
+        {"type": "text", "vocabulary": ["a"], "length": "3"},
+        {"type": "image", "shape": [8.5, 8, 3], "channels": "last", "low": 0, "high": 255, "dtype": "uint8"},
+    ],
+    ids=str,
+)
+def test_saved_spaces_of_other_types_are_refused(saved):
+    with pytest.raises(InvalidInput):
+        space_from_json(saved)
+    nested = {"type": "dict", "parts": {"x": {"type": "tuple", "parts": [saved]}}}
+    with pytest.raises(InvalidInput) as caught:
+        space_from_json(nested)
+    assert len(str(caught.value)) < 300
+
+
+def test_texts_are_cut_at_the_longest_length():
+    space = TextSpace().of_texts(["word " * 3_000, "other"])
+    assert space.length == 1_000
+    with pytest.warns(RuntimeWarning, match="a text has 3000 words"):
+        assert space.pack("word " * 3_000).shape == (1_000,)

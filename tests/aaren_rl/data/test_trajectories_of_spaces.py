@@ -192,3 +192,34 @@ def test_numbers_without_a_scale_are_not_odd():
         Trajectories.from_episodes([dataclasses.replace(episodes[0], observations=observations)])
     )
     assert "2 of 7 observation components never vary (5 to 6)" in line
+
+
+def test_whole_numbers_beside_other_parts_are_checked_too():
+    observations = {"large": np.array([2**24 + 1, 0, 0]), "small": np.zeros(3)}
+    with pytest.raises(DataError, match="part 'large': int64 numbers from 0 to 16777217; float32 holds"):
+        Trajectories.from_episodes([Episode(observations, np.zeros((2, 1)), np.ones(2))])
+
+
+def test_too_many_words_are_refused():
+    texts = [f"word{number}" for number in range(10_002)]
+    with pytest.raises(DataError, match="a vocabulary of 10002; expected .* at most 10000 words"):
+        Trajectories.from_episodes([Episode({"text": texts}, np.zeros((10_001, 1)), np.ones(10_001))])
+
+
+@pytest.mark.parametrize("actions", [[0, 7, 1], [0.0, 1.5, 1.0]])
+def test_packed_choices_are_values_of_their_space(actions):
+    with pytest.raises(DataError, match="actions hold .* at step 1, in episode 0; expected a value of"):
+        Trajectories(
+            np.zeros((3, 2)),
+            np.array(actions),
+            np.ones(3),
+            [0, 3],
+            [True],
+            [False],
+            action_space=DiscreteSpace((), (3,), (0,)),
+        )
+
+
+def test_packed_whole_numbers_are_choices_as_in_episodes():
+    data = Trajectories(np.zeros((3, 2)), np.array([0, 2, 1]), np.ones(3), [0, 3], [True], [False])
+    assert data.action_space == DiscreteSpace((), (3,), (0,))

@@ -12,7 +12,7 @@ from aaren_rl.agents import DecisionAgent, OnnxAgent
 from aaren_rl.checkpoint import AgentCard, load_agent, save_agent
 from aaren_rl.data.packed import map_packed
 from aaren_rl.data.segment import Segment
-from aaren_rl.data.spaces import DiscreteSpace, space_of, with_vocabularies
+from aaren_rl.data.spaces import DiscreteSpace, TextSpace, space_of, with_vocabularies
 from aaren_rl.errors import InvalidInput
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
 from aaren_rl.model.inputs_stepper import ACTION
@@ -310,6 +310,18 @@ def test_parts_to_leave_out_must_be_parts(leave_out, message):
         build("mission", "discrete", leave_out=leave_out)
     with pytest.raises(InvalidInput, match="the observations have no parts"):
         build("vector", "discrete", leave_out=leave_out)
+
+
+def test_a_word_said_often_counts_alike_in_every_form():
+    space = TextSpace().of_texts(["go " * 400])
+    model = DecisionModel(ModelConfig(blocks=1, width=8), space, DiscreteSpace((), (3,), (0,)), Scaling.identity(space))
+    text = torch.from_numpy(space.pack(["go " * 400], batch=1))
+    encoder = model.inputs.observation
+    assert_close("features", encoder(text), torch.tensor([[0.0, 100.0]]), rtol=0, atol=0)
+    step = model.inputs.stepper()
+    made = step(text, torch.zeros(1), (torch.ones(1, 1), torch.zeros(1, 1), torch.full((1, 1), -1.0))).x
+    first = Segment.of_one_step(text, torch.zeros(1).long(), torch.ones(1))
+    assert_close("tokens", made, model.eval().inputs(first).x[0], rtol=0, atol=1e-5)
 
 
 def test_configurations_come_back_from_agents(tmp_path):

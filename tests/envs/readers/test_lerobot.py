@@ -167,7 +167,7 @@ def cut(folder):
             "no feature under",
         ),
         (listed("observation.more", {"dtype": "float32", "shape": [2]}), r"lacks the columns \['observation.more'\]"),
-        (listed("action", {"dtype": "float32", "shape": [3]}), r"action of episode 0 hold 6 numbers in 3 steps"),
+        (listed("action", {"dtype": "float32", "shape": [3]}), r"action of episode 0 hold lists of the shape \(2,\)"),
         (listed("action", {"dtype": "float32", "shape": "x"}), "action of episode 0 has the shape 'x'"),
         (filled("next.done", None), "next.done hold 1 nulls; expected a value for every step"),
         (filled("next.reward", None), "next.reward hold 1 nulls"),

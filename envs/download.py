@@ -16,7 +16,7 @@ from pathlib import Path
 import minari
 
 from aaren_rl.envs.partial import Partial, Say, open_url
-from aaren_rl.envs.readers import minari_metadata
+from aaren_rl.envs.readers import json_files
 from aaren_rl.envs.readers.hdf5 import checked
 from aaren_rl.envs.readers.minari import is_local, local_folder
 from aaren_rl.envs.readers.zipped_arrays import open_npz
@@ -216,10 +216,8 @@ def _check_minari(folder: Path) -> None:
         raise DataError(f"Minari's hub gave {outside[0]}, a link; such datasets are not read")
     metadata_file = folder / "data" / "metadata.json"
     try:
-        if metadata_file.stat().st_size > minari_metadata.LARGEST:
-            raise DataError(
-                f"{metadata_file} has more than {minari_metadata.LARGEST} bytes; such datasets are not read"
-            )
+        if metadata_file.stat().st_size > json_files.LARGEST:
+            raise DataError(f"{metadata_file} has more than {json_files.LARGEST} bytes; such datasets are not read")
         metadata = json.loads(metadata_file.read_text("utf-8"))
         steps = metadata["total_steps"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:

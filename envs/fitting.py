@@ -227,6 +227,13 @@ def _say_narrowed(actions: Space, space: Space, say: Callable[[str], object]) ->
         )
 
 
+def out_of_bounds(name: str, actions: Floats, space: Space) -> str | None:
+    """What is wrong with actions that lie outside the bounds of a space by more than rounding; None where none do."""
+    if not _outside(actions, space).any():
+        return None
+    return f"{name} are from {actions.min(0)} to {actions.max(0)}, outside the action space, from {_words(space)}"
+
+
 def _outside(actions: Floats, space: Space) -> np.ndarray:
     """Steps whose action is outside the bounds by more than rounding, (steps,) bool."""
     low, high = (bound.astype(np.float64) for bound in bounds_of(space))

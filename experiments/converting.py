@@ -13,16 +13,18 @@ from gymnasium.envs.registration import EnvSpec
 from minari.dataset.minari_dataset import parse_dataset_id
 
 from aaren_rl.data.environment_spec import EnvironmentSpec
-from aaren_rl.data.spaces import Space, differences, gymnasium_space, space_of
+from aaren_rl.data.packed import first_of
+from aaren_rl.data.spaces import differences, gymnasium_space
 from aaren_rl.data.trajectories import Episode
 from aaren_rl.envs import minari_writer, sources
 from aaren_rl.envs.environment_choice import EnvironmentChoice
-from aaren_rl.envs.environments import describe
+from aaren_rl.envs.environments import Description, describe
+from aaren_rl.envs.fitting import out_of_bounds
 from aaren_rl.envs.readers import d4rl, lerobot, minari, rlds, robomimic
 from aaren_rl.envs.readers.detect import READERS
 from aaren_rl.envs.readers.hdf5 import require_memory
 from aaren_rl.envs.readers.minari_metadata import LONGEST_NAME
-from aaren_rl.envs.readers.parsed import Parsed, bytes_of_episode, leaves_of, map_values
+from aaren_rl.envs.readers.parsed import Parsed, bytes_of_episode, known_spaces, leaves_of, map_values
 from aaren_rl.envs.turns import one_at_a_time
 from aaren_rl.errors import DataError, InvalidInput
 from aaren_rl.experiments.console import progress, say
@@ -39,11 +41,13 @@ def convert(
     part: str | None = None,
     videos: bool = True,
     overwrite: bool = False,
+    last_steps: bool = False,
     show_progress: bool = True,
 ) -> Path:
     """Writes a dataset under the local Minari root.
 
-    The folder takes its name only once it is whole. Values are written as they are; images are compressed without loss.
+    The folder takes its name only once it is whole. Values are written as they are read (D4RL's as float32); images are
+    compressed without loss.
     Minari keeps the observation after the last action: where the data have none, the last one is repeated.
 
     Args:
@@ -53,6 +57,7 @@ def convert(
         part: which part of the data to write, a robomimic mask or a split of RLDS.
         videos: False leaves out the videos of LeRobot's data.
         overwrite: replace a dataset of this id.
+        last_steps: keep the actions and rewards of the last steps of RLDS, which then have no final observations.
         show_progress: show a progress bar.
 
     Returns:
@@ -69,7 +74,7 @@ def convert(
     if folder.exists() and not overwrite:
         raise DataError(f"{dataset_id} exists already at {folder}; pass --overwrite to replace it")
     found = sources.locate(source, "auto", say)
-    parsed = _read(source, found, choice, part, videos)
+    parsed = _read(source, found, choice, part, videos, last_steps)
     known = next(iter(found.environments), parsed.environment)
     environment, parsed = _fitted(parsed, choice, known)
     episodes, made_up = _with_final(parsed)
@@ -93,7 +98,10 @@ def convert(
 
 
 def _check_id(dataset_id: str) -> None:
-    expected = "expected NAME-vN, with folders in front if wanted, as mine/cube-v0"
+    expected = (
+        "expected NAME-vN of letters, digits, - and _, and perhaps folders in front, which Minari wants to be two "
+        "letters or more, as mine/cube-v0"
+    )
     if len(dataset_id) > LONGEST_NAME or ".." in dataset_id or dataset_id.startswith(("/", "~")):
         raise InvalidInput(f"{dataset_id[:LONGEST_NAME]!r} is no id of a Minari dataset; {expected}")
     try:
@@ -103,19 +111,25 @@ def _check_id(dataset_id: str) -> None:
         raise InvalidInput(f"{dataset_id!r} is no id of a Minari dataset; {expected}") from error
 
 
-def _read(name: str, found: sources.Place, choice: EnvironmentChoice, part: str | None, videos: bool) -> Parsed:
+def _read(
+    name: str, found: sources.Place, choice: EnvironmentChoice, part: str | None, videos: bool, last_steps: bool
+) -> Parsed:
     if found.source not in READERS:
         raise InvalidInput(f"{name} is a Minari dataset already, at {found.path}; there is nothing to convert")
     if part is not None and found.source not in ("robomimic", "rlds"):
         raise InvalidInput(f"{name} is of the format {found.source}, which has no parts; leave out --part {part}")
     if not videos and found.source != "lerobot":
         raise InvalidInput(f"{name} is of the format {found.source}, which has no videos; leave out --without-videos")
+    if last_steps and found.source != "rlds":
+        raise InvalidInput(
+            f"{name} is of the format {found.source}, whose last steps are all kept; leave out --last-steps"
+        )
     if found.source == "d4rl":
         return d4rl.parse(found.path, say, choice.horizon)
     if found.source == "robomimic":
         return robomimic.parse(found.path, say, part)
     if found.source == "rlds":
-        return rlds.parse(found.path, say, part)
+        return rlds.parse(found.path, say, part, last_steps)
     if found.source == "lerobot":
         return lerobot.parse(found.path, say, videos)
     return READERS[found.source](found.path, say)
@@ -135,24 +149,33 @@ def _fitted(parsed: Parsed, choice: EnvironmentChoice, known: EnvironmentSpec | 
         say(f"warning: the data name {spec}, which is not recorded: {error}")
         return None, parsed
     spaces = described.observation_space, described.action_space
-    if wrong := _misfits(parsed, *spaces):
-        raise DataError(f"{parsed.id} does not fit {spec}: {'; '.join(wrong)}; name another with --env-id, or none")
+    if wrong := _misfits(parsed, described):
+        raise DataError(
+            f"{parsed.id} does not fit {spec}: {'; '.join(wrong)}; name another with --env-id, or record none with "
+            "--env-id none"
+        )
     say(f"environment: {spec}")
     fitted = replace(parsed, observation_space=gymnasium_space(spaces[0]), action_space=gymnasium_space(spaces[1]))
     return described.recorded, fitted
 
 
-def _misfits(parsed: Parsed, observation_space: Space, action_space: Space) -> list[str]:
-    """What of the data the spaces of an environment do not hold."""
-    if wrong := differences(observation_space, space_of(parsed.observation_space), "observations"):
+def _misfits(parsed: Parsed, described: Description) -> list[str]:
+    """What of the data the spaces of an environment do not hold, as training finds it."""
+    recorded = known_spaces(parsed)[0]
+    if recorded is not None and (wrong := differences(described.observation_space, recorded, "observations")):
         return wrong
     for number, episode in enumerate(parsed.episodes):
-        pairs = ("observations", observation_space, episode.observations), ("actions", action_space, episode.actions)
-        for name, space, values in pairs:
+        for name, space, values, bounded in (
+            ("observations", described.observation_space, episode.observations, False),
+            ("actions", described.action_space, episode.actions, not described.clips_actions),
+        ):
+            where = f"{name} of episode {number}"
             try:
-                space.pack(values, batch=1)
+                packed = space.pack(values, batch=1)
             except InvalidInput as error:
-                return [f"{name} of episode {number}: {error}"]
+                return [f"{where}: {error}"]
+            if bounded and (outside := out_of_bounds(where, first_of(packed), space)):
+                return [outside]
     return []
 
 

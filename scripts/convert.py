@@ -23,6 +23,8 @@ class Arguments:
     """Part to convert: a mask of robomimic's file, or a split of RLDS; by default all, and of RLDS train."""
     without_videos: bool = False
     """Leave out the videos of LeRobot's data."""
+    last_steps: bool = False
+    """Keep the actions and rewards of the last steps of RLDS, which has none there by its definition."""
     overwrite: bool = False
     """Replace a dataset of this id."""
     env_id: str | None = None
@@ -36,7 +38,7 @@ class Arguments:
 
 
 GROUPS = (
-    Group("data", "What is converted.", ("part", "without_videos", "overwrite")),
+    Group("data", "What is converted.", ("part", "without_videos", "last_steps", "overwrite")),
     Group("environment", "What is recorded of the environment.", ("env_id", "env_kwargs", "horizon", "imports")),
 )
 
@@ -51,7 +53,13 @@ def convert_named(arguments: Arguments) -> None:
     began = time.perf_counter()
     choice = EnvironmentChoice.of_options(arguments.env_id, arguments.env_kwargs, arguments.horizon, arguments.imports)
     folder = convert(
-        arguments.source, arguments.new_id, choice, arguments.part, not arguments.without_videos, arguments.overwrite
+        arguments.source,
+        arguments.new_id,
+        choice,
+        arguments.part,
+        not arguments.without_videos,
+        arguments.overwrite,
+        arguments.last_steps,
     )
     say(f"{arguments.new_id}: {folder}, {time.perf_counter() - began:.0f} s")
 

@@ -15,25 +15,16 @@ from aaren_rl.envs.readers.parsed import (
     Parsed,
     Say,
     Values,
-    action_space_of,
     numbers,
-    observation_space_of,
-    recording,
+    parsed_of_values,
     require_finite,
     require_steps,
-    without_column,
 )
-from aaren_rl.envs.readers.recording import Recording
 from aaren_rl.errors import DataError
 
 COLUMNS = ("observations", "actions", "rewards", "terminated")
 FIRST_VERSION = ("observations", "actions", "rewards", "terminals", "discrete_action")
 """Keys that tell a file of d3rlpy 1."""
-
-
-def read(path: Path, say: Say) -> Recording:
-    """Reads a file of d3rlpy's; see `parse`."""
-    return recording(parse(path, say), str(path))
 
 
 def parse(path: Path, say: Say) -> Parsed:
@@ -57,12 +48,7 @@ def parse(path: Path, say: Say) -> Parsed:
             episodes = _episodes(file, path) if "columns" in file else _episodes_of_first_version(file, path, say)
         except (OSError, RuntimeError, KeyError, UnicodeError) as error:
             raise DataError(f"{path} cannot be read: {error}; it may be damaged: fetch it again") from error
-    return Parsed(
-        path.stem,
-        episodes,
-        observation_space_of([episode.observations for episode in episodes], f"{path}: observations"),
-        action_space_of([episode.actions for episode in episodes], f"{path.name}: actions", say),
-    )
+    return parsed_of_values(path.stem, episodes, f"{path}: observations", f"{path.name}: actions", say)
 
 
 def _episodes(file: h5py.File, path: Path) -> list[Episode]:
@@ -78,7 +64,7 @@ def _episodes(file: h5py.File, path: Path) -> list[Episode]:
 
 
 def _episode(file: h5py.File, number: int, path: Path) -> Episode:
-    actions = without_column(_array(file, f"actions_{number}", path))
+    actions = _array(file, f"actions_{number}", path)
     if not actions.ndim or not len(actions):
         raise DataError(f"{path}: actions_{number} has no step")
     rewards = _array(file, f"rewards_{number}", path).reshape(-1)
@@ -99,7 +85,7 @@ def _episode(file: h5py.File, number: int, path: Path) -> Episode:
 def _episodes_of_first_version(file: h5py.File, path: Path, say: Say) -> list[Episode]:
     if missing := [key for key in FIRST_VERSION if key not in file]:
         raise DataError(f"{path} lacks {missing}; expected d3rlpy's keys, it has {sorted(map(str, file))}")
-    actions = without_column(_array(file, "actions", path))
+    actions = _array(file, "actions", path)
     steps = len(actions)
     observations = _observed(file, "observations", steps, path)
     rewards, terminals, ends = (

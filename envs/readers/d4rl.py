@@ -1,9 +1,9 @@
-"""Reads D4RL's data: HDF5 files, and dicts as `env.get_dataset()` returns them."""
+"""Reads D4RL's data: HDF5 files, npz files of the same arrays, and dicts as `env.get_dataset()` returns them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -12,11 +12,21 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from aaren_rl.data.spaces import IMAGE, space_of
+from aaren_rl.data.episode import refuse_inexact
+from aaren_rl.data.spaces import IMAGE, gymnasium_space, space_of
 from aaren_rl.data.spaces.image import image_of
 from aaren_rl.data.trajectories import Episode, Trajectories
 from aaren_rl.envs.readers.hdf5 import open_checked, require_memory
-from aaren_rl.envs.readers.parsed import Parsed, Say, action_space_of, observation_space_of, without_column
+from aaren_rl.envs.readers.parsed import (
+    Parsed,
+    Say,
+    action_space_of,
+    is_choice,
+    observation_space_of,
+    without_column,
+)
+from aaren_rl.envs.readers.signatures import is_zip
+from aaren_rl.envs.readers.zipped_arrays import open_npz, shapes
 from aaren_rl.errors import DataError, InvalidInput
 
 KEYS = ("observations", "actions", "rewards", "terminals")
@@ -48,8 +58,18 @@ class _Ends(NamedTuple):
     rule: str = ""
 
 
+def is_d4rl(keys: Collection[str]) -> bool:
+    """True for the keys of D4RL's arrays, and not of OGBench's, which are named alike.
+
+    OGBench's arrays have rewards only beside "masks" or "valids", and no timeouts.
+    """
+    return "terminals" in keys and (
+        TIMEOUTS in keys or ("rewards" in keys and "masks" not in keys and "valids" not in keys)
+    )
+
+
 def read_file(path: Path, horizon: int | None = None, say: Say = print) -> Trajectories:
-    """Reads a D4RL HDF5 file (Fu et al. 2020, arXiv 2004.07219), straight into float32.
+    """Reads a D4RL HDF5 file (Fu et al. 2020, arXiv 2004.07219), straight into float32, or an npz file of such arrays.
 
     Args:
         path: the file.
@@ -61,6 +81,8 @@ def read_file(path: Path, horizon: int | None = None, say: Say = print) -> Traje
             or its contents do not fit.
         InvalidInput: the horizon is below 1.
     """
+    if is_zip(path):
+        return from_arrays(_npz_arrays(path), str(path), horizon, say)
     with open_checked(path) as file:
         try:
             return from_arrays(file, str(path), horizon, say)
@@ -72,7 +94,7 @@ def read_file(path: Path, horizon: int | None = None, say: Say = print) -> Traje
 
 
 def parse(path: Path, say: Say, horizon: int | None = None) -> Parsed:
-    """The episodes of a D4RL HDF5 file; floats are float32, as in `read_file`.
+    """The episodes of a file that `read_file` reads; floats are float32, as in `read_file`.
 
     Args:
         path: the file.
@@ -96,7 +118,9 @@ def parse(path: Path, say: Say, horizon: int | None = None) -> Parsed:
         path.stem,
         episodes,
         observation_space_of([observations], f"{path}: observations"),
-        action_space_of([actions], f"{path.name}: actions", lambda line: None),
+        action_space_of([actions], f"{path.name}: actions", say)
+        if data.action_space is None
+        else gymnasium_space(data.action_space),
     )
 
 
@@ -118,7 +142,8 @@ def from_arrays(
     most steps. With rules 1 and 3 the unfinished tail is dropped. The final observation of an episode is the one under
     "next_observations" at its last step; None without that key.
 
-    Floats are read as float32. Observations that are images of bytes stay bytes. Actions of whole numbers are choices.
+    Floats are read as float32. Observations that are images of bytes stay bytes. Actions of whole numbers or bools are
+    choices. Whole numbers that float32 does not hold are refused.
 
     Args:
         data: arrays of equal length under "observations", "actions", "rewards" and "terminals", and perhaps "timeouts"
@@ -142,6 +167,7 @@ def from_arrays(
     try:
         length = _length(data)
         _require_memory(data, length, name)
+        _refuse_inexact(data)
         ends = _ends(data, length, horizon)
         if len(ends.last) == 0:
             horizon_too = "" if TIMEOUTS in data else f", and there are fewer steps than the horizon of {horizon}"
@@ -153,7 +179,7 @@ def from_arrays(
         if TIMEOUTS in data and NEXT in data and (doubt := _doubt(data, ends.last)):
             say(f"warning: {name}: {doubt}")
         steps = int(ends.last[-1]) + 1
-        choices = data["actions"].dtype.kind in "iu"
+        choices = is_choice(data["actions"].dtype)
         acted = without_column(np.asarray(data["actions"][:steps])) if choices else _float32(data["actions"], steps)
         space = space_of(action_space_of([acted], f"{name}: actions", say), image=False) if choices else None
         return Trajectories(
@@ -168,6 +194,14 @@ def from_arrays(
         )
     except (DataError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{name} does not hold D4RL's arrays: {error}") from error
+
+
+def _npz_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of an npz file that are read."""
+    with open_npz(path) as file:
+        sizes = {key: size for key, size in shapes(path).items() if key in (*KEYS, TIMEOUTS, NEXT)}
+        require_memory(2 * sum(math.prod(shape) * dtype.itemsize for shape, dtype in sizes.values()), path.name)
+        return {key: file[key] for key in sizes}
 
 
 def _array(packed: Any) -> Any:
@@ -300,15 +334,26 @@ def _length(data: Mapping[str, Any]) -> int:
     for key in keys:
         shape = tuple(data[key].shape)
         vectors = key in ("observations", "actions", NEXT)
-        one_choice = key == "actions" and len(shape) == 1 and data[key].dtype.kind in "iu"
+        one_choice = key == "actions" and len(shape) == 1 and is_choice(data[key].dtype)
         if vectors and (len(shape) < 2 or 0 in shape) and not one_choice:
             raise DataError(f"{key} have shape {shape}; expected (steps, numbers), with at least one number a step")
         if not vectors and math.prod(shape) != length:
             raise DataError(f"{key} have shape {shape}; expected ({length},), one number per step")
     if NEXT in data and data[NEXT].shape != data["observations"].shape:
-        shapes = tuple(data[NEXT].shape), tuple(data["observations"].shape)
-        raise DataError(f"{NEXT} have shape {shapes[0]}; expected {shapes[1]}, as observations")
+        found = tuple(data[NEXT].shape), tuple(data["observations"].shape)
+        raise DataError(f"{NEXT} have shape {found[0]}; expected {found[1]}, as observations")
+    if NEXT in data and _width(data[NEXT]) != _width(data["observations"]):
+        dtypes = data[NEXT].dtype, data["observations"].dtype
+        raise DataError(f"{NEXT} are {dtypes[0]}; expected {dtypes[1]}, as the images under observations")
     return length
+
+
+def _refuse_inexact(data: Mapping[str, Any]) -> None:
+    """Refuses whole numbers that float32 does not hold, some rows at a time; actions of whole numbers are choices."""
+    for key in ("observations", "rewards", NEXT):
+        if key in data and data[key].dtype.kind in "iu":
+            for start in range(0, len(data[key]), _ROWS):
+                refuse_inexact(key, np.asarray(data[key][start : start + _ROWS]))
 
 
 def _require_memory(data: Mapping[str, Any], length: int, name: str) -> None:

@@ -10,7 +10,7 @@ import h5py
 from aaren_rl.envs.readers import d3rlpy, d4rl, lerobot, npz, ogbench, rlds, robomimic
 from aaren_rl.envs.readers.hdf5 import open_checked
 from aaren_rl.envs.readers.parsed import Parsed, Say
-from aaren_rl.envs.readers.signatures import READ, ZIP, describe, is_hdf5
+from aaren_rl.envs.readers.signatures import READ, describe, is_hdf5, is_zip
 from aaren_rl.envs.readers.zipped_arrays import open_npz
 from aaren_rl.errors import DataError
 
@@ -44,11 +44,9 @@ def format_of(path: Path) -> str:
     if not path.is_file():
         raise DataError(f"{path} does not exist; expected {READ}")
     try:
-        with path.open("rb") as file:
-            head = file.read(len(ZIP))
         if is_hdf5(path):
             return _of_hdf5(path)
-        if head == ZIP:
+        if is_zip(path):
             return _of_zip(path)
         if ".tfrecord" in path.name:
             return "rlds"
@@ -105,11 +103,14 @@ def _of_zip(path: Path) -> str:
         keys = set(file)
     if keys & {npz.TERMINATED, npz.TRUNCATED, npz.OFFSETS, npz.SPACES}:
         return "npz"
-    if set(ogbench.KEYS) & keys:
+    if d4rl.is_d4rl(keys):
+        return "d4rl"
+    if set(ogbench.KEYS) <= keys:
         return "ogbench"
     raise DataError(
-        f"{path} is an npz file with the keys {_some(keys)}; expected OGBench's {list(ogbench.KEYS)}, or this "
-        f"project's {[npz.OBSERVATIONS, npz.ACTIONS, npz.REWARDS, npz.TERMINATED, npz.TRUNCATED, npz.OFFSETS]}"
+        f"{path} is an npz file with the keys {_some(keys)}; expected OGBench's {list(ogbench.KEYS)}, D4RL's "
+        f"{[*d4rl.KEYS, d4rl.TIMEOUTS]}, or this project's "
+        f"{[npz.OBSERVATIONS, npz.ACTIONS, npz.REWARDS, npz.TERMINATED, npz.TRUNCATED, npz.OFFSETS]} (docs/data.md)"
     )
 
 

@@ -16,18 +16,16 @@ from aaren_rl.data.trajectories import Episode
 from aaren_rl.envs.readers import lerobot_videos, parquet
 from aaren_rl.envs.readers.hdf5 import require_memory
 from aaren_rl.envs.readers.images import decode
+from aaren_rl.envs.readers.json_files import read_json
 from aaren_rl.envs.readers.parsed import (
     Parsed,
     Say,
     Values,
-    action_space_of,
     bytes_of_episode,
     numbers,
-    observation_space_of,
-    recording,
+    parsed_of_values,
     require_finite,
 )
-from aaren_rl.envs.readers.recording import Recording
 from aaren_rl.errors import DataError, InvalidInput
 
 INFO = Path("meta", "info.json")
@@ -35,9 +33,6 @@ ACTION, REWARD, DONE = "action", "next.reward", "next.done"
 OBSERVATION, TASK = "observation.", "task"
 EPISODE, FRAME, TASK_NUMBER, TIME = "episode_index", "frame_index", "task_index", "timestamp"
 VERSIONS = ("v2.0", "v2.1", "v3.0")
-
-_LARGEST = 64 * 2**20
-"""Bytes of the largest JSON file that is read."""
 
 _Table = Mapping[str, Any]
 """Columns of all steps, by their name."""
@@ -59,11 +54,6 @@ class _Steps(NamedTuple):
     rewards: npt.NDArray[np.float32] | None
     dones: npt.NDArray[np.bool_] | None
     tasks: list[str] | None
-
-
-def read(path: Path, say: Say) -> Recording:
-    """Reads a LeRobot folder; see `parse`."""
-    return recording(parse(path, say), str(path))
 
 
 def parse(path: Path, say: Say, videos: bool = True) -> Parsed:
@@ -119,23 +109,13 @@ def parse(path: Path, say: Say, videos: bool = True) -> Parsed:
         if number == 0:
             # Images take many times their bytes once they are decoded.
             require_memory(2 * bytes_of_episode(episodes[0]) * bounds[-1][1] // bound[1], path.name)
-    return Parsed(
-        path.name,
-        episodes,
-        observation_space_of([episode.observations for episode in episodes], f"{path}: observations"),
-        action_space_of([episode.actions for episode in episodes], f"{path.name}: {ACTION}", say),
-    )
+    return parsed_of_values(path.name, episodes, f"{path}: observations", f"{path.name}: {ACTION}", say)
 
 
 def _info(path: Path) -> dict[str, Any]:
     file = path / INFO
-    try:
-        if file.stat().st_size > _LARGEST:
-            raise DataError(f"{file} has {file.stat().st_size} bytes; expected at most {_LARGEST}")
-        info = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{file} cannot be read: {error}; fetch the folder again") from error
-    if not isinstance(info, dict) or not isinstance(info.get("features"), dict):
+    info = read_json(file)
+    if not isinstance(info.get("features"), dict):
         raise DataError(f"{file} lists no features; expected LeRobot's info.json")
     version = info.get("codebase_version")
     if version not in VERSIONS:
@@ -232,24 +212,51 @@ def _feature(column: Any, feature: Mapping[str, Any], name: str) -> npt.NDArray[
     shape = feature.get("shape")
     if not isinstance(shape, list) or not all(isinstance(size, int) and size > 0 for size in shape):
         raise DataError(f"{name} has the shape {reprlib.repr(shape)} in {INFO}; expected whole numbers above 0")
-    array = numbers(_flat(column), name)
+    array = numbers(_flat(column, name, shape), name)
     if array.size != len(column) * math.prod(shape):
         raise DataError(f"{name} hold {array.size} numbers in {len(column)} steps; expected the shape {shape} for each")
     require_finite(array.reshape(len(column), -1), name)
     return array.reshape(len(column), *shape)
 
 
-def _flat(column: Any) -> npt.NDArray[Any]:
-    """The numbers of a column one after another, out of lists at any depth."""
-    values = column.combine_chunks()
-    while str(values.type).startswith(("list", "fixed_size_list", "large_list", "extension")):
-        values = values.storage if str(values.type).startswith("extension") else values.flatten()
+def _flat(column: Any, name: str, shape: list[int]) -> npt.NDArray[Any]:
+    """The numbers of a column one after another, out of lists at any depth.
+
+    Args:
+        column: of pyarrow's.
+        name: of the column, for messages.
+        shape: of the numbers of a step.
+
+    Raises:
+        DataError: a value or a list is null, or lists are of another length than the shape has.
+    """
+    import pyarrow.compute as pc
+
+    values, sizes = column.combine_chunks(), []
+    while True:
+        if str(values.type).startswith("extension"):
+            values = values.storage
+        if values.null_count:
+            raise DataError(f"{name} hold {values.null_count} nulls; expected a value for every step")
+        if not str(values.type).startswith(("list", "fixed_size_list", "large_list")):
+            break
+        lengths = np.unique(pc.list_value_length(values).to_numpy(zero_copy_only=False))
+        if len(lengths) > 1:
+            raise DataError(
+                f"{name} hold lists of {lengths[0]} to {lengths[-1]} values; expected the shape {tuple(shape)} for each"
+            )
+        sizes += lengths.tolist()
+        values = values.flatten()
+    if sizes not in ([], shape, [math.prod(shape)]):
+        raise DataError(
+            f"{name} hold lists of the shape {tuple(sizes)} for each step; expected the shape {tuple(shape)}"
+        )
     return np.asarray(values.to_numpy(zero_copy_only=False))
 
 
 def _column(table: Any, name: str, path: Path, dtype: Any) -> npt.NDArray[Any]:
     """A column of one number a step."""
     try:
-        return _flat(table[name]).reshape(len(table[name])).astype(dtype)
+        return _flat(table[name], f"{path}: {name}", [1]).astype(dtype)
     except (TypeError, ValueError) as error:
         raise DataError(f"{path}: {name} is no column of one number a step: {error}") from error

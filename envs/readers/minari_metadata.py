@@ -15,6 +15,8 @@ from minari.serialization import deserialize_space
 from aaren_rl.data.environment_spec import EnvironmentSpec, file_arguments
 from aaren_rl.data.reference import Reference, recorded_reference
 from aaren_rl.envs.environments import OWN_PACKAGES
+from aaren_rl.envs.readers.json_files import read_json
+from aaren_rl.envs.readers.recorded_spec import spec_from_data
 from aaren_rl.envs.wrappers import Recorded, rebuildable
 from aaren_rl.errors import DataError, InvalidInput
 
@@ -22,9 +24,6 @@ from aaren_rl.errors import DataError, InvalidInput
 class UnusableRecord(DataError):
     """What data record of their environment cannot be used; an environment that the user names can."""
 
-
-LARGEST = 64 * 2**20
-"""Bytes of the largest metadata.json that is read; those of Minari's hub have some kilobytes."""
 
 LONGEST_NAME = 300
 
@@ -38,14 +37,7 @@ def read(folder: Path) -> dict[str, Any]:
     file = folder / "data" / "metadata.json"
     if not file.is_file():
         raise DataError(f"{folder} is not a Minari dataset: it has no data/metadata.json")
-    try:
-        if file.stat().st_size > LARGEST:
-            raise DataError(f"{file} has {file.stat().st_size} bytes; expected at most {LARGEST}")
-        content = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{file} cannot be read: {error}; fetch the dataset again") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{file} holds a {type(content).__name__}; expected a JSON object")
+    content = read_json(file)
     name = content.get("dataset_id")
     # Minari's own check of a name takes time with the square of its length.
     if not isinstance(name, str) or len(name) > LONGEST_NAME:
@@ -77,11 +69,10 @@ def environment(metadata: Mapping[str, Any], entry: str, where: str) -> Environm
         wrappers = [Recorded(one["name"], one["entry_point"], one["kwargs"]) for one in record["additional_wrappers"]]
         saved = {
             "id": _id(record["id"], record.get("entry_point"), where),
-            "kwargs": {name: value for name, value in record["kwargs"].items() if name != "render_mode"},
+            "kwargs": record["kwargs"],
             "max_episode_steps": record.get("max_episode_steps"),
-            "wrappers": [],
         }
-        spec = EnvironmentSpec.from_json(saved)
+        spec = spec_from_data(saved)
         rebuilt = rebuildable(wrappers, where)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UnusableRecord(

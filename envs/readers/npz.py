@@ -38,16 +38,15 @@ from aaren_rl.envs.readers.hdf5 import require_memory
 from aaren_rl.envs.readers.parsed import (
     Parsed,
     Say,
-    action_space_of,
+    joined,
     leaves_of,
     map_values,
     numbers,
-    observation_space_of,
-    recording,
+    parsed_of_values,
     require_finite,
     require_steps,
 )
-from aaren_rl.envs.readers.recording import Recording
+from aaren_rl.envs.readers.recorded_spec import spec_from_data
 from aaren_rl.envs.readers.zipped_arrays import open_npz, shapes
 from aaren_rl.errors import DataError, InvalidInput
 
@@ -56,11 +55,6 @@ TERMINATED, TRUNCATED, OFFSETS = "terminated", "truncated", "offsets"
 SPACES, ENVIRONMENT = "spaces", "environment"
 
 _Arrays = Mapping[str, npt.NDArray[Any]]
-
-
-def read(path: Path, say: Say) -> Recording:
-    """Reads an npz file of this project's form; see `parse`."""
-    return recording(parse(path, say), str(path))
 
 
 def parse(path: Path, say: Say) -> Parsed:
@@ -92,11 +86,11 @@ def parse(path: Path, say: Say) -> Parsed:
             observed, acted = _as_space(observed, spaces[0]), _as_space(acted, spaces[1])
         flags = bool(terminated[number]), bool(truncated[number])
         episodes.append(Episode(observed, acted, rewards[here], *flags))
-    shown = spaces or (
-        observation_space_of([episode.observations for episode in episodes], f"{path}: {OBSERVATIONS}"),
-        action_space_of([episode.actions for episode in episodes], f"{path.name}: {ACTIONS}", say),
-    )
-    return Parsed(path.stem, episodes, *shown, _environment(data, path), spaces is not None)
+    environment = _environment(data, path)
+    if spaces is not None:
+        return Parsed(path.stem, episodes, *spaces, environment, records_spaces=True)
+    names = f"{path}: {OBSERVATIONS}", f"{path.name}: {ACTIONS}"
+    return parsed_of_values(path.stem, episodes, *names, say, environment)
 
 
 def write_npz(
@@ -116,7 +110,8 @@ def write_npz(
         environment: that the episodes are from; None to name none.
 
     Raises:
-        DataError: there are no episodes, some alone have a final observation, or the file cannot be written.
+        DataError: there are no episodes, some alone have a final observation, the name of a part has a /, or the file
+            cannot be written.
     """
     if not episodes:
         raise DataError(f"{path} is to hold no episodes; expected at least one")
@@ -264,9 +259,9 @@ def _joined(values: Any, more: Any, name: str) -> Any:
         return {key: _joined(part, more[key], f"{name}/{key}") for key, part in values.items()}
     if isinstance(values, list) and isinstance(more, list):
         return values + more
-    if type(values) is not type(more) or values.shape[1:] != more.shape[1:]:
-        raise DataError(f"{name} have another shape than {OBSERVATIONS}")
-    return np.concatenate([values, more.astype(values.dtype)])
+    if not isinstance(values, np.ndarray) or not isinstance(more, np.ndarray):
+        raise DataError(f"{name} have other parts than {OBSERVATIONS}")
+    return joined(values, more, name)
 
 
 def _as_space(values: Any, space: gym.Space[Any]) -> Any:
@@ -303,8 +298,8 @@ def _environment(data: _Arrays, path: Path) -> EnvironmentSpec | None:
         return None
     saved = _json(data, ENVIRONMENT, path)
     try:
-        spec = EnvironmentSpec.from_json({"kwargs": {}, "max_episode_steps": None, "wrappers": [], **saved})
-    except (TypeError, InvalidInput) as error:
+        spec = spec_from_data(saved)
+    except (TypeError, AttributeError, InvalidInput) as error:
         raise DataError(f"{path}: {ENVIRONMENT} cannot be read: {error}; name one with --env-id") from error
     if spec.package or spec.wrappers or (named := file_arguments(spec.kwargs)):
         what = "a package" if spec.package else "wrappers" if spec.wrappers else f"a file under {named[0]!r}"
@@ -318,6 +313,10 @@ def _put(arrays: dict[str, npt.NDArray[Any]], name: str, values: Sequence[Any]) 
     if isinstance(first, Mapping | tuple):
         keys: Sequence[Any] = list(first) if isinstance(first, Mapping) else range(len(first))
         for key in keys:
+            if "/" in str(key):
+                raise DataError(
+                    f"{name} have the part {key!r}; an npz file has a / between the names of parts: rename the part"
+                )
             _put(arrays, f"{name}/{key}", [value[key] for value in values])
     else:
         arrays[name] = np.concatenate([np.asarray(value) for value in values])

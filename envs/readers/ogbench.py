@@ -13,19 +13,17 @@ import numpy.typing as npt
 
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.trajectories import Episode
+from aaren_rl.envs.readers import d4rl
 from aaren_rl.envs.readers.hdf5 import require_memory
 from aaren_rl.envs.readers.parsed import (
     Parsed,
     Say,
-    action_space_of,
+    joined,
     numbers,
-    observation_space_of,
-    recording,
+    parsed_of_values,
     require_finite,
     require_steps,
-    without_column,
 )
-from aaren_rl.envs.readers.recording import Recording
 from aaren_rl.envs.readers.zipped_arrays import open_npz, shapes
 from aaren_rl.errors import DataError
 
@@ -39,11 +37,6 @@ _NAME = re.compile(
 """Names of OGBench's files: the environment, the type of the data, the version."""
 
 _Arrays = Mapping[str, npt.NDArray[Any]]
-
-
-def read(path: Path, say: Say) -> Recording:
-    """Reads an OGBench file; see `parse`."""
-    return recording(parse(path, say), str(path))
 
 
 def parse(path: Path, say: Say) -> Parsed:
@@ -72,6 +65,11 @@ def parse(path: Path, say: Say) -> Parsed:
         missing = [key for key in KEYS if key not in file]
         if missing:
             raise DataError(f"{path} lacks {missing}; expected OGBench's keys {list(KEYS)}, it has {sorted(file)}")
+        if d4rl.is_d4rl(file):
+            raise DataError(
+                f"{path} holds D4RL's arrays ({sorted(file)}), whose terminals mean something else than OGBench's; "
+                "give its path in place of a name of the catalogue, and it is read as D4RL's"
+            )
         sizes = shapes(path)
         require_memory(
             2 * sum(math.prod(sizes[key][0]) * sizes[key][1].itemsize for key in _READ if key in sizes), path.name
@@ -88,13 +86,8 @@ def parse(path: Path, say: Say) -> Parsed:
         say(f"data: {path.name}: left out {len(bounds) - len(episodes)} trajectories without a step")
     if not episodes:
         raise DataError(f"{path} holds no trajectory of at least one step")
-    return Parsed(
-        path.stem,
-        episodes,
-        observation_space_of([episode.observations for episode in episodes], f"{path}: observations"),
-        action_space_of([episode.actions for episode in episodes], f"{path.name}: actions", say),
-        environment_of(path),
-    )
+    names = f"{path}: observations", f"{path.name}: actions"
+    return parsed_of_values(path.stem, episodes, *names, say, environment_of(path))
 
 
 def environment_of(path: Path) -> EnvironmentSpec | None:
@@ -119,13 +112,11 @@ def _episode(data: _Arrays, start: int, stop: int, path: Path) -> Episode | None
     """The trajectory of some rows; None if no action leads anywhere."""
     whole = slice(start, stop)
     if "next_observations" in data:
-        acted, observations = (
-            whole,
-            np.concatenate([data["observations"][whole], data["next_observations"][stop - 1 : stop]]),
-        )
+        final = data["next_observations"][stop - 1 : stop]
+        acted, observations = whole, joined(data["observations"][whole], final, f"{path}: next_observations")
     else:
         acted, observations = slice(start, stop - 1), data["observations"][whole]
-    actions = without_column(data["actions"][acted])
+    actions = data["actions"][acted]
     if not len(actions):
         return None
     rewards = data["rewards"][acted] if "rewards" in data else np.zeros(len(actions), dtype=np.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import gymnasium as gym
@@ -49,6 +49,37 @@ class Parsed:
     records_spaces: bool = False
 
 
+def parsed_of_values(
+    dataset_id: str,
+    episodes: Sequence[Episode],
+    observations: str,
+    actions: str,
+    say: Say,
+    environment: EnvironmentSpec | None = None,
+) -> Parsed:
+    """A dataset that records no spaces: they are what its values show.
+
+    Args:
+        dataset_id: of the dataset.
+        episodes: at least one; choices that are stored as a column become one number a step.
+        observations: name of the observations, for messages, as "maze.npz: observations".
+        actions: likewise.
+        say: called with a line on choices, since the environment may have more.
+        environment: that the data name; None for none.
+
+    Raises:
+        DataError: episodes differ in parts, shapes or dtypes, values are no numbers, or actions too large for choices.
+    """
+    found = [replace(episode, actions=map_values(without_column, episode.actions)) for episode in episodes]
+    return Parsed(
+        dataset_id,
+        found,
+        observation_space_of([episode.observations for episode in found], observations),
+        action_space_of([episode.actions for episode in found], actions, say),
+        environment,
+    )
+
+
 def recording(parsed: Parsed, name: str) -> Recording:
     """The dataset packed for training.
 
@@ -61,18 +92,29 @@ def recording(parsed: Parsed, name: str) -> Recording:
         InvalidInput: a space is of a type that no model takes.
     """
     try:
-        observation_space, action_space = space_of(parsed.observation_space), space_of(parsed.action_space, image=False)
+        spaces = known_spaces(parsed)
     except InvalidInput as error:
         raise InvalidInput(f"{name} cannot be learned from: {error}") from error
-    spaces: list[Space | None] = [observation_space, action_space]
-    if not parsed.records_spaces:
-        # Mere numbers have no space: bounds that nobody recorded say nothing.
-        spaces = [None if isinstance(space, Box) else space for space in spaces]
     try:
         trajectories = Trajectories.from_episodes(parsed.episodes, *spaces)
     except (DataError, InvalidInput) as error:
         raise DataError(f"{name}: {error}") from error
     return Recording(parsed.id, trajectories, parsed.environment, None)
+
+
+def known_spaces(parsed: Parsed) -> tuple[Space | None, Space | None]:
+    """The spaces of observations and actions; None for mere numbers, whose bounds nobody recorded.
+
+    Raises:
+        InvalidInput: a space is of a type that no model takes.
+    """
+    observation_space, action_space = space_of(parsed.observation_space), space_of(parsed.action_space, image=False)
+    if parsed.records_spaces:
+        return observation_space, action_space
+    return (
+        None if isinstance(observation_space, Box) else observation_space,
+        None if isinstance(action_space, Box) else action_space,
+    )
 
 
 def observation_space_of(episodes: Sequence[Values], name: str) -> gym.Space[Any]:
@@ -95,7 +137,7 @@ def action_space_of(episodes: Sequence[Values], name: str, say: Say) -> gym.Spac
     """The space of the actions of all episodes, where the data record none.
 
     Floats are a Box without bounds. Whole numbers are choices, Discrete or MultiDiscrete, up to the greatest that the
-    data hold.
+    data hold; bools are choices of two.
 
     Args:
         episodes: actions of each episode.
@@ -143,12 +185,19 @@ def _acted(arrays: list[npt.NDArray[Any]], name: str, say: Say) -> gym.Space[Any
     shape, dtype = arrays[0].shape[1:], arrays[0].dtype
     if dtype.kind == "f":
         return gym.spaces.Box(-np.inf, np.inf, shape, dtype.type)
-    least = np.minimum(0, np.min([array.min(0) for array in arrays], axis=0)).astype(np.int64)
-    counts = np.max([array.max(0) for array in arrays], axis=0).astype(np.int64) - least + 1
-    if counts.size and counts.max() > MOST_CHOICES:
+    if dtype.kind == "b":
+        return gym.spaces.MultiDiscrete(np.full(shape, 2)) if shape else gym.spaces.Discrete(2)
+    bounds = [bound for array in arrays if array.size for bound in (int(array.min()), int(array.max()))]
+    # Compared before they are cast: int64 does not hold all of uint64.
+    wide = bool(bounds) and max(max(bounds), -min(bounds)) > MOST_CHOICES
+    least = counts = np.zeros(shape, np.int64)
+    if not wide:
+        least = np.minimum(0, np.min([array.min(0).astype(np.int64) for array in arrays], axis=0))
+        counts = np.max([array.max(0).astype(np.int64) for array in arrays], axis=0) - least + 1
+    if wide or (counts.size and counts.max() > MOST_CHOICES):
         raise DataError(
-            f"{name} are whole numbers up to {int((least + counts - 1).max())}; expected at most {MOST_CHOICES} "
-            "choices, or floats"
+            f"{name} are whole numbers from {min(bounds)} to {max(bounds)}; expected at most {MOST_CHOICES} choices, "
+            "or floats"
         )
     say(f"data: {name} are whole numbers, so they are choices: {_choices(least, counts)}, as far as the data show")
     if shape:
@@ -180,9 +229,34 @@ def bytes_of_episode(episode: Episode) -> int:
     return sum(leaf.nbytes if isinstance(leaf, np.ndarray) else sum(map(len, leaf)) for leaf in leaves)
 
 
-def without_column(actions: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Whole numbers of shape (steps, 1) as (steps,): files often store one choice a step as a column."""
-    return actions[:, 0] if actions.dtype.kind in "iu" and actions.shape[1:] == (1,) else actions
+def without_column(actions: Any) -> Any:
+    """Choices of shape (steps, 1) as (steps,): files often store one choice a step as a column."""
+    column = isinstance(actions, np.ndarray) and is_choice(actions.dtype) and actions.shape[1:] == (1,)
+    return actions[:, 0] if column else actions
+
+
+def is_choice(dtype: np.dtype[Any]) -> bool:
+    """True for actions of whole numbers or bools."""
+    return dtype.kind in "iub"
+
+
+def joined(values: npt.NDArray[Any], final: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
+    """Observations of an episode, and after them its final one.
+
+    Args:
+        values: (steps, *shape).
+        final: (1, *shape).
+        name: of the final observation, for messages.
+
+    Raises:
+        DataError: their shapes or dtypes differ.
+    """
+    if values.shape[1:] != final.shape[1:] or values.dtype != final.dtype:
+        raise DataError(
+            f"{name} are {final.dtype} of shape {final.shape[1:]}; expected {values.dtype} of shape "
+            f"{values.shape[1:]}, as the other observations: write both alike"
+        )
+    return np.concatenate([values, final])
 
 
 def require_finite(values: npt.NDArray[Any], name: str) -> None:

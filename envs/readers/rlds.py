@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import reprlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,18 +18,16 @@ from aaren_rl.data.trajectories import Episode
 from aaren_rl.envs.readers import tfrecord
 from aaren_rl.envs.readers.hdf5 import require_memory
 from aaren_rl.envs.readers.images import decode
+from aaren_rl.envs.readers.json_files import read_json
 from aaren_rl.envs.readers.parsed import (
     Parsed,
     Say,
     Values,
-    action_space_of,
     bytes_of_episode,
     map_values,
-    observation_space_of,
-    recording,
+    parsed_of_values,
     require_finite,
 )
-from aaren_rl.envs.readers.recording import Recording
 from aaren_rl.errors import DataError, InvalidInput
 
 FEATURES, ABOUT = "features.json", "dataset_info.json"
@@ -37,8 +35,6 @@ OBSERVATION, ACTION, REWARD, LAST, TERMINAL = "observation", "action", "reward",
 INSTRUCTION = "language_instruction"
 
 _SHARD = re.compile(r"(?P<name>.+)-(?P<split>[^-]+)\.tfrecord-(?P<number>\d{5})-of-(?P<count>\d{5})")
-_LARGEST = 64 * 2**20
-"""Bytes of the largest JSON file that is read."""
 _DEEPEST = 16
 """Most Dicts above a feature."""
 
@@ -61,23 +57,19 @@ _Leaves = Mapping[str, _Leaf]
 """Features of a step by their path."""
 
 
-def read(path: Path, say: Say) -> Recording:
-    """Reads RLDS data; see `parse`."""
-    return recording(parse(path, say), str(path))
-
-
-def parse(path: Path, say: Say, part: str | None = None) -> Parsed:
+def parse(path: Path, say: Say, part: str | None = None, last_steps: bool = False) -> Parsed:
     """The episodes of RLDS data.
 
     The last step of an episode ("is_last") holds its final observation; RLDS leaves the action and the reward there
-    undefined, so they are left out. An episode whose last "is_terminal" is true is terminated, else truncated.
-    Observations and actions may be Dicts. "language_instruction" beside an observation becomes a part of it. Rewards
-    that are missing count as 0.
+    undefined, so they are left out. Rewards among them that are not 0 are said. An episode
+    whose last "is_terminal" is true is terminated, else truncated. Observations and actions may be Dicts.
+    "language_instruction" beside an observation becomes a part of it. Rewards that are missing count as 0.
 
     Args:
         path: the folder that holds features.json, the one above it, or one TFRecord file in it.
         say: called with a line on what is made up, left out or added.
         part: the split to read; None for "train", or for the only one.
+        last_steps: the last steps have actions and rewards as all others, and there are no final observations.
 
     Raises:
         DataError: files are missing, damaged or cut off, or hold something else than features.json says.
@@ -90,11 +82,16 @@ def parse(path: Path, say: Say, part: str | None = None) -> Parsed:
     ):
         raise DataError(f"{folder / FEATURES} lists no steps with observation and action; it lists {sorted(leaves)}")
     episodes: list[Episode] = []
-    short = 0
+    short, dropped = 0, []
     for file, number, content in _records(folder, shards):
         where = f"{file}: episode {number}"
         episode = _episode(tfrecord.example(content, where), leaves, where)
-        if episode is None:
+        if not last_steps:
+            dropped.append(float(episode.rewards[-1]))
+            episode = replace(
+                episode, actions=map_values(lambda part: part[:-1], episode.actions), rewards=episode.rewards[:-1]
+            )
+        if not len(episode.rewards):
             short += 1
             continue
         if not episodes:
@@ -105,16 +102,20 @@ def parse(path: Path, say: Say, part: str | None = None) -> Parsed:
         say(f"data: {folder}: the steps have no reward; every reward counts as 0")
     if INSTRUCTION in leaves:
         say(f"data: {folder}: {INSTRUCTION!r} is a part of the observations")
+    if any(dropped):
+        say(
+            f"warning: {folder}: left out the rewards of the last steps, which are not 0 in "
+            f"{np.count_nonzero(dropped)} of {len(dropped)} episodes, {sum(dropped):g} in all: RLDS has no reward "
+            "there; if these data have, keep the steps with aaren-convert FOLDER NEW_ID --last-steps, or "
+            "last_steps=True in Python"
+        )
     if short:
         say(f"data: {folder}: left out {short} episodes without an action")
     if not episodes:
         raise DataError(f"{folder} holds no episode with at least one action")
     name = str(folder)
-    return Parsed(
-        f"{folder.parent.name}/{folder.name}",
-        episodes,
-        observation_space_of([episode.observations for episode in episodes], f"{name}: {OBSERVATION}"),
-        action_space_of([episode.actions for episode in episodes], f"{name}: {ACTION}", say),
+    return parsed_of_values(
+        f"{folder.parent.name}/{folder.name}", episodes, f"{name}: {OBSERVATION}", f"{name}: {ACTION}", say
     )
 
 
@@ -175,7 +176,7 @@ def _listed(folder: Path) -> dict[str, int]:
     """How many records each file holds, where dataset_info.json says so."""
     if not (folder / ABOUT).is_file():
         return {}
-    about = _json(folder / ABOUT)
+    about = read_json(folder / ABOUT)
     listed = {}
     try:
         for split in about.get("splits", ()):
@@ -188,23 +189,11 @@ def _listed(folder: Path) -> dict[str, int]:
     return listed
 
 
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        if file.stat().st_size > _LARGEST:
-            raise DataError(f"{file} has {file.stat().st_size} bytes; expected at most {_LARGEST}")
-        content = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{file} cannot be read: {error}; fetch it again") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{file} holds a {type(content).__name__}; expected a JSON object")
-    return content
-
-
 def _leaves(folder: Path) -> dict[str, _Leaf]:
     """The features of a step, as features.json describes them."""
     file = folder / FEATURES
     try:
-        steps = _json(file)["featuresDict"]["features"]["steps"]
+        steps = read_json(file)["featuresDict"]["features"]["steps"]
         inner = steps.get("sequence", steps.get("dataset"))["feature"]
         return dict(_walk(inner, "", file, 0))
     except (KeyError, TypeError, AttributeError) as error:
@@ -239,13 +228,13 @@ def _shape(described: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(int(size) for size in described.get("shape", {}).get("dimensions", ()))
 
 
-def _episode(features: Mapping[str, tfrecord.Feature], leaves: _Leaves, where: str) -> Episode | None:
-    """The episode of a record; None if no action leads anywhere."""
+def _episode(features: Mapping[str, tfrecord.Feature], leaves: _Leaves, where: str) -> Episode:
+    """The episode of a record, with the actions and rewards of all its steps."""
     last = _flags(features, LAST, leaves, where)
     steps = len(last)
+    if not steps:
+        raise DataError(f"{where} has no steps")
     # Its last step is its end, whether the flag says so or not.
-    if steps < 2:
-        return None
     if last[:-1].any():
         raise DataError(f"{where} goes on after step {int(np.flatnonzero(last)[0])}, which {LAST!r} says is its last")
     observations = _tree(features, leaves, OBSERVATION, steps, where)
@@ -257,7 +246,7 @@ def _episode(features: Mapping[str, tfrecord.Feature], leaves: _Leaves, where: s
     if REWARD in leaves:
         rewards = np.asarray(_values(features, REWARD, leaves[REWARD], steps, where)).reshape(steps)
     terminated = TERMINAL in leaves and bool(_flags(features, TERMINAL, leaves, where)[-1])
-    return Episode(observations, map_values(lambda part: part[:-1], actions), rewards[:-1], terminated, not terminated)
+    return Episode(observations, actions, rewards, terminated, not terminated)
 
 
 def _flags(features: Mapping[str, tfrecord.Feature], key: str, leaves: _Leaves, where: str) -> npt.NDArray[np.bool_]:

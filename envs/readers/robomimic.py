@@ -19,25 +19,18 @@ from aaren_rl.envs.readers.parsed import (
     Parsed,
     Say,
     Values,
-    action_space_of,
+    joined,
     numbers,
-    observation_space_of,
-    recording,
+    parsed_of_values,
     require_finite,
     require_steps,
 )
-from aaren_rl.envs.readers.recording import Recording
 from aaren_rl.errors import DataError, InvalidInput
 
 FLAT = "flat"
 """The one key of observations that are a vector, as robomimic's conversion of D4RL writes them."""
 
 _DEMO = re.compile(r"demo_(\d+)")
-
-
-def read(path: Path, say: Say) -> Recording:
-    """Reads a robomimic file; see `parse`."""
-    return recording(parse(path, say), str(path))
 
 
 def parse(path: Path, say: Say, part: str | None = None) -> Parsed:
@@ -67,12 +60,7 @@ def parse(path: Path, say: Say, part: str | None = None) -> Parsed:
             _say_what_is_left(file, demos, path, part, say)
         except (OSError, RuntimeError, KeyError, UnicodeError) as error:
             raise DataError(f"{path} cannot be read: {error}; it may be damaged: fetch it again") from error
-    return Parsed(
-        path.stem,
-        episodes,
-        observation_space_of([episode.observations for episode in episodes], f"{path}: obs"),
-        action_space_of([episode.actions for episode in episodes], f"{path.name}: actions", say),
-    )
+    return parsed_of_values(path.stem, episodes, f"{path}: obs", f"{path.name}: actions", say)
 
 
 def _demos(file: h5py.File, path: Path, part: str | None) -> dict[str, h5py.Group]:
@@ -140,7 +128,7 @@ def _observed(demo: h5py.Group, key: str, steps: int, where: str) -> npt.NDArray
         following = _dataset(demo, f"next_obs/{key}", where)
         if following.shape != values.shape:
             raise DataError(f"{where}/next_obs/{key} has the shape {following.shape}; expected {values.shape}, as obs")
-        values = np.concatenate([values, following[-1:].astype(values.dtype)])
+        values = joined(values, following[-1:], f"{where}/next_obs/{key}")
     require_finite(values, f"{where}/obs/{key}")
     return values
 

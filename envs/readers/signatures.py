@@ -9,8 +9,8 @@ HDF5 = b"\x89HDF\r\n\x1a\n"
 ZIP = b"PK\x03\x04"
 
 READ = (
-    "HDF5 files of D4RL, robomimic and d3rlpy, npz files of OGBench or as docs/data.md describes them, and folders of "
-    "Minari, LeRobot and RLDS (TFDS)"
+    "HDF5 files of D4RL, robomimic and d3rlpy, npz files of OGBench, of D4RL's arrays or as docs/data.md describes "
+    "them, and folders of Minari, LeRobot and RLDS (TFDS)"
 )
 """What is read, in words."""
 
@@ -46,6 +46,14 @@ def is_hdf5(path: Path) -> bool:
                 return True
             place = 512 if not place else 2 * place
     return False
+
+
+def is_zip(path: Path) -> bool:
+    """True if a path is that of a file which begins as a zip archive."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(ZIP)) == ZIP
 
 
 def describe(path: Path) -> str:

@@ -31,7 +31,7 @@ from aaren_rl.envs.download import (
     fetch_ogbench,
     ogbench_folder,
 )
-from aaren_rl.envs.readers import minari_metadata
+from aaren_rl.envs.readers import json_files
 from aaren_rl.envs.readers.minari import is_local, local_folder
 from aaren_rl.errors import DataError
 
@@ -473,7 +473,7 @@ def test_minari_dataset_that_may_not_be_read_is_not_put_in_place(hub, kind, tmp_
     elif kind == "no metadata":
         metadata.unlink()
     elif kind == "huge":
-        monkeypatch.setattr(minari_metadata, "LARGEST", 100)
+        monkeypatch.setattr(json_files, "LARGEST", 100)
         message = "has more than 100 bytes"
     else:
         metadata.write_text("<html>" if kind == "text" else "[1]")

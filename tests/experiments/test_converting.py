@@ -222,9 +222,11 @@ def test_minari_dataset_has_nothing_to_convert(tmp_path):
             convert(name, "tests/other-v0", show_progress=False)
 
 
-@pytest.mark.parametrize("name", ["new", "../new-v0", "/new-v0", "a/../../new-v0", "new-v0 ", "x" * 500 + "-v0"])
+@pytest.mark.parametrize(
+    "name", ["new", "x/new-v0", "../new-v0", "/new-v0", "a/../../new-v0", "new-v0 ", "x" * 500 + "-v0"]
+)
 def test_id_that_is_none(tmp_path, name):
-    with pytest.raises(InvalidInput, match="is no id of a Minari dataset; expected NAME-vN"):
+    with pytest.raises(InvalidInput, match="is no id of a Minari dataset; expected NAME-vN.* two letters or more"):
         convert(str(d4rl(tmp_path / "a.hdf5")), name, show_progress=False)
 
 
@@ -251,3 +253,41 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     status, _, error = run("nothing.png", "tests/new-v0", "--overwrite")
     assert status == 2
     assert "nothing.png does not exist" in error
+
+
+def plain_npz(path, observations, actions):
+    rewards, ends = np.zeros(len(actions)), np.eye(len(actions), dtype=int)[-1]
+    np.savez(path, observations=observations, actions=actions, rewards=rewards, terminated=ends, truncated=0 * ends)
+    return str(path)
+
+
+def test_actions_outside_the_bounds_of_the_environment_are_refused(tmp_path):
+    path = plain_npz(tmp_path / "a.npz", np.zeros((3, 3), np.float32), np.array([[5.0], [0], [-2]]))
+    with pytest.raises(DataError, match=r"actions of episode 0 are from \[-2.\] to \[5.\], .* --env-id none"):
+        convert(path, "tests/new-v0", EnvironmentChoice("Pendulum-v1"), show_progress=False)
+    assert not local_folder("tests/new-v0").exists()
+    convert(path, "tests/new-v0", EnvironmentChoice("none"), show_progress=False)
+    inside = plain_npz(tmp_path / "b.npz", np.zeros((3, 3), np.float32), np.array([[2.0], [0], [-2]]))
+    convert(inside, "tests/new-v0", EnvironmentChoice("Pendulum-v1"), overwrite=True, show_progress=False)
+
+
+def test_numbers_without_recorded_spaces_fit_an_environment_of_choices(tmp_path):
+    choice = EnvironmentChoice("FrozenLake-v1")
+    path = plain_npz(tmp_path / "a.npz", np.array([0, 4, 8]), np.array([0, 1, 2]))
+    convert(path, "tests/new-v0", choice, show_progress=False)
+    dataset = minari.load_dataset("tests/new-v0")
+    assert dataset.observation_space == gym.spaces.Discrete(16)
+    assert next(dataset.iterate_episodes()).observations.tolist() == [0, 4, 8, 8]
+    other = plain_npz(tmp_path / "b.npz", np.array([0, 4, 16]), np.array([0, 1, 2]))
+    with pytest.raises(DataError, match="does not fit FrozenLake-v1: observations of episode 0"):
+        convert(other, "tests/new-v0", choice, overwrite=True, show_progress=False)
+
+
+def test_last_steps_of_rlds_are_kept_on_request(tmp_path):
+    path = str(SOURCES["rlds"](tmp_path))
+    folders = [convert(path, f"tests/{kept}-v0", last_steps=kept, show_progress=False) for kept in (False, True)]
+    assert all(folder.exists() for folder in folders)
+    without, whole = (minari.load_dataset(f"tests/{kept}-v0").total_steps for kept in (False, True))
+    assert whole == without + 2
+    with pytest.raises(InvalidInput, match="is of the format d4rl, whose last steps are all kept"):
+        convert(str(d4rl(tmp_path / "b.hdf5")), "tests/other-v0", last_steps=True, show_progress=False)

@@ -10,7 +10,8 @@ import h5py
 import numpy as np
 import pytest
 
-from aaren_rl.envs.readers.d3rlpy import parse, read
+from aaren_rl.envs.readers.d3rlpy import parse
+from aaren_rl.envs.readers.parsed import recording
 from aaren_rl.errors import DataError
 
 RECORDED = Path(__file__).parent / "recorded" / "d3rlpy"
@@ -33,7 +34,7 @@ def test_dump_is_read_as_d3rlpy_had_it(name):
 
 def test_pixels_stay_bytes_and_choices_are_discrete():
     said = []
-    found = read(RECORDED / "d3rlpy_pixels.h5", said.append)
+    found = recording(parse(RECORDED / "d3rlpy_pixels.h5", said.append), "data")
     (images,) = found.trajectories.observations.values()
     assert (images.dtype, images.shape) == (np.uint8, (7, 1, 6, 6))
     assert found.trajectories.action_space.counts == (3,)

@@ -534,3 +534,47 @@ def test_episodes_are_the_trajectories(tmp_path):
         np.testing.assert_array_equal(episode.observations[-1], found.final_observations[number])
         np.testing.assert_array_equal(episode.rewards, found.rewards[here])
         assert (episode.terminated, episode.truncated) == (found.terminated[number], found.truncated[number])
+
+
+@pytest.mark.parametrize("key", ["observations", "rewards", "next_observations"])
+def test_whole_numbers_that_float32_rounds_are_refused(tmp_path, key):
+    data = with_next(arrays(steps=9_000))
+    data[key] = np.zeros(data[key].shape, np.int64)
+    data[key][8_000] = 2**24 + 1
+    write(tmp_path / "a.hdf5", data)
+    with pytest.raises(DataError, match=rf"a\.hdf5 .*{key} are int64 numbers from 0 to 16777217; float32 holds"):
+        read_file(tmp_path / "a.hdf5", say=lambda line: None)
+    data[key][8_000] = 2**24
+    from_arrays(data, say=lambda line: None)
+
+
+@pytest.mark.parametrize("column", [False, True])
+def test_actions_of_bools_are_choices(tmp_path, column):
+    data = arrays()
+    data["actions"] = np.arange(60) % 3 == 0
+    if column:
+        data["actions"] = data["actions"][:, None]
+    found = from_arrays(data, say=lambda line: None)
+    assert found.action_space == DiscreteSpace((), (2,), (0,))
+    np.testing.assert_array_equal(found.actions, np.ravel(data["actions"])[: found.steps])
+
+
+@pytest.mark.parametrize("with_timeouts", [True, False])
+def test_npz_of_the_arrays_is_read_as_the_file(tmp_path, with_timeouts):
+    data = arrays()
+    if not with_timeouts:
+        del data["timeouts"]
+    write(tmp_path / "a.hdf5", data)
+    np.savez(tmp_path / "a.npz", **data, qpos=np.zeros(3))
+    ours, theirs = (read_file(tmp_path / name, 20, lambda line: None) for name in ("a.npz", "a.hdf5"))
+    for name in ("observations", "actions", "rewards", "offsets", "terminated", "truncated"):
+        np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+    assert ours.terminated.any()
+
+
+def test_next_images_of_another_dtype_are_refused():
+    data = arrays()
+    data["observations"] = np.zeros((60, 8, 8, 3), np.uint8)
+    data["next_observations"] = np.full((60, 8, 8, 3), 0.5)
+    with pytest.raises(DataError, match="next_observations are float64; expected uint8"):
+        from_arrays(data, say=lambda line: None)

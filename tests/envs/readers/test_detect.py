@@ -63,6 +63,25 @@ def test_folder_above_and_file_within_rlds():
     assert format_of(RECORDED / "rlds" / "1.0.0" / "tiny-train.tfrecord-00000-of-00001") == "rlds"
 
 
+D4RL = ("observations", "actions", "rewards", "terminals")
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (D4RL, "d4rl"),
+        ((*D4RL, "timeouts"), "d4rl"),
+        ((*D4RL, "timeouts", "masks"), "d4rl"),
+        ((*D4RL, "next_observations"), "d4rl"),
+        ((*D4RL, "masks"), "ogbench"),
+        ((*D4RL, "valids"), "ogbench"),
+        (("observations", "actions", "terminals", "next_observations"), "ogbench"),
+    ],
+)
+def test_npz_of_d4rl_and_of_ogbench_are_told_apart(tmp_path, keys, expected):
+    assert format_of(npz(tmp_path / "a.npz", *keys)) == expected
+
+
 def image(form):
     content = io.BytesIO()
     Image.new("RGB", (3, 3)).save(content, form)
@@ -135,6 +154,9 @@ def test_hdf5_and_npz_of_other_keys_are_shown_with_them(tmp_path):
         format_of(hdf5(tmp_path / "a.h5", "a", "b"))
     with pytest.raises(DataError, match=r"npz file with the keys \['x0', .*\] and 2 more; expected OGBench's"):
         format_of(npz(tmp_path / "a.npz", *(f"x{number}" for number in range(10))))
+    gymnasium = npz(tmp_path / "b.npz", "observations", "actions", "rewards", "terminations", "truncations")
+    with pytest.raises(DataError, match=r"OGBench's .*D4RL's .*this project's .*'terminated', 'truncated'"):
+        format_of(gymnasium)
     with pytest.raises(DataError, match="is the data of a Minari dataset; give its folder"):
         format_of(hdf5(tmp_path / "main_data.hdf5", "episode_0/rewards"))
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aaren_rl.envs.readers.lerobot import parse, read
+from aaren_rl.envs.readers.lerobot import parse
+from aaren_rl.envs.readers.parsed import recording
 from aaren_rl.errors import DataError, InvalidInput
 
 pa = pytest.importorskip("pyarrow")
@@ -75,7 +76,7 @@ def test_every_value_is_as_it_was_added(folder, version):
 
 
 def test_images_and_texts_are_packed(folder):
-    found = read(folder, lambda line: None)
+    found = recording(parse(folder, lambda line: None), "data")
     assert found.trajectories.observations["images.top"].dtype == np.uint8
     assert found.trajectories.final_observations is None
     texts = next(part.space for part in found.trajectories.observation_space.parts() if part.path == "task")
@@ -89,7 +90,7 @@ def test_one_state_alone_is_a_vector_and_one_task_no_part(folder):
 
     edited(folder, change)
     said = []
-    found = read(folder, said.append).trajectories
+    found = recording(parse(folder, said.append), "data").trajectories
     assert found.observations.shape == (found.steps, 3)
     assert found.truncated.all()
     assert said == ["data: tiny: no 'next.reward'; every reward counts as 0"]
@@ -135,6 +136,24 @@ def filled(name, value):
     return lambda folder: retabled(folder, change)
 
 
+def ragged(folder):
+    """As many numbers as there should be, in lists of other lengths."""
+
+    def change(table):
+        values = table["observation.state"].to_pylist()
+        values[0], values[1] = [*values[0], 9.0], values[1][:2]
+        column = pa.array(values, pa.list_(pa.float32()))
+        return table.set_column(table.column_names.index("observation.state"), "observation.state", column)
+
+    retabled(folder, change)
+
+
+def turned(folder):
+    shape = json.loads((folder / "meta/info.json").read_text())["features"]["observation.grid"]["shape"]
+    assert shape != shape[::-1]
+    edited(folder, lambda content: content["features"]["observation.grid"].update(shape=shape[::-1]))
+
+
 def cut(folder):
     (folder / TABLE).write_bytes((folder / TABLE).read_bytes()[:-20])
 
@@ -148,8 +167,13 @@ def cut(folder):
             "no feature under",
         ),
         (listed("observation.more", {"dtype": "float32", "shape": [2]}), r"lacks the columns \['observation.more'\]"),
-        (listed("action", {"dtype": "float32", "shape": [3]}), r"action of episode 0 hold 6 numbers in 3 steps"),
+        (listed("action", {"dtype": "float32", "shape": [3]}), r"action of episode 0 hold lists of the shape \(2,\)"),
         (listed("action", {"dtype": "float32", "shape": "x"}), "action of episode 0 has the shape 'x'"),
+        (filled("next.done", None), "next.done hold 1 nulls; expected a value for every step"),
+        (filled("next.reward", None), "next.reward hold 1 nulls"),
+        (filled("observation.state", None), "observation.state of episode 1 hold 1 nulls"),
+        (ragged, r"observation.state of episode 0 hold lists of 2 to 4 values; expected the shape \(3,\) for each"),
+        (turned, r"observation.grid of episode 0 hold lists of the shape .* expected the shape"),
         (filled("action", [float("nan"), 0]), "action of episode 1 hold nan at step 1"),
         (filled("observation.images.top", {"bytes": b"GIF89a", "path": ""}), "images.top of episode 1 hold no image"),
         (filled("observation.images.top", {"bytes": None, "path": "/etc/a.png"}), "lack the image of step 1"),

@@ -8,7 +8,8 @@ import pytest
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.spaces import DictSpace, DiscreteSpace, TupleSpace
 from aaren_rl.data.trajectories import Episode
-from aaren_rl.envs.readers.npz import parse, read, write_npz
+from aaren_rl.envs.readers.npz import parse, write_npz
+from aaren_rl.envs.readers.parsed import recording
 from aaren_rl.errors import DataError
 
 SPACE = gym.spaces.Dict(
@@ -71,7 +72,7 @@ def test_parts_images_choices_and_texts_without_a_record_of_spaces(tmp_path):
     data["observations/mission"] = np.array(["go to a", "go to a", "go to b", "go", "go"])
     data["actions"] = np.array([0, 3, 1, 2, 0])
     said = []
-    found = read(save(tmp_path / "a.npz", data), said.append)
+    found = recording(parse(save(tmp_path / "a.npz", data), said.append), "a.npz")
     np.testing.assert_array_equal(found.trajectories.observations["camera/front"], data["observations/camera/front"])
     assert isinstance(found.trajectories.observation_space, DictSpace)
     assert found.trajectories.action_space == DiscreteSpace((), (4,), (0,))
@@ -123,7 +124,7 @@ def test_what_was_written_is_read_back(tmp_path):
     assert found.action_space == action_space
     assert found.environment == spec
     assert said == []
-    packed = read(tmp_path / "a.npz", silent)
+    packed = recording(parse(tmp_path / "a.npz", silent), "a.npz")
     assert packed.collected_in == spec
     assert any(isinstance(part, TupleSpace) for _, part in packed.trajectories.observation_space.named_parts)
     assert not list(tmp_path.glob(".*"))
@@ -160,14 +161,20 @@ def put(key, value):
         (put("observations", np.zeros((4, 4))), "observations hold 4 for 5 steps"),
         (put("observations/x", np.zeros((5, 4))), "holds .observations. and .observations/x."),
         (put("final_observations", np.zeros((3, 4))), "final_observations hold 3 for 2 steps"),
-        (put("final_observations", np.zeros((2, 5))), "final_observations have another shape"),
+        (
+            put("final_observations", np.zeros((2, 5))),
+            r"are float64 of shape \(5,\); expected float64 of",
+        ),
+        (put("final_observations", np.full((2, 4), 200, np.int64)), "final_observations are int64 .*expected float64"),
         (put("offsets", np.array([0, 3.5, 5])), "offsets do not rise"),
         (put("offsets", np.array([0, 3, 3, 5])), "offsets do not rise"),
         (put("offsets", np.array([0, 5])), "terminated hold 2 for 1 episodes"),
         (put("terminated", np.array([0, 2])), "expected one row of 0 and 1"),
         (put("actions", np.array([{}] * 5)), "'actions' holds Python objects"),
         (put("actions", np.zeros((5, 2), complex)), "actions have the dtype complex128"),
-        (put("actions", np.arange(5) * 10_000), "actions are whole numbers up to 40000"),
+        (put("actions", np.arange(5) * 10_000), "actions are whole numbers from 0 to 40000"),
+        (put("actions", np.array([2**63, 1, 0, 0, 0], np.uint64)), f"actions are whole numbers from 0 to {2**63}"),
+        (put("actions", np.array([-(2**62), 1, 0, 0, 0])), f"actions are whole numbers from -{2**62} to 1"),
         (put("spaces", np.array("{")), "spaces are no JSON text"),
         (put("spaces", np.array("{}")), "spaces cannot be read"),
         (put("environment", np.array('"a"')), "environment cannot be read"),
@@ -186,7 +193,7 @@ def test_values_outside_the_recorded_space_name_the_episode(tmp_path):
     episodes = episodes_of_space()
     write_npz(tmp_path / "a.npz", episodes, SPACE, gym.spaces.Discrete(2))
     with pytest.raises(DataError, match=r"a\.npz: actions of episode 0 do not fit"):
-        read(tmp_path / "a.npz", silent)
+        recording(parse(tmp_path / "a.npz", silent), "a.npz")
 
 
 @pytest.mark.parametrize("shape", [(10**9,), (3, 10**6)])
@@ -201,3 +208,40 @@ def test_array_that_claims_more_than_the_file_holds(tmp_path, shape):
     path.write_bytes(longer)
     with pytest.raises(DataError, match=r"a\.npz"):
         parse(path, silent)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint8, np.bool_])
+def test_column_of_choices_is_one_choice_a_step(tmp_path, dtype):
+    data = arrays() | {"actions": np.array([[0], [1], [1], [0], [1]], dtype)}
+    found = parse(save(tmp_path / "a.npz", data), silent)
+    assert found.action_space == gym.spaces.Discrete(2)
+    assert [episode.actions.tolist() for episode in found.episodes] == [[0, 1, 1], [0, 1]]
+    assert found.episodes[0].actions.dtype == dtype
+
+
+def test_bools_are_choices_of_two_even_where_one_is_never_taken(tmp_path):
+    data = arrays() | {"actions": np.zeros((5, 3), np.bool_)}
+    assert parse(save(tmp_path / "a.npz", data), silent).action_space == gym.spaces.MultiDiscrete([2, 2, 2])
+
+
+def test_recorded_space_of_one_choice_in_a_column_is_kept(tmp_path):
+    episodes, space = [Episode(np.zeros((3, 2)), np.array([[0], [1]]), np.zeros(2), True)], gym.spaces.Box(-1, 1, (2,))
+    write_npz(tmp_path / "a.npz", episodes, space, gym.spaces.MultiDiscrete([2]))
+    found = parse(tmp_path / "a.npz", silent)
+    assert found.action_space == gym.spaces.MultiDiscrete([2])
+    assert found.episodes[0].actions.shape == (2, 1)
+
+
+def test_data_open_no_window(tmp_path):
+    named = {"id": "CartPole-v1", "kwargs": {"render_mode": "human", "sutton_barto_reward": True}}
+    data = arrays() | {"environment": np.array(json.dumps(named))}
+    spec = parse(save(tmp_path / "a.npz", data), silent).environment
+    assert spec == EnvironmentSpec("CartPole-v1", {"sutton_barto_reward": True})
+
+
+def test_name_of_a_part_that_could_not_be_read_back_is_not_written(tmp_path):
+    space = gym.spaces.Dict({"a": gym.spaces.Dict({"b/c": gym.spaces.Discrete(2)})})
+    episode = Episode({"a": {"b/c": np.zeros(2, np.int64)}}, np.zeros(2, np.int64), np.zeros(2), True)
+    with pytest.raises(DataError, match="observations/a have the part 'b/c'; .*rename the part"):
+        write_npz(tmp_path / "a.npz", [episode], space, gym.spaces.Discrete(2))
+    assert not [file for file in tmp_path.iterdir() if "npz" in file.name]

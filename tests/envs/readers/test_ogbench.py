@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from aaren_rl.data.environment_spec import EnvironmentSpec
-from aaren_rl.envs.readers.ogbench import environment_of, parse, read
+from aaren_rl.envs.readers.ogbench import environment_of, parse
+from aaren_rl.envs.readers.parsed import recording
 from aaren_rl.errors import DataError
 
 
@@ -63,7 +64,7 @@ def test_three_forms_hold_the_same_steps(tmp_path, form):
 
 def test_trajectories_have_the_final_observations(tmp_path):
     data = trajectories()
-    found = read(save(tmp_path / "a.npz", data), lambda line: None).trajectories
+    found = recording(parse(save(tmp_path / "a.npz", data), lambda line: None), "data").trajectories
     np.testing.assert_array_equal(found.final_observations, data["observations"][[4, 8]])
     assert (found.episodes, found.steps) == (2, 7)
 
@@ -82,7 +83,7 @@ def test_images_stay_bytes_and_choices_whole_numbers(tmp_path):
     data = trajectories(observation=(8, 8, 3), dtype=np.uint8)
     data["actions"] = np.arange(len(data["terminals"]), dtype=np.int32) % 4
     said = []
-    found = read(save(tmp_path / "powderworld.npz", data), said.append)
+    found = recording(parse(save(tmp_path / "powderworld.npz", data), said.append), "data")
     (images,) = found.trajectories.observations.values()
     assert images.dtype == np.uint8
     np.testing.assert_array_equal(images, data["observations"][data["terminals"] == 0])
@@ -158,3 +159,17 @@ def test_cut_file_is_named_as_cut(tmp_path, kept):
     (tmp_path / "cut.npz").write_bytes(whole[: int(kept * len(whole)) if isinstance(kept, float) else kept])
     with pytest.raises(DataError, match=r"cut\.npz \(\d+ bytes\).*cut off"):
         parse(tmp_path / "cut.npz", lambda line: None)
+
+
+def test_final_observations_of_another_dtype_are_refused(tmp_path):
+    data = regular(trajectories())
+    data["next_observations"] = data["next_observations"].astype(np.float64)
+    with pytest.raises(DataError, match=r"next_observations are float64 .*expected float32"):
+        parse(save(tmp_path / "a.npz", data), lambda line: None)
+
+
+@pytest.mark.parametrize("key", ["timeouts", "rewards"])
+def test_arrays_of_d4rl_are_no_trajectories_of_ogbench(tmp_path, key):
+    data = trajectories()
+    with pytest.raises(DataError, match=r"cube\.npz holds D4RL's arrays"):
+        parse(save(tmp_path / "cube.npz", data | {key: np.zeros(9)}), lambda line: None)

@@ -13,7 +13,8 @@ import pytest
 
 from aaren_rl.envs.readers import tfrecord
 from aaren_rl.envs.readers.crc32c import crc32c, masked
-from aaren_rl.envs.readers.rlds import parse, read
+from aaren_rl.envs.readers.parsed import recording
+from aaren_rl.envs.readers.rlds import parse
 from aaren_rl.errors import DataError, InvalidInput
 
 RECORDED = Path(__file__).parent / "recorded" / "rlds"
@@ -53,7 +54,7 @@ def test_folder_above_and_single_file_mean_the_same(folder):
 
 
 def test_last_observation_is_the_final_one():
-    found = read(RECORDED / "1.0.0", lambda line: None).trajectories
+    found = recording(parse(RECORDED / "1.0.0", lambda line: None), "data").trajectories
     with np.load(RECORDED / "expected.npz") as expected:
         np.testing.assert_array_equal(found.final_observations["image"][0], expected["train/0/image"][-1])
         np.testing.assert_array_equal(found.observations["image"][:2], expected["train/0/image"][:-1])
@@ -220,3 +221,33 @@ def test_images_that_are_none(folder):
     (folder / SHARD).write_bytes(record(broken) + record(second))
     with pytest.raises(DataError, match="episode 0: observation/image hold no image at step 0.*PNG or JPEG"):
         parse(folder, lambda line: None)
+
+
+def rewarded(folder):
+    """The recorded folder with the rewards of its last steps, and the rewards of each episode."""
+    with np.load(RECORDED / "expected.npz") as expected:
+        rewards = [expected[f"train/{number}/reward"].astype("<f4") for number in range(2)]
+    content = list(tfrecord.records(folder / SHARD))
+    changed = [np.append(one[:-1], np.float32(number + 1.5)) for number, one in enumerate(rewards)]
+    for number in range(2):
+        assert content[number].count(rewards[number].tobytes()) == 1
+        content[number] = content[number].replace(rewards[number].tobytes(), changed[number].tobytes())
+    (folder / SHARD).write_bytes(b"".join(map(record, content)))
+    return changed
+
+
+def test_rewards_of_the_last_steps_are_said_or_kept(folder):
+    rewards, said = rewarded(folder), []
+    for episode, expected in zip(parse(folder, said.append).episodes, rewards, strict=True):
+        np.testing.assert_array_equal(episode.rewards, expected[:-1])
+    (line,) = [line for line in said if line.startswith("warning")]
+    assert "left out the rewards of the last steps, which are not 0 in 2 of 2 episodes, 4 in all" in line
+    assert "--last-steps" in line
+    said.clear()
+    with np.load(RECORDED / "expected.npz") as values:
+        for number, episode in enumerate(parse(folder, said.append, last_steps=True).episodes):
+            np.testing.assert_array_equal(episode.rewards, rewards[number])
+            np.testing.assert_array_equal(episode.actions, values[f"train/{number}/action"])
+            assert len(episode.observations["state"]) == len(rewards[number])
+            assert episode.terminated == values[f"train/{number}/is_terminal"][-1]
+    assert not any(line.startswith("warning") for line in said)

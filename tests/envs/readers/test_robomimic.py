@@ -6,7 +6,8 @@ import h5py
 import numpy as np
 import pytest
 
-from aaren_rl.envs.readers.robomimic import parse, read
+from aaren_rl.envs.readers.parsed import recording
+from aaren_rl.envs.readers.robomimic import parse
 from aaren_rl.errors import DataError, InvalidInput
 
 STEPS = (5, 3, 4)
@@ -61,7 +62,7 @@ def test_demonstrations_in_the_order_of_their_numbers(tmp_path):
 
 
 def test_cameras_are_images_beside_the_numbers(tmp_path):
-    found = read(write(tmp_path / "a.hdf5"), lambda line: None)
+    found = recording(parse(write(tmp_path / "a.hdf5"), lambda line: None), "data")
     assert found.trajectories.observation_space.images().keys() == {"agentview_image"}
     observations = found.trajectories.observations
     assert observations["numbers"].shape == (12, 3)
@@ -78,7 +79,7 @@ def test_part_is_a_mask(tmp_path):
 
 
 def test_flat_observations_are_a_vector(tmp_path):
-    found = read(write(tmp_path / "a.hdf5", flat=True), lambda line: None)
+    found = recording(parse(write(tmp_path / "a.hdf5", flat=True), lambda line: None), "data")
     assert found.trajectories.observations.shape == (12, 3)
     assert found.trajectories.final_observations.shape == (3, 3)
 
@@ -90,7 +91,7 @@ def test_missing_next_observations_and_rewards(tmp_path):
                 del demo[key]
 
     said = []
-    found = read(write(tmp_path / "a.hdf5", change), said.append).trajectories
+    found = recording(parse(write(tmp_path / "a.hdf5", change), said.append), "data").trajectories
     assert found.final_observations is None
     assert not found.rewards.any()
     assert found.truncated.all()
@@ -130,6 +131,7 @@ def replaced(name, values):
         (replaced("data/demo_5/obs/eef_pos", np.zeros((4, 3))), r"data/demo_5/obs/eef_pos hold 4 for 3 steps"),
         (replaced("data/demo_5/next_obs/eef_pos", None), r"data/demo_5/next_obs has no 'eef_pos', which obs has"),
         (replaced("data/demo_5/next_obs/eef_pos", np.zeros((3, 2))), r"next_obs/eef_pos has the shape \(3, 2\)"),
+        (replaced("data/demo_5/next_obs/eef_pos", np.zeros((3, 3), np.float32)), "eef_pos are float32 .*float64"),
         (replaced("data/demo_5/obs/eef_pos", np.full((3, 3), np.nan)), r"data/demo_5/obs/eef_pos hold nan at step 0"),
         (replaced("data/demo_5/actions", np.array([b"x"] * 3)), r"data/demo_5/actions have the dtype"),
         (replaced("mask/train", np.array([b"demo_7"])), "lists 'demo_7', which is not among"),

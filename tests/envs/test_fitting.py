@@ -199,7 +199,7 @@ def cut_off(spec, steps=1000):
         ("popgym", "popgym-ConcentrationEasy-v0"),
         ("minigrid", "MiniGrid-FourRooms-v0"),
         ("minigrid", "BabyAI-GoToRedBall-v0"),
-        ("highway_env", "parking-v0"),
+        ("highway_env", "roundabout-v0"),
         ("shimmy", "dm_control/cartpole-balance-v0"),
     ],
 )

@@ -33,7 +33,6 @@ class Family:
         environment: id of the environment.
         arguments: of the environment.
         expert: name of the expert.
-        horizon: steps of an episode; None for the environment's limit.
         stands_for: public sets of the family.
     """
 
@@ -43,7 +42,6 @@ class Family:
     environment: str = ""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     expert: str = "random"
-    horizon: int | None = None
 
     def recipe(self) -> Recipe:
         """How the set is made.
@@ -53,7 +51,7 @@ class Family:
         """
         if self.data is not None:
             return recipe_of(catalogue.find(self.data))
-        spec = EnvironmentSpec(self.environment, dict(self.arguments), self.horizon)
+        spec = EnvironmentSpec(self.environment, dict(self.arguments))
         return recipe_for(self.expert, spec, {})
 
     def __str__(self) -> str:
@@ -73,7 +71,7 @@ FAMILIES = (
     Family("fetch", "Fetch tasks with goals", None, "FetchReach-v4"),
     Family("MiniGrid, symbols and text", "Minari minigrid/BabyAI-*", "babyai-go-to-red-ball"),
     Family("MiniGrid, memory", "MiniGrid-MemoryS*", "minigrid-memory-s7-expert"),
-    Family("Atari", "Minari atari/*", None, "ALE/Breakout-v5", {"frameskip": 4}, horizon=400),
+    Family("Atari", "Minari atari/*", None, "ALE/SpaceInvaders-v5", {"repeat_action_probability": 0.0}),
     Family("OGBench, mazes", "pointmaze, antmaze, humanoidmaze", None, "pointmaze-medium-v0", {}, "pointmaze"),
     Family("OGBench, manipulation", "cube, scene, puzzle", None, "cube-single-v0", {}, "ogbench-arm"),
     Family("popgym", "46 tasks", "popgym-repeat-previous-easy"),
@@ -124,7 +122,6 @@ def try_family(
                 episodes=EVALUATED,
                 check_episodes=0,
                 instances=EVALUATED,
-                horizon=family.horizon,
                 model=ModelConfig(width=32, blocks=2, dropout=0.0),
                 training=TrainingConfig(
                     updates=updates, batch_size=16, learning_rate=1e-3, warmup=10, seed=seed, evaluate_every=updates

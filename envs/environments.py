@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import re
 import sys
 import threading
 import warnings
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from aaren_rl.checkpoint import AgentCard
@@ -47,7 +49,8 @@ class Description:
         observation_space: of its observations.
         action_space: of its actions; where a wrapper clips them, the space that it clips to.
         clips_actions: True if a wrapper clips them.
-        limit: steps after which an episode is truncated; None for no limit.
+        limit: steps after which Gymnasium truncates an episode; None for no such limit.
+        limits_itself: True if the environment limits its episodes itself (see `limits_itself`).
         recorded: Gymnasium's record of the environment, for datasets.
     """
 
@@ -55,6 +58,7 @@ class Description:
     action_space: Space
     clips_actions: bool
     limit: int | None
+    limits_itself: bool
     recorded: EnvSpec | None
 
 
@@ -93,7 +97,10 @@ def registered_limit(env_id: str) -> int | None:
 
 
 def limit_of(spec: EnvironmentSpec) -> int | None:
-    """Steps after which episodes of a spec are truncated, by itself, a wrapper or its id; None for no limit."""
+    """Steps after which Gymnasium truncates episodes, by the spec, a wrapper or the id; None for no such limit.
+
+    An environment may limit its episodes itself nevertheless: see `limits_itself`.
+    """
     limits = [wrapper.kwargs.get("max_episode_steps") for wrapper in spec.wrappers if wrapper.name == "TimeLimit"]
     own = spec.max_episode_steps or registered_limit(spec.registered_id)
     return min((limit for limit in (*limits, own) if limit is not None), default=None)
@@ -101,6 +108,51 @@ def limit_of(spec: EnvironmentSpec) -> int | None:
 
 OWN_PACKAGES = frozenset({"gymnasium", "aaren_rl"})
 """Packages whose ids need no package before them."""
+
+OWN_LIMITS = ("max_steps", "max_episode_steps", "max_episode_length", "episode_length", "max_path_length")
+"""Attributes by which environments of any package say after how many steps they truncate an episode.
+
+The number itself is not relied on: BabyAI's changes with every reset, and some of popgym count one step more.
+"""
+
+
+def limits_itself(spec: EnvironmentSpec, env: gym.Env[Any, Any] | None = None) -> bool:
+    """True if an environment limits its episodes itself: its package says so, or an attribute of `OWN_LIMITS`.
+
+    Args:
+        spec: of the environment.
+        env: the environment itself; None to make it where only an attribute can tell.
+
+    Raises:
+        InvalidInput: it cannot be made, as `make`.
+    """
+    package = _known_package(spec)
+    if package is not None and package.limits is not None:
+        return re.match(package.limits, spec.registered_id) is not None
+    if env is None:
+        env = make(spec)
+        try:
+            return _says_limit(env)
+        finally:
+            env.close()
+    return _says_limit(env)
+
+
+def _says_limit(env: gym.Env[Any, Any]) -> bool:
+    values = [getattr(env.unwrapped, name, None) for name in OWN_LIMITS]
+    return any(isinstance(value, int | float | np.number) and 0 < value < np.inf for value in values)
+
+
+def time_limit(spec: EnvironmentSpec) -> str:
+    """What limits the episodes of an environment, in words, as results hold it.
+
+    Raises:
+        InvalidInput: the environment cannot be made, as `make`.
+    """
+    limit = limit_of(spec)
+    if limit is not None:
+        return f"{limit} steps"
+    return "set by the environment" if limits_itself(spec) else "none"
 
 
 def registering_package(env_id: str) -> str | None:
@@ -165,6 +217,7 @@ def describe(spec: EnvironmentSpec) -> Description:
             action_space=space_of(acted, image=False),
             clips_actions=acted != env.action_space,
             limit=env.spec.max_episode_steps if env.spec else None,
+            limits_itself=limits_itself(spec, env),
             recorded=env.spec,
         )
     finally:
@@ -199,7 +252,7 @@ def register(spec: EnvironmentSpec) -> None:
     package = spec.package
     if _is_meant(spec):
         return
-    known = packages.needed(spec.registered_id, None if package in OWN_PACKAGES else package)
+    known = _known_package(spec)
     if known is not None:
         packages.import_package(known, spec.registered_id)
         package = package or known.module
@@ -221,6 +274,11 @@ def register(spec: EnvironmentSpec) -> None:
         # An extra of its own may be missing.
         by += f"; {known.how}" if known is not None and "[" in known.install[0] else ""
         raise InvalidInput(f"{unknown_name('environment', spec.registered_id, gym.registry)}{by}")
+
+
+def _known_package(spec: EnvironmentSpec) -> packages.Package | None:
+    """The package of the list that an environment needs; None if the list has none."""
+    return packages.needed(spec.registered_id, None if spec.package in OWN_PACKAGES else spec.package)
 
 
 def _is_meant(spec: EnvironmentSpec) -> bool:

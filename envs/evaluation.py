@@ -17,7 +17,7 @@ from aaren_rl.actor import Actor
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.reference import Reference
 from aaren_rl.envs import success
-from aaren_rl.envs.environments import limit_of, make_vector
+from aaren_rl.envs.environments import limit_of, limits_itself, make_vector, time_limit
 from aaren_rl.envs.episodes import Episodes
 from aaren_rl.envs.rollout import roll_out
 from aaren_rl.errors import InvalidInput
@@ -31,6 +31,9 @@ PACKAGES = ("aaren-rl", "torch", "gymnasium", "mujoco", "minari", "numpy")
 
 UNLIMITED = 100_000
 """Steps after which an episode is taken to have no end, in an environment without a time limit."""
+
+LIMITS_ITSELF = 1_000_000
+"""The same in an environment that limits its episodes itself: Atari's end after 108,000 frames."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class Protocol:
             "environment": self.environment.id,
             "environment_kwargs": self.environment.kwargs,
             "max_episode_steps": limit_of(self.environment),
+            "time_limit": time_limit(self.environment),
             "wrappers": list(map(str, self.environment.wrappers)),
             "reference": self.reference.name if self.reference else None,
             "reference_reason": self.reference_reason,
@@ -98,12 +102,19 @@ def evaluate(actor: Actor, protocol: Protocol, progress: Callable[[int], object]
     """
     envs = make_vector(protocol.environment, protocol.rows, protocol.processes)
     try:
-        longest = None if limit_of(protocol.environment) else UNLIMITED
+        longest = _longest(protocol.environment)
         asked = protocol.episodes, protocol.target_return, protocol.seed
         rule = success.rule_of(protocol.environment, envs.single_observation_space)
         return roll_out(actor, envs, *asked, progress, longest=longest, rule=rule)
     finally:
         envs.close()
+
+
+def _longest(environment: EnvironmentSpec) -> int | None:
+    """Steps after which an episode has no end; None where Gymnasium truncates it."""
+    if limit_of(environment) is not None:
+        return None
+    return LIMITS_ITSELF if limits_itself(environment) else UNLIMITED
 
 
 def result(episodes: Episodes, protocol: Protocol, **about: Any) -> dict[str, Any]:

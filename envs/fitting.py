@@ -80,7 +80,8 @@ def fit_to_environment(
     if doubt:
         say(f"warning: {doubt}")
     _check_limit(trajectories, environment, described)
-    if described.limit is None and registering_package(environment.registered_id) not in OWN_PACKAGES:
+    limited_somehow = described.limit is not None or described.limits_itself
+    if not limited_somehow and registering_package(environment.registered_id) not in OWN_PACKAGES:
         say(f"warning: {environment} has no time limit; an episode without an end is broken off late; pass --horizon")
     longest = int(trajectories.lengths.max())
     if described.limit is not None and longest > described.limit:
@@ -156,7 +157,7 @@ def _other_meaning(
 def _check_limit(trajectories: Trajectories, environment: EnvironmentSpec, described: Description) -> None:
     """Refuses an environment without a time limit for data that were cut off by one."""
     cut = trajectories.truncated & ~trajectories.terminated
-    if described.limit is None and cut.any():
+    if described.limit is None and not described.limits_itself and cut.any():
         longest = int(trajectories.lengths[cut].max())
         raise InvalidInput(
             f"{environment} has no time limit, and {cut.sum()} of the data's {len(cut)} episodes were cut off, after"

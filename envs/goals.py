@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 
 from aaren_rl.data.environment_spec import EnvironmentSpec, Wrapper
@@ -75,8 +77,8 @@ def with_goals(
 ) -> tuple[Trajectories, EnvironmentSpec | None]:
     """Data and environment whose observations have goals.
 
-    Data that have none get what each episode achieves at its end, and their environment gives its own through
-    `GoalObservation`, which is part of its spec from then on.
+    Data that have none get what each episode achieves at its end. Their environment gives its own through the wrapper
+    `GoalObservation`, which its spec has from then on.
 
     Args:
         name: of the data, for messages.
@@ -213,7 +215,30 @@ def _aiming_at_ends(trajectories: Trajectories) -> Trajectories:
 def _rewards_of(
     name: str, trajectories: Trajectories, environment: EnvironmentSpec | None, distance: float | None, say: Say
 ) -> GoalRewards:
-    env = None if environment is None else make(environment).unwrapped
+    env = None if environment is None else make(environment)
+    try:
+        rewards = _rewards_in(env, name, trajectories, environment, distance, say)
+    except BaseException:
+        if env is not None:
+            env.close()
+        raise
+    if env is not None and rewards.compute is not None:
+        # The rewards are the environment's own method, so it stays open as long as they are used.
+        weakref.finalize(rewards.compute, env.close)
+    elif env is not None:
+        env.close()
+    return rewards
+
+
+def _rewards_in(
+    made: gym.Env[Any, Any] | None,
+    name: str,
+    trajectories: Trajectories,
+    environment: EnvironmentSpec | None,
+    distance: float | None,
+    say: Say,
+) -> GoalRewards:
+    env = None if made is None else made.unwrapped
     computed, threshold = getattr(env, "compute_reward", None), getattr(env, "distance_threshold", None)
     if computed is not None:
         try:

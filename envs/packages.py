@@ -29,6 +29,8 @@ class Package:
         modules: root modules that its environments' classes may come from, besides `module`.
         wrappers: its wrappers, in `module.wrappers`, that their arguments determine.
         without_arguments: those of its wrappers that take none, whose arguments need no record.
+        limits: regular expression for the beginning of its ids whose environments end or truncate every episode
+            themselves, without a limit in Gymnasium's registry; None for none.
     """
 
     module: str
@@ -38,6 +40,7 @@ class Package:
     modules: tuple[str, ...] = ()
     wrappers: tuple[str, ...] = ()
     without_arguments: tuple[str, ...] = ()
+    limits: str | None = None
 
     @property
     def how(self) -> str:
@@ -76,8 +79,10 @@ PACKAGES = (
             "ViewSizeWrapper",
         ),
         without_arguments=("FullyObsWrapper", "ImgObsWrapper", "SymbolicObsWrapper"),
+        limits="",
     ),
-    Package("ale_py", ("ale-py>=0.12",), "atari", r"ALE/|\w+(NoFrameskip|Deterministic)-v[04]$"),
+    # The games count frames.
+    Package("ale_py", ("ale-py>=0.12",), "atari", r"ALE/|\w+(NoFrameskip|Deterministic)-v[04]$", limits=""),
     Package(
         "ogbench",
         ("ogbench>=1.2",),
@@ -86,16 +91,24 @@ PACKAGES = (
         r"(visual-)?((pointmaze|humanoidmaze|antmaze)-(medium|large|giant|teleport)-(?!play|diverse)|antsoccer-|cube-"
         r"|scene-|puzzle-|powderworld-)",
     ),
-    Package("popgym", ("popgym>=1.0.7",), "popgym", r"popgym-"),
-    Package("metaworld", ("metaworld>=3.1",), "metaworld", r"Meta-World/"),
-    Package("shimmy", ("shimmy[bsuite]>=2.0",), "bsuite", r"bsuite/", modules=("bsuite",)),
-    Package("shimmy", ("shimmy[dm-control]>=2.0", "mujoco<4"), "dm-control", r"dm_control/", modules=("dm_control",)),
+    Package("popgym", ("popgym>=1.0.7",), "popgym", r"popgym-", limits=""),
+    Package("metaworld", ("metaworld>=3.1",), "metaworld", r"Meta-World/", limits=""),
+    Package("shimmy", ("shimmy[bsuite]>=2.0",), "bsuite", r"bsuite/", modules=("bsuite",), limits=""),
+    Package(
+        "shimmy",
+        ("shimmy[dm-control]>=2.0", "mujoco<4"),
+        "dm-control",
+        r"dm_control/",
+        modules=("dm_control",),
+        limits=r"dm_control/(?!lqr-)",
+    ),
     Package(
         "highway_env",
         ("highway-env>=1.12",),
         "highway",
         r"(exit|highway|highway-fast|intersection|lane-keeping|merge|parking|racetrack|roundabout|two-way|u-turn)(-\w+)*"
         r"-v\d+$",
+        limits=r"(?!lane-keeping|merge|two-way)",
     ),
 )
 

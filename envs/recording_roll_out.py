@@ -40,7 +40,7 @@ class Amount:
 
     Attributes:
         number: at least 1.
-        unit: what is counted; a number of steps is a least number, in whole episodes.
+        unit: what is counted. Episodes are counted exactly; of steps there are at least so many, in whole episodes.
 
     Raises:
         InvalidInput: the number is below 1.
@@ -56,9 +56,17 @@ class Amount:
     def __str__(self) -> str:
         return f"{self.number} {self.unit}"
 
-    def jobs(self, players: int) -> list[Amount]:
-        """The amounts of one player's jobs, which are the same on every machine."""
-        share = -(-self.number // players)
+    def jobs(self, player: int, players: int) -> list[Amount]:
+        """The amounts of one player's jobs, which are the same on every machine; none where its share is 0.
+
+        Args:
+            player: number of the player, from 0; the first players take what is left of episodes.
+            players: number of players.
+        """
+        if self.unit == "steps":
+            share = -(-self.number // players)
+        else:
+            share = self.number // players + (player < self.number % players)
         count = -(-share // (_JOB_STEPS if self.unit == "steps" else _JOB_EPISODES))
         return [Amount(share // count + (job < share % count), self.unit) for job in range(count)]
 
@@ -87,11 +95,11 @@ def roll_out(
     seed: tuple[int, ...],
     progress: Callable[[int], object] = lambda done: None,
 ) -> list[RecordedEpisode]:
-    """Whole episodes of several players, in equal shares.
+    """Whole episodes of several players, in equal shares; an episode that is left over goes to an earlier player.
 
     Every machine cuts the work into the same jobs, so the episodes depend on the seed alone. Some environments and
-    experts of packages draw from NumPy's or Python's global generator: where an expert plays, these are seeded for each
-    job, and jobs run one after another.
+    experts draw from NumPy's or Python's global generator. Where an expert plays, these are seeded for each job. Its
+    jobs run one after another.
 
     Args:
         spec: the environment.
@@ -106,7 +114,8 @@ def roll_out(
     Raises:
         InvalidInput: an expert does not play the environment.
     """
-    jobs = [(player, part) for player in players for part in amount.jobs(len(players))]
+    count = len(players)
+    jobs = [(player, part) for number, player in enumerate(players) for part in amount.jobs(number, count)]
     scripted = any(isinstance(player, ExpertPlayer) for player in players)
     stop = threading.Event()
 

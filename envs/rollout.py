@@ -36,8 +36,8 @@ def roll_out(
 
     Each row of the vector has its share of the episodes from the start; otherwise short episodes would count for more.
     Every autoreset mode of Gymnasium gives the same episodes. A row that has played its share rests: a
-    `RestingVectorEnv` simulates it no more, others go on without being looked at, and the actor sees the row's first
-    observation, as of an episode that has ended.
+    `RestingVectorEnv` simulates it no more, and others go on without being looked at. The actor then sees the row's
+    first observation, as of an episode that has ended.
 
     Args:
         actor: acts in all rows; it is reset first.
@@ -54,9 +54,9 @@ def roll_out(
         The episodes.
 
     Raises:
-        InvalidInput: the number of episodes is below 1, an episode is longer than `longest`, or they are to be recorded
-            and the environment resets in the same step without giving the observation before the reset.
-        EpisodeFailed: an environment raised an error, or an observation or a reward is not finite or has another shape
+        InvalidInput: the number of episodes is below 1, or an episode is longer than `longest`. Or they are to be
+            recorded, and the environment resets in the same step without giving the observation before.
+        EpisodeFailed: an environment raised an error. Or an observation or a reward is not finite, or has another shape
             than its space.
     """
     if episodes < 1:
@@ -85,11 +85,7 @@ def roll_out(
             recorder.step(action, reward, last, awake & ~resets)
             recorder.start(observation, awake & resets)
         counted = counter.step(reward, terminated, done, resets, success.read(info, done))
-        if longest is not None and counter.steps[~counter.rests].max(initial=0) >= longest:
-            raise InvalidInput(
-                f"an episode has not ended after {longest} steps, and the environment has no time limit; pass one as "
-                "--horizon (in Python: max_episode_steps of the EnvironmentSpec)"
-            )
+        _check_ends(counter, longest)
         if recorder is not None:
             recorder.end(counted, terminated, truncated)
         if counted:
@@ -101,6 +97,14 @@ def roll_out(
             observation = watch.next(observation, begins, done, mode)
             if recorder is not None:
                 recorder.start(observation, begins)
+
+
+def _check_ends(counter: Counter, longest: int | None) -> None:
+    if longest is not None and counter.steps[~counter.rests].max(initial=0) >= longest:
+        raise InvalidInput(
+            f"an episode has not ended after {longest} steps; pass a time limit as --horizon (in Python: "
+            "max_episode_steps of the EnvironmentSpec)"
+        )
 
 
 def _shown(

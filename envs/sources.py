@@ -43,17 +43,16 @@ def load(
 ) -> Dataset:
     """Loads a dataset.
 
-    With source "auto", a name of the catalogue is looked for in this order: the Minari dataset, the D4RL file, the
-    OGBench file on this machine, a download (Minari's hub, then the files' host), the bundled behaviours. "minari",
+    With source "auto", a name of the catalogue is looked for on this machine first: the Minari dataset, the D4RL file,
+    the OGBench file. Then come a download (Minari's hub, then the files' host) and the bundled behaviours. "minari",
     "d4rl" and "ogbench" look on this machine, then on the network, and take nothing else.
 
     The environment to act in is, in this order: the user's choice, the one that the data name for evaluation, the one
     that they were collected in, the catalogue's.
 
     Args:
-        data: a name of the catalogue, a Minari id, the path of a file or folder of a format that is read
-            (`aaren_rl.envs.readers.detect`), or a Minari dataset in memory, all of it or the part that
-            `filter_episodes` left.
+        data: a name of the catalogue, a Minari id, or the path of a file or folder of a format that is read
+            (`aaren_rl.envs.readers.detect`). Or a Minari dataset in memory, also one of `filter_episodes`.
         source: where a name of the catalogue is taken from.
         reading: how the data are read; None for the defaults.
         say: called with a line on each source that is tried or taken, and on all that is changed or left out.

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.hindsight import DESIRED
 from aaren_rl.envs.environments import make
+from aaren_rl.envs.references import arguments_of
 
 KEYS = ("success", "is_success", "goal_achieved")
 """Names under which infos report it: in Meta-World, OGBench and Gymnasium-Robotics' mazes and hands; in its Fetch and
@@ -41,10 +42,13 @@ PAID_END = Rule(
 )
 TERMINATION = Rule("the episode terminates", lambda reward, terminated: terminated)
 
+_FROZEN_LAKE = "gymnasium.envs.toy_text.frozen_lake:"
+"""Pays what its argument `reward_schedule` says, so the rule holds for its default alone."""
+
 _RULES = {
     # Failures, such as lava, pay 0 or less.
     "minigrid.": PAID_END,
-    "gymnasium.envs.toy_text.frozen_lake:": PAID_END,
+    _FROZEN_LAKE: PAID_END,
     # These terminate at the goal alone.
     "gymnasium.envs.toy_text.taxi:": TERMINATION,
     "gymnasium.envs.toy_text.cliffwalking:": TERMINATION,
@@ -73,6 +77,8 @@ def rule_of(spec: EnvironmentSpec, observation_space: gym.Space[Any]) -> Rule | 
     registered = gym.registry.get(spec.registered_id)
     entry = "" if registered is None else registered.entry_point
     entry = entry if isinstance(entry, str) else f"{getattr(entry, '__module__', '')}:"
+    if entry.startswith(_FROZEN_LAKE) and tuple(arguments_of(spec).get("reward_schedule", (1, 0, 0))) != (1, 0, 0):
+        return None
     if entry == _KITCHEN:
         return TERMINATION if spec.kwargs.get("terminate_on_tasks_completed", True) else None
     known = next((rule for start, rule in _RULES.items() if entry.startswith(start)), None)

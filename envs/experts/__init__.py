@@ -6,10 +6,6 @@ is adding a line to `EXPERTS`.
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-
 from aaren_rl.envs.experts import (
     blackjack,
     box2d,
@@ -22,10 +18,10 @@ from aaren_rl.envs.experts import (
     popgym,
     tabular,
 )
-from aaren_rl.envs.experts.expert import Env, Expert, Policy, Random
+from aaren_rl.envs.experts.expert import Expert, Policy, Random
 from aaren_rl.errors import unknown_name
 
-__all__ = ["EXPERTS", "Expert", "Policy", "find", "policy_of"]
+__all__ = ["EXPERTS", "Expert", "Policy", "find"]
 
 _CLASSIC, _TOY, _BOX2D = (f"gymnasium.envs.{folder}." for folder in ("classic_control", "toy_text", "box2d"))
 _ROBOTICS, _OGBENCH = "gymnasium_robotics.envs.maze.", "ogbench."
@@ -81,18 +77,3 @@ def find(name: str) -> Expert:
     if name not in EXPERTS:
         raise unknown_name("expert", name, EXPERTS)
     return EXPERTS[name]
-
-
-def policy_of(name: str, env: Env, seed: int | np.random.SeedSequence = 0, **arguments: Any) -> Policy:
-    """A policy of an expert in an environment.
-
-    Args:
-        name: of the expert.
-        env: environment to act in.
-        seed: of the expert's random choices.
-        **arguments: of the expert; every one takes `noise` (see `Expert.policy`).
-
-    Raises:
-        InvalidInput: there is no such expert, it does not play the environment, or an argument does not serve.
-    """
-    return find(name).policy(env, seed, **arguments)

@@ -50,8 +50,8 @@ _VALUE = struct.Struct("<H6xQ")
 def open_checked(path: Path) -> Iterator[h5py.File]:
     """Opens an HDF5 file for reading, once it is known to hold nothing but its own values, of a size in proportion.
 
-    Refused by name: links and values that lie outside the file, virtual datasets, links that lead nowhere or in a
-    circle, references, filters that are not built in, and sizes that the file cannot hold.
+    Refused by name are links and values outside the file, virtual datasets, and links that lead nowhere or in a circle.
+    So are references, filters that are not built in, and sizes that the file cannot hold.
 
     Raises:
         DataError: the file is missing, damaged, not HDF5, or holds something that is refused. Errors of the block pass

@@ -158,9 +158,10 @@ def prepare(runs: list[Run], whole: Iterable[Run], say: Say) -> list[Run]:
         if key not in loaded:
             dataset = sources.load(config.env, wanted, reading(config), say)
             if dataset.reference is None:
+                why = dataset.reference_reason.removeprefix("none: ")
                 where = f"for {dataset.environment}" if dataset.environment else "without an environment"
                 raise InvalidInput(
-                    f"{run.dataset} has no reference returns {where}, so its scores cannot be normalised and "
+                    f"{run.dataset} has no reference returns {where} ({why}), so its scores cannot be normalised and "
                     "compared; leave it out"
                 )
             loaded[key] = cast(sources.Source, dataset.source)

@@ -302,6 +302,18 @@ def test_experts_make_data_that_load_with_their_environment(name, package):
     assert bundled.kwargs.items() <= dataset.environment.kwargs.items()
 
 
+@pytest.mark.parametrize("name", ["babyai-go-to-obj-s6", "babyai-go-to-obj-s6-fullobs"])
+def test_names_of_a_renamed_environment_play(name):
+    pytest.importorskip("minigrid")
+    assert find(name).environments["minari"].id == "BabyAI-GoToObjS6-v1"
+    collect.collect(find(name), 5, progress=False, say=lambda line: None)
+    environment = sources.load(name, "bundled", say=lambda line: None).environment
+    assert environment.id == "minigrid:BabyAI-GoToObjS6-v1"
+    # What the hub's data record is not registered any more; the error names what is.
+    with pytest.raises(InvalidInput, match="did you mean 'BabyAI-GoToObjS6-v1'"):
+        describe(EnvironmentSpec("minigrid:BabyAI-GoToObjS6-v0"))
+
+
 @pytest.mark.parametrize("family", sorted({listed.family for listed in hub.listing() if listed.package != "-"}))
 def test_every_environment_of_the_hub_is_made_and_described(family):
     """What the hub's list counts as covered, with the environments themselves."""

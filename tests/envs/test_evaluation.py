@@ -119,3 +119,28 @@ def test_an_episode_without_an_end_is_an_error_that_names_the_horizon(wrapped, m
         evaluation.evaluate(actor, Protocol(spec, 2, 0, None, None))
     limited = dataclasses.replace(spec, max_episode_steps=400)
     assert set(evaluation.evaluate(actor, Protocol(limited, 2, 0, None, None)).lengths) == {400}
+
+
+def test_an_environment_that_limits_itself_has_a_later_guard(monkeypatch):
+    class Limited(Steady):
+        max_steps = 350
+
+        def reset(self, **options):
+            self.steps = 0
+            return super().reset(**options)
+
+        def step(self, action):
+            self.steps += 1
+            return *super().step(action)[:3], self.steps >= self.max_steps, {}
+
+    monkeypatch.setattr(evaluation, "UNLIMITED", 300)
+    monkeypatch.setitem(gym.registry, "tests/Limited-v0", EnvSpec("tests/Limited-v0", Limited))
+    spec = EnvironmentSpec("tests/Limited-v0")
+    protocol = Protocol(spec, 2, 0, None, None)
+    figures = result(evaluate(actor := random_actor(spec), protocol), protocol)
+    assert (figures["lengths"], figures["max_episode_steps"]) == ([350, 350], None)
+    assert figures["time_limit"] == "set by the environment"
+    # One that says so and never ends is an error all the same.
+    monkeypatch.setattr(evaluation, "LIMITS_ITSELF", 340)
+    with pytest.raises(InvalidInput, match="not ended after 340 steps.*--horizon"):
+        evaluate(actor, protocol)

@@ -4,15 +4,18 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.registration import EnvSpec
 
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.oddities import describe_oddities
-from aaren_rl.data.spaces import Box, DiscreteSpace
+from aaren_rl.data.spaces import Box, DiscreteSpace, space_of
 from aaren_rl.data.trajectories import Episode, Trajectories
+from aaren_rl.envs.batches import stacked
 from aaren_rl.envs.dataset import of_trajectories
-from aaren_rl.errors import DataError
+from aaren_rl.envs.environments import OWN_LIMITS, limit_of, limits_itself, make, time_limit
+from aaren_rl.errors import DataError, InvalidInput
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -163,3 +166,82 @@ def test_data_need_not_use_every_choice():
             of_trajectories(choices([[0.0], [1.0]], Box.bounded([0.0], [5.0])), spec)
     finally:
         del gym.registry["tests/Choices-v0"]
+
+
+# Environments that limit their episodes themselves
+
+
+def cut_off(spec, steps=1000):
+    """One episode of random actions that is truncated by the environment, and the trajectories of it."""
+    env = make(spec)
+    env.action_space.seed(0)
+    spaces = space_of(env.observation_space), space_of(env.action_space, image=False)
+    for seed in range(30):
+        seen, acted, earned = [env.reset(seed=seed)[0]], [], []
+        terminated = truncated = False
+        while not (terminated or truncated) and len(acted) < steps:
+            acted.append(env.action_space.sample())
+            observation, reward, terminated, truncated, _ = env.step(acted[-1])
+            seen.append(observation)
+            earned.append(reward)
+        if truncated and not terminated:
+            env.close()
+            episode = Episode(stacked(seen), stacked(acted), np.array(earned, float), truncated=True)
+            return Trajectories.from_episodes([episode], *spaces)
+    raise AssertionError(f"{spec} truncates no episode")
+
+
+@pytest.mark.parametrize(
+    ("package", "env_id"),
+    [
+        ("popgym", "popgym-PositionOnlyPendulumEasy-v0"),
+        ("popgym", "popgym-MultiarmedBanditEasy-v0"),
+        ("popgym", "popgym-ConcentrationEasy-v0"),
+        ("minigrid", "MiniGrid-FourRooms-v0"),
+        ("minigrid", "BabyAI-GoToRedBall-v0"),
+        ("highway_env", "roundabout-v0"),
+        ("shimmy", "dm_control/cartpole-balance-v0"),
+    ],
+)
+def test_environments_that_truncate_themselves_need_no_limit(package, env_id):
+    pytest.importorskip(package)
+    if env_id.startswith("dm_control"):
+        pytest.importorskip("dm_control")
+    spec, said = EnvironmentSpec(env_id), []
+    data = cut_off(spec, 2000)
+    assert of_trajectories(data, spec, say=said.append).environment == spec
+    assert not [line for line in said if "limit" in line]
+    assert (limit_of(spec), limits_itself(spec), time_limit(spec)) == (None, True, "set by the environment")
+
+
+@pytest.mark.parametrize("name", OWN_LIMITS)
+def test_an_attribute_says_that_an_environment_limits_itself(name, arm, monkeypatch):
+    spec = EnvironmentSpec("tests/Unlimited-v0")
+    monkeypatch.setitem(gym.registry, spec.id, EnvSpec(spec.id, Arm))
+    episode = Episode(np.zeros((6, 3)), np.random.default_rng(0).normal(size=(5, 3)), np.ones(5), truncated=True)
+    data = Trajectories.from_episodes([episode])
+    monkeypatch.setattr(Arm, name, np.inf, raising=False)
+    with pytest.raises(InvalidInput, match=r"has no time limit, and 1 of .*pass .*--horizon 5"):
+        of_trajectories(data, spec)
+    assert time_limit(spec) == "none"
+    monkeypatch.setattr(Arm, name, 5)
+    assert of_trajectories(data, spec, say=lambda line: None).environment == spec
+    assert time_limit(spec) == "set by the environment"
+    assert time_limit(EnvironmentSpec(spec.id, max_episode_steps=7)) == "7 steps"
+
+
+@pytest.mark.parametrize(
+    ("env_id", "expected"),
+    [
+        ("ALE/Pong-v5", True),
+        ("bsuite/catch-v0", True),
+        ("dm_control/walker-walk-v0", True),
+        ("dm_control/lqr-lqr_2_1-v0", False),
+        ("highway-fast-v0", True),
+        ("merge-v0", False),
+        ("lane-keeping-v0", False),
+    ],
+)
+def test_packages_say_which_environments_limit_themselves(env_id, expected):
+    """By the list alone: no package is imported."""
+    assert limits_itself(EnvironmentSpec(env_id), gym.make("CartPole-v1")) is expected

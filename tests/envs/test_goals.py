@@ -1,3 +1,4 @@
+import gc
 import json
 from dataclasses import replace
 
@@ -276,6 +277,26 @@ def test_success_where_the_environment_is_known(spec, action, rule):
     figures = result(evaluate(Fixed(action), p := Protocol(spec, 3, 0, None, None)), p)
     assert figures["success_rule"] == rule.name
     assert figures["success_rate"] == (1.0 if spec.kwargs.get("desc") == ["SG"] else 0.0)
+
+
+@pytest.mark.parametrize("schedule", [(1, 0, 0.1), [1, 1, 0], (5, 0, 0)])
+def test_frozen_lake_with_other_rewards_has_no_rule(schedule):
+    spec = EnvironmentSpec("FrozenLake-v1", {"reward_schedule": schedule})
+    assert success.rule_of(spec, gym.spaces.Discrete(16)) is None
+    registered = EnvironmentSpec("FrozenLake-v1", {"reward_schedule": [1, 0, 0]})
+    assert success.rule_of(registered, gym.spaces.Discrete(16)) is success.PAID_END
+
+
+def test_the_environment_of_rewards_is_closed_once_they_are_dropped(monkeypatch):
+    closed = []
+    monkeypatch.setattr(Line, "close", lambda self: closed.append(self))
+    dataset = load(wandering())
+    opened = len(closed)
+    compute = dataset.relabelling.rewards.compute
+    assert compute(np.zeros((2, 1)), np.zeros((2, 1))).shape == (2,)
+    del dataset, compute
+    gc.collect()
+    assert len(closed) == opened + 1
 
 
 def test_success_by_the_reward_of_a_goal():

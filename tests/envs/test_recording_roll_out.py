@@ -128,6 +128,24 @@ def test_number_of_episodes_is_exact(number):
     assert len(collected(Amount(number, "episodes"))) == number
 
 
+@pytest.mark.parametrize("players", [2, 3, 7])
+@pytest.mark.parametrize("number", [1, 5, 230])
+def test_number_of_episodes_is_exact_with_several_players(number, players):
+    behaviours = [SampledBehaviour(Everything().action_space)] * players
+    assert len(roll_out(SPEC, behaviours, Amount(number, "episodes"), (0,))) == number
+
+
+def test_shares_that_are_equal_are_cut_as_ever():
+    """The seeds of episodes follow from the jobs, so data stay as they were."""
+    for player in range(2):
+        assert [str(part) for part in Amount(400, "episodes").jobs(player, 2)] == ["100 episodes"] * 2
+        assert [str(part) for part in Amount(200_001, "steps").jobs(player, 2)] == [
+            "33334 steps",
+            "33334 steps",
+            "33333 steps",
+        ]
+
+
 def test_steps_are_a_least_number_in_whole_episodes():
     lengths = [len(episode.rewards) for episode in collected(Amount(50, "steps"))]
     assert sum(lengths) >= 50 > sum(lengths[:-1])

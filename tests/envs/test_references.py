@@ -18,7 +18,7 @@ from aaren_rl.envs.dataset import Reading
 from aaren_rl.envs.environment_choice import EnvironmentChoice
 from aaren_rl.envs.environments import make
 from aaren_rl.envs.evaluation import Protocol
-from aaren_rl.envs.experts import policy_of
+from aaren_rl.envs.experts import find
 from aaren_rl.envs.readers.minari import local_folder
 from aaren_rl.envs.references import find_reference, reference_of, rows
 from aaren_rl.errors import DataError, InvalidInput
@@ -104,7 +104,7 @@ def test_scripted_experts_and_random_actions_score_what_the_table_says(env_id, e
     env = make(EnvironmentSpec(env_id))
     means, spreads = [], []
     for name in ("random", expert):
-        policy, returns = policy_of(name, env, 1), []
+        policy, returns = find(name).policy(env, 1), []
         for seed in range(episodes):
             observation, info = env.reset(seed=1_000 + seed)
             policy.reset(observation, info)

@@ -222,6 +222,14 @@ def test_mixed_sources_are_refused_before_anything_runs(command, folder):
     assert not (folder / "runs/tiny/hopper-medium/new").exists()
 
 
+def test_data_without_a_reference_are_refused_with_the_reason(command, tmp_path):
+    write(tmp_path, settings=changed(horizon=900))
+    status, _, errors = command(main, "tiny.toml")
+    assert status == 2
+    assert "hopper-medium has no reference returns for Hopper-v5, limit 900 steps (D4RL v2 has Hopper-v5, " in errors
+    assert "and this is Hopper-v5, limit 900 steps), so its scores cannot" in errors
+
+
 def test_environments_are_not_mixed(command, folder):
     edit(results(folder)[1], environment="Hopper-v4")
     status, _, errors = command(main, "tiny.toml", "--table")

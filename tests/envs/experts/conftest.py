@@ -4,7 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from aaren_rl.envs.experts import policy_of
+from aaren_rl.envs.experts import find
 
 
 @dataclass
@@ -25,7 +25,7 @@ def play():
         opened.append(env)
         # Some packages draw from the global generator.
         np.random.seed(0)
-        policy = policy_of(name, env, 0, **arguments)
+        policy = find(name).policy(env, 0, **arguments)
         returns, lengths, success = [], [], []
         for seed in range(episodes):
             observation, info = env.reset(seed=seed)

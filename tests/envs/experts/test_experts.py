@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from aaren_rl.envs.catalogue import catalogue
-from aaren_rl.envs.experts import EXPERTS, find, policy_of
+from aaren_rl.envs.experts import EXPERTS, find
 from aaren_rl.envs.experts.expert import Noisy
 from aaren_rl.errors import InvalidInput
 
@@ -39,25 +39,25 @@ def test_experts_of_the_catalogue_exist_and_take_their_arguments():
 
 def test_environment_of_another_class_is_refused(cartpole):
     with pytest.raises(InvalidInput, match=r"the expert pendulum does not play CartPole-v1, .*pendulum\.PendulumEnv"):
-        policy_of("pendulum", cartpole)
+        find("pendulum").policy(cartpole, 0)
 
 
 def test_arguments_are_checked_by_name(cartpole):
     with pytest.raises(InvalidInput, match="cartpole has no argument speed; expected mixture, noise"):
-        policy_of("cartpole", cartpole, speed=3)
+        find("cartpole").policy(cartpole, 0, speed=3)
     with pytest.raises(InvalidInput, match="mixture is 'bad'; expected good, poor, random, mixed"):
-        policy_of("cartpole", cartpole, mixture="bad")
+        find("cartpole").policy(cartpole, 0, mixture="bad")
 
 
 @pytest.mark.parametrize("noise", [-0.1, 1.5, "0.1", True])
 def test_noise_is_a_share(cartpole, noise):
     with pytest.raises(InvalidInput, match="expected a number from 0 to 1"):
-        policy_of("cartpole", cartpole, noise=noise)
+        find("cartpole").policy(cartpole, 0, noise=noise)
 
 
 def test_choices_follow_the_seed(cartpole):
     still = np.zeros((200, 4))
-    one, same, other = (actions_of(policy_of("random", cartpole, seed), still) for seed in (1, 1, 2))
+    one, same, other = (actions_of(find("random").policy(cartpole, seed), still) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, same)
     assert (one != other).any()
 

@@ -1,7 +1,7 @@
 import gymnasium as gym
 import pytest
 
-from aaren_rl.envs.experts import policy_of
+from aaren_rl.envs.experts import find
 from aaren_rl.errors import InvalidInput
 
 minigrid = pytest.importorskip("minigrid")
@@ -27,7 +27,7 @@ def test_memory_is_solved(play, level):
 
 def test_cue_is_in_an_image_before_the_hallway_ends():
     env = gym.make("MiniGrid-MemoryS13-v0")
-    policy = policy_of("minigrid-memory", env)
+    policy = find("minigrid-memory").policy(env, 0)
     for seed in range(30):
         observation, info = env.reset(seed=seed)
         policy.reset(observation, info)

@@ -9,6 +9,7 @@ agent = aaren_rl.load("runs/hopper-medium/last")
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +28,11 @@ _PLACES = {
 }
 
 __all__ = ["Episode", "Trajectories", "__version__", "fit", "load"]
+
+
+# In a checkout that was not installed the other rooms lie beside this folder, not in it.
+if not (Path(__file__).parent / "agents").is_dir():
+    __path__.append(str(Path(__file__).parents[1]))
 
 
 def __getattr__(name: str) -> Any:

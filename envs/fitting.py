@@ -11,7 +11,18 @@ import numpy as np
 
 from aaren_rl.data.bounds import action_space_of, bounds_of, not_values_of, values_of_part
 from aaren_rl.data.environment_spec import EnvironmentSpec
-from aaren_rl.data.spaces import Box, DiscreteSpace, Part, Space, TextSpace, differences, map_parts
+from aaren_rl.data.spaces import (
+    BinarySpace,
+    Box,
+    DiscreteSpace,
+    ImageSpace,
+    Part,
+    Space,
+    TextSpace,
+    differences,
+    map_parts,
+)
+from aaren_rl.data.spaces.image import SYMBOLS
 from aaren_rl.data.trajectories import Floats, Trajectories
 from aaren_rl.envs.environments import OWN_PACKAGES, Description, describe, registering_package
 from aaren_rl.errors import DataError, InvalidInput
@@ -38,7 +49,11 @@ class Fitted:
 def fit_to_data(trajectories: Trajectories) -> Fitted:
     """Spaces of data without an environment: those that are recorded with them, else what the data show."""
     observed = trajectories.observation_space or Box.unbounded(trajectories.numbers.shape[1:])
-    return Fitted(trajectories, observed, action_space_of(trajectories.actions, trajectories.action_space))
+    return Fitted(
+        trajectories,
+        _with_symbols(observed, trajectories),
+        action_space_of(trajectories.actions, trajectories.action_space),
+    )
 
 
 def fit_to_environment(
@@ -92,7 +107,42 @@ def fit_to_environment(
     trajectories = _inside(name, trajectories, environment, described, clip, say)
     actions = action_space_of(trajectories.actions, described.action_space)
     _say_narrowed(actions, described.action_space, say)
-    return Fitted(trajectories, _with_words(described.observation_space, trajectories.observation_space), actions)
+    observed = _with_words(described.observation_space, trajectories.observation_space)
+    _check_observations(name, trajectories, observed, environment)
+    return Fitted(trajectories, _with_symbols(observed, trajectories), actions)
+
+
+def _with_symbols(space: Space, trajectories: Trajectories) -> Space:
+    """A space whose images of bytes are symbols where the data show no greater ones."""
+
+    def fitted(part: Part) -> Space:
+        if not isinstance(part.space, ImageSpace) or part.space.dtype != "uint8":
+            return part.space
+        assert isinstance(trajectories.observations, dict), "images stand in a dict"
+        greatest = trajectories.observations[part.path].max()
+        return dataclasses.replace(part.space, high=float(SYMBOLS) if greatest <= SYMBOLS else 255.0)
+
+    return map_parts(space, fitted)
+
+
+def _check_observations(name: str, trajectories: Trajectories, space: Space, environment: EnvironmentSpec) -> None:
+    """Refuses discrete numbers and bits that are no values of the environment's space.
+
+    Raises:
+        DataError: there are some.
+    """
+    for part in space.parts():
+        if isinstance(part.space, DiscreteSpace | BinarySpace):
+            values = values_of_part(trajectories.numbers, part)
+            if (step := not_values_of(values, part.space)) is not None:
+                raise DataError(
+                    f"{name} has {values[step].tolist()} in the observation{_where(part)} at step {step}; "
+                    f"{environment} shows values of {part.space}"
+                )
+
+
+def _where(part: Part) -> str:
+    return f", part {part.path!r}," if part.path else ""
 
 
 def _with_words(space: Space, recorded: Space | None) -> Space:
@@ -120,13 +170,17 @@ def _check_shapes(
 
 
 def _widened(given: Space, needed: Space) -> Space:
-    """Data's space, its discrete numbers as wide as the environment's that hold them: data need not use all values."""
+    """Data's space, its whole numbers as the environment has them: data need not use all values, nor say their kind."""
     if len(given.parts()) != len(needed.parts()):
         return given
     wider = iter(part.space for part in needed.parts())
 
     def widened(part: Part) -> Space:
         ours, theirs = part.space, next(wider)
+        whole = isinstance(ours, Box) and ours.is_whole and not np.isfinite([*ours.low, *ours.high]).any()
+        if whole and isinstance(theirs, DiscreteSpace | BinarySpace) and ours.shape == theirs.shape:
+            # Arrays of whole numbers do not say whether they are choices; their values are checked.
+            return theirs
         if not isinstance(ours, DiscreteSpace) or not isinstance(theirs, DiscreteSpace) or ours.shape != theirs.shape:
             return ours
         (low, high), (least, greatest) = bounds_of(ours), bounds_of(theirs)

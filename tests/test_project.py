@@ -114,3 +114,10 @@ def test_every_command_line_explains_itself(command, tmp_path):
 def test_scripts_stay_short():
     """They parse, call and print; what they do is importable from experiments."""
     assert sum(len(path.read_text().splitlines()) for path in (ROOT / "scripts").glob("*.py")) < 600
+
+
+def test_a_checkout_that_was_not_installed_is_whole():
+    """Where a user starts Python in the checkout, its folders are the package's rooms."""
+    code = "import aaren_rl, aaren_rl.envs.catalogue as room; print(aaren_rl.fit.__name__, room.__file__)"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["fit", str(ROOT / "envs" / "catalogue" / "__init__.py")]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +26,12 @@ from aaren_rl.data.episode import (
 from aaren_rl.data.episode import Episode as Episode
 from aaren_rl.data.episode import Floats as Floats
 from aaren_rl.data.packed import arrays_of, first_of, map_packed, numbers_of, shapes_of
-from aaren_rl.data.spaces import IMAGE, NUMBERS, BinarySpace, DiscreteSpace, Packed, Space, space_of_values
+from aaren_rl.data.spaces import IMAGE, NUMBERS, BinarySpace, DiscreteSpace, Packed, Space, space_of, space_of_values
 from aaren_rl.data.spaces.image import image_of
-from aaren_rl.errors import DataError
+from aaren_rl.errors import DataError, InvalidInput
+
+if TYPE_CHECKING:
+    import gymnasium as gym
 
 _VALUES = ("observations", "actions", "rewards", "final_observations")
 """Fields that hold values of steps."""
@@ -96,8 +99,8 @@ class Trajectories:
     def from_episodes(
         cls,
         episodes: Iterable[Episode],
-        observation_space: Space | None = None,
-        action_space: Space | None = None,
+        observation_space: Space | gym.Space[Any] | None = None,
+        action_space: Space | gym.Space[Any] | None = None,
     ) -> Trajectories:
         """Packs episodes one after another.
 
@@ -107,9 +110,10 @@ class Trajectories:
 
         Args:
             episodes: at least one, of the same observation shape and action shape.
-            observation_space: of the observations; None for what they show. Dicts and tuples have parts, arrays of
-                uint8 with two or three dimensions are images, the vocabulary of texts is the data's.
-            action_space: of the actions; None for what they show. Whole numbers, one a step, are discrete from 0 on.
+            observation_space: of the observations, Gymnasium's or ours; None for what they show. Dicts and tuples have
+                parts, arrays of uint8 with two or three dimensions are images, the vocabulary of texts is the data's.
+            action_space: of the actions, likewise; None for what they show. Whole numbers, one a step, are discrete
+                from 0 on.
 
         Raises:
             DataError: no episodes, arrays that are not numbers, lengths or shapes that do not match, values that are
@@ -119,7 +123,7 @@ class Trajectories:
         given = list(episodes)
         if not given:
             raise DataError("no episodes; expected at least one")
-        spaces = spaces_of(given, observation_space, action_space)
+        spaces = spaces_of(given, _described(observation_space, True), _described(action_space, False))
         whole = [packed(number, episode, *spaces) for number, episode in enumerate(given)]
         first = whole[0]
         for number, episode in enumerate(whole):
@@ -377,6 +381,18 @@ def _first_not_finite(array: npt.NDArray[Any]) -> int | None:
         if bad.any():
             return start + int(np.flatnonzero(bad.reshape(len(bad), -1).any(1))[0])
     return None
+
+
+def _described(space: Space | gym.Space[Any] | None, image: bool) -> Space | None:
+    """Our description of a space that may be Gymnasium's.
+
+    Raises:
+        DataError: it is one that no model takes.
+    """
+    try:
+        return space if space is None or isinstance(space, Space) else space_of(space, image)
+    except InvalidInput as error:
+        raise DataError(str(error)) from error
 
 
 def _stored(name: str, values: Packed) -> Packed:

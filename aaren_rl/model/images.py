@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aaren_rl.data.spaces import ImageSpace
+from aaren_rl.data.spaces.image import SYMBOLS
 from aaren_rl.errors import InvalidInput
 
 ImageEncoding = Literal["auto", "nature", "impala", "grid"]
 
-NATURE_SIDE, GRID_SIDE = 36, 28
-"""Shortest side that the Nature encoder takes, and the one below which images are taken for grids of symbols."""
+NATURE_SIDE, LARGE_GRID = 36, 14
+"""Shortest side that the Nature encoder takes, and the one from which on a grid is halved."""
 
 GRID_VALUES, GRID_WIDTH = 256, 32
 """Values of a symbol, and size of its embedding."""
@@ -29,7 +30,8 @@ class ImageEncoder(nn.Module):
     - "grid": symbols as MiniGrid has them: an embedding for each value of each channel, summed (Chevalier-Boisvert et
       al. 2019, "BabyAI", arXiv 1810.08272, and its later code), two convolutions and a layer of 256.
 
-    "auto" takes "grid" for bytes below a side of `GRID_SIDE`, "nature" from `NATURE_SIDE` on, and "impala" between.
+    "auto" takes "grid" for symbols (bytes up to `aaren_rl.data.spaces.image.SYMBOLS`), "nature" for pictures with sides
+    from `NATURE_SIDE` on, and "impala" for smaller ones.
 
     Args:
         space: of the images.
@@ -48,7 +50,7 @@ class ImageEncoder(nn.Module):
         self.space, (channels, height, width) = space, space.channels_first
         side = min(height, width)
         if encoding == "auto":
-            grid = side < GRID_SIDE and space.dtype == "uint8"
+            grid = space.dtype == "uint8" and space.high <= SYMBOLS
             encoding = "grid" if grid else "nature" if side >= NATURE_SIDE else "impala"
         if (encoding == "nature" and side < NATURE_SIDE) or (encoding == "grid" and space.dtype != "uint8"):
             raise InvalidInput(
@@ -60,10 +62,10 @@ class ImageEncoder(nn.Module):
             self.symbols = nn.Embedding(channels * GRID_VALUES, GRID_WIDTH)
             first = torch.arange(channels) * GRID_VALUES
             self.register_buffer("first_symbol", first, persistent=False)
-        self.convolutions = _CONVOLUTIONS[encoding](channels)
+        self.convolutions = _CONVOLUTIONS[encoding](channels, side)
         # Sizes by a try on nothing, which costs nothing.
         with torch.device("meta"):
-            made = _CONVOLUTIONS[encoding](channels)(
+            made = _CONVOLUTIONS[encoding](channels, side)(
                 torch.zeros(1, GRID_WIDTH if encoding == "grid" else channels, height, width)
             )
         self.size = 512 if encoding == "nature" else 256
@@ -103,13 +105,13 @@ class _Residual(nn.Module):
         return x + change
 
 
-def _nature(channels: int) -> nn.Sequential:
+def _nature(channels: int, side: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels, 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU()
     )
 
 
-def _impala(channels: int) -> nn.Sequential:
+def _impala(channels: int, side: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for size in (16, 32, 32):
         layers += [nn.Conv2d(channels, size, 3, padding=1), nn.MaxPool2d(3, 2, padding=1)]
@@ -118,7 +120,7 @@ def _impala(channels: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.ReLU())
 
 
-def _grid(channels: int) -> nn.Sequential:
+def _grid(channels: int, side: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(GRID_WIDTH, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1), nn.ReLU())
 
 

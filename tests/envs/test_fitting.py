@@ -223,10 +223,12 @@ def test_an_attribute_says_that_an_environment_limits_itself(name, arm, monkeypa
     monkeypatch.setattr(Arm, name, np.inf, raising=False)
     with pytest.raises(InvalidInput, match=r"has no time limit, and 1 of .*pass .*--horizon 5"):
         of_trajectories(data, spec)
-    assert time_limit(spec) == "none"
+    assert not limits_itself(spec, Arm())
     monkeypatch.setattr(Arm, name, 5)
     assert of_trajectories(data, spec, say=lambda line: None).environment == spec
-    assert time_limit(spec) == "set by the environment"
+    assert limits_itself(spec, Arm())
+    # Results are written without another instance.
+    assert time_limit(spec) == "none known"
     assert time_limit(EnvironmentSpec(spec.id, max_episode_steps=7)) == "7 steps"
 
 
@@ -245,3 +247,71 @@ def test_an_attribute_says_that_an_environment_limits_itself(name, arm, monkeypa
 def test_packages_say_which_environments_limit_themselves(env_id, expected):
     """By the list alone: no package is imported."""
     assert limits_itself(EnvironmentSpec(env_id), gym.make("CartPole-v1")) is expected
+
+
+class Station(gym.Env):
+    """A Dict with choices, bits and a small picture."""
+
+    observation_space = gym.spaces.Dict(
+        position=gym.spaces.Box(-1, 1, (2,)),
+        target=gym.spaces.Discrete(5),
+        flags=gym.spaces.MultiBinary(3),
+        picture=gym.spaces.Box(0, 255, (24, 24, 3), np.uint8),
+    )
+    action_space = gym.spaces.Discrete(3)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+
+def station(target=2, brightest=255, **spaces):
+    rng = np.random.default_rng(0)
+    observations = {
+        "position": rng.normal(size=(5, 2)).astype(np.float32),
+        "target": np.array([0, 4, target, 1, 2]),
+        "flags": rng.integers(0, 2, (5, 3)),
+        "picture": rng.integers(0, brightest, (5, 24, 24, 3), endpoint=True).astype(np.uint8),
+    }
+    episode = Episode(observations, np.array([0, 2, 1, 1]), np.ones(4), terminated=True)
+    return Trajectories.from_episodes([episode], **spaces)
+
+
+@pytest.fixture
+def station_spec():
+    gym.register("tests/Station-v0", Station)
+    yield EnvironmentSpec("tests/Station-v0", max_episode_steps=5)
+    del gym.registry["tests/Station-v0"]
+
+
+@pytest.mark.parametrize("given", ["shown", "Gymnasium's"])
+def test_whole_numbers_are_what_the_environment_says(given, station_spec):
+    given_spaces = {"observation_space": Station.observation_space, "action_space": Station.action_space}
+    spaces = {} if given == "shown" else given_spaces
+    dataset = of_trajectories(station(**spaces), station_spec)
+    kinds = {part.path: type(part.space).__name__ for part in dataset.observation_space.parts()}
+    assert kinds == {"flags": "BinarySpace", "picture": "ImageSpace", "position": "Box", "target": "DiscreteSpace"}
+    assert dataset.action_space == DiscreteSpace((), (3,), (0,))
+
+
+def test_whole_numbers_that_the_environment_never_shows_are_named(station_spec):
+    with pytest.raises(DataError, match="arrays has 5.0 in the observation, part 'target', at step 2; .*shows values"):
+        of_trajectories(station(target=5), station_spec)
+    with pytest.raises(DataError, match="episode 0 do not fit observation_space: part 'target'"):
+        station(target=5, observation_space=Station.observation_space)
+    with pytest.raises(DataError, match="this version takes Box"):
+        station(observation_space=gym.spaces.Sequence(gym.spaces.Discrete(2)))
+
+
+@pytest.mark.parametrize(("brightest", "encoding"), [(10, "grid"), (255, "impala")])
+def test_small_pictures_are_no_grids_of_symbols(brightest, encoding, station_spec):
+    for spec in (None, station_spec):
+        dataset = of_trajectories(station(brightest=brightest), spec)
+        scaling = Scaling.of(dataset.trajectories)
+        model = DecisionModel(ModelConfig(blocks=1, width=8), dataset.observation_space, dataset.action_space, scaling)
+        assert model.inputs.observation.image_encoders[0].encoding == encoding
+    DecisionAgent(model, CARD).check_environment(Station())

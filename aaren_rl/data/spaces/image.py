@@ -22,6 +22,9 @@ SMALLEST_SIDE, SMALLEST_FLOAT_SIDE = 5, 16
 
 MOST_CHANNELS = 64
 
+SYMBOLS = 32
+"""Greatest byte of images that are grids of symbols, as MiniGrid has them, and no pictures."""
+
 
 @dataclass(frozen=True)
 class ImageSpace(Space):
@@ -31,7 +34,7 @@ class ImageSpace(Space):
         shape: (height, width), (height, width, channels) or (channels, height, width).
         channels: where the channels stand.
         low: darkest value.
-        high: brightest value.
+        high: brightest value; `SYMBOLS` for bytes that are symbols.
         dtype: of the values, "uint8" or a float.
 
     Raises:
@@ -113,7 +116,8 @@ class ImageSpace(Space):
 def image_of(shape: tuple[int, ...], dtype: str, low: float, high: float) -> ImageSpace | None:
     """The image that a Box of a shape is; None for one that is mere numbers.
 
-    Arrays of uint8 with two or three dimensions are images from a side of `SMALLEST_SIDE` on. Floats are from
+    Arrays of uint8 with two or three dimensions are images from a side of `SMALLEST_SIDE` on; up to `SYMBOLS` they are
+    grids of symbols. Floats are from
     `SMALLEST_FLOAT_SIDE` on, with three dimensions, bounds, and at most four channels.
 
     Args:
@@ -127,7 +131,8 @@ def image_of(shape: tuple[int, ...], dtype: str, low: float, high: float) -> Ima
         return None
     sides = {"first": shape[1:], "last": shape[:2], "none": shape}[channels]
     if dtype == "uint8":
-        return ImageSpace(shape, channels, 0.0, 255.0) if min(sides) >= SMALLEST_SIDE else None
+        brightest = float(SYMBOLS) if high <= SYMBOLS else 255.0
+        return ImageSpace(shape, channels, 0.0, brightest) if min(sides) >= SMALLEST_SIDE else None
     few = channels != "none" and shape[0 if channels == "first" else 2] <= 4
     bounded = bool(np.isfinite([low, high]).all()) and low < high
     if np.dtype(dtype).kind == "f" and few and bounded and min(sides) >= SMALLEST_FLOAT_SIDE:

@@ -383,7 +383,7 @@ def test_ranges_too_large_for_a_feature_each_are_refused():
         (gym.spaces.Box(0, 255, (84, 84), np.uint8), ImageSpace((84, 84), "none")),
         (gym.spaces.Box(0, 255, (210, 160, 3), np.uint8), ImageSpace((210, 160, 3), "last")),
         (gym.spaces.Box(0, 255, (4, 84, 84), np.uint8), ImageSpace((4, 84, 84), "first")),
-        (gym.spaces.Box(0, 10, (7, 7, 3), np.uint8), ImageSpace((7, 7, 3), "last")),
+        (gym.spaces.Box(0, 10, (7, 7, 3), np.uint8), ImageSpace((7, 7, 3), "last", 0.0, 32.0)),
         (gym.spaces.Box(0, 1, (3, 32, 32), np.float32), ImageSpace((3, 32, 32), "first", 0.0, 1.0, "float32")),
     ],
     ids=str,

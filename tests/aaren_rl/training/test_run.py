@@ -115,7 +115,8 @@ def assert_resumes_to(folder, uninterrupted):
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, uninterrupted, times):
-    assert interrupt(tmp_path, signal.SIGINT, times) == 3
+    # A second signal may come when the run is over and handles none any more.
+    assert interrupt(tmp_path, signal.SIGINT, times) in ({3} if times == 1 else {3, -signal.SIGINT})
     assert not (tmp_path / "last").exists()
     assert_resumes_to(tmp_path, uninterrupted)
 

@@ -71,7 +71,9 @@ def unknown_name(noun: str, given: str, known: Iterable[str]) -> InvalidInput:
     names = sorted(known)
     near = difflib.get_close_matches(given, names, n=3, cutoff=0.5)
     more = f" and {len(names) - 30} more" if len(names) > 30 else ""
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(names[:30])}{more}"
+    hint = (
+        f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(map(repr, names[:30]))}{more}"
+    )
     return InvalidInput(f"unknown {noun} {given!r}; {hint}")
 
 

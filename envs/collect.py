@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,7 @@ def collect(
     progress: bool = True,
     say: Callable[[str], object] = print,
     episodes: int | None = None,
+    announce: str | None = None,
 ) -> Path:
     """Makes a dataset from behaviours or experts, under the local Minari root.
 
@@ -110,6 +112,7 @@ def collect(
         progress: show a progress bar.
         say: called with a line on what was made, or where another process makes the dataset or has made it.
         episodes: number of episodes, in place of steps.
+        announce: line to say once the environment is made and the roll-out begins; None for none.
 
     Returns:
         The folder of the dataset.
@@ -124,7 +127,7 @@ def collect(
     if episodes is not None:
         amount = Amount(episodes, "episodes")
     folder = minari.local_folder(recipe.id)
-    with one_at_a_time(folder, say):
+    with _without_empty_folders(folder.parent), one_at_a_time(folder, say):
         clean_up(folder.parent)
         if folder.exists() and not overwrite:
             if not _holds(folder, _description(recipe, seed), amount):
@@ -134,6 +137,8 @@ def collect(
         described = _described(recipe.environment)
         if amount.unit == "steps":
             minari_writer.require_space(folder.parent, _least_size(described, amount.number))
+        if announce is not None:
+            say(announce)
         made = _roll_out(recipe, amount, seed, progress)
         with whole_folder(folder, DataError, replace=overwrite) as partial:
             minari_writer.write_dataset(
@@ -148,6 +153,21 @@ def collect(
             minari_writer.describe_namespaces(recipe.id, "Roll-outs of the behaviours bundled with aaren-rl.")
     say(f"data: {recipe.id}: {summary(made)}")
     return folder
+
+
+@contextmanager
+def _without_empty_folders(namespace: Path) -> Iterator[None]:
+    """Removes a namespace's folder, and those above it in Minari's root, if a block fails and leaves them empty."""
+    try:
+        yield
+    except BaseException:
+        # One that is not empty stays, and so do those above it.
+        with suppress(OSError):
+            for path in (namespace, *namespace.parents):
+                if path == minari.local_folder(""):
+                    break
+                path.rmdir()
+        raise
 
 
 def _described(spec: EnvironmentSpec) -> Description:

@@ -256,11 +256,12 @@ def register(spec: EnvironmentSpec) -> None:
             "or name another environment with --env-id"
         )
     if spec.registered_id not in gym.registry:
-        by = f", not even by {package}" if package else "; one of yours is known once its package is imported, with "
-        by += "" if package else "--import PACKAGE or as package:Id"
+        by = "one of yours is known once its package is imported, with --import PACKAGE or as package:Id"
+        by = f"{package} does not register it" if package else by
         # An extra of its own may be missing.
         by += f"; {known.how}" if known is not None and "[" in known.install[0] else ""
-        raise InvalidInput(f"{unknown_name('environment', spec.registered_id, gym.registry)}{by}")
+        unknown = str(unknown_name("environment", spec.registered_id, gym.registry))
+        raise InvalidInput(f"{unknown}{' ' if unknown.endswith('?') else '; '}{by}")
 
 
 def _known_package(spec: EnvironmentSpec) -> packages.Package | None:

@@ -10,7 +10,7 @@ from minari import MinariDataset
 
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.envs import catalogue, collect, download
-from aaren_rl.envs.catalogue import Entry
+from aaren_rl.envs.catalogue import Entry, hub
 from aaren_rl.envs.dataset import Arrays, Dataset, FoundSource, Reading, Say, assemble
 from aaren_rl.envs.download import Unreachable
 from aaren_rl.envs.readers import d4rl, minari
@@ -44,7 +44,8 @@ def load(
     """Loads a dataset.
 
     With source "auto", a name of the catalogue is looked for on this machine first: the Minari dataset, the D4RL file,
-    the OGBench file. Then come a download (Minari's hub, then the files' host) and the bundled behaviours. "minari",
+    the OGBench file. Then come a download (Minari's hub, then the files' host) and the bundled behaviours or the
+    scripted expert. "minari",
     "d4rl" and "ogbench" look on this machine, then on the network, and take nothing else.
 
     The environment to act in is, in this order: the user's choice, the one that the data name for evaluation, the one
@@ -142,8 +143,9 @@ def _find(entry: Entry, source: Source, say: Say) -> tuple[FoundSource, Path]:
             return "bundled", minari.local_folder(entry.bundled_id)
         if entry.bundled:
             recipe = collect.recipe_of(entry)
-            say(f"data: rolling out the bundled behaviours of {entry.name}, once, for {recipe.amount}")
-            return "bundled", collect.collect(recipe, say=say)
+            who = "bundled behaviours" if entry.expert is None else "scripted expert"
+            line = f"data: rolling out the {who} of {entry.name}, once, for {recipe.amount}"
+            return "bundled", collect.collect(recipe, say=say, announce=line)
         failed.append(f"no behaviour is bundled for {entry.name}{_bundled_kin(entry)}")
     if not failed:
         raise InvalidInput(f"{entry.name} does not come from {source}; try --source auto")
@@ -162,11 +164,12 @@ def _find_minari(dataset_id: str, say: Say) -> Path:
         try:
             download.fetch_minari(dataset_id, say=say)
         except Unreachable as error:
-            known = [e.minari_id for e in catalogue.catalogue().values() if e.minari_id]
-            known += minari.local_ids()
+            missing = f"no local dataset of that name in {minari.local_folder('')}, and {error}"
+            known = [listed.id for listed in hub.listing()]
+            if dataset_id in known:
+                raise DataError(f"{missing}; {dataset_id} is on Minari's hub: try again with a network") from error
             raise DataError(
-                f"no local dataset of that name in {minari.local_folder('')}, and {error}; "
-                f"{unknown_name('Minari id', dataset_id, known)}"
+                f"{missing}; {unknown_name('Minari id', dataset_id, known + minari.local_ids())}"
             ) from error
     return minari.local_folder(dataset_id)
 

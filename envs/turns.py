@@ -50,9 +50,11 @@ def _acquire(path: Path, target: Path, say: Callable[[str], object]) -> int:
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = _opened(path)
         except OSError as error:
             raise DataError(f"{target} cannot be made: {error}") from error
+        if descriptor is None:
+            continue
         try:
             if _try_lock(descriptor, say) and _is_at(descriptor, path):
                 with suppress(OSError):
@@ -70,6 +72,14 @@ def _acquire(path: Path, target: Path, say: Callable[[str], object]) -> int:
             raise
         os.close(descriptor)
         time.sleep(_WAIT)
+
+
+def _opened(path: Path) -> int | None:
+    """Opens or makes a lock's file; None where another process has removed its folder, empty as it was."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except FileNotFoundError:
+        return None
 
 
 def _try_lock(descriptor: int, say: Callable[[str], object]) -> bool:

@@ -41,7 +41,8 @@ class RunConfig:
     """Train a decision agent on an offline dataset, evaluate it, and save it."""
 
     env: str = "hopper-medium"
-    """Dataset: a name of the catalogue, a Minari id, a D4RL HDF5 file, or the folder of a Minari dataset."""
+    """Dataset: a name of the catalogue, a Minari id, or the path of a file or folder: Minari, D4RL, OGBench, robomimic,
+    LeRobot, RLDS, d3rlpy, or npz."""
     source: Source = "auto"
     """Source of a dataset that the catalogue names."""
     env_id: str | None = None

@@ -244,7 +244,7 @@ def test_unknown_name_gives_near_matches():
 
 
 def test_name_unlike_any_lists_some():
-    with pytest.raises(InvalidInput, match=r"known: acrobot-expert, .* and 7\d\d more"):
+    with pytest.raises(InvalidInput, match=r"known: 'acrobot-expert', .* and 7\d\d more"):
         find("qqqqqq")
 
 

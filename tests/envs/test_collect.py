@@ -193,7 +193,7 @@ def test_interruption_passes_through(monkeypatch, root):
     monkeypatch.setattr(collect.tqdm, "update", lambda self, steps: interrupt(steps))
     with pytest.raises(KeyboardInterrupt):
         collect.collect(find("hopper-medium"), 5_000, progress=False)
-    assert set(files(root)) <= {"namespace_metadata.json"}
+    assert list(root.iterdir()) == []
 
 
 def test_control_c_on_the_command_line_leaves_nothing(root):
@@ -215,7 +215,21 @@ def test_control_c_on_the_command_line_leaves_nothing(root):
     assert process.returncode == 130
     assert "stopped" in errors
     assert "Traceback" not in errors
-    assert set(files(root)) <= {"namespace_metadata.json"}
+    assert list(root.iterdir()) == []
+
+
+def test_failure_leaves_other_sets_and_their_folders(monkeypatch, root):
+    make_set("hopper-random", 60)
+    before = files(root)
+
+    def fail(*given):
+        raise InvalidInput("no environment")
+
+    monkeypatch.setattr(collect, "describe", fail)
+    with pytest.raises(InvalidInput, match="no environment"):
+        make_set("hopper-medium", 60)
+    assert files(root) == before
+    assert [path.name for path in (root / "aaren" / "hopper").iterdir() if path.is_dir()] == ["random-v0"]
 
 
 def test_what_exists_is_kept_unless_told_otherwise():

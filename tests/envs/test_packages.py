@@ -113,10 +113,23 @@ def test_a_package_that_fails_is_named_with_its_failure(monkeypatch, tmp_path, a
         register(EnvironmentSpec("popgym-RepeatPreviousEasy-v0"))
 
 
+@pytest.mark.parametrize(
+    ("env_id", "message"),
+    [
+        ("numpy:Hoper-v5", r"did you mean '[^?]*'\? numpy does not register it$"),
+        ("Hoper-v5", r"did you mean '[^?]*'\? one of yours is known once its package is imported, with --import"),
+    ],
+)
+def test_near_names_come_before_what_registers_none(env_id, message):
+    with pytest.raises(InvalidInput, match=message):
+        register(EnvironmentSpec(env_id))
+
+
 def test_an_id_that_a_known_package_lacks_is_refused():
     pytest.importorskip("popgym")
     with pytest.raises(
-        InvalidInput, match=r"unknown environment 'popgym-RepeatPreviouslyEasy-v0'; did you mean .*not even by popgym"
+        InvalidInput,
+        match=r"unknown environment 'popgym-RepeatPreviouslyEasy-v0'; did you mean [^?]*'\? popgym does not",
     ):
         register(EnvironmentSpec("popgym-RepeatPreviouslyEasy-v0"))
 

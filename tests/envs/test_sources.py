@@ -138,7 +138,7 @@ def test_ant_without_data_says_that_nothing_is_bundled():
 
 def test_scripted_expert_needs_no_network(monkeypatch):
     # Few steps, since the roll-out is not what is tested.
-    monkeypatch.setattr(collect.collect, "__defaults__", (400, 0, False, False, print, None))
+    monkeypatch.setattr(collect.collect, "__defaults__", (400, 0, False, False, print, None, None))
     dataset, said = load("t-maze-expert")
     assert "cannot be reached" not in said
     assert "rolling out" in said
@@ -257,6 +257,42 @@ def test_unknown_names():
         DataError, match=r"no local dataset .*'mujoco/hoper/medium-v0'; did you mean 'mujoco/hopper/medium-v0'"
     ):
         load("mujoco/hoper/medium-v0")
+
+
+def test_dataset_of_the_hub_that_cannot_be_reached_is_not_called_unknown():
+    with pytest.raises(DataError, match=r"cannot be reached.*; D4RL/pen/human-v2 is on Minari's hub") as caught:
+        load("D4RL/pen/human-v2")
+    assert "unknown" not in str(caught.value)
+    assert "did you mean" not in str(caught.value)
+
+
+def test_what_cannot_be_made_is_not_announced_and_leaves_no_folders(monkeypatch, tmp_path):
+    def missing(spec):
+        raise InvalidInput("its package is missing")
+
+    monkeypatch.setattr(collect, "describe", missing)
+    said = []
+    with pytest.raises(InvalidInput, match="its package is missing"):
+        sources.load("cartpole-mixed", say=said.append)
+    assert not any("rolling out" in line for line in said)
+    assert list((tmp_path / "minari").iterdir()) == []
+
+
+def test_who_is_rolled_out_is_named(monkeypatch):
+    def stop(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(collect, "roll_out", stop)
+    names = {
+        "cartpole-mixed": "scripted expert",
+        "t-maze-expert": "scripted expert",
+        "hopper-medium": "bundled behaviours",
+    }
+    for name, who in names.items():
+        said = []
+        with pytest.raises(KeyboardInterrupt):
+            sources.load(name, "bundled", say=said.append)
+        assert any(line.startswith(f"data: rolling out the {who} of {name}, once, for ") for line in said)
 
 
 def test_folder_that_is_no_dataset(tmp_path):

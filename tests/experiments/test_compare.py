@@ -355,7 +355,7 @@ def test_table_of_nothing(command, tmp_path):
         (["--seeds", "7"], "seed 7 is not among its seeds [0, 1]"),
         (["--jobs", "0"], "--jobs 0; expected at least 1"),
         (["--against", "defualt"], "--against: unknown agent 'defualt'; did you mean 'default'?"),
-        (["--against", "wide", "--only", "default"], "--against: unknown agent 'wide'; known: default"),
+        (["--against", "wide", "--only", "default"], "--against: unknown agent 'wide'; known: 'default'"),
     ],
 )
 def test_argument_that_does_not_fit(command, tmp_path, arguments, said):

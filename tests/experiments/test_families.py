@@ -2,7 +2,11 @@
 
 import os
 
+import pytest
+
+from aaren_rl.errors import InvalidInput
 from aaren_rl.experiments.families import FAMILIES, STAGES, Family, as_markdown, try_family
+from aaren_rl.scripts.families import Arguments, try_families
 
 
 def quiet(line):
@@ -26,6 +30,11 @@ def test_a_family_whose_environment_is_missing_says_why(tmp_path):
     assert trial.passed == ()
     assert "unknown environment 'NoSuch-v0'" in trial.reason
     assert as_markdown([trial]).splitlines()[2].count(" no ") == len(STAGES)
+
+
+def test_names_with_commas_are_told_apart():
+    with pytest.raises(InvalidInput, match=r"known: .*'Gymnasium, images', '"):
+        try_families(Arguments(["xyzzy"]))
 
 
 def test_families_have_names_of_their_own():

@@ -2,6 +2,7 @@ import contextlib
 import io
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -16,11 +17,12 @@ import aaren_rl.stepping.onnx
 from aaren_rl.agents import DecisionAgent, OnnxAgent
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.data.environment_spec import EnvironmentSpec
-from aaren_rl.data.spaces import Box
+from aaren_rl.data.spaces import Box, DictSpace, ImageSpace, TextSpace, TupleSpace, space_of
 from aaren_rl.errors import AarenError, InvalidInput
 from aaren_rl.experiments.console import rounded
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
 from aaren_rl.scripts.export import Arguments, export, main
+from aaren_rl.stepping.onnx import to_onnx
 
 CARD = AgentCard(EnvironmentSpec("Hopper-v5"), "aaren/hopper/medium-v0", "bundled", (3600.0, 1800.0), 5)
 FILES = {"agent.onnx", "export.json"}
@@ -223,12 +225,27 @@ def test_fewer_than_no_episodes_are_refused():
         Arguments(Path("agent"), episodes=-1)
 
 
-def test_example_scores_as_the_agent_does(exported):
-    folder = exported[0] / "last-onnx"
-    script = Path(__file__).parents[2] / "examples" / "run_exported.py"
-    ran = subprocess.run([sys.executable, script, folder], capture_output=True, text=True, timeout=120)
-    assert ran.returncode == 0, ran.stderr
-    agent, env = OnnxAgent(folder), gym.make("Hopper-v5")
+EXAMPLE = Path(__file__).parents[2] / "examples" / "run_exported.py"
+
+WITHOUT_US = """
+import runpy, sys
+script = sys.argv.pop(1)
+sys.argv[0] = script
+try:
+    runpy.run_path(script)
+finally:
+    assert not {"torch", "aaren_rl"} & set(sys.modules), "the example imports what it does without"
+"""
+
+
+def run_example(*arguments):
+    return subprocess.run(
+        [sys.executable, "-P", "-c", WITHOUT_US, EXAMPLE, *arguments], capture_output=True, text=True, timeout=120
+    )
+
+
+def return_of(folder, env):
+    agent = OnnxAgent(folder)
     observation, _ = env.reset(seed=0)
     agent.reset()
     action, total, done = agent.act(observation), 0.0, False
@@ -237,4 +254,98 @@ def test_example_scores_as_the_agent_does(exported):
         total, done = total + float(reward), terminated or truncated
         action = None if done else agent.act(observation, reward)
     env.close()
-    assert ran.stdout == f"return {total:.0f}\n"
+    return total
+
+
+def export_of_spaces(folder, env_id, observation_space, action_space):
+    """The export of an agent of random weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        scaling = Scaling(np.zeros(observation_space.shape, "f4"), np.ones(observation_space.shape, "f4"))
+        model = DecisionModel(ModelConfig(width=8, blocks=1), observation_space, action_space, scaling)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn(parameter.shape) * 0.2)
+    card = AgentCard(EnvironmentSpec(env_id), "tests/spaces-v0", "minari", (20.0,), 5)
+    return to_onnx(model, card, folder).parent
+
+
+class Matching(gym.Env):
+    """Pays what an action and an observation have in common, and refuses actions of another dtype."""
+
+    def __init__(self, observation_space, action_space):
+        self.observation_space, self.action_space = observation_space, action_space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        self.steps = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), repr(action)
+        self.steps += 1
+        return self.observation_space.sample(), float(np.sum(action)), self.steps == 30, False, {}
+
+
+def test_example_scores_as_the_agent_does(exported):
+    folder = exported[0] / "last-onnx"
+    ran = run_example(folder)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == f"return {return_of(folder, gym.make('Hopper-v5')):.0f}\n"
+
+
+def test_example_acts_with_choices(tmp_path):
+    env = gym.make("CartPole-v1")
+    spaces = space_of(env.observation_space), space_of(env.action_space)
+    folder = export_of_spaces(tmp_path / "onnx", "CartPole-v1", *spaces)
+    ran = run_example(folder)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == f"return {return_of(folder, env):.0f}\n"
+
+
+@pytest.mark.parametrize(
+    ("observations", "actions"),
+    [
+        (gym.spaces.Discrete(5), gym.spaces.MultiDiscrete([3, 4])),
+        (gym.spaces.MultiBinary(3), gym.spaces.MultiBinary(4)),
+    ],
+)
+def test_example_acts_with_several_choices_and_bits(tmp_path, monkeypatch, capsys, observations, actions):
+    env_id = "tests/Matching-v0"
+    gym.register(env_id, Matching, kwargs={"observation_space": observations, "action_space": actions})
+    try:
+        folder = export_of_spaces(tmp_path / "onnx", env_id, space_of(observations), space_of(actions))
+        monkeypatch.setattr(sys, "argv", [str(EXAMPLE), str(folder)])
+        runpy.run_path(str(EXAMPLE))
+        assert capsys.readouterr().out == f"return {return_of(folder, gym.make(env_id)):.0f}\n"
+    finally:
+        del gym.registry[env_id]
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        DictSpace((("a", Box.unbounded((2,))),)),
+        TupleSpace((Box.unbounded((2,)),)),
+        TextSpace(("left",), 3),
+        ImageSpace((8, 8, 3), "last"),
+    ],
+)
+def test_example_refuses_other_spaces_in_a_line(exported, tmp_path, space):
+    folder = shutil.copytree(exported[0] / "last-onnx", tmp_path / "onnx")
+    card = json.loads((folder / "export.json").read_text())
+    (folder / "export.json").write_text(json.dumps({**card, "observation_space": space.to_json()}))
+    ran = run_example(folder)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert re.fullmatch(
+        rf"this example takes .* of type '{space.to_json()['type']}'; use aaren_rl\.load\(.*\)\n", ran.stderr
+    )
+
+
+def test_example_refuses_what_is_no_export_in_a_line(exported, tmp_path):
+    for folder in (exported[0] / "last", tmp_path / "nowhere"):
+        ran = run_example(folder)
+        assert ran.returncode == 1
+        assert re.fullmatch(r".* is no export \(.*\); make one with: .*\n", ran.stderr)
+    assert "give the folder of an export" in run_example().stderr

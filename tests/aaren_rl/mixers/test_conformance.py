@@ -352,7 +352,7 @@ def test_state_bytes_counts_every_tensor_of_a_state():
 def test_an_unknown_name_is_refused_with_its_nearest_match():
     with pytest.raises(InvalidInput, match="unknown mixer 'aren'; did you mean 'aaren'"):
         mixers.get("aren")
-    with pytest.raises(InvalidInput, match="known: aaren"):
+    with pytest.raises(InvalidInput, match="known: 'aaren'"):
         mixers.get("zzzzzz")
 
 

@@ -293,7 +293,9 @@ def test_an_unknown_form_is_refused_with_its_nearest_match():
     scores, values, *_ = draw(3)
     with pytest.raises(InvalidInput, match="unknown scan form 'chunkd'; did you mean 'chunked'"):
         prefix_attention(scores, values, form="chunkd")
-    with pytest.raises(InvalidInput, match="known: auto, blockwise, chunked, fused, matrix, parallel, recurrent"):
+    with pytest.raises(
+        InvalidInput, match="known: 'auto', 'blockwise', 'chunked', 'fused', 'matrix', 'parallel', 'recurrent'"
+    ):
         prefix_attention(scores, values, form="zzz")
 
 

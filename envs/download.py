@@ -189,7 +189,7 @@ def _fetch_minari(dataset_id: str, say: Say) -> Path:
             say(f"data: {target} has been downloaded meanwhile; it is taken")
             return target
         try:
-            with _minari_root(staging):
+            with minari_root(staging):
                 # Without force, Minari takes the folder of an interrupted download for the dataset.
                 minari.download_dataset(dataset_id, force_download=True)
         except Exception as error:
@@ -237,7 +237,8 @@ def _write_sums(folder: Path) -> str:
 
 
 @contextmanager
-def _minari_root(folder: Path) -> Iterator[None]:
+def minari_root(folder: Path) -> Iterator[None]:
+    """Has Minari keep its datasets in a folder meanwhile."""
     before = os.environ.get("MINARI_DATASETS_PATH")
     os.environ["MINARI_DATASETS_PATH"] = str(folder)
     try:

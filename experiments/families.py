@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.envs import catalogue
 from aaren_rl.envs.collect import Recipe, collect, recipe_for, recipe_of
+from aaren_rl.envs.download import minari_root
 from aaren_rl.errors import AarenError
 from aaren_rl.experiments.config import RunConfig
 from aaren_rl.experiments.train import train
@@ -113,7 +112,7 @@ def try_family(
     """
     passed: list[str] = []
     try:
-        with _datasets_in(folder / "datasets"):
+        with minari_root(folder / "datasets"):
             data = collect(family.recipe(), seed=seed, episodes=episodes, progress=False, say=say)
             config = RunConfig(
                 env=str(data),
@@ -152,20 +151,6 @@ def _run(config: RunConfig, say: Callable[[str], object], passed: list[str]) -> 
     figures: dict[str, Any] = json.loads((Path(outcome["agents"][0]).parent / "result.json").read_text())
     passed.append("evaluates")
     return figures
-
-
-@contextmanager
-def _datasets_in(folder: Path) -> Iterator[None]:
-    """Keeps made datasets apart from the user's."""
-    before = os.environ.get("MINARI_DATASETS_PATH")
-    os.environ["MINARI_DATASETS_PATH"] = str(folder)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["MINARI_DATASETS_PATH"]
-        else:
-            os.environ["MINARI_DATASETS_PATH"] = before
 
 
 def as_markdown(trials: list[Trial]) -> str:

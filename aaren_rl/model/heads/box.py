@@ -33,7 +33,7 @@ class BoxHead(Head):
 
     def stepper(self) -> BoxHeadStepper:
         """See `Head.stepper`."""
-        return BoxHeadStepper(self)
+        return BoxHeadStepper(self.scale, self.linear)
 
 
 class BoxPrediction:
@@ -69,7 +69,8 @@ class BoxHeadStepper(HeadStepper):
     """A `BoxHead` for one step.
 
     Args:
-        head: the head as it stands now.
+        scale: maps the environment's units to -1 and 1.
+        linear: the head's layer as it stands now.
     """
 
     half_range: Tensor
@@ -77,17 +78,20 @@ class BoxHeadStepper(HeadStepper):
     low: Tensor
     high: Tensor
 
-    def __init__(self, head: BoxHead) -> None:
+    def __init__(self, scale: BoundedBox, linear: nn.Linear) -> None:
         super().__init__()
-        self.shape, self.linear = head.scale.space.shape, head.linear
+        self.shape, self.linear = scale.space.shape, linear
         for name in ("half_range", "middle", "low", "high"):
-            self.register_buffer(name, getattr(head.scale, name).flatten())
-        self.is_whole = head.scale.is_whole
+            self.register_buffer(name, getattr(scale, name).flatten())
+        self.is_whole = scale.is_whole
         self.unit_range = bool(((self.low == -1) & (self.high == 1)).all())
 
     def forward(self, hidden: Tensor, noise: Tensor | None = None) -> Tensor:
         """See `HeadStepper.forward`."""
-        action = torch.tanh(F.linear(hidden, self.linear.weight, self.linear.bias))
+        return self.unscaled(torch.tanh(F.linear(hidden, self.linear.weight, self.linear.bias)))
+
+    def unscaled(self, action: Tensor) -> Tensor:
+        """Actions (batch, *action shape) of scaled ones (batch, action size)."""
         if not self.unit_range:
             action = action * self.half_range + self.middle
             # Rounding may not carry a saturated action out of its bounds.
@@ -117,7 +121,10 @@ class NumpyBoxHead:
 
     def __call__(self, normed: Array, noise: Array | None = None) -> Array:
         """See `NumpyHead`."""
-        action: Array = np.tanh(normed @ self.weight + self.bias)
+        return self.unscaled(np.tanh(normed @ self.weight + self.bias))
+
+    def unscaled(self, action: Array) -> Array:
+        """See `BoxHeadStepper.unscaled`."""
         if not self.unit_range:
             action = np.minimum(np.maximum(action * self.half_range + self.middle, self.low), self.high)
         if self.is_whole:

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from aaren_rl.data.segment import Segment
 from aaren_rl.data.spaces import Box
 from aaren_rl.model.encoders import BoundedBox
-from aaren_rl.model.heads.head import Head, HeadStepper
-from aaren_rl.ops.numpy_layers import Array, fold_norm, to_array
+from aaren_rl.model.heads.box import BoxHeadStepper, NumpyBoxHead
+from aaren_rl.model.heads.head import Head
+from aaren_rl.ops.numpy_layers import Array
 
 EDGE = 0.999
 """Scaled actions beyond this size count as this far out: at the bounds themselves tanh has no inverse."""
@@ -47,7 +48,7 @@ class GaussianHead(Head):
 
     def stepper(self) -> GaussianHeadStepper:
         """See `Head.stepper`."""
-        return GaussianHeadStepper(self)
+        return GaussianHeadStepper(self.scale, self.linear)
 
 
 class GaussianPrediction:
@@ -84,60 +85,27 @@ class GaussianPrediction:
         return torch.where(self.scale.half_range.flatten() > 0, surprise, 0.0).mean(-1)
 
 
-class GaussianHeadStepper(HeadStepper):
-    """A `GaussianHead` for one step.
-
-    Args:
-        head: the head as it stands now.
-    """
-
-    half_range: Tensor
-    middle: Tensor
-    low: Tensor
-    high: Tensor
-
-    def __init__(self, head: GaussianHead) -> None:
-        super().__init__()
-        self.shape, self.linear = head.scale.space.shape, head.linear
-        self.size, self.is_whole = head.scale.space.size, head.scale.is_whole
-        for name in ("half_range", "middle", "low", "high"):
-            self.register_buffer(name, getattr(head.scale, name).flatten())
+class GaussianHeadStepper(BoxHeadStepper):
+    """A `GaussianHead` for one step; arguments are those of `BoxHeadStepper`."""
 
     def forward(self, hidden: Tensor, noise: Tensor | None = None) -> Tensor:
         """See `HeadStepper.forward`."""
         mean, log_std = F.linear(hidden, self.linear.weight, self.linear.bias).chunk(2, -1)
         if noise is not None:
             mean = mean + noise * torch.exp(log_std.clamp(LEAST_LOG_STD, GREATEST_LOG_STD))
-        action = torch.tanh(mean) * self.half_range + self.middle
-        # Rounding may not carry a saturated action out of its bounds.
-        action = torch.minimum(torch.maximum(action, self.low), self.high)
-        return (action.round() if self.is_whole else action).view(-1, *self.shape)
+        return self.unscaled(torch.tanh(mean))
 
     def to_numpy(self, norm: nn.LayerNorm) -> NumpyGaussianHead:
         """See `HeadStepper.to_numpy`."""
         return NumpyGaussianHead(self, norm)
 
 
-class NumpyGaussianHead:
-    """Computes what `GaussianHeadStepper` computes.
-
-    Args:
-        stepper: to compute.
-        norm: the layer norm before it.
-    """
-
-    def __init__(self, stepper: GaussianHeadStepper, norm: nn.LayerNorm) -> None:
-        self.shape, self.size, self.is_whole = stepper.shape, stepper.size, stepper.is_whole
-        self.weight, self.bias = fold_norm(norm, stepper.linear.weight, stepper.linear.bias)
-        self.half_range, self.middle = to_array(stepper.half_range), to_array(stepper.middle)
-        self.low, self.high = to_array(stepper.low), to_array(stepper.high)
+class NumpyGaussianHead(NumpyBoxHead):
+    """Computes what `GaussianHeadStepper` computes; arguments are those of `NumpyBoxHead`."""
 
     def __call__(self, normed: Array, noise: Array | None = None) -> Array:
         """See `NumpyHead`."""
-        found = normed @ self.weight + self.bias
-        mean = found[:, : self.size]
+        mean, log_std = np.split(normed @ self.weight + self.bias, 2, 1)
         if noise is not None:
-            mean = mean + noise * np.exp(np.clip(found[:, self.size :], LEAST_LOG_STD, GREATEST_LOG_STD))
-        action = np.tanh(mean) * self.half_range + self.middle
-        action = np.minimum(np.maximum(action, self.low), self.high)
-        return np.asarray(np.rint(action) if self.is_whole else action).reshape(-1, *self.shape)
+            mean = mean + noise * np.exp(np.clip(log_std, LEAST_LOG_STD, GREATEST_LOG_STD))
+        return self.unscaled(np.tanh(mean))

@@ -9,7 +9,7 @@ from typing import cast
 
 import numpy as np
 
-from aaren_rl.data.bounds import action_space_of, bounds_of, not_values_of, values_of_part
+from aaren_rl.data.bounds import action_space_of, bounds_of, first_no_value
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.spaces import (
     BinarySpace,
@@ -131,18 +131,13 @@ def _check_observations(name: str, trajectories: Trajectories, space: Space, env
     Raises:
         DataError: there are some.
     """
-    for part in space.parts():
-        if isinstance(part.space, DiscreteSpace | BinarySpace):
-            values = values_of_part(trajectories.numbers, part)
-            if (step := not_values_of(values, part.space)) is not None:
-                raise DataError(
-                    f"{name} has {values[step].tolist()} in the observation{_where(part)} at step {step}; "
-                    f"{environment} shows values of {part.space}"
-                )
-
-
-def _where(part: Part) -> str:
-    return f", part {part.path!r}," if part.path else ""
+    found = first_no_value(trajectories.numbers, space)
+    if found is not None:
+        where = f", part {found.part.path!r}," if found.part.path else ""
+        raise DataError(
+            f"{name} has {found.numbers} in the observation{where} at step {found.step}; {environment} shows values of "
+            f"{found.part.space}"
+        )
 
 
 def _with_words(space: Space, recorded: Space | None) -> Space:
@@ -255,16 +250,13 @@ def _check_whole(name: str, actions: Floats, space: Space, environment: Environm
     Raises:
         DataError: there are some.
     """
-    for part in space.parts():
-        if isinstance(part.space, Box):
-            continue
-        values, (low, high) = values_of_part(actions, part), bounds_of(part.space)
-        if (step := not_values_of(values, part.space)) is not None:
-            where = f" of part {part.path!r}" if part.path else ""
-            raise DataError(
-                f"{name} has the action {values[step].tolist()}{where} at step {step}; {environment} takes whole "
-                f"numbers from {low.tolist()} to {high.tolist()}"
-            )
+    found = first_no_value(actions, space)
+    if found is not None:
+        low, high = bounds_of(found.part.space)
+        raise DataError(
+            f"{name} has the action {found.numbers}{found.where} at step {found.step}; {environment} takes whole "
+            f"numbers from {low.tolist()} to {high.tolist()}"
+        )
 
 
 def _say_narrowed(actions: Space, space: Space, say: Callable[[str], object]) -> None:

@@ -10,13 +10,14 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from multiprocessing.connection import Connection
 from typing import Any, Literal, TypeAlias
 
 import gymnasium as gym
 import numpy as np
 
-from aaren_rl.data.spaces import space_of
+from aaren_rl.data.spaces import Space, space_of
 from aaren_rl.errors import AarenError, InvalidInput
 
 Call: TypeAlias = Literal["reset", "step"]
@@ -129,11 +130,15 @@ class LocalRows:
             raise RowFailed(f"the reward has shape {earned.shape}; expected a number")
         return self._checked(observation), earned.item(), bool(terminated), bool(truncated), _numbers(info)
 
+    @cached_property
+    def _described(self) -> Space:
+        return space_of(self.spaces[0])
+
     def _checked(self, observation: Any) -> Any:
         space = self.spaces[0]
         if not isinstance(space, gym.spaces.Box):
             try:
-                space_of(space).pack(observation)
+                self._described.pack(observation)
             except InvalidInput as error:
                 raise RowFailed(f"the observation does not fit its space: {error}") from error
             # A copy, since environments may write into their arrays again.

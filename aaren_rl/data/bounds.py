@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from aaren_rl.data.spaces import Box, DiscreteSpace, Part, Space, map_parts
+from aaren_rl.data.spaces import BinarySpace, Box, DiscreteSpace, Part, Space, map_parts
 from aaren_rl.errors import DataError
 
 SCALED_BOUND = 100.0
@@ -85,17 +85,35 @@ def values_of_part(values: npt.NDArray[Any], part: Part) -> npt.NDArray[Any]:
     return values[:, part.columns].reshape(len(values), *part.space.shape)
 
 
-def not_values_of(values: npt.NDArray[Any], space: Space) -> int | None:
-    """The first step whose numbers are no values of a discrete or binary space; None if there is none.
+class NoValue(NamedTuple):
+    """Numbers that are no value of their discrete or binary part.
 
-    Args:
-        values: (steps, *shape).
-        space: of the values.
+    Attributes:
+        part: of the space.
+        step: the first such step.
+        numbers: of the part at that step.
     """
-    low, high = bounds_of(space)
-    wrong = (values != np.rint(values)) | (values < low) | (values > high)
-    found = np.flatnonzero(wrong.reshape(len(values), -1).any(1))
-    return int(found[0]) if len(found) else None
+
+    part: Part
+    step: int
+    numbers: Any
+
+    @property
+    def where(self) -> str:
+        """The part in words; empty for a space that has none."""
+        return f" of part {self.part.path!r}" if self.part.path else ""
+
+
+def first_no_value(values: npt.NDArray[Any], space: Space) -> NoValue | None:
+    """The first packed numbers, (steps, *shape), that are no value of a discrete or binary part; None for none."""
+    for part in space.parts():
+        if isinstance(part.space, DiscreteSpace | BinarySpace):
+            numbers, (low, high) = values_of_part(values, part), bounds_of(part.space)
+            wrong = (numbers != np.rint(numbers)) | (numbers < low) | (numbers > high)
+            found = np.flatnonzero(wrong.reshape(len(numbers), -1).any(1))
+            if len(found):
+                return NoValue(part, int(found[0]), numbers[found[0]].tolist())
+    return None
 
 
 def bounds_of(space: Space) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:

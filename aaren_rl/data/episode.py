@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from aaren_rl.data.packed import arrays_of, first_of, shapes_of
 from aaren_rl.data.spaces import DiscreteSpace, Space, space_of_values, with_vocabularies
-from aaren_rl.data.spaces import space as space
-from aaren_rl.data.spaces.image import image_of
+from aaren_rl.data.spaces.image import shows_images
+from aaren_rl.data.spaces.space import refuse_inexact as check_exact
 from aaren_rl.errors import DataError, InvalidInput
 
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -84,9 +84,7 @@ def _is_numbers(values: Any) -> bool:
     except (TypeError, ValueError):
         return True
     texts = array.dtype.kind in "US" or (array.dtype == object and all(isinstance(one, str) for one in array.ravel()))
-    return not texts and not (
-        array.dtype == np.uint8 and array.ndim >= 3 and image_of(array.shape[1:], "uint8", 0, 255)
-    )
+    return not texts and not shows_images(array)
 
 
 def _discrete_actions(episodes: Sequence[Episode]) -> DiscreteSpace | None:
@@ -165,7 +163,7 @@ def refuse_inexact(name: str, array: npt.NDArray[Any]) -> None:
         DataError: there are some.
     """
     try:
-        space.refuse_inexact(array)
+        check_exact(array)
     except InvalidInput as error:
         raise DataError(f"{name} are {error}") from error
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from aaren_rl.data.bounds import SMALLEST, not_values_of, values_of_part, varies
+from aaren_rl.data.bounds import SMALLEST, first_no_value, varies
 from aaren_rl.data.episode import (
     LARGEST,
     WAY_OUT,
@@ -26,8 +26,8 @@ from aaren_rl.data.episode import (
 from aaren_rl.data.episode import Episode as Episode
 from aaren_rl.data.episode import Floats as Floats
 from aaren_rl.data.packed import arrays_of, first_of, map_packed, numbers_of, shapes_of
-from aaren_rl.data.spaces import IMAGE, NUMBERS, BinarySpace, DiscreteSpace, Packed, Space, space_of, space_of_values
-from aaren_rl.data.spaces.image import image_of
+from aaren_rl.data.spaces import IMAGE, NUMBERS, DiscreteSpace, Packed, Space, space_of, space_of_values
+from aaren_rl.data.spaces.image import shows_images
 from aaren_rl.errors import DataError, InvalidInput
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Trajectories:
         for number, episode in enumerate(whole):
             check_alike(number, episode, first)
         lengths = [len(episode.rewards) for episode in whole]
-        final = _joined([map_packed(lambda part: part[-1:], episode.observations) for episode in whole])
+        final = [map_packed(lambda part: part[-1:], one.observations) for one in whole] if has_final(first) else None
         acted = [
             map_packed(lambda part, n=n: part[:n], one.observations) for one, n in zip(whole, lengths, strict=True)
         ]
@@ -141,7 +141,7 @@ class Trajectories:
                 np.concatenate([[0], np.cumsum(lengths)]),
                 np.array([episode.terminated for episode in whole]),
                 np.array([episode.truncated or not episode.terminated for episode in whole]),
-                final if has_final(first) else None,
+                None if final is None else _joined(final),
                 *spaces,
             )
         except DataError:
@@ -231,9 +231,7 @@ class Trajectories:
     def _take_images(self) -> None:
         """Names images that were given as a mere array."""
         array = self.observations
-        if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim < 3:
-            return
-        if image_of(array.shape[1:], "uint8", 0, 255) is None:
+        if not isinstance(array, np.ndarray) or not shows_images(array):
             return
         object.__setattr__(self, "observations", {IMAGE: array})
         object.__setattr__(self, "observation_space", self.observation_space or space_of_values(array))
@@ -256,16 +254,12 @@ class Trajectories:
         """
         for name, space in (("observations", self.observation_space), ("actions", self.action_space)):
             values = self.numbers if name == "observations" else self.actions
-            for part in () if space is None else space.parts():
-                if isinstance(part.space, DiscreteSpace | BinarySpace):
-                    wrong = not_values_of(values_of_part(values, part), part.space)
-                    if wrong is not None:
-                        where = f" of part {part.path!r}" if part.path else ""
-                        found = values_of_part(values, part)[wrong].tolist()
-                        raise DataError(
-                            f"{name} hold {found}{where} at step {wrong}, in episode {self.episode_of(wrong)}; "
-                            f"expected a value of {part.space}"
-                        )
+            found = None if space is None else first_no_value(values, space)
+            if found is not None:
+                raise DataError(
+                    f"{name} hold {found.numbers}{found.where} at step {found.step}, in episode "
+                    f"{self.episode_of(found.step)}; expected a value of {found.part.space}"
+                )
 
     def _check_lengths(self) -> None:
         first = first_of(self.observations)

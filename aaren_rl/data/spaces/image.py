@@ -140,6 +140,11 @@ def image_of(shape: tuple[int, ...], dtype: str, low: float, high: float) -> Ima
     return None
 
 
+def shows_images(array: npt.NDArray[Any]) -> bool:
+    """True for stacked arrays of bytes that are images, (steps, *image shape)."""
+    return array.dtype == np.uint8 and array.ndim >= 3 and image_of(array.shape[1:], "uint8", 0, 255) is not None
+
+
 def _channels(shape: tuple[int, ...]) -> Channels | None:
     """Where the channels of an image of this shape stand: at the shorter end, the last one if both are alike."""
     if len(shape) == 2:

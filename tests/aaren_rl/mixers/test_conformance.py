@@ -35,10 +35,6 @@ def mixing(request, loud):
     return build(request.param, loud)
 
 
-def parts_of(state):
-    return (state,) if isinstance(state, torch.Tensor) else tuple(state)
-
-
 def tokens(time, batch=3, seed=0):
     return torch.randn(batch, time, WIDTH, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
@@ -58,7 +54,7 @@ def assert_close(ours, theirs, tolerance=1e-10):
 
 def assert_same_memory(mixer, ours, theirs):
     """Two states are the same when everything that follows is."""
-    follow = tokens(3, seed=99)[: parts_of(ours)[0].shape[0]]
+    follow = tokens(3, seed=99)[: state_tensors(ours)[0].shape[0]]
     assert_close(mixer(follow, ours)[0], mixer(follow, theirs)[0])
 
 
@@ -226,16 +222,17 @@ def test_conformance_reset_rows_are_fresh_and_the_others_go_on(mixer):
 
 def test_conformance_a_state_handed_in_is_not_changed(mixer):
     state = mixer(tokens(6))[1]
-    copies = [part.clone() for part in parts_of(state)]
+    copies = [part.clone() for part in state_tensors(state)]
     mixer.step(tokens(1)[:, 0], state)
     mixer.reset_state(state, torch.tensor([True, False, True]))
-    assert all(torch.equal(after, before) for after, before in zip(parts_of(state), copies, strict=True))
+    assert all(torch.equal(after, before) for after, before in zip(state_tensors(state), copies, strict=True))
 
 
-def test_conformance_a_width_without_whole_heads_is_refused(mixer):
+@pytest.mark.parametrize("name", mixers.names())
+def test_a_width_without_whole_heads_is_refused(name):
     for width, heads in ((10, 3), (4, 0), (0, 1)):
         with pytest.raises(InvalidInput, match="multiple of the heads"):
-            type(mixer)(width, heads)
+            mixers.build(name, width, heads)
 
 
 @pytest.mark.parametrize("heads", [1, 3])

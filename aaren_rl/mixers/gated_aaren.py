@@ -9,10 +9,10 @@ from aaren_rl.mixers.base.registry import register
 
 @register("gated-aaren")
 class GatedAaren(Aaren):
-    """`Aaren` with rotation, a forget gate, a short convolution of 4 tokens and an output gate (ours).
+    """`Aaren` with all that orders it: rotation, forget and output gates, a lasting mean and a short convolution (ours).
 
-    A name for ``aaren(conv=4, forget=true, gate=true, rotary=1)``: the same scan, and a state of the same size plus the
-    last 3 tokens. Each of them can be turned off.
+    A name for ``aaren(conv=4, forget=true, gate=true, lasting=true, rotary=1)``: the same scan, and twice the state plus
+    the last 3 tokens. Each of them can be turned off.
 
     Args:
         width: size of a token.
@@ -21,6 +21,7 @@ class GatedAaren(Aaren):
         forget: as in `Aaren`.
         rotary: as in `Aaren`.
         gate: as in `Aaren`.
+        lasting: as in `Aaren`.
 
     Raises:
         InvalidInput: as `Aaren`.
@@ -29,7 +30,7 @@ class GatedAaren(Aaren):
     conv = 4
     capability = Capability(
         source="ours, on Feng et al. 2024 (arXiv 2405.13956)",
-        differs="rotated values, forget gate, output gate, convolution",
+        differs="rotated values, forget gate, output gate, a second mean that lasts, convolution",
         parallel="T d, scan",
         step="d",
     )
@@ -42,5 +43,6 @@ class GatedAaren(Aaren):
         forget: bool = True,
         rotary: float = 1.0,
         gate: bool = True,
+        lasting: bool = True,
     ) -> None:
-        super().__init__(width, heads, recency, forget, rotary, gate)
+        super().__init__(width, heads, recency, forget, rotary, gate, lasting)

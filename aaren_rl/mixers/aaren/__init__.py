@@ -42,6 +42,8 @@ class Aaren(Mixer):
       queries and keys). ``o_k = sum_i w_ki R(theta (k - i)) v_i``: each pair of numbers of a value is one complex number
       with a learned frequency theta. What is k tokens old is then told from what is k + 1 tokens old.
     - gate: outputs are multiplied by ``silu(W_g x)`` (Hua et al. 2022, "FLASH", arXiv 2202.10447, section 2).
+    - lasting: a second learned query attends to the same values without any of these, and its output is added (ours).
+      What turns or fades is of no use after thousands of tokens; this mean is, and it doubles the state.
 
     Args:
         width: size of a token.
@@ -50,6 +52,7 @@ class Aaren(Mixer):
         forget: tokens choose how much of the past to keep.
         rotary: share of each head's numbers that turn with age, from 0 to 1.
         gate: tokens choose what to let through.
+        lasting: a second query whose mean neither turns nor fades.
 
     Raises:
         InvalidInput: rotary is out of range, or turns less than one pair of a head's numbers.
@@ -66,6 +69,7 @@ class Aaren(Mixer):
         forget: bool = False,
         rotary: float = 0.0,
         gate: bool = False,
+        lasting: bool = False,
     ) -> None:
         super().__init__(width, heads)
         self.query_token = nn.Parameter(torch.randn(width) * 0.02)
@@ -84,6 +88,7 @@ class Aaren(Mixer):
         pairs = _rotating_pairs(rotary, self.head_width)
         self.log_frequency = nn.Parameter(_frequencies(heads, pairs).log()) if pairs else None
         self.gate = nn.Linear(width, width) if gate else None
+        self.lasting_token = nn.Parameter(torch.randn(width) * 0.02) if lasting else None
 
     @property
     def slopes(self) -> Tensor:
@@ -91,8 +96,9 @@ class Aaren(Mixer):
         return F.softplus(self.slope_before_softplus)
 
     def initial_state(self, batch_size: int) -> scan.ScanState:
-        """The empty prefix (m, c, a) of every head."""
-        return scan.initial_state(batch_size, self.heads, self.head_width, self.query_token.device)
+        """The empty prefix (m, c, a) of every head; those of lasting means follow the others."""
+        means = self.heads if self.lasting_token is None else 2 * self.heads
+        return scan.initial_state(batch_size, means, self.head_width, self.query_token.device)
 
     def forward(
         self,
@@ -102,20 +108,26 @@ class Aaren(Mixer):
         valid: Tensor | None = None,
     ) -> tuple[Tensor, scan.ScanState]:
         """See `Mixer.forward`; the state is a `scan.ScanState`."""
-        scores = F.linear(x, *self.score_weights()).transpose(1, 2)  # (batch, heads, time)
+        scores = F.linear(x, *self.score_weights()).transpose(1, 2)  # (batch, means, time)
         values = self._split_heads(self.value(x))  # (batch, heads, time, head width)
-        turned = None if self.log_frequency is None else self._phases(x, valid)  # (., heads, time, head width / 2)
-        if turned is not None:
-            values = rotate(values, turned.conj()).to(values.dtype)
+        phase = None if self.log_frequency is None else self._phases(x, valid)  # (., means, time, head width / 2)
+        if self.lasting_token is not None:
+            values = torch.cat([values, values], 1)  # (batch, means, time, head width)
+        if phase is not None:
+            values = rotate(values, phase.conj()).to(values.dtype)
         mixed, state = scan.prefix_attention(scores, values, state, reset, valid, log_decay=self._log_decay(x))
-        if turned is not None:
-            mixed = rotate(mixed, turned).to(mixed.dtype)
-            state = state._replace(a=rotate(state.a, turned[:, :, -1]))
-        joined = self._join_heads(mixed)  # (batch, time, width)
-        return self.output(joined if self.gate is None else joined * F.silu(self.gate(x))), state
+        if phase is not None:
+            mixed = rotate(mixed, phase).to(mixed.dtype)
+            state = state._replace(a=rotate(state.a, phase[:, :, -1]))
+        joined = self._join_heads(mixed[:, : self.heads])  # (batch, time, width)
+        if self.gate is not None:
+            joined = joined * F.silu(self.gate(x))
+        if self.lasting_token is not None:
+            joined = joined + self._join_heads(mixed[:, self.heads :])
+        return self.output(joined), state
 
     def _log_decay(self, x: Tensor) -> Tensor | None:
-        """Logarithm of what each token leaves of all earlier weights, (batch, heads, time); None for all of it."""
+        """Logarithm of what each token leaves of all earlier weights, (batch, means, time); None for all of it."""
         log_decay: Tensor | None = None
         if self.keep is not None:
             # Over thousands of tokens, half precision would forget by rounding.
@@ -124,36 +136,39 @@ class Aaren(Mixer):
         if self.recency:
             slopes = self.slopes.unsqueeze(-1).expand(x.shape[0], -1, x.shape[1])
             log_decay = -slopes if log_decay is None else log_decay - slopes
+        if log_decay is not None and self.lasting_token is not None:
+            log_decay = F.pad(log_decay, (0, 0, 0, self.heads))
         return log_decay
 
     def _phases(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        """Unit complex numbers by which outputs turn forth, and values back, (1 or batch, heads, time, head width / 2).
+        """Unit complex numbers by which outputs turn forth, and values back, (1 or batch, means, time, head width / 2).
 
         Only the places of tokens relative to each other matter. They count real tokens from the start of the row, so
         the state is that of place 0.
         """
         assert self.log_frequency is not None
         table = phases(self.log_frequency.exp(), x.shape[1])  # (places, heads, pairs)
-        still = self.head_width // 2 - table.shape[-1]
-        table = F.pad(table, (0, still), value=1.0) if still else table
+        still, lasting = self.head_width // 2 - table.shape[-1], 0 if self.lasting_token is None else self.heads
+        table = F.pad(table, (0, still, 0, lasting), value=1.0) if still or lasting else table
         by_token = table[1:].unsqueeze(0) if valid is None else table[valid.cumsum(1)]
         return by_token.transpose(1, 2)
 
     def score_weights(self) -> tuple[Tensor, Tensor]:
-        """Weight (heads, width) and bias (heads,) of the scores as a linear layer of the tokens.
+        """Weight (means, width) and bias (means,) of the scores as a linear layer of the tokens.
 
         All tokens share the query, so it goes through the key projection once:
         <q, W_k x + b> = <W_k^T q, x> + <q, b>. This saves a width x width product per token.
         """
-        query = self.query(self.query_token).reshape(self.heads, self.head_width) * self.head_width**-0.5
-        weight = (query.unsqueeze(1) @ self.key.weight.reshape(self.heads, self.head_width, self.width)).squeeze(1)
-        bias = (query * self.key.bias.reshape(self.heads, self.head_width)).sum(-1)
-        return weight, bias
+        tokens = [self.query_token] if self.lasting_token is None else [self.query_token, self.lasting_token]
+        queries = self.query(torch.stack(tokens)).view(len(tokens), self.heads, 1, -1) * self.head_width**-0.5
+        weight = queries @ self.key.weight.view(self.heads, self.head_width, self.width)  # (tokens, heads, 1, width)
+        bias = (queries.squeeze(2) * self.key.bias.view(self.heads, self.head_width)).sum(-1)
+        return weight.flatten(0, 2), bias.flatten()
 
     def stepper(self, norm: nn.LayerNorm, tokens: int, outputs: int) -> AarenStepper | GatedAarenStepper:
         """See `Mixer.stepper`."""
         slopes = self.slopes if self.recency else None
-        if self.keep is None and self.log_frequency is None and self.gate is None:
+        if self.keep is None and self.log_frequency is None and self.gate is None and self.lasting_token is None:
             return AarenStepper(self.score_weights(), self.value, self.output, slopes, norm, tokens, outputs)
         parts = GatedParts(
             score=self.score_weights(),
@@ -164,7 +179,7 @@ class Aaren(Mixer):
             frequencies=None if self.log_frequency is None else self.log_frequency.exp(),
             gate=self.gate,
         )
-        return GatedAarenStepper(parts, tokens, outputs)
+        return GatedAarenStepper(parts, self.heads, tokens, outputs)
 
 
 def _rotating_pairs(share: float, head_width: int) -> int:

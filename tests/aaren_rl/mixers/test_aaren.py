@@ -20,6 +20,7 @@ OPTIONS = [
     "aaren(rotary=0.5)",
     "aaren(gate=true)",
     "aaren(forget=true, recency=true, rotary=1)",
+    "aaren(forget=true, rotary=1, lasting=true)",
     "gated-aaren(conv=0)",
 ]
 
@@ -84,6 +85,11 @@ def definition(mixer, x, reset, valid):
             if mixer.gate is not None:
                 gate = mixer.gate(x[row, t])
                 mixed = mixed * gate * torch.sigmoid(gate)
+            if mixer.lasting_token is not None:
+                other = mixer.query(mixer.lasting_token).view(HEADS, SIZE)
+                scores = torch.einsum("hd,thd->ht", other, mixer.key(own).view(-1, HEADS, SIZE)) * SIZE**-0.5
+                values = mixer.value(own).view(-1, HEADS, SIZE)
+                mixed = mixed + torch.einsum("ht,thd->hd", scores.softmax(-1), values).flatten()
             outputs[row, t] = mixer.output(mixed)
     return outputs
 
@@ -146,7 +152,7 @@ def test_thousands_of_tokens_lose_no_digits_in_float32(spec):
 
 @pytest.mark.parametrize("heads", [1, 3])
 def test_a_gated_aaren_that_turns_and_forgets_nothing_is_the_papers_layer(heads, loud):
-    gated = loud(mixers.build("gated-aaren(conv=0, gate=false)", WIDTH, heads)).double()
+    gated = loud(mixers.build("gated-aaren(conv=0, gate=false, lasting=false)", WIDTH, heads)).double()
     with torch.no_grad():
         gated.keep.weight.zero_()
         gated.keep_bias.fill_(1e3)
@@ -200,7 +206,7 @@ def test_a_share_that_does_not_fit_the_heads_is_refused(width, heads, options, m
 
 
 def test_gated_aaren_is_a_name_for_aarens_options():
-    written = mixers.build("aaren(conv=4, forget=true, gate=true, rotary=1)", WIDTH, HEADS)
+    written = mixers.build("aaren(conv=4, forget=true, gate=true, lasting=true, rotary=1)", WIDTH, HEADS)
     named = mixers.build("gated-aaren", WIDTH, HEADS)
     assert isinstance(named.mixer, GatedAaren)
     shapes = {name: part.shape for name, part in named.state_dict().items()}
@@ -209,9 +215,20 @@ def test_gated_aaren_is_a_name_for_aarens_options():
     assert_close(named.double()(tokens(9))[0], written.double()(tokens(9))[0])
 
 
-def test_options_add_three_tokens_to_the_state_and_no_more():
+def test_the_state_is_twice_the_papers_and_the_last_three_tokens():
     plain, gated = (mixers.build(name, WIDTH, HEADS).initial_state(1) for name in ("aaren", "gated-aaren"))
-    assert state_bytes(gated) == state_bytes(plain) + 3 * WIDTH * 4
+    assert state_bytes(gated) == 2 * state_bytes(plain) + 3 * WIDTH * 4
+
+
+def test_a_lasting_mean_remembers_what_a_gate_forgot(loud):
+    mixer, x = loud(Aaren(WIDTH, HEADS, forget=True, lasting=True)).double(), tokens(400)
+    with torch.no_grad():
+        mixer.keep_bias.fill_(-3.0)
+    changed = x.clone()
+    changed[:, 0] += 1.0
+    assert (mixer(x)[0] - mixer(changed)[0])[:, -1].abs().max() > 1e-4
+    mixer.lasting_token = None
+    assert (mixer(x)[0] - mixer(changed)[0])[:, -1].abs().max() < 1e-12
 
 
 def test_slopes_begin_as_those_of_press(loud):

@@ -64,11 +64,10 @@ class GatedDeltaNet(MatrixMemory):
 
     def terms(self, x: Tensor) -> tuple[Terms, Tensor]:
         """See `MatrixMemory.terms`; the weight is b."""
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        queries, keys, values = (self._split_heads(part(x)).to(dtype) for part in (self.query, self.key, self.value))
+        queries, keys, values = (self._split_heads(part(x)) for part in (self.query, self.key, self.value))
         queries, keys = (F.normalize(part, dim=-1, eps=SHORTEST) for part in (queries, keys))
-        log_weight = F.logsigmoid(self.write(x).to(dtype)) + math.log(2.0)
-        log_decay = F.logsigmoid(self.forget(x).to(dtype) + self.forget_bias)
+        log_weight = F.logsigmoid(self.write(x).to(values.dtype)) + math.log(2.0)
+        log_decay = F.logsigmoid(self.forget(x).to(values.dtype) + self.forget_bias)
         return Terms(queries, keys, values, log_weight.transpose(1, 2), log_decay.transpose(1, 2)), x
 
     def mix_chunk(self, terms: Terms, places: Places, state: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -71,12 +71,11 @@ class Mamba2(MatrixMemory):
 
     def terms(self, x: Tensor) -> tuple[Terms, Tensor]:
         """See `MatrixMemory.terms`; what `read_out` needs besides is (x, z)."""
-        dtype = torch.promote_types(x.dtype, torch.float32)
         gate, values, keys, queries, step = self.project(x).split(self.sizes, -1)
-        step = F.softplus(step.to(dtype) + self.step_bias).transpose(1, 2)  # (batch, heads, time)
-        columns = values.to(dtype).unflatten(-1, (self.memories, -1)).transpose(1, 2)
+        columns = self._split_heads(values)  # (batch, heads, time, columns)
+        step = F.softplus(step.to(columns.dtype) + self.step_bias).transpose(1, 2)  # (batch, heads, time)
         shape = (-1, self.memories, -1, -1)
-        keys, queries = (part.to(dtype).unsqueeze(1).expand(shape) for part in (keys, queries))
+        keys, queries = (part.to(columns.dtype).unsqueeze(1).expand(shape) for part in (keys, queries))
         log_decay = -step * self.log_rate.exp().unsqueeze(-1)
         terms = Terms(queries, keys, columns * step.unsqueeze(-1), torch.zeros_like(step), log_decay)
         return terms, torch.cat([values, gate], -1)
@@ -84,7 +83,6 @@ class Mamba2(MatrixMemory):
     def read_out(self, read: Tensor, beside: Tensor) -> Tensor:
         """See `MatrixMemory.read_out`."""
         values, gate = beside.chunk(2, -1)
-        skipped = self.skip * values.to(read.dtype).unflatten(-1, (self.memories, -1)).transpose(1, 2)
-        gated = self._join_heads(read + skipped) * F.silu(gate.to(read.dtype))
+        gated = self._join_heads(read + self.skip * self._split_heads(values)) * F.silu(gate.to(read.dtype))
         normed = F.rms_norm(gated, gated.shape[-1:], self.scale, NORM_EPS)
         return self.output(normed.to(beside.dtype))  # type: ignore[no-any-return]

@@ -61,4 +61,4 @@ class MLSTM(KernelAttention):
     def read_out(self, read: Tensor, beside: Tensor) -> Tensor:
         """See `MatrixMemory.read_out`."""
         gate = self.output_gate(beside).sigmoid()
-        return self.output(gate * self._join_heads(read).to(gate.dtype)).to(beside.dtype)  # type: ignore[no-any-return]
+        return self.output(gate * self._join_heads(read).to(gate.dtype))  # type: ignore[no-any-return]

@@ -73,12 +73,8 @@ class RotaryLinear(MatrixMemory):
 
     def terms(self, x: Tensor) -> tuple[Terms, Tensor]:
         """See `MatrixMemory.terms`."""
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        queries, keys, values = (
-            layer(x).to(dtype).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for layer in (self.query, self.key, self.value)
-        )
-        log_decay = F.logsigmoid(self.forget(x).to(dtype) + self.forget_bias).transpose(1, 2)
+        queries, keys, values = (self._split_heads(part(x)) for part in (self.query, self.key, self.value))
+        log_decay = F.logsigmoid(self.forget(x).to(values.dtype) + self.forget_bias).transpose(1, 2)
         queries, keys = queries + self.query_offset, keys + self.key_offset
         return Terms(queries, keys, values, torch.zeros_like(log_decay), log_decay), x
 

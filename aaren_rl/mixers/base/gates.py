@@ -44,5 +44,7 @@ class GatedNorm(nn.Module):
 
     def forward(self, read: Tensor, x: Tensor) -> Tensor:
         """What the heads read, (batch, heads, time, columns), normed and gated by tokens (batch, time, width)."""
-        gate = F.silu(self.gate(x)).unflatten(-1, (self.scale.shape[0], -1)).transpose(1, 2)
-        return F.rms_norm(read, read.shape[-1:], eps=NORM_EPS) * self.scale * gate
+        heads, _, columns = self.scale.shape
+        gate = F.silu(self.gate(x)).view(*x.shape[:-1], heads, columns).transpose(1, 2)
+        normed: Tensor = F.rms_norm(read, (columns,), eps=NORM_EPS) * self.scale * gate
+        return normed

@@ -75,7 +75,7 @@ class KernelAttention(MatrixMemory):
     def terms(self, x: Tensor) -> tuple[Terms, Tensor]:
         """See `MatrixMemory.terms`; every value is followed by a 1."""
         dtype = torch.promote_types(x.dtype, torch.float32)
-        queries, keys, values = (self._split_heads(part(x)).to(dtype) for part in (self.query, self.key, self.value))
+        queries, keys, values = (self._split_heads(part(x)) for part in (self.query, self.key, self.value))
         # Sums over thousands of tokens stay in full precision.
         with torch.autocast(x.device.type, enabled=False):
             queries, keys, log_weight, log_decay = self.weigh(x.to(dtype), queries, keys)

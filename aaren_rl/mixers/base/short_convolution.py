@@ -88,9 +88,7 @@ class ShortConvolution(Mixer):
         """See `Mixer.stepper`."""
         return ConvolutionStepper(self.weight, self.mixer, norm, tokens, outputs)
 
-    def _convolve(
-        self, x: Tensor, past: Tensor, reset: Tensor | None, valid: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def _convolve(self, x: Tensor, past: Tensor, reset: Tensor | None, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         """Convolved tokens (batch, time, width), and the last tokens of each row, (batch, taps - 1, width).
 
         Tokens are found by their number among the real ones. For 3 taps, with `.` for padding:

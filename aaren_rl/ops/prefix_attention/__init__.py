@@ -119,7 +119,9 @@ def _check(
             "expected (batch, heads, time) and (batch, heads, time, dim)"
         )
     if log_decay is not None and log_decay.shape != scores.shape:
-        raise InvalidInput(f"log_decay has shape {tuple(log_decay.shape)}; expected that of the scores, {tuple(scores.shape)}")
+        raise InvalidInput(
+            f"log_decay has shape {tuple(log_decay.shape)}; expected that of the scores, {tuple(scores.shape)}"
+        )
     for name, mask in (("reset", reset), ("valid", valid)):
         if mask is None:
             continue

@@ -6,7 +6,7 @@ import torch
 
 from aaren_rl import mixers
 from aaren_rl.errors import InvalidInput
-from aaren_rl.mixers import Aaren, GatedAaren, state_bytes, state_tensors
+from aaren_rl.mixers import Aaren, GatedAaren, state_bytes
 from aaren_rl.ops.prefix_attention.decay import PIECE
 
 WIDTH, HEADS = 12, 3

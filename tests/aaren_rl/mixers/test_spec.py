@@ -131,7 +131,10 @@ def test_defaults_are_those_of_the_constructor():
         ("aaren(recency=true)x", GRAMMAR),
         ("aarne", "unknown mixer 'aarne'; did you mean 'aaren'"),
         ("aaren(recncy=true)", r"unknown option 'recncy'; did you mean 'recency'\? .* of aaren .*, recency=false"),
-        ("aaren(zzz=1)", r"'aaren\(zzz=1\)': unknown option 'zzz'; options of aaren and defaults: conv=0, forget=false, gate=false, lasting=false"),
+        (
+            "aaren(zzz=1)",
+            r"'aaren\(zzz=1\)': unknown option 'zzz'; options of aaren and defaults: conv=0, forget=false, gate=false, lasting=false",
+        ),
         ("gru(size=3)", r"'gru\(size=3\)': unknown option 'size'; options of gru and defaults: conv=0"),
         ("aaren(recency=1)", r"'aaren\(recency=1\)': option 'recency' is '1'; expected true or false"),
         ("aaren(recency=True)", "'True'; expected true or false"),
@@ -167,6 +170,7 @@ def test_an_option_needs_a_default_and_a_type():
 
     with pytest.raises(InvalidInput, match="option 'rank' of Untyped is annotated None; expected bool, int, float"):
         mixers.register("untyped")(Untyped)
+
     class Convolving(mixers.NoMixing):
         def __init__(self, width: int, heads: int, conv: int = 4) -> None:
             super().__init__(width, heads)

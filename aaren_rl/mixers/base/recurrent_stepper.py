@@ -79,6 +79,10 @@ class RecurrentStepper(Stepper):
 
     weight: Tensor
     bias: Tensor
+    recurrent_weight: Tensor
+    recurrent_bias: Tensor
+    output_weight: Tensor
+    output_bias: Tensor
 
     def __init__(
         self,

@@ -74,8 +74,8 @@ class PerceiverStepper(Stepper):
         """See `Stepper.forward`."""
         rows = F.linear(x, self.project, self.project_bias)
         rows, size = rows.view(-1, self.tokens, rows.shape[-1]), self.heads * (self.dim + 1)
-        values = rows[..., :size].unflatten(-1, (self.heads, -1)).transpose(1, 2).unsqueeze(2)
-        queries = rows[:, -self.outputs :, size : 2 * size].unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        values = rows[..., :size].reshape(-1, self.tokens, self.heads, self.dim + 1).transpose(1, 2).unsqueeze(2)
+        queries = rows[:, -self.outputs :, size : 2 * size].reshape(-1, self.outputs, self.heads, self.dim + 1)
         scores = rows[..., 2 * size :].double().transpose(1, 2)  # (batch, heads * latents, tokens)
         if live is not None:
             scores = scores + ((1 - live) * EMPTY).unsqueeze(1)
@@ -86,7 +86,7 @@ class PerceiverStepper(Stepper):
         weights = torch.exp(table - m)  # (batch, heads, outputs, latents, 1 + tokens)
         sums = weights[..., :1] * before[..., :-1] + weights[..., 1:] @ values.double()
         latents = (sums / sums[..., -1:]).to(x.dtype) + self.latents  # (batch, heads, outputs, latents, dim + 1)
-        read = (latents @ queries.unsqueeze(-1)).softmax(-2)
+        read = (latents @ queries.transpose(1, 2).unsqueeze(-1)).softmax(-2)
         mixed = (read.transpose(-1, -2) @ latents).squeeze(-2).transpose(1, 2)  # (batch, outputs, heads, dim + 1)
         after = torch.cat([sums, m], -1)[:, :, -1]
         return torch.addmm(onto, mixed.reshape(-1, len(self.output)), self.output), after.flatten(1)

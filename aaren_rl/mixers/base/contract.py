@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -138,7 +139,8 @@ class PlainStepper(Stepper):
         like = mixer.initial_state(1)
         super().__init__(torch.cat([part.reshape(-1).double() for part in state_tensors(like)]).clamp(min=EMPTY))
         self._like = like
-        self.mixer, self.tokens, self.outputs = mixer, tokens, outputs
+        # A copy, since the mixer's weights may change.
+        self.mixer, self.tokens, self.outputs = copy.deepcopy(mixer), tokens, outputs
 
     def forward(self, x: Tensor, onto: Tensor, state: Tensor, live: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `Stepper.forward`."""

@@ -63,7 +63,7 @@ class NumpyLocalStepper:
         """See `NumpyStepper.__call__`."""
         batch, size = len(before), (self.span - 1) * 2 * self.width
         rows = (normed @ self.weight + self.bias).reshape(batch, self.tokens, -1)
-        window = before[:, :size].astype(np.float32).reshape(batch, self.span - 1, -1)
+        window = before[:, :size].astype(np.float32).reshape(batch, self.span - 1, 2 * self.width)
         filled = before[:, size:]
         one, mixed = np.ones((batch, 1)), []
         for token in range(self.tokens):

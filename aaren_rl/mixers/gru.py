@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from aaren_rl.mixers.base.contract import Capability
+from aaren_rl.mixers.base.recurrent_stepper import Cell, Functions
 from aaren_rl.mixers.base.registry import register
 from aaren_rl.mixers.base.torch_rnn import Rows, TorchRNN
+
+
+class GRUCell(Cell):
+    """Equations of the unit; columns of its layers are r, z and n."""
+
+    def advance(self, terms: tuple[Any, ...], product: Any, state: Any, functions: Functions) -> tuple[Any, ...]:
+        """See `Cell.advance`."""
+        (row,), width = terms, state.shape[1]
+        gates = functions.sigmoid(row[:, : 2 * width] + product[:, : 2 * width])
+        new = functions.tanh(row[:, 2 * width :] + gates[:, :width] * product[:, 2 * width :])
+        return (new + gates[:, width:] * (state - new),)
 
 
 @register("gru")
@@ -25,6 +39,7 @@ class GRU(TorchRNN):
     """
 
     state_parts = 1
+    cell = GRUCell()
     capability = Capability(
         source="Cho et al. 2014 (arXiv 1406.1078), section 2.3",
         differs="followed by an output projection",

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from aaren_rl.mixers.base.contract import Capability
+from aaren_rl.mixers.base.recurrent_stepper import Cell, Functions
 from aaren_rl.mixers.base.registry import register
 from aaren_rl.mixers.base.torch_rnn import Rows, TorchRNN
+
+
+class LSTMCell(Cell):
+    """Equations of the network; columns of its layers are i, f, g and o."""
+
+    def advance(self, terms: tuple[Any, ...], product: Any, state: Any, functions: Functions) -> tuple[Any, ...]:
+        """See `Cell.advance`."""
+        whole, width = terms[0] + product, state.shape[1] // 2
+        # Of all columns, since one call costs more than the columns of g.
+        gates = functions.sigmoid(whole)
+        new = gates[:, :width] * functions.tanh(whole[:, 2 * width : 3 * width])
+        cell = gates[:, width : 2 * width] * state[:, width:] + new
+        return gates[:, 3 * width :] * functions.tanh(cell), cell
 
 
 @register("lstm")
@@ -24,6 +40,7 @@ class LSTM(TorchRNN):
     """
 
     state_parts = 2
+    cell = LSTMCell()
     capability = Capability(
         source="Hochreiter and Schmidhuber 1997, with forget gates (Gers et al. 2000)",
         differs="followed by an output projection",

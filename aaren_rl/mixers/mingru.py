@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
 
 from aaren_rl.mixers.base.contract import Capability
 from aaren_rl.mixers.base.minimal_rnn import MinimalRNN
+from aaren_rl.mixers.base.recurrent_stepper import Functions
 from aaren_rl.mixers.base.registry import register
 
 
@@ -31,6 +35,11 @@ class MinGRU(MinimalRNN):
         super().__init__(width, heads)
         self.update = nn.Linear(width, width)
 
-    def gate(self, x: Tensor) -> Tensor:
-        """See `MinimalRNN.gate`."""
-        return self.update(x)  # type: ignore[no-any-return]
+    def gates(self) -> tuple[nn.Linear, ...]:
+        """See `MinimalRNN.gates`."""
+        return (self.update,)
+
+    @staticmethod
+    def logit(gates: Sequence[Any], functions: Functions) -> Any:
+        """See `MinimalRNN.logit`."""
+        return gates[0]

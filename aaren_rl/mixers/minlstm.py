@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-from torch.nn import functional as F
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
 
 from aaren_rl.mixers.base.contract import Capability
 from aaren_rl.mixers.base.minimal_rnn import MinimalRNN
+from aaren_rl.mixers.base.recurrent_stepper import Functions
 from aaren_rl.mixers.base.registry import register
 
 
@@ -34,6 +37,11 @@ class MinLSTM(MinimalRNN):
         self.forget = nn.Linear(width, width)
         self.input = nn.Linear(width, width)
 
-    def gate(self, x: Tensor) -> Tensor:
-        """See `MinimalRNN.gate`."""
-        return F.logsigmoid(self.input(x)) - F.logsigmoid(self.forget(x))
+    def gates(self) -> tuple[nn.Linear, ...]:
+        """See `MinimalRNN.gates`."""
+        return self.input, self.forget
+
+    @staticmethod
+    def logit(gates: Sequence[Any], functions: Functions) -> Any:
+        """See `MinimalRNN.logit`."""
+        return functions.log_sigmoid(gates[0]) - functions.log_sigmoid(gates[1])

@@ -2,11 +2,40 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aaren_rl.mixers.base.contract import Capability, Mixer
 from aaren_rl.mixers.base.registry import register
+from aaren_rl.mixers.base.stepper import NumpyStepper, Stepper
+from aaren_rl.ops.numpy_layers import Array
+
+
+class NoStepper(Stepper):
+    """Adds nothing; its row of state is empty.
+
+    Args:
+        start: the empty row, (0,).
+        tokens: tokens in a step.
+        outputs: number of tokens that leave the step, the last ones.
+    """
+
+    def __init__(self, start: Tensor, tokens: int, outputs: int) -> None:
+        super().__init__(start)
+        self.tokens, self.outputs = tokens, outputs
+
+    def forward(self, x: Tensor, onto: Tensor, state: Tensor, live: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `Stepper.forward`."""
+        return onto, state
+
+    def to_numpy(self, norm: nn.LayerNorm) -> NumpyStepper:
+        """See `Stepper.to_numpy`."""
+
+        def nothing(normed: Array, before: Array, after: Array, live: Array | None) -> Array:
+            return np.zeros((len(normed) // self.tokens * self.outputs, normed.shape[1]), np.float32)
+
+        return nothing
 
 
 @register("none")
@@ -39,3 +68,7 @@ class NoMixing(Mixer):
     ) -> tuple[Tensor, Tensor]:
         """See `Mixer.forward`; returns zeros and a state (batch, 0)."""
         return torch.zeros_like(x), self.initial_state(x.shape[0])
+
+    def stepper(self, norm: nn.LayerNorm, tokens: int, outputs: int) -> NoStepper:
+        """See `Mixer.stepper`."""
+        return NoStepper(self.nothing.double(), tokens, outputs)

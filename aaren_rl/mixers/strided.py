@@ -38,7 +38,7 @@ class Strided(Local):
         sees="every 4th of the last {n}",
     )
     dilation: ClassVar[int] = 4
-    """Distance between seen tokens: no multiple of 3, so that all three tokens of an interleaved step are seen."""
+    """No multiple of 3, so that all three tokens of an interleaved step are seen."""
 
     def mix(self, x: Tensor, past: Tensor, seen: Tensor) -> Tensor:
         """See `SlidingWindow.mix`."""

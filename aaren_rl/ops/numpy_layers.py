@@ -1,4 +1,4 @@
-"""Linear layers and layer norms in NumPy, folded into each other for acting.
+"""Linear layers, layer norms and activations in NumPy, the layers folded into each other for acting.
 
 Every reader of the residual stream is a layer norm, which subtracts the mean. So everything that is written to the
 stream is centred beforehand, in the weights. A layer norm then only divides by the root mean square, and its scale and
@@ -14,6 +14,9 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 Array: TypeAlias = npt.NDArray[Any]
+
+LARGEST_EXPONENT = 80.0
+"""Its exponential is still finite in float32; as a denominator it gives 2e-35."""
 
 
 def normalise(centred: Array, eps: float) -> Array:
@@ -58,3 +61,21 @@ def transpose(weight: Tensor) -> Array:
 def to_array(tensor: Tensor) -> Array:
     """A tensor as a float32 array on the CPU, without its graph of gradients."""
     return tensor.detach().cpu().numpy().astype(np.float32)
+
+
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(-x)), precise near 0, where small gates keep their digits."""
+    y = np.minimum(-x, LARGEST_EXPONENT)
+    np.exp(y, out=y)
+    y += 1.0
+    return np.reciprocal(y, out=y)
+
+
+def log_sigmoid(x: Array) -> Array:
+    """log(sigmoid(x)), for any x."""
+    return -np.logaddexp(0.0, -x)
+
+
+def relu(x: Array) -> Array:
+    """The larger of x and 0."""
+    return np.maximum(x, 0.0)

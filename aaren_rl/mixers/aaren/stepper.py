@@ -9,11 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aaren_rl.mixers.base.stepper import Stepper
+from aaren_rl.mixers.base.stepper import EMPTY, Stepper
 from aaren_rl.ops.numpy_layers import Array, centre_outputs, fold_norm, to_array
-
-EMPTY = -1e30
-"""Finite score of a missing token; its exponential is 0 beside any other."""
 
 NARROW = 60.0
 """Widest range of scores to take relative to its upper end: every exponential is then at least 1e-26."""

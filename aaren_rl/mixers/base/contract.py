@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from aaren_rl.errors import InvalidInput
 from aaren_rl.mixers.base.state import State, rebuild_state, state_tensors, where_rows
-from aaren_rl.mixers.base.stepper import Stepper
+from aaren_rl.mixers.base.stepper import EMPTY, Stepper
 
 UNTRAINED_SEED = 0
 """Seed of random numbers that are drawn once and never trained.
@@ -139,10 +140,10 @@ class PlainStepper(Stepper):
 
     def __init__(self, mixer: Mixer, tokens: int, outputs: int) -> None:
         like = mixer.initial_state(1)
-        # JSON has no infinities.
-        super().__init__(torch.cat([part.reshape(-1).double() for part in state_tensors(like)]).clamp(min=-1e30))
+        super().__init__(torch.cat([part.reshape(-1).double() for part in state_tensors(like)]).clamp(min=EMPTY))
         self._like = like
-        self.mixer, self.tokens, self.outputs = mixer, tokens, outputs
+        # A copy, since the mixer's weights may change.
+        self.mixer, self.tokens, self.outputs = copy.deepcopy(mixer), tokens, outputs
 
     def forward(self, x: Tensor, onto: Tensor, state: Tensor, live: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `Stepper.forward`."""

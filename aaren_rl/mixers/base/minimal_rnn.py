@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aaren_rl.mixers.base.contract import Mixer
+from aaren_rl.mixers.base.recurrent_stepper import TORCH, Cell, Functions, RecurrentStepper
 from aaren_rl.ops.linear_recurrence import linear_recurrence
+
+
+class MinimalCell(Cell):
+    """Equations of a minimal network; columns of its layer are those of the gates, then the candidate.
+
+    Args:
+        logit: `MinimalRNN.logit` of the network.
+        gates: number of gates.
+    """
+
+    def __init__(self, logit: Callable[[Sequence[Any], Functions], Any], gates: int) -> None:
+        self.logit, self.gates = logit, gates
+
+    def prepare(self, rows: Any, functions: Functions) -> tuple[Any, ...]:
+        """See `Cell.prepare`; the terms are z and g of the candidate."""
+        width = rows.shape[-1] // (self.gates + 1)
+        *gates, candidate = (rows[..., i * width : (i + 1) * width] for i in range(self.gates + 1))
+        above = functions.relu(candidate)
+        return functions.sigmoid(self.logit(gates, functions)), above + functions.sigmoid(candidate - above)
+
+    def advance(self, terms: tuple[Any, ...], product: Any, state: Any, functions: Functions) -> tuple[Any, ...]:
+        """See `Cell.advance`."""
+        z, candidate = terms
+        return (state + z * (candidate - state),)
 
 
 class MinimalRNN(Mixer):
@@ -18,7 +46,8 @@ class MinimalRNN(Mixer):
     are positive: the paper's log-space form (version 1, appendix B.3). The paper sums logarithms to compute it;
     `linear_recurrence` needs none.
 
-    The state is h (batch, width), zero at the start of an episode. A subclass implements `gate`, the logit of z.
+    The state is h (batch, width), zero at the start of an episode. A subclass implements `gates`, which are linear
+    layers of the token, and `logit`, the logit of z.
 
     Args:
         width: size of a token and of the state.
@@ -32,8 +61,21 @@ class MinimalRNN(Mixer):
         self.candidate = nn.Linear(width, width)
         self.output = nn.Linear(width, width)
 
-    def gate(self, x: Tensor) -> Tensor:
-        """Logit of z, the weight of the candidate, for tokens (..., width): (..., width)."""
+    def gates(self) -> tuple[nn.Linear, ...]:
+        """Layers of the gates."""
+        raise NotImplementedError
+
+    @staticmethod
+    def logit(gates: Sequence[Any], functions: Functions) -> Any:
+        """Logit of z, the weight of the candidate.
+
+        Args:
+            gates: outputs of the layers of `gates`, (..., width) each, tensors or arrays.
+            functions: of the library of the gates.
+
+        Returns:
+            (..., width).
+        """
         raise NotImplementedError
 
     def initial_state(self, batch_size: int) -> Tensor:
@@ -63,8 +105,16 @@ class MinimalRNN(Mixer):
         h = torch.addcmul(added, kept, state)
         return self.output(h.to(x_t.dtype)), h
 
+    def stepper(self, norm: nn.LayerNorm, tokens: int, outputs: int) -> RecurrentStepper:
+        """See `Mixer.stepper`."""
+        layers = *self.gates(), self.candidate
+        layer = torch.cat([part.weight for part in layers]), torch.cat([part.bias for part in layers])
+        cell = MinimalCell(self.logit, len(layers) - 1)
+        return RecurrentStepper(cell, layer, None, self.output, 1, tokens, outputs)
+
     def _terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Share of the state that each token keeps, and what it adds, in float32 at least; like the tokens."""
         dtype = torch.promote_types(x.dtype, torch.float32)
-        z, candidate = self.gate(x).to(dtype).sigmoid(), self.candidate(x).to(dtype)
+        logit = self.logit([layer(x) for layer in self.gates()], TORCH)
+        z, candidate = logit.to(dtype).sigmoid(), self.candidate(x).to(dtype)
         return 1 - z, z * torch.where(candidate >= 0, candidate + 0.5, candidate.sigmoid())

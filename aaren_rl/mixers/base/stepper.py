@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from aaren_rl.ops.numpy_layers import Array
 
+EMPTY = -1e30
+"""Finite score of a missing token; its exponential is 0 beside any other. JSON has no infinities."""
+
 
 class Stepper(nn.Module):
     """A mixer folded for acting: it mixes the tokens of one environment step into a row of state.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from aaren_rl.mixers.base.contract import Mixer
+from aaren_rl.mixers.base.recurrent_stepper import Cell, RecurrentStepper
 
 Rows = TypeVar("Rows", Tensor, PackedSequence)
 
@@ -26,8 +27,8 @@ class TorchRNN(Mixer):
     Everything else in the residual stream is written by a linear layer; hence the projection. Without it, a state
     between -1 and 1 would set the size of what a block adds, and no block would start near the identity.
 
-    A subclass implements `run_rows`, and `step` by torch's cell. The state is a tensor, zero at the start of an
-    episode.
+    A subclass builds `network`, names its `cell`, and implements `run_rows`, and `step` by torch's cell. The state is a
+    tensor, zero at the start of an episode.
 
     Args:
         width: size of a token and of the hidden state.
@@ -38,6 +39,9 @@ class TorchRNN(Mixer):
     cuda_graph = False
     state_parts: ClassVar[int]
     """Number of vectors in a state, each of the width."""
+    cell: ClassVar[Cell]
+    """Equations of the network, for acting."""
+    network: nn.RNNBase
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__(width, heads)
@@ -68,6 +72,12 @@ class TorchRNN(Mixer):
         with torch.autocast(x.device.type, enabled=False):
             hidden, after = self._mix(x.to(self.output.weight), before.to(self.output.weight), reset, valid)
         return self.output(hidden), after
+
+    def stepper(self, norm: nn.LayerNorm, tokens: int, outputs: int) -> RecurrentStepper:
+        """See `Mixer.stepper`."""
+        token_weight, recurrent_weight, token_bias, recurrent_bias = self.network.all_weights[0]
+        token, recurrent = (token_weight, token_bias), (recurrent_weight, recurrent_bias)
+        return RecurrentStepper(self.cell, token, recurrent, self.output, self.state_parts, tokens, outputs)
 
     def _mix(self, x: Tensor, before: Tensor, reset: Tensor | None, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         """Hidden states, (batch, time, width), and the state after the last token."""

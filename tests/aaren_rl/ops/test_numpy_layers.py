@@ -6,7 +6,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from aaren_rl.ops.numpy_layers import centre_outputs, fold_norm, normalise, to_array, transpose
+from aaren_rl.ops.numpy_layers import (
+    centre_outputs,
+    fold_norm,
+    log_sigmoid,
+    normalise,
+    relu,
+    sigmoid,
+    to_array,
+    transpose,
+)
 
 
 @pytest.fixture
@@ -44,3 +53,18 @@ def test_arrays_are_float32_copies_without_gradients():
     assert transposed.flags.c_contiguous
     np.testing.assert_array_equal(array, [[0, 1, 2], [3, 4, 5]])
     np.testing.assert_array_equal(transposed, [[0, 3], [1, 4], [2, 5]])
+
+
+@pytest.mark.parametrize(
+    ("function", "reference"), [(sigmoid, torch.sigmoid), (log_sigmoid, F.logsigmoid), (relu, F.relu)]
+)
+def test_activations_are_torchs_in_float64(function, reference):
+    x = np.concatenate([np.linspace(-75, 75, 301), [-3e38, -1e4, -0.0, 1e-30, 1e4, 3e38]]).astype(np.float32)
+    given = x.copy()
+    with np.errstate(all="raise", under="ignore"):
+        found = function(x)
+    np.testing.assert_array_equal(x, given)
+    assert found.dtype == np.float32
+    expected = reference(torch.from_numpy(x).double()).numpy()
+    # Small values keep their digits; those below are 0 in float32, or nearly.
+    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-34)

@@ -445,9 +445,20 @@ def test_mixers_without_a_stepper_go_token_by_token(make_model, monkeypatch, lay
     np.testing.assert_allclose(plain, folded, rtol=0, atol=1e-4)
 
 
+def has_numpy_form(mixer):
+    norm = nn.LayerNorm(4)
+    return mixers.build(mixer, 4, 1).stepper(norm, 1, 1).to_numpy(norm) is not None
+
+
+FIXED_SIZE = [name for name in mixers.names() if mixers.get(name).memory != "growing"]
+
+
 @both_layouts
-@pytest.mark.parametrize("mixer", [name for name in mixers.names() if mixers.get(name).memory != "growing"])
-def test_conformance_a_step_of_it_acts_like_the_model(make_model, mixer, layout):
+@pytest.mark.parametrize(
+    ("mixer", "library"),
+    [(name, "torch") for name in FIXED_SIZE] + [(name, "numpy") for name in FIXED_SIZE if has_numpy_form(name)],
+)
+def test_conformance_a_step_of_it_acts_like_the_model(make_model, mixer, layout, library):
     model = make_model(mixer=mixer, layout=layout, heads=1)
     with torch.no_grad():
         # So that no action saturates.
@@ -456,7 +467,14 @@ def test_conformance_a_step_of_it_acts_like_the_model(make_model, mixer, layout)
     size = carried if mixer != "aaren" else 2 * (16 + 1)
     assert len(ModelStepper(model).start) == MIXERS + size
     assert ModelStepper(model).mixed == MIXERS
-    assert_acts_like(model, "torch", draw(200, starts=[(1, 100), (1, 101), (2, 37)]))
+    assert_acts_like(model, library, draw(200, starts=[(1, 100), (1, 101), (2, 37)]))
+
+
+@both_libraries
+@both_layouts
+def test_blocks_of_all_mixers_of_constant_memory_act_like_the_model(make_model, layout, library):
+    model = make_model(mixer="gru,lstm,mingru,minlstm,perceiver,none,strided:9,aaren", blocks=8, layout=layout, heads=4)
+    assert_acts_like(model, library, draw(100, starts=[(1, 40), (1, 41), (2, 37)]))
 
 
 def test_a_mixer_whose_state_grows_is_refused(make_model):

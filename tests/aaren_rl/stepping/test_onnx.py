@@ -188,7 +188,7 @@ def test_the_card_says_all_that_running_the_graph_takes(exported, name):
 
 def test_blocks_of_different_mixers_are_exported(make_model, tmp_path):
     """Of three tokens a step, the first missing at the start; each mixer alone is in test_mixer_models.py."""
-    model = make_model(mixer="gru,none,local", blocks=3)
+    model = make_model(mixer="gru,lstm,mingru,minlstm,perceiver,none,local", blocks=7)
     to_onnx(model, CARD, tmp_path / "out")
     for batch in (1, 3):
         observations, returns_to_go, actions = run_graph(tmp_path / "out", batch, 60)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from aaren_rl.errors import InvalidInput
 from aaren_rl.mixers.base.contract import Capability, Mixer
 from aaren_rl.mixers.base.registry import register
+from aaren_rl.mixers.perceiver.stepper import PerceiverStepper
 from aaren_rl.ops import prefix_attention as scan
 
 
@@ -42,7 +43,7 @@ class Perceiver(Mixer):
         differs="one cross-attention to the prefix, none among the latents, which are queries themselves; a token "
         "attends to them",
         parallel="T 64 l d for l latents a head",
-        step="l d^2",
+        step="l d",
     )
 
     def __init__(self, width: int, heads: int, latents: int = 4) -> None:
@@ -69,17 +70,28 @@ class Perceiver(Mixer):
         valid: Tensor | None = None,
     ) -> tuple[Tensor, scan.ScanState]:
         """See `Mixer.forward`; the state is a `scan.ScanState` with heads * latents heads."""
-        number, scale = self.latents.shape[1], self.head_width**-0.5
-        # <l, W_k x + b> = <W_k^T l, x> + <l, b>: a product with few rows replaces a projection of every token.
-        scaled = self.latents * scale
-        rows = scaled @ self.key.weight.view(self.heads, self.head_width, self.width)
-        bias = (scaled * self.key.bias.view(self.heads, 1, self.head_width)).sum(-1)
-        scores = F.linear(x, rows.flatten(0, 1), bias.flatten()).transpose(1, 2)  # (batch, heads * latents, time)
+        number = self.latents.shape[1]
+        scores = F.linear(x, *self.score_weights()).transpose(1, 2)  # (batch, heads * latents, time)
         values = self._split_heads(self.value(x)).repeat_interleave(number, 1)
         summed, state = scan.prefix_attention(scores, values, state, reset, valid)
         # (batch, heads, latents, time, head width)
         latents = summed.view(-1, self.heads, number, *summed.shape[2:]) + self.latents.unsqueeze(2)
-        queries = self._split_heads(self.query(x)) * scale
+        queries = self._split_heads(self.query(x)) * self.head_width**-0.5
         weights = torch.einsum("bhtd,bhltd->bhlt", queries, latents).softmax(2)
         mixed = torch.einsum("bhlt,bhltd->bhtd", weights, latents)
         return self.output(self._join_heads(mixed)), state
+
+    def score_weights(self) -> tuple[Tensor, Tensor]:
+        """Weight (heads * latents, width) and bias (heads * latents,) of the scores as a linear layer of the tokens.
+
+        <l, W_k x + b> = <W_k^T l, x> + <l, b>: a product with few rows replaces a projection of every token.
+        """
+        scaled = self.latents * self.head_width**-0.5
+        weight = scaled @ self.key.weight.view(self.heads, self.head_width, self.width)
+        bias = (scaled * self.key.bias.view(self.heads, 1, self.head_width)).sum(-1)
+        return weight.flatten(0, 1), bias.flatten()
+
+    def stepper(self, norm: nn.LayerNorm, tokens: int, outputs: int) -> PerceiverStepper:
+        """See `Mixer.stepper`."""
+        layers = self.value, self.query, self.output
+        return PerceiverStepper(self.latents, self.score_weights(), *layers, tokens, outputs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,6 +11,7 @@ from torch.nn import functional as F
 from aaren_rl.mixers.base.contract import Capability
 from aaren_rl.mixers.base.registry import register
 from aaren_rl.mixers.base.sliding_window import SlidingWindow
+from aaren_rl.mixers.local.stepper import LocalStepper
 
 
 @register("local")
@@ -33,6 +36,9 @@ class Local(SlidingWindow):
         sees="the last {n}",
     )
 
+    dilation: ClassVar[int] = 1
+    """Distance between seen tokens."""
+
     def __init__(self, width: int, heads: int, span: int = 20) -> None:
         super().__init__(width, heads, span, 2 * width)
         self.query = nn.Linear(width, width)
@@ -50,3 +56,7 @@ class Local(SlidingWindow):
         keys, values = (self._split_heads(part) for part in torch.split(past, self.width, -1))
         mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen.unsqueeze(1))
         return self.output(self._join_heads(mixed))  # type: ignore[no-any-return]
+
+    def stepper(self, norm: nn.LayerNorm, tokens: int, outputs: int) -> LocalStepper:
+        """See `Mixer.stepper`."""
+        return LocalStepper(self, tokens, outputs)

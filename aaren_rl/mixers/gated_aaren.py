@@ -9,10 +9,10 @@ from aaren_rl.mixers.base.registry import register
 
 @register("gated-aaren")
 class GatedAaren(Aaren):
-    """`Aaren` with all that orders it: rotation, forget and output gates, a lasting mean and a short convolution (ours).
+    """`Aaren` with all that orders it: rotation, two gates, a lasting mean and a short convolution (ours).
 
-    A name for ``aaren(conv=4, forget=true, gate=true, lasting=true, rotary=1)``: the same scan, and twice the state plus
-    the last 3 tokens. Each of them can be turned off.
+    A name for ``aaren(conv=4, forget=true, gate=true, lasting=true, rotary=1)``: the same scan, and twice the state
+    plus the last 3 tokens. Each of them can be turned off.
 
     Args:
         width: size of a token.

@@ -1,4 +1,4 @@
-"""Aaren: attention with one learned query per layer, which makes it a recurrence of constant size, and what orders it."""
+"""Aaren: attention with one learned query per layer, which makes it a recurrence of constant size."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class Aaren(Mixer):
 
     - recency: a score falls by a learned slope per head with every later token. Slopes start as the fixed ones of Press
       et al. 2022 ("Train Short, Test Long", arXiv 2108.12409, section 3); learning them is ours.
-    - forget: a token multiplies the weights of all earlier ones by ``sigmoid(<w, x> + b)``, per head (the forget gate of
-      Lin et al. 2025, "Forgetting Transformer", arXiv 2503.02130, section 3, here with a learned query).
-    - rotary: values turn by an angle that grows with their age (ours; Su et al. 2021, "RoFormer", arXiv 2104.09864, turn
-      queries and keys). ``o_k = sum_i w_ki R(theta (k - i)) v_i``: each pair of numbers of a value is one complex number
-      with a learned frequency theta. What is k tokens old is then told from what is k + 1 tokens old.
+    - forget: a token multiplies the weights of all earlier ones by ``sigmoid(<w, x> + b)``, per head: the forget gate
+      of Lin et al. 2025 ("Forgetting Transformer", arXiv 2503.02130, section 3), here with a learned query.
+    - rotary: values turn by an angle that grows with their age (ours; Su et al. 2021, "RoFormer", arXiv 2104.09864,
+      turn queries and keys): ``o_k = sum_i w_ki R(theta (k - i)) v_i``. Each pair of a value's numbers is a complex
+      number with a learned frequency theta. This tells what is k tokens old from what is k + 1 tokens old.
     - gate: outputs are multiplied by ``silu(W_g x)`` (Hua et al. 2022, "FLASH", arXiv 2202.10447, section 2).
     - lasting: a second learned query attends to the same values without any of these, and its output is added (ours).
       What turns or fades is of no use after thousands of tokens; this mean is, and it doubles the state.

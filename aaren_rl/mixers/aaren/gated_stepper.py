@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -150,8 +151,7 @@ class NumpyGatedAarenStepper:
         self.output = centre_outputs(to_array(stepper.output))
         bias = to_array(stepper.output_bias)
         self.output_bias = bias - bias.mean()
-        ends = np.cumsum([0, *stepper.columns])
-        columns = [slice(first, last) for first, last in zip(ends[:-1], ends[1:], strict=True)]
+        columns = [slice(*ends) for ends in pairwise(np.cumsum([0, *stepper.columns]))]
         self.value, self.score = columns[:2]
         self.keep = columns[2] if stepper.forgets else None
         self.gate = columns[-1] if stepper.gates else None

@@ -31,6 +31,9 @@ LENGTH_ARGUMENTS = {
 }
 """Arguments that set a task's length, by id; the last one is the greatest length."""
 
+ONE_ANSWER = frozenset({T_MAZE, MEMORY_CHAIN})
+"""Tasks with one answer in an episode, whose returns are 0 or 1."""
+
 
 def with_length(spec: EnvironmentSpec, length: int) -> EnvironmentSpec:
     """A memory task at one length, without a time limit of its own."""

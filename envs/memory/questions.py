@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -28,9 +28,6 @@ class Questions(gym.Env[Any, np.int64]):
         length: steps of an episode.
         answers: number of possible answers; actions are `Discrete(answers)`.
     """
-
-    observation_space: gym.Space[Any]
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
 
     def __init__(self, length: int, answers: int) -> None:
         self.length = length

@@ -99,7 +99,7 @@ def probe(request: Request, episodes: int, seed: int, device: str, say: Say) -> 
         raise Interrupted(f"{error}; the same command goes on") from error
     rows = _measured(runs, request, episodes, seed, device)
     if rows:
-        markdown = probe_table.to_markdown(rows, episodes, request.updates)
+        markdown = probe_table.to_markdown(rows, episodes, table["settings"]["training"]["updates"])
         figures = {"settings": table, "episodes": episodes, "seed": seed, "versions": versions(), "runs": rows}
         replace_file(request.out / f"{TABLE}.md", markdown)
         replace_file(request.out / f"{TABLE}.json", json.dumps(figures, indent=2) + "\n")
@@ -179,5 +179,5 @@ def _measure(run: Run, lengths: list[int], contaminated: bool, episodes: int, se
             kept["contamination"] = asdict(contamination.measure(agent, episodes, seed))
             replace_file(file, json.dumps(kept, indent=2) + "\n")
     # As JSON has it, whether it was read or measured now.
-    found: dict[str, Any] = read_json(file)
+    found: dict[str, Any] = json.loads(json.dumps(kept))
     return {**found, "points": {str(length): found["points"][str(length)] for length in lengths}}

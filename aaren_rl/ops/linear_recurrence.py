@@ -21,12 +21,12 @@ def linear_recurrence(a: Tensor, b: Tensor) -> Tensor:
 
     The pairs (a, b) combine associatively: (a, b) then (a', b') is (a a', a' b + b'). A tree over them needs work in
     proportion to the time, and depth to its logarithm (Blelloch 1990, "Prefix sums and their applications"). With
-    factors from 0 to 1 no product overflows, and a product that underflows is rightly 0. Sums of logarithms would lose
-    digits as they grow, and a factor of 0, which is a reset, has no logarithm.
+    factors of modulus 1 at most no product overflows, and a product that underflows is rightly 0. Sums of logarithms
+    would lose digits as they grow, and a factor of 0, which is a reset, has no logarithm.
 
     Args:
-        a: factors from 0 to 1, (batch, time, width), time 1 or more.
-        b: summands, (batch, time, width).
+        a: factors, real from 0 to 1 or complex of modulus 1 at most, (batch, time, width), time 1 or more.
+        b: summands, (batch, time, width), in the dtype of `a`.
 
     Returns:
         h of every token, (batch, time, width).
@@ -52,11 +52,11 @@ class _LinearRecurrence(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_h: Tensor) -> tuple[Tensor, Tensor]:
-        """db_t = dh_t + a_{t+1} db_{t+1} and da_t = db_t h_{t-1}."""
+        """db_t = dh_t + conj(a_{t+1}) db_{t+1} and da_t = db_t conj(h_{t-1})."""
         a, h = ctx.saved_tensors
-        following = F.pad(a[:, 1:], (0, 0, 0, 1))
+        following = F.pad(a[:, 1:].conj(), (0, 0, 0, 1))
         d_b = _prefixes(following.flip(1), d_h.flip(1)).flip(1)
-        return d_b * F.pad(h[:, :-1], (0, 0, 1, 0)), d_b
+        return d_b * F.pad(h[:, :-1].conj(), (0, 0, 1, 0)), d_b
 
 
 def _prefixes(a: Tensor, b: Tensor) -> Tensor:

@@ -1,0 +1,98 @@
+"""Linear attention with the gated delta rule: a token corrects what the memory answers to its key."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aaren_rl.mixers.base.contract import Capability
+from aaren_rl.mixers.base.gates import GatedNorm, forget_bias
+from aaren_rl.mixers.base.matrix_memory import MatrixMemory, Places, Terms, weigh
+from aaren_rl.mixers.base.registry import register
+
+SHORTEST = 1e-6
+"""Length below which queries and keys are not stretched to unit length."""
+
+
+@register("gated-deltanet")
+class GatedDeltaNet(MatrixMemory):
+    """Gated DeltaNet (Yang et al. 2024, "Gated Delta Networks", arXiv 2412.06464, section 3.1).
+
+    ``S_t = a_t (I - b_t k_t k_t^T) S_{t-1} + b_t k_t v_t^T``, ``o_t = S_t^T q_t``: the memory fades, and then what it
+    answers to the key moves towards the value. Queries and keys have unit length. The output is ``W (silu(G x) *
+    norm(o))`` with a root mean square norm of each head (section 3.4). A chunk solves one triangular system for the
+    corrections ``u_t = b_t (v_t - a_t S_{t-1}^T k_t)``, the WY form (section 3.3)::
+
+        u_t + b_t sum_{i<t} a_{i+1} ... a_t (k_i . k_t) u_i = b_t (v_t - a_1 ... a_t S_0^T k_t)
+
+    The differences:
+
+    - b is ``2 sigmoid(w . x)``, from 0 to 2 in place of 0 to 1, so that eigenvalues may be negative and states be
+      tracked (Grazzi et al. 2024, arXiv 2411.12537, section 4);
+    - a is ``sigmoid(w . x + bias)``, where the source takes Mamba-2's. The bias is such that heads keep 1/e for 32 to
+      1,024 tokens at first;
+    - queries, keys and values are linear in the token: the convolution is the option conv, and its silu is left out.
+
+    Memory: constant, S, h x h numbers for a head of width h.
+
+    Args:
+        width: size of a token.
+        heads: number of heads; must divide the width.
+    """
+
+    capability = Capability(
+        source="Yang et al. 2024 (arXiv 2412.06464), section 3",
+        differs="negative eigenvalues; decay by a sigmoid; without the convolution, which is the option conv",
+        parallel="T (h + 64) d; chunks of 64 tokens in sequence",
+        step="h d",
+    )
+    forget_bias: Tensor
+
+    def __init__(self, width: int, heads: int) -> None:
+        head_width = width // max(heads, 1)
+        super().__init__(width, heads, heads, head_width, head_width)
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.write = nn.Linear(width, heads)
+        self.forget = nn.Linear(width, heads)
+        self.register_buffer("forget_bias", forget_bias(heads))
+        self.norm = GatedNorm(width, heads, head_width)
+
+    def terms(self, x: Tensor) -> tuple[Terms, Tensor]:
+        """See `MatrixMemory.terms`; the weight is b."""
+        queries, keys, values = (self._split_heads(part(x)) for part in (self.query, self.key, self.value))
+        queries, keys = (F.normalize(part, dim=-1, eps=SHORTEST) for part in (queries, keys))
+        log_weight = F.logsigmoid(self.write(x).to(values.dtype)) + math.log(2.0)
+        log_decay = F.logsigmoid(self.forget(x).to(values.dtype) + self.forget_bias)
+        return Terms(queries, keys, values, log_weight.transpose(1, 2), log_decay.transpose(1, 2)), x
+
+    def mix_chunk(self, terms: Terms, places: Places, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `MatrixMemory.mix_chunk`; the corrections of all tokens solve one triangular system."""
+        left, kept = weigh(terms.log_decay, places)
+        weight = terms.log_weight.exp().unsqueeze(3)
+        wanted = terms.values
+        if state is not None:
+            wanted = wanted - kept * (terms.keys @ state)
+        answers = weight * left * (terms.keys @ terms.keys.mT)  # (batch, heads, time, time); the diagonal is not read
+        corrections = torch.linalg.solve_triangular(answers, weight * wanted, upper=False, unitriangular=True)
+        read = (left * (terms.queries @ terms.keys.mT)) @ corrections
+        memory = (terms.keys * left[:, :, -1].unsqueeze(3)).mT @ corrections
+        if state is not None:
+            read = read + kept * (terms.queries @ state)
+            memory = memory + kept[:, :, -1:] * state
+        return read, memory
+
+    def mix_token(self, terms: Terms, state: Tensor) -> tuple[Tensor, Tensor]:
+        """See `MatrixMemory.mix_token`."""
+        faded = terms.log_decay.exp().unsqueeze(3) * state
+        correction = terms.log_weight.exp().unsqueeze(3) * (terms.values - terms.keys @ faded)
+        memory = faded + terms.keys.mT @ correction
+        return terms.queries @ memory, memory
+
+    def read_out(self, read: Tensor, beside: Tensor) -> Tensor:
+        """See `MatrixMemory.read_out`."""
+        return super().read_out(self.norm(read, beside), beside)

@@ -1,0 +1,108 @@
+"""Linear attention whose memory turns and fades with every token."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aaren_rl.mixers.base.contract import Capability
+from aaren_rl.mixers.base.gates import GatedNorm, forget_bias, spread
+from aaren_rl.mixers.base.matrix_memory import MatrixMemory, Places, Terms
+from aaren_rl.mixers.base.registry import register
+
+LONGEST_PERIOD, SHORTEST_PERIOD = 256.0, 2.0
+"""Tokens of a full turn at first, of the slowest and of the fastest pair of features."""
+
+
+@register("rotary-linear")
+class RotaryLinear(MatrixMemory):
+    """Linear attention with rotary embeddings and a forget gate. The composition is ours.
+
+    ``S_t = f_t R S_{t-1} + k_t v_t^T`` and ``o_t = S_t^T q_t`` in each head. R turns every pair of features by an
+    angle. So token i counts at token t by ``q_t . R^(t - i) k_i``, the product of rotated queries and keys of Su et al.
+    2021 ("RoFormer", arXiv 2104.09864, section 3.2). The head keeps ``f_t = sigmoid(w . x_t + b)`` of its memory. Then
+    ``y_t = W (silu(G x_t) * norm(o_t))``, as in RetNet (Sun et al. 2023, arXiv 2307.08621, section 2.2).
+
+    From RetNet it differs in that
+
+    - angles are learned, with periods log-spaced from 2 to 256 tokens over the pairs of a head;
+    - decays depend on the token, as in Mamba-2; b is such that heads keep 1/e for 32 to 1,024 tokens at first;
+    - queries and keys have a learned offset, 1 in the first of each pair at first. It makes weights depend on the age
+      alone, which no product with a token can;
+    - the norm is a root mean square.
+
+    The memory turns before a token is added, so it is always in the frame of the current token and nothing counts
+    tokens. Within a chunk, angles are relative to its start and keep their digits. Memory: constant, S, h x h
+    numbers for a head of width h, if h is even.
+
+    Args:
+        width: size of a token.
+        heads: number of heads; must divide the width.
+    """
+
+    capability = Capability(
+        source="ours; Su et al. 2021, section 3.2; Sun et al. 2023, section 2.2",
+        differs="learned angles, a forget gate of the token, offsets of queries and keys",
+        parallel="T (h + 64) d; chunks of 64 tokens in sequence",
+        step="h d",
+    )
+    forget_bias: Tensor
+
+    def __init__(self, width: int, heads: int) -> None:
+        pairs = math.ceil(width / max(heads, 1) / 2)
+        super().__init__(width, heads, heads, 2 * pairs, width // max(heads, 1))
+        self.query = nn.Linear(width, heads * 2 * pairs)
+        self.key = nn.Linear(width, heads * 2 * pairs)
+        self.value = nn.Linear(width, width)
+        self.forget = nn.Linear(width, heads)
+        self.register_buffer("forget_bias", forget_bias(heads))
+        self.norm = GatedNorm(width, heads, self.head_width)
+        # Offsets of linear layers would start at 0, where neither has a gradient from the other.
+        offset = torch.cat([torch.ones(pairs), torch.zeros(pairs)]).repeat(heads, 1, 1)
+        self.query_offset, self.key_offset = nn.Parameter(offset.clone()), nn.Parameter(offset.clone())
+        periods = spread(LONGEST_PERIOD, SHORTEST_PERIOD, pairs)
+        self.log_frequency = nn.Parameter((2 * math.pi / periods).log().repeat(heads, 1))
+
+    @property
+    def frequencies(self) -> Tensor:
+        """Angle by which a pair of features turns per token, in radians, (heads, pairs)."""
+        return self.log_frequency.exp()
+
+    def terms(self, x: Tensor) -> tuple[Terms, Tensor]:
+        """See `MatrixMemory.terms`."""
+        queries, keys, values = (self._split_heads(part(x)) for part in (self.query, self.key, self.value))
+        log_decay = F.logsigmoid(self.forget(x).to(values.dtype) + self.forget_bias).transpose(1, 2)
+        queries, keys = queries + self.query_offset, keys + self.key_offset
+        return Terms(queries, keys, values, torch.zeros_like(log_decay), log_decay), x
+
+    def mix_chunk(self, terms: Terms, places: Places, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `MatrixMemory.mix_chunk`."""
+        # Tokens since the chunk began, this one included; padding turns nothing.
+        count = places.valid.cumsum(-1).to(terms.keys.dtype)
+        angles = count[:, None, :, None] * self.frequencies.unsqueeze(1)  # (batch, heads, time, pairs)
+        turned = terms._replace(queries=rotate(terms.queries, -angles), keys=rotate(terms.keys, -angles))
+        read, memory = super().mix_chunk(turned, places, state)
+        return read, rotate(memory.mT, angles[:, :, -1:]).mT
+
+    def mix_token(self, terms: Terms, state: Tensor) -> tuple[Tensor, Tensor]:
+        """See `MatrixMemory.mix_token`."""
+        return super().mix_token(terms, rotate(state.mT, self.frequencies.unsqueeze(1)).mT)
+
+    def read_out(self, read: Tensor, beside: Tensor) -> Tensor:
+        """See `MatrixMemory.read_out`."""
+        return super().read_out(self.norm(read, beside), beside)
+
+
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """Turns pairs of features.
+
+    Args:
+        x: (..., 2 * pairs); a pair is a number of the first half and the same of the second.
+        angles: in radians, (..., pairs).
+    """
+    first, second = x.chunk(2, -1)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)

@@ -21,19 +21,14 @@ from aaren_rl.checkpoint import AgentCard
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.spaces import Space, TextSpace, space_of
 from aaren_rl.envs import packages
-from aaren_rl.envs.memory import MEMORY_CHAIN, T_MAZE
-from aaren_rl.envs.repeat_previous import REPEAT_PREVIOUS
+from aaren_rl.envs.memory import ENTRY_POINTS
 from aaren_rl.envs.vector import RestingVectorEnv
 from aaren_rl.envs.wrappers import clipped_action_space, wrap
 from aaren_rl.errors import AarenError, InvalidInput, unknown_name
 
 _making = threading.Lock()
 
-for _id, _entry_point in (
-    (T_MAZE, "aaren_rl.envs.memory:PassiveTMaze"),
-    (MEMORY_CHAIN, "aaren_rl.envs.memory:MemoryChain"),
-    (REPEAT_PREVIOUS, "aaren_rl.envs.repeat_previous:RepeatPrevious"),
-):
+for _id, _entry_point in ENTRY_POINTS.items():
     gym.register(_id, _entry_point)
 
 

@@ -137,10 +137,13 @@ class LocalRows:
     def _checked(self, observation: Any) -> Any:
         space = self.spaces[0]
         if not isinstance(space, gym.spaces.Box):
-            try:
-                self._described.pack(observation)
-            except InvalidInput as error:
-                raise RowFailed(f"the observation does not fit its space: {error}") from error
+            # Gymnasium's test of these spaces is quicker than packing, which says what is wrong.
+            quick = isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete)
+            if not (quick and space.contains(observation)):
+                try:
+                    self._described.pack(observation)
+                except InvalidInput as error:
+                    raise RowFailed(f"the observation does not fit its space: {error}") from error
             # A copy, since environments may write into their arrays again.
             return copy.deepcopy(observation)
         if np.shape(observation) != space.shape:

@@ -27,8 +27,17 @@ def read(path: Path) -> dict[str, Any]:
         OSError: the file cannot be read.
         ValueError: it is not TOML, or nested too deeply.
     """
+    return loads(path.read_text("utf-8"))
+
+
+def loads(text: str) -> dict[str, Any]:
+    """Table of a text in TOML.
+
+    Raises:
+        ValueError: it is not TOML, or nested too deeply.
+    """
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 

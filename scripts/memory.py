@@ -1,39 +1,38 @@
-"""Success over length in memory tasks: `python scripts/memory.py runs/t-maze/last --plot memory.png`."""
+"""Accuracy over length in memory tasks: `scripts/memory.py AGENT`, or `scripts/memory.py --probes aaren gru`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Literal
 
-from aaren_rl.experiments import memory_tasks
+from aaren_rl.errors import InvalidInput
 from aaren_rl.experiments.command_line import Group, parse
-from aaren_rl.experiments.console import device_named, run, say
+from aaren_rl.experiments.console import run, say
+from aaren_rl.experiments.memory import lengths, probes
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Measure the success of agents in memory tasks, and the time of a step, by the length of the task."""
+    """Measure accuracy in memory tasks by length: of agents, or with --probes of mixers that are trained first."""
 
-    agents: list[str]
-    """Folders of agents, as runs/<run>/last or LABEL=FOLDER."""
-    lengths: tuple[int, ...] = (20, 50, 100, 150, 300, 600, 1200, 2400, 4800, 9600)
-    """Steps between the cue and the question, one measurement each."""
+    of_agents: lengths.Request
+    of_mixers: probes.Request = field(default_factory=probes.Request)
     episodes: int = 100
     """Whole episodes of each agent at each length."""
     seed: int = 0
     """Seed of the first environment; the others follow it."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     """Device to compute on; the CPU steps small models faster."""
-    json: Path | None = None
-    """Write all figures into this file."""
-    plot: Path | None = None
-    """Draw success and time by length into this file."""
 
 
 GROUPS = (
-    Group("task", "Lengths and episodes to play.", ("lengths", "episodes", "seed", "device")),
-    Group("output", "Files beside the printed table.", ("json", "plot")),
+    Group("evaluation", "Episodes to play.", ("episodes", "seed", "device")),
+    Group("agents", "Lengths of the agents' tasks, and files beside the printed table.", ("lengths", "json", "plot")),
+    Group(
+        "probes",
+        "Mixers that are trained and measured on this project's memory tasks; the same command again does the rest.",
+        ("probes", "tasks", "seeds", "updates", "settings", "longest", "out", "jobs"),
+    ),
 )
 
 
@@ -43,16 +42,19 @@ def main() -> None:
 
 
 def measure(arguments: Arguments) -> None:
-    """Measures, prints a table, and writes the files that were asked for."""
-    agents = memory_tasks.load(arguments.agents, device_named(arguments.device))
-    points = memory_tasks.measure(agents, arguments.lengths, arguments.episodes, arguments.seed)
-    say(memory_tasks.table(points))
-    if arguments.json is not None:
-        memory_tasks.write(arguments.json, agents, points, arguments.seed, arguments.device)
-        say(f"figures:    {arguments.json}")
-    if arguments.plot is not None:
-        memory_tasks.draw(points, arguments.plot)
-        say(f"plot:       {arguments.plot}")
+    """Measures agents, or trains and measures mixers."""
+    agents, mixers = arguments.of_agents, arguments.of_mixers
+    evaluation = arguments.episodes, arguments.seed, arguments.device
+    if bool(agents.agents) == bool(mixers.probes):
+        raise InvalidInput("expected either folders of agents or --probes with mixers")
+    if mixers.probes and agents != lengths.Request([]):
+        raise InvalidInput("--lengths, --json and --plot are for agents; --probes has --longest, and writes into --out")
+    if agents.agents and mixers != probes.Request():
+        raise InvalidInput(f"{', '.join(f'--{name}' for name in GROUPS[-1].options[1:])} are for --probes")
+    if mixers.probes:
+        probes.probe(mixers, *evaluation, say)
+    else:
+        lengths.measure_agents(agents, *evaluation)
 
 
 if __name__ == "__main__":

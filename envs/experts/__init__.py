@@ -30,7 +30,7 @@ EXPERTS: dict[str, Expert] = {
     expert.name: expert
     for expert in (
         Expert("random", None, ("",), Random),
-        Expert("aaren", None, ("aaren_rl.envs.memory.", "aaren_rl.envs.repeat_previous."), memory.Own),
+        Expert("aaren", None, ("aaren_rl.envs.memory.",), memory.Own),
         Expert("cartpole", None, (f"{_CLASSIC}cartpole.CartPoleEnv",), classic.CartPole),
         Expert(
             "mountaincar",

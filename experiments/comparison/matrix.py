@@ -10,7 +10,8 @@ from typing import Any
 
 from aaren_rl.envs.catalogue import catalogue
 from aaren_rl.errors import InvalidInput, unknown_name
-from aaren_rl.experiments.config import RunConfig, from_table
+from aaren_rl.experiments import config as run_config
+from aaren_rl.experiments.config import RunConfig
 from aaren_rl.experiments.settings import merge, read
 
 KEYS = ("datasets", "seeds", "settings", "agents")
@@ -100,6 +101,19 @@ def load(file: Path) -> Matrix:
         table = read(file)
     except (OSError, ValueError) as error:
         raise InvalidInput(f"{file} cannot be read: {error}; expected a TOML file with {', '.join(KEYS)}") from error
+    return from_table(table, file)
+
+
+def from_table(table: dict[str, Any], file: Path) -> Matrix:
+    """The matrix of a table.
+
+    Args:
+        table: content of a comparison's file.
+        file: that errors name.
+
+    Raises:
+        InvalidInput: it holds unknown names or values.
+    """
     for key in table:
         if key not in KEYS:
             raise InvalidInput(f"{file}: {unknown_name('key', key, KEYS)}")
@@ -154,7 +168,7 @@ def _agent(file: Path, settings: dict[str, Any], name: str, changes: dict[str, A
         raise InvalidInput(f"{where}: {taken[0]} is set by {set_here[taken[0]]}; leave it out")
     if isinstance(training, dict) and "seed" in training:
         raise InvalidInput(f"{where}: training.seed is set by seeds; leave it out")
-    return from_table(table, where)
+    return run_config.from_table(table, where)
 
 
 def _config(config: RunConfig, dataset: str, seed: int, folder: Path) -> RunConfig:

@@ -97,9 +97,9 @@ def _above(above: dict[str, dict[str, float]]) -> str:
     return grid(["", *above], lines)
 
 
-def grid(head: list[str], lines: list[list[str]]) -> str:
-    """A Markdown table whose first column holds words, the others figures."""
-    rule = ["---", *("---:" for _ in head[1:])]
+def grid(head: list[str], lines: list[list[str]], words: int = 1) -> str:
+    """A Markdown table whose first columns, `words` of them, hold words, and the others figures."""
+    rule = ["---" if number < words else "---:" for number in range(len(head))]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *lines))
 
 

@@ -23,9 +23,11 @@ NAMES = [f"{task}-{level}" for task in TASKS for level in LEVELS]
 SCRIPTED = {
     "t-maze-expert": (0.5, 1.0, 151),
     "memory-chain-expert": (0.5, 1.0, 151),
-    "repeat-previous-easy": (-0.5, 1.0, 51),
-    "repeat-previous-medium": (-0.5, 1.0, 103),
-    "repeat-previous-hard": (-0.5, 1.0, 155),
+    "recall-4-expert": (0.25, 1.0, 64),
+    "recall-32-expert": (0.25, 1.0, 128),
+    "recall-64-expert": (0.25, 1.0, 256),
+    "parity-expert": (0.5, 1.0, 64),
+    "associative-recall-expert": (0.125, 1.0, 64),
 }
 
 # Mean returns of a random and of an expert policy in D4RL's infos.py, and observation and action sizes of its files.
@@ -170,11 +172,6 @@ def test_scripted_entry_is_sane(name):
     assert (entry.minari_id, entry.d4rl_file, entry.behaviours) == (None, None, None)
     assert set(entry.environments) == {"bundled"}
     assert entry.environments["bundled"].id in gym.registry
-
-
-def test_levels_of_repeat_previous_are_popgyms():
-    kwargs = [find(f"repeat-previous-{level}").environments["bundled"].kwargs for level in ("easy", "medium", "hard")]
-    assert kwargs == [{"decks": 1, "k": 4}, {"decks": 2, "k": 32}, {"decks": 3, "k": 64}]
 
 
 @pytest.mark.parametrize("name", [*NAMES, *SCRIPTED])

@@ -57,7 +57,10 @@ def test_d4rls_table_is_whole():
         (EnvironmentSpec("Walker2d-v4", {}, 1000), ("D4RL v2", 1.629008, 4592.3)),
         (EnvironmentSpec("gymnasium:HalfCheetah-v5"), ("D4RL v2", -280.178953, 12135.0)),
         (EnvironmentSpec("Ant-v4", {"use_contact_forces": True}), ("D4RL v2", -325.6, 3879.7)),
-        (EnvironmentSpec("aaren/RepeatPrevious-v0", {"decks": 2, "k": 32}), ("by construction", -0.5, 1.0)),
+        (
+            EnvironmentSpec("aaren/Recall-v0", {"k": 32, "length": 128, "symbols": 4}),
+            ("by construction", 0.25, 1.0),
+        ),
         (EnvironmentSpec("aaren/MemoryChain-v0", {"bits": 4, "shortest": 1, "longest": 150}, 151), None),
         (EnvironmentSpec("CartPole-v1", {}, 500), ("random and scripted expert", 23.3, 500.0)),
         (EnvironmentSpec("Blackjack-v1"), ("random and scripted expert", -0.394, -0.0564)),

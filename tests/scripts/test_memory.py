@@ -8,9 +8,10 @@ import torch
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.data.environment_spec import EnvironmentSpec
-from aaren_rl.data.spaces import Box
+from aaren_rl.data.spaces import Box, DiscreteSpace
 from aaren_rl.envs.evaluation import success_interval
-from aaren_rl.envs.memory import MEMORY_CHAIN, T_MAZE
+from aaren_rl.envs.memory import MEMORY_CHAIN, RECALL, T_MAZE
+from aaren_rl.experiments.comparison import matrix, running
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
 from aaren_rl.scripts import collect, evaluate, train
 from aaren_rl.scripts.memory import main
@@ -68,16 +69,16 @@ def test_constant_answers_divide_the_episodes_between_them(command, tmp_path):
     points = figures["points"]
     assert [(point["agent"], point["length"]) for point in points] == [("left", 3), ("left", 40), ("R", 3), ("R", 40)]
     for left, right in ((points[0], points[2]), (points[1], points[3])):
-        assert left["successes"] + right["successes"] == 60
-        assert 10 < left["successes"] < 50
+        assert left["perfect"] + right["perfect"] == 60
+        assert 10 < left["perfect"] < 50
     for point in points:
         assert (point["environment"], point["episodes"]) == (T_MAZE, 60)
-        assert point["success"] == point["successes"] / 60
-        assert point["ci95"] == list(success_interval(point["successes"], 60))
+        assert point["accuracy"] == point["perfect"] / 60
+        assert point["ci95"] == list(success_interval(point["perfect"], 60))
         assert point["ms_per_step"] > 0
         # The state is the same after 3 steps and after 40.
         assert point["state_bytes"] == points[0]["state_bytes"]
-        assert f"| {point['agent']} | {point['acting']} | {point['length']} | {point['success']:.2f} |" in out
+        assert f"| {point['agent']} | {point['acting']} | {point['length']} | {point['accuracy']:.2f} |" in out
     assert figures["agents"]["R"]["model"]["mixer"] == "aaren"
     assert figures["agents"]["R"]["dataset"] == "tests/memory-v0"
 
@@ -101,12 +102,12 @@ def test_plot_and_environments_of_two_tasks(command, tmp_path):
     assert "made/plot.png" in out
 
 
-def test_same_seed_same_successes(command, tmp_path):
+def test_same_seed_same_answers(command, tmp_path):
     tiny_agent(tmp_path / "agent", answer=0.9)
     counts = []
     for seed in (0, 0, 1000):
         command(main, "agent", "--lengths", "4", "--episodes", "50", "--seed", seed, "--json", "f.json")
-        counts.append(json.loads((tmp_path / "f.json").read_text())["points"][0]["successes"])
+        counts.append(json.loads((tmp_path / "f.json").read_text())["points"][0]["perfect"])
     assert counts[0] == counts[1]
     assert counts[0] != counts[2]
 
@@ -120,7 +121,7 @@ def test_same_seed_same_successes(command, tmp_path):
         (["agent", "--lengths", "0", "5"], "expected whole numbers, at least 1"),
         (["agent", "--episodes", "0"], "0 episodes; expected at least 1"),
         (["agent", "short", "--lengths", "5", "50"], "short has a learned timestep embedding for 50 steps; .*below 50"),
-        (["hopper"], "hopper was trained for Hopper-v5, which has no length to set; expected aaren/PassiveTMaze-v0"),
+        (["hopper"], "hopper was trained for Hopper-v5, which has no length to set; expected one of aaren/Pass"),
     ],
 )
 def test_mistakes_end_with_status_two_and_what_to_do(command, tmp_path, arguments, message):
@@ -131,3 +132,133 @@ def test_mistakes_end_with_status_two_and_what_to_do(command, tmp_path, argument
     assert status == 2
     assert out == ""
     assert re.search(message, errors)
+
+
+# Tasks that ask at many steps
+
+
+def recall_agent(folder, k=4, constant=None):
+    """Saves an untrained agent for recall; with `constant` one that names this symbol always."""
+    torch.manual_seed(0)
+    spaces = DiscreteSpace((), (4,), (0,)), DiscreteSpace((), (4,), (0,))
+    model = DecisionModel(ModelConfig(width=16, blocks=1), *spaces, Scaling(np.zeros(()), np.ones(())))
+    if constant is not None:
+        torch.nn.init.zeros_(model.head.linear.weight)
+        with torch.no_grad():
+            model.head.linear.bias.copy_(torch.eye(4)[constant])
+    spec = EnvironmentSpec(RECALL, {"k": k, "length": 64, "symbols": 4}, 64)
+    DecisionAgent(model, AgentCard(spec, "tests/recall-v0", "bundled", (1.0,))).save(folder)
+
+
+def test_agents_of_recall_are_measured_beyond_their_own_length(command, tmp_path):
+    for symbol in range(4):
+        recall_agent(tmp_path / str(symbol), constant=symbol)
+    lengths = ("--lengths", "7", "200", "--episodes", "5")
+    assert command(main, *"0123", *lengths, "--json", "f.json", "--plot", "f.png")[0] == 0
+    points = json.loads((tmp_path / "f.json").read_text())["points"]
+    for length in (7, 200):
+        found = [point for point in points if point["length"] == length]
+        # All meet the same symbols, of which each agent names one.
+        assert sum(point["accuracy"] for point in found) == pytest.approx(1)
+        assert {point["chance"] for point in found} == {0.25}
+        for point in found:
+            assert point["ci95"][0] <= point["accuracy"] <= point["ci95"][1]
+
+
+def test_length_that_a_task_does_not_have(command, tmp_path):
+    recall_agent(tmp_path / "agent", k=32)
+    status, out, errors = command(main, "agent", "--lengths", "20", "64")
+    assert (status, out) == (2, "")
+    assert "k is 32 in episodes of 20 steps; expected length to be at least k" in errors
+
+
+# Probes
+
+PROBES = ("--tasks", "recall-4", "--seeds", "1", "--episodes", "3", "--settings", "model.width=16", "model.blocks=1")
+
+
+@pytest.fixture
+def small_data(command):
+    assert command(collect.main, "recall-4-expert", "--steps", "600", "--overwrite")[0] == 0
+
+
+@pytest.mark.usefixtures("small_data")
+def test_probes_from_mixers_to_the_table_and_on(command, tmp_path):
+    mixers = ("none", "aaren(recency=true)")
+    asked = ("--probes", *mixers, *PROBES, "--updates", "3", "--longest", "64")
+    status, out, errors = command(main, *asked)
+    assert status == 0, errors
+    folder = tmp_path / "runs" / "probes"
+    found = json.loads((folder / "probes.json").read_text())
+    assert (found["episodes"], found["seed"]) == (3, 0)
+    markdown = (folder / "probes.md").read_text()
+    assert markdown in out
+    for row, mixer in zip(found["runs"], mixers, strict=True):
+        assert (row["task"], row["mixer"], row["seed"]) == ("recall-4", mixer, 0)
+        assert (row["lengths"], list(row["points"]), row["chance"]) == ([64, 256, 1024], ["64"], 0.25)
+        agent = DecisionAgent.load(folder / "recall-4-expert" / mixer / "seed-0" / "last")
+        config = agent.model.config
+        assert (config.mixer, config.width, config.blocks, config.heads) == (mixer, 16, 1, 4)
+        assert (config.previous_action, agent.card.updates) == (False, 3)
+        # Its evaluation after the training meets the same episodes.
+        result = json.loads((folder / "recall-4-expert" / mixer / "seed-0" / "result.json").read_text())
+        assert row["parameters"] == result["parameters"]
+        point = row["points"]["64"]
+        assert f"| {mixer} | {point['accuracy']:.2f} [{point['ci95'][0]:.2f}, {point['ci95'][1]:.2f}] | - | - |" in out
+    # Without memory, the foreign observation counts at its own step alone.
+    assert set(found["runs"][0]["contamination"]["deviation"].values()) == {0.0}
+
+    before = {path: path.read_bytes() for path in folder.glob("*/*/*/result.json")}
+    assert len(before) == 2
+    kept = [row["points"]["64"] for row in found["runs"]]
+    file = folder / "recall-4-expert" / "none" / "seed-0" / "memory.json"
+    # What was measured stands, and is not measured again.
+    file.write_text(file.read_text().replace('"perfect": 0', '"perfect": -7'))
+    status, out, _ = command(main, *asked[:-2], "--longest", "256")
+    assert status == 0
+    assert "2 of 2 runs are finished and stand" in out
+    again = json.loads((folder / "probes.json").read_text())
+    assert {path: path.read_bytes() for path in folder.glob("*/*/*/result.json")} == before
+    assert [list(row["points"]) for row in again["runs"]] == [["64", "256"]] * 2
+    assert again["runs"][0]["points"]["64"] == {**kept[0], "perfect": -7}
+
+    # Other episodes are other figures.
+    status, _, _ = command(main, *asked[:-2], "--longest", "64", "--seed", "5")
+    assert status == 0
+    other = json.loads((folder / "probes.json").read_text())
+    assert other["runs"][0]["points"]["64"]["perfect"] == 0
+    # Where nothing is short enough, the table has no figures.
+    status, out, _ = command(main, *asked[:-2], "--longest", "63")
+    assert status == 0
+    assert "| recall-4 (64 steps, chance 0.25) | none | - | - | - |" in out
+    # compare.py takes the matrix that was written, with the same runs.
+    runs = matrix.load(folder / "probes.toml").runs(folder)
+    assert all(running.outcome(run) for run in runs)
+    running.check_folders(runs, folder / "probes.toml")
+
+    status, _, errors = command(main, "--probes", "none", *PROBES, "--updates", "4")
+    assert status == 2
+    assert "holds a run of another configuration: training.updates is 3 there and 4 in" in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "expected either folders of agents or --probes with mixers"),
+        (["agent", "--probes", "gru"], "expected either folders of agents or --probes with mixers"),
+        (["agent", "--updates", "3"], "--tasks, --seeds, --updates, .* are for --probes"),
+        (["--probes", "gru", "--lengths", "5"], "--lengths, --json and --plot are for agents"),
+        (["--probes", "grru"], "unknown mixer 'grru'; did you mean 'gru'"),
+        (["--probes", "gru", "--tasks", "recall-5"], "unknown task 'recall-5'; did you mean 'recall-4'"),
+        (["--probes", "gru", "--seeds", "0"], "--seeds 0; expected at least 1"),
+        (["--probes", "gru", "--jobs", "0"], "0 jobs and 100 episodes; expected at least 1 each"),
+        (["--probes", "gru", "--settings", "width"], "--settings width: .*expected TOML, as model.width=32"),
+        (["--probes", "gru", "--settings", "model.wdith=3"], "unknown setting 'wdith'; did you mean 'width'"),
+        (["--probes", "gru", "--settings", "training=3"], "expected two tables or two values"),
+    ],
+)
+def test_mistakes_in_probes_end_before_anything_is_written(command, tmp_path, arguments, message):
+    status, out, errors = command(main, *arguments)
+    assert (status, out) == (2, "")
+    assert re.search(message, errors)
+    assert not (tmp_path / "runs").exists()

@@ -110,20 +110,21 @@ class Aaren(Mixer):
         """See `Mixer.forward`; the state is a `scan.ScanState`."""
         scores = F.linear(x, *self.score_weights()).transpose(1, 2)  # (batch, means, time)
         values = self._split_heads(self.value(x))  # (batch, heads, time, head width)
-        phase = None if self.log_frequency is None else self._phases(x, valid)  # (., means, time, head width / 2)
+        phase = None if self.log_frequency is None else self._phases(x, valid)  # (., heads, time, head width / 2)
+        turned = values if phase is None else rotate(values, phase.conj()).to(values.dtype)
         if self.lasting_token is not None:
-            values = torch.cat([values, values], 1)  # (batch, means, time, head width)
-        if phase is not None:
-            values = rotate(values, phase.conj()).to(values.dtype)
-        mixed, state = scan.prefix_attention(scores, values, state, reset, valid, log_decay=self._log_decay(x))
+            turned = torch.cat([turned, values], 1)  # (batch, means, time, head width)
+        mixed, state = scan.prefix_attention(scores, turned, state, reset, valid, log_decay=self._log_decay(x))
+        mixed, lasting = mixed[:, : self.heads], mixed[:, self.heads :]
         if phase is not None:
             mixed = rotate(mixed, phase).to(mixed.dtype)
-            state = state._replace(a=rotate(state.a, phase[:, :, -1]))
-        joined = self._join_heads(mixed[:, : self.heads])  # (batch, time, width)
+            a = rotate(state.a[:, : self.heads], phase[:, :, -1])
+            state = state._replace(a=torch.cat([a, state.a[:, self.heads :]], 1))
+        joined = self._join_heads(mixed)  # (batch, time, width)
         if self.gate is not None:
             joined = joined * F.silu(self.gate(x))
         if self.lasting_token is not None:
-            joined = joined + self._join_heads(mixed[:, self.heads :])
+            joined = joined + self._join_heads(lasting)
         return self.output(joined), state
 
     def _log_decay(self, x: Tensor) -> Tensor | None:
@@ -141,15 +142,15 @@ class Aaren(Mixer):
         return log_decay
 
     def _phases(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        """Unit complex numbers by which outputs turn forth, and values back, (1 or batch, means, time, head width / 2).
+        """Unit complex numbers by which outputs turn forth, and values back, (1 or batch, heads, time, head width / 2).
 
         Only the places of tokens relative to each other matter. They count real tokens from the start of the row, so
         the state is that of place 0.
         """
         assert self.log_frequency is not None
         table = phases(self.log_frequency.exp(), x.shape[1])  # (places, heads, pairs)
-        still, lasting = self.head_width // 2 - table.shape[-1], 0 if self.lasting_token is None else self.heads
-        table = F.pad(table, (0, still, 0, lasting), value=1.0) if still or lasting else table
+        still = self.head_width // 2 - table.shape[-1]
+        table = F.pad(table, (0, still), value=1.0) if still else table
         by_token = table[1:].unsqueeze(0) if valid is None else table[valid.cumsum(1)]
         return by_token.transpose(1, 2)
 

@@ -97,23 +97,33 @@ class ShortConvolution(Mixer):
             token      past  | a  .  b  c
             number    -1   0 | 1     2  3
         """
-        earlier = self.taps - 1
+        earlier, width = self.taps - 1, self.width
         if valid is not None:
             x = x.masked_fill(~valid.unsqueeze(-1), 0.0)
-        entries = torch.cat([past, x], 1)  # (batch, earlier + time, width)
+        batch, time = x.shape[:2]
         entry, number = _entries_by_number(x, valid, earlier)
         episode = torch.zeros_like(number) if reset is None else reset.cumsum(1)
         # The past belongs to episode 0 of the row.
         episodes = F.pad(episode, (earlier, 0))
+        entries = torch.cat([past, x], 1)  # (batch, earlier + time, width)
+        # One row of zeros stands for all tokens of other episodes.
+        rows = torch.cat([entries.reshape(-1, width), x.new_zeros(1, width)])
+        first = torch.arange(batch, device=x.device).unsqueeze(1) * (earlier + time)
+
+        def pick(numbers: Tensor, of_episode: Tensor) -> Tensor:
+            """Tokens of the numbers given, less 1 - earlier; zeros where they belong to another episode."""
+            index = entry.gather(1, numbers)
+            same = episodes.gather(1, index) == of_episode
+            # Rows by index_select are faster than a gather of single numbers.
+            chosen = torch.where(same, first + index, batch * (earlier + time))
+            return rows.index_select(0, chosen.flatten()).view(*index.shape, width)
+
         convolved = x * (1 + self.weight[0])
         for age in range(1, self.taps):
             # Before the first real token, numbers point nowhere; what padding becomes has no meaning.
-            index = entry.gather(1, (number + (earlier - 1 - age)).clamp(min=0))
-            same = (episodes.gather(1, index) == episode).unsqueeze(-1)
-            convolved = convolved + _rows(entries, index).masked_fill(~same, 0.0) * self.weight[age]
-        last = entry.gather(1, number[:, -1:] + torch.arange(earlier, device=x.device))
-        fresh = (episodes.gather(1, last) != episode[:, -1:]).unsqueeze(-1)
-        return convolved, _rows(entries, last).masked_fill(fresh, 0.0)
+            numbers = (number + (earlier - 1 - age)).clamp(min=0)
+            convolved = torch.addcmul(convolved, pick(numbers, episode), self.weight[age])
+        return convolved, pick(number[:, -1:] + torch.arange(earlier, device=x.device), episode[:, -1:])
 
 
 def _entries_by_number(x: Tensor, valid: Tensor | None, earlier: int) -> tuple[Tensor, Tensor]:
@@ -128,12 +138,4 @@ def _entries_by_number(x: Tensor, valid: Tensor | None, earlier: int) -> tuple[T
     number = valid.cumsum(1)
     # Padding goes behind the real tokens, where no number points.
     target = torch.where(valid, number, number[:, -1:] + (~valid).cumsum(1)) + (earlier - 1)
-    entry = place.scatter(1, target, place[:, earlier:])
-    return entry, number
-
-
-def _rows(entries: Tensor, index: Tensor) -> Tensor:
-    """Entries (batch, many, width) by an index (batch, number); faster than gather, which takes single numbers."""
-    batch, many, width = entries.shape
-    start = torch.arange(batch, device=index.device).unsqueeze(1) * many
-    return entries.reshape(-1, width).index_select(0, (index + start).flatten()).view(*index.shape, width)
+    return place.scatter(1, target, place[:, earlier:]), number

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from aaren_rl.ops.prefix_attention.state import ScanState
 
-PIECE = 512
-"""Tokens that share a sum of decays. In float32 it rounds by 3e-5 if they decay by exp(-512)."""
+PIECE = 1024
+"""Tokens that share a sum of decays. In float32 it rounds by 6e-5 if they decay by exp(-1024)."""
 
 Attend = Callable[[Tensor, Tensor, ScanState | None, Tensor, Tensor | None], tuple[Tensor, ScanState]]
 

@@ -1,4 +1,4 @@
-"""Success in memory tasks, and the time of a step, by the length of the task."""
+"""Accuracy of agents in memory tasks, and the time of a step, by the length of the task."""
 
 from __future__ import annotations
 
@@ -14,14 +14,12 @@ import numpy as np
 import torch
 
 from aaren_rl.agents import DecisionAgent
-from aaren_rl.data.environment_spec import EnvironmentSpec
-from aaren_rl.data.reference import Reference
-from aaren_rl.envs import references
-from aaren_rl.envs.environments import environment_of, make
-from aaren_rl.envs.evaluation import Protocol, evaluate, success_interval
-from aaren_rl.envs.memory import MEMORY_CHAIN, T_MAZE
+from aaren_rl.envs.environments import make
+from aaren_rl.envs.evaluation import Protocol
+from aaren_rl.envs.memory import LENGTH_ARGUMENTS, with_length
 from aaren_rl.errors import InvalidInput
-from aaren_rl.experiments.console import progress
+from aaren_rl.experiments.console import device_named, progress, say
+from aaren_rl.experiments.memory.accuracy import Accuracy, accuracy, protocol_of
 from aaren_rl.figures import drawn
 from aaren_rl.folders import replace_file
 
@@ -30,18 +28,28 @@ TIMED_STEPS = 200
 
 
 @dataclass(frozen=True)
-class Point:
+class Request:
+    """Agents to measure, and the lengths."""
+
+    agents: list[str]
+    """Folders of agents, as runs/<run>/last or LABEL=FOLDER."""
+    lengths: tuple[int, ...] = (20, 50, 100, 150, 300, 600, 1200, 2400, 4800, 9600)
+    """Lengths of the agents' tasks, one measurement each: steps between the cue and the question, or of an episode."""
+    json: Path | None = None
+    """Write all figures into this file."""
+    plot: Path | None = None
+    """Draw accuracy and time by length into this file."""
+
+
+@dataclass(frozen=True)
+class Point(Accuracy):
     """One agent at one length.
 
     Attributes:
         agent: label of the agent.
         acting: way of acting, as "stream" or "window:20".
         environment: Gymnasium id.
-        length: length of the corridor or chain.
-        episodes: number of episodes.
-        successes: number of episodes with the right answer.
-        success: share of these episodes.
-        ci95: 95% Wilson interval of this share.
+        chance: accuracy of random answers.
         ms_per_step: median milliseconds of `act` in a single environment, over the later half of an episode.
         state_bytes: bytes of the state at the end of such an episode.
     """
@@ -49,13 +57,27 @@ class Point:
     agent: str
     acting: str
     environment: str
-    length: int
-    episodes: int
-    successes: int
-    success: float
-    ci95: tuple[float, float]
+    chance: float
     ms_per_step: float
     state_bytes: int
+
+
+def measure_agents(request: Request, episodes: int, seed: int, device: str) -> None:
+    """Measures, prints a table, and writes the files that were asked for.
+
+    Raises:
+        InvalidInput: as `load` and `measure`.
+        CheckpointError: an agent cannot be read.
+    """
+    agents = load(request.agents, device_named(device))
+    points = measure(agents, request.lengths, episodes, seed)
+    say(table(points))
+    if request.json is not None:
+        write(request.json, agents, points, seed, device)
+        say(f"figures:    {request.json}")
+    if request.plot is not None:
+        draw(points, request.plot)
+        say(f"plot:       {request.plot}")
 
 
 def load(folders: Sequence[str], device: torch.device) -> dict[str, DecisionAgent]:
@@ -83,39 +105,41 @@ def measure(agents: Mapping[str, DecisionAgent], lengths: Iterable[int], episode
 
     Args:
         agents: agents by label.
-        lengths: lengths of the corridor or chain, in any order.
+        lengths: lengths of the task, in any order.
         episodes: number of episodes of each agent at each length.
         seed: seed of the first row of the vector environment; row i has seed + i.
 
     Raises:
-        InvalidInput: a length below 1, or an agent of another task or of shorter episodes.
+        InvalidInput: a length below 1 or too short for a task, or an agent of another task or of shorter episodes.
     """
     lengths = sorted(set(lengths))
     if not lengths or lengths[0] < 1:
         raise InvalidInput(f"lengths {lengths}; expected whole numbers, at least 1")
     for label, agent in agents.items():
-        _check(label, agent, lengths[-1])
+        _check(label, agent, lengths)
     points = []
     with progress(len(agents) * len(lengths) * episodes, "episode") as advance:
         for label, agent in agents.items():
             for length in lengths:
-                points.append(_play(label, agent, length, _protocol(agent, length, episodes, seed), advance))
+                points.append(_play(label, agent, length, episodes, seed, advance))
     return points
 
 
-def _play(label: str, agent: DecisionAgent, length: int, protocol: Protocol, advance: Callable[[int], object]) -> Point:
-    returns = evaluate(agent, protocol, advance).returns
-    successes = int((returns == 1).sum())
+def _play(
+    label: str, agent: DecisionAgent, length: int, episodes: int, seed: int, advance: Callable[[int], object]
+) -> Point:
+    answers = accuracy(agent, length, episodes, seed, advance)
+    protocol = protocol_of(agent, length, episodes, seed)
     milliseconds, state_bytes = time_steps(agent, protocol)
+    env = make(protocol.environment)
+    chance: float = env.get_wrapper_attr("chance")
+    env.close()
     return Point(
+        **asdict(answers),
         agent=label,
         acting=str(agent.acting),
         environment=protocol.environment.id,
-        length=length,
-        episodes=len(returns),
-        successes=successes,
-        success=successes / len(returns),
-        ci95=success_interval(successes, len(returns)),
+        chance=chance,
         ms_per_step=milliseconds,
         state_bytes=state_bytes,
     )
@@ -164,63 +188,51 @@ def time_steps(agent: DecisionAgent, protocol: Protocol) -> tuple[float, int]:
 def table(points: list[Point]) -> str:
     """Points as a Markdown table."""
     rows = [
-        "| agent | acting | length | success | 95% interval | ms per step | state, bytes |",
+        "| agent | acting | length | accuracy | 95% interval | ms per step | state, bytes |",
         "|---|---|---:|---:|---|---:|---:|",
     ]
     for point in points:
+        interval = "-" if point.ci95 is None else f"{point.ci95[0]:.2f} to {point.ci95[1]:.2f}"
         rows.append(
-            f"| {point.agent} | {point.acting} | {point.length:,} | {point.success:.2f} | "
-            f"{point.ci95[0]:.2f} to {point.ci95[1]:.2f} | {point.ms_per_step:.3g} | {point.state_bytes:,} |"
+            f"| {point.agent} | {point.acting} | {point.length:,} | {point.accuracy:.2f} | "
+            f"{interval} | {point.ms_per_step:.3g} | {point.state_bytes:,} |"
         )
     return "\n".join(rows)
 
 
 def draw(points: list[Point], path: Path) -> None:
-    """Draws success and milliseconds per step by length; a line shows the success of chance."""
+    """Draws accuracy and milliseconds per step by length; a line shows the accuracy of chance."""
     with drawn(path, 9, 3.4) as figure:
-        success, step = figure.subplots(1, 2)
+        right, step = figure.subplots(1, 2)
         for label in dict.fromkeys(point.agent for point in points):
             line = [point for point in points if point.agent == label]
             lengths = [point.length for point in line]
-            rates = np.array([point.success for point in line])
-            low, high = np.array([point.ci95 for point in line]).T
-            success.errorbar(lengths, rates, [rates - low, high - rates], marker="o", capsize=3, label=label)
+            shares = np.array([point.accuracy for point in line])
+            low, high = np.array([point.ci95 or (point.accuracy, point.accuracy) for point in line]).T
+            right.errorbar(lengths, shares, [shares - low, high - shares], marker="o", capsize=3, label=label)
             step.plot(lengths, [point.ms_per_step for point in line], marker="o", label=label)
-        for chance in {_chance(point.environment) for point in points}:
-            success.axhline(chance, color="grey", linestyle="--", label="chance")
-        success.set(xlabel="length", ylabel="success", xscale="log", ylim=(-0.05, 1.05))
+        for chance in {point.chance for point in points}:
+            right.axhline(chance, color="grey", linestyle="--", label="chance")
+        right.set(xlabel="length", ylabel="accuracy", xscale="log", ylim=(-0.05, 1.05))
         step.set(xlabel="length", ylabel="ms per step", xscale="log")
         step.set_ylim(bottom=0)
-        success.legend(frameon=False)
+        right.legend(frameon=False)
 
 
-def _check(label: str, agent: DecisionAgent, longest: int) -> None:
+def _check(label: str, agent: DecisionAgent, lengths: Sequence[int]) -> None:
     """Checks that an agent can be measured at these lengths, before anything is played."""
-    task = agent.card.environment.id if agent.card.environment else None
-    if task not in (T_MAZE, MEMORY_CHAIN):
+    spec = agent.card.environment
+    if spec is None or spec.registered_id not in LENGTH_ARGUMENTS:
         raise InvalidInput(
-            f"{label} was trained for {task}, which has no length to set; expected {T_MAZE} or "
-            f"{MEMORY_CHAIN}, as trained on t-maze-expert or memory-chain-expert"
+            f"{label} was trained for {spec and spec.id}, which has no length to set; expected one of "
+            f"{', '.join(LENGTH_ARGUMENTS)}, as trained on t-maze-expert or recall-4-expert"
         )
-    if agent.longest is not None and longest >= agent.longest:
+    # The task itself says which lengths are too short for it.
+    make(with_length(spec, lengths[0])).close()
+    if agent.longest is not None and lengths[-1] >= agent.longest:
         raise InvalidInput(
             f"{label} has a learned timestep embedding for {agent.longest} steps; pass --lengths below {agent.longest}"
         )
-
-
-def _protocol(agent: DecisionAgent, length: int, episodes: int, seed: int) -> Protocol:
-    own = environment_of(agent.card)
-    spec = EnvironmentSpec(own.id, own.kwargs | {"shortest": length, "longest": length})
-    return Protocol(spec, episodes, seed, agent.card.target_returns[0], _reference(spec.id))
-
-
-def _reference(env_id: str) -> Reference:
-    """Returns of a memory task, which its rules determine at every length."""
-    return next(row.reference for row in references.rows() if row.environment.id == env_id)
-
-
-def _chance(env_id: str) -> float:
-    return _reference(env_id).random
 
 
 def _about(agent: DecisionAgent) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Memory tasks: the first observation determines the right action any number of steps later."""
+"""Retention: the first observation determines the right action any number of steps later."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ import gymnasium as gym
 import numpy as np
 
 from aaren_rl.data.trajectories import Floats
+from aaren_rl.envs.memory.arguments import require_whole
 from aaren_rl.errors import InvalidInput
-
-T_MAZE = "aaren/PassiveTMaze-v0"
-MEMORY_CHAIN = "aaren/MemoryChain-v0"
 
 
 class MemoryChain(gym.Env[Floats, Floats]):
@@ -36,10 +34,11 @@ class MemoryChain(gym.Env[Floats, Floats]):
         InvalidInput: not whole numbers, below 1, or shortest above longest.
     """
 
+    chance = 0.5
+    """Mean return of random answers."""
+
     def __init__(self, bits: int = 4, shortest: int = 1, longest: int = 150) -> None:
-        for name, value in (("bits", bits), ("shortest", shortest), ("longest", longest)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InvalidInput(f"{name} is {value!r}; expected a whole number, at least 1")
+        require_whole(bits=bits, shortest=shortest, longest=longest)
         if shortest > longest:
             raise InvalidInput(f"lengths from {shortest} to {longest}; expected shortest to be at most longest")
         self.bits, self.shortest, self.longest = bits, shortest, longest

@@ -11,7 +11,8 @@ from aaren_rl.envs import baselines, collect
 from aaren_rl.envs.catalogue import find
 from aaren_rl.envs.environments import make
 from aaren_rl.envs.evaluation import Protocol, evaluate
-from aaren_rl.envs.memory import MEMORY_CHAIN, T_MAZE, MemoryChain, PassiveTMaze
+from aaren_rl.envs.memory import MEMORY_CHAIN, T_MAZE
+from aaren_rl.envs.memory.chain import MemoryChain, PassiveTMaze
 from aaren_rl.envs.readers.minari import read_folder
 from aaren_rl.envs.references import reference_of
 from aaren_rl.errors import InvalidInput

@@ -1,0 +1,1 @@
+"""What `scripts/memory.py` measures, one file per subject."""

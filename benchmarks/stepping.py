@@ -1,4 +1,4 @@
-"""Time of a step in acting: beside the peers, by batch, and late in an episode."""
+"""Time of a step in acting: beside the peers, by batch, by mixer, and late in an episode."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 import d3rlpy_peer
 import hugging_face
 import setting
+from aaren_rl import mixers
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.experiments import measuring
 from aaren_rl.experiments.measuring import Chart, Report, Row, Side, compare, timed
@@ -31,6 +32,9 @@ EXPORTED = {
 }
 """Layout of the tokens, and True for int8, by the name of the row."""
 
+MIXERS = [name for name in mixers.names() if mixers.get(name).memory == "constant"]
+"""Mixers whose steps are compared, Aaren among them."""
+
 BATCHES = (1, 16, 64, 256)
 BATCH_CALLS = 300
 """Steps behind a median and a percentile."""
@@ -44,13 +48,14 @@ def measure(report: Report, peer: d3rlpy_peer.D3rlpy | None, long: bool = False)
     _against_peers(report, peer)
     _late_in_an_episode(report, LONG if long else LATE)
     _by_batch(report)
+    _by_mixer(report)
 
 
 class Acting:
     """An agent in an episode without end, on made-up observations."""
 
-    def __init__(self, rows: int | None = None, layout: str = "interleaved") -> None:
-        self.agent = DecisionAgent(setting.make_model(layout=layout), setting.make_card())
+    def __init__(self, rows: int | None = None, layout: str = "interleaved", mixer: str = "aaren") -> None:
+        self.agent = DecisionAgent(setting.make_model(layout=layout, mixer=mixer), setting.make_card())
         shape = (1_000, setting.OBSERVATION_SIZE) if rows is None else (1_000, rows, setting.OBSERVATION_SIZE)
         self._observations = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
         self._reward: float | npt.NDArray[np.float64] = 1.0 if rows is None else np.ones(rows)
@@ -167,3 +172,11 @@ def _by_batch(report: Report) -> None:
             points.append((batch, value))
             report.add(Row(f"agent.act, batch {batch}, {name}", value, "ms"))
     report.charts.append(Chart("step-latency", "environments stepped together", "milliseconds per agent.act", lines))
+
+
+def _by_mixer(report: Report) -> None:
+    for layout in ("interleaved", "fused"):
+        taken = measuring.alternate({name: timed(Acting(layout=layout, mixer=name).step, CALLS) for name in MIXERS})
+        for name in MIXERS:
+            row = f"agent.act, {layout}, {name} vs aaren"
+            report.add(compare(row, taken[name], taken[name], taken["aaren"], "mixer / aaren", "us"))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from aaren_rl.mixers.base.contract import Capability, Mixer
 from aaren_rl.mixers.base.registry import register
-from aaren_rl.mixers.base.stepper import NumpyStepper, Stepper
+from aaren_rl.mixers.base.stepper import Stepper
 from aaren_rl.ops.numpy_layers import Array
 
 
@@ -29,13 +29,25 @@ class NoStepper(Stepper):
         """See `Stepper.forward`."""
         return onto, state
 
-    def to_numpy(self, norm: nn.LayerNorm) -> NumpyStepper:
+    def to_numpy(self, norm: nn.LayerNorm) -> NumpyNoStepper:
         """See `Stepper.to_numpy`."""
+        return NumpyNoStepper(self.tokens, self.outputs)
 
-        def nothing(normed: Array, before: Array, after: Array, live: Array | None) -> Array:
-            return np.zeros((len(normed) // self.tokens * self.outputs, normed.shape[1]), np.float32)
 
-        return nothing
+class NumpyNoStepper:
+    """Computes what `NoStepper` computes; see `NumpyStepper` for the contract.
+
+    Args:
+        tokens: tokens in a step.
+        outputs: number of tokens that leave the step, the last ones.
+    """
+
+    def __init__(self, tokens: int, outputs: int) -> None:
+        self.tokens, self.outputs = tokens, outputs
+
+    def __call__(self, normed: Array, before: Array, after: Array, live: Array | None) -> Array:
+        """See `NumpyStepper.__call__`."""
+        return np.zeros((len(normed) // self.tokens * self.outputs, normed.shape[1]), np.float32)
 
 
 @register("none")

@@ -141,6 +141,7 @@ def test_scan_without_a_gpu_says_what_is_missing(measured):
 def test_step(measured, tmp_path, monkeypatch):
     # One export instead of three, each of which takes torch many seconds.
     monkeypatch.setattr(stepping, "EXPORTED", {"exported step": ("interleaved", False)})
+    monkeypatch.setattr(stepping, "MIXERS", ["aaren", "gru"])
     figures = measured("step", "--plots", tmp_path / "plots")
     names = {row["name"] for row in figures["rows"]}
     assert names >= {
@@ -150,6 +151,7 @@ def test_step(measured, tmp_path, monkeypatch):
         "agent.act at step 7 vs step 3",
         "state bytes at step 7 vs step 3",
         "agent.act, batch 3, 95th percentile",
+        "agent.act, fused, gru vs aaren",
     }
     bytes_row = next(row for row in figures["rows"] if row["name"].startswith("state bytes"))
     assert (bytes_row["value"], bytes_row["ratio"]) == ((2 + 3 + 16 + 1) * 8, 1)

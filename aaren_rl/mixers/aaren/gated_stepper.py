@@ -10,11 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aaren_rl.mixers.base.stepper import Stepper
+from aaren_rl.mixers.base.stepper import EMPTY, Stepper
 from aaren_rl.ops.numpy_layers import Array, centre_outputs, fold_norm, to_array
-
-EMPTY = -1e30
-"""Finite running maximum of the empty prefix."""
 
 
 class GatedParts(NamedTuple):
@@ -155,8 +152,8 @@ class NumpyGatedAarenStepper:
         self.value, self.score = columns[:2]
         self.keep = columns[2] if stepper.forgets else None
         self.gate = columns[-1] if stepper.gates else None
-        self.slopes = stepper.slopes.cpu().numpy() if stepper.decays else None
-        cosine, sine = stepper.cosine.cpu().numpy(), stepper.sine.cpu().numpy()
+        slopes, cosine, sine = (part.detach().cpu().numpy() for part in (stepper.slopes, stepper.cosine, stepper.sine))
+        self.slopes = slopes if stepper.decays else None
         shape = (self.means // self.heads, self.heads, -1)
         self.turn = (cosine + 1j * sine).reshape(shape) if stepper.turns else None
 

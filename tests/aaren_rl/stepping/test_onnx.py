@@ -52,7 +52,7 @@ def build(name):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """The folders of exports: a large model, a small one in the running form, and one that keeps order."""
+    """Folders of exports: a large model, a small one with scores in the running form, and one that keeps order."""
     folders = {}
     with pytest.MonkeyPatch.context() as patch:
         for name in SHAPES:

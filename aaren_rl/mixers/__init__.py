@@ -9,6 +9,7 @@ from aaren_rl.mixers.base.stepper import NumpyStepper, Stepper
 from aaren_rl.mixers.bigbird import BigBird
 from aaren_rl.mixers.compressed import Compressed
 from aaren_rl.mixers.fnet import FNet
+from aaren_rl.mixers.gated_aaren import GatedAaren
 from aaren_rl.mixers.gmlp import GMLP
 from aaren_rl.mixers.gru import GRU
 from aaren_rl.mixers.linear import Linear
@@ -40,6 +41,7 @@ __all__ = [
     "FactorisedSynthesizer",
     "GMLP",
     "GRU",
+    "GatedAaren",
     "LSTM",
     "Linear",
     "Linformer",

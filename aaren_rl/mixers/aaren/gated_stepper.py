@@ -1,0 +1,209 @@
+"""Aaren with a forget gate, rotation or output gate, folded for acting, in torch and in NumPy."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aaren_rl.mixers.base.stepper import Stepper
+from aaren_rl.ops.numpy_layers import Array, centre_outputs, fold_norm, to_array
+
+EMPTY = -1e30
+"""Finite running maximum of the empty prefix."""
+
+
+class GatedParts(NamedTuple):
+    """What `GatedAarenStepper` folds.
+
+    Attributes:
+        score: the scores as a linear layer of the tokens, weight (heads, width) and bias (heads,).
+        value: projection of the values.
+        output: projection of the mixed values.
+        keep: logits of the forget gates as a linear layer, weight (heads, width) and bias (heads,); None for no gates.
+        slopes: how much a score falls with each later token, (heads,); None for not at all.
+        frequencies: radians per token, (heads, pairs): the first numbers of each head turn; None for no rotation.
+        gate: projection of the output gate; None for no gate.
+    """
+
+    score: tuple[Tensor, Tensor]
+    value: nn.Linear
+    output: nn.Linear
+    keep: tuple[Tensor, Tensor] | None
+    slopes: Tensor | None
+    frequencies: Tensor | None
+    gate: nn.Linear | None
+
+
+class GatedAarenStepper(Stepper):
+    """Aaren with gates and rotation for the tokens of one step: one product before the mixing and one after.
+
+    A row of state is a of all heads, then c of each head, then the running maximum m of each head. Before a token is
+    added, a turns by one token's angle and all weights decay: the state always lies in the frame of the last token, so
+    nothing counts steps.
+
+    Columns of the first product: values, scores, logits of the forget gates, output gate.
+
+    Args:
+        parts: what is folded.
+        tokens: tokens in a step.
+        outputs: number of tokens that leave the step, the last ones.
+    """
+
+    project: Tensor
+    project_bias: Tensor
+    output: Tensor
+    output_bias: Tensor
+    slopes: Tensor
+    cosine: Tensor
+    sine: Tensor
+
+    def __init__(self, parts: GatedParts, tokens: int, outputs: int) -> None:
+        weight, bias = parts.score
+        heads, width = weight.shape
+        start = torch.tensor([0.0] * width + [1.0] * heads + [EMPTY] * heads, dtype=torch.float64)
+        super().__init__(start.to(weight.device))
+        self.tokens, self.outputs, self.heads, self.width = tokens, outputs, heads, width
+        self.forgets, self.decays = parts.keep is not None, parts.keep is not None or parts.slopes is not None
+        self.turns, self.gates = parts.frequencies is not None, parts.gate is not None
+        layers = [(parts.value.weight, parts.value.bias), parts.score]
+        layers += [] if parts.keep is None else [parts.keep]
+        layers += [] if parts.gate is None else [(parts.gate.weight, parts.gate.bias)]
+        self.sizes = [len(layer[0]) for layer in layers]
+        self.register_buffer("project", torch.cat([layer[0] for layer in layers]))
+        self.register_buffer("project_bias", torch.cat([layer[1] for layer in layers]))
+        self.register_buffer("output", parts.output.weight.t().contiguous())
+        self.register_buffer("output_bias", parts.output.bias.clone())
+        slopes = torch.zeros_like(bias) if parts.slopes is None else parts.slopes
+        self.register_buffer("slopes", slopes.double())
+        angles = weight.new_zeros(heads, width // heads // 2, dtype=torch.float64)
+        if parts.frequencies is not None:
+            angles[:, : parts.frequencies.shape[1]] = parts.frequencies.double()
+        self.register_buffer("cosine", angles.cos().flatten())
+        self.register_buffer("sine", angles.sin().flatten())
+
+    def forward(self, x: Tensor, onto: Tensor, state: Tensor, live: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `Stepper.forward`."""
+        rows = F.linear(x, self.project, self.project_bias).view(-1, self.tokens, len(self.project))
+        mixed = []
+        for t in range(self.tokens):
+            parts = torch.split(rows[:, t], self.sizes, -1)
+            after = self._add(parts, state)
+            state = after if live is None else torch.where(live[:, t : t + 1] > 0, after, state)
+            if t >= self.tokens - self.outputs:
+                mixed.append(self._read(parts, state).to(onto.dtype))
+        joined = torch.stack(mixed, 1).view(-1, self.width)  # (batch * outputs, width)
+        return onto + torch.addmm(self.output_bias, joined, self.output), state
+
+    def to_numpy(self, norm: nn.LayerNorm) -> NumpyGatedAarenStepper:
+        """See `Stepper.to_numpy`."""
+        return NumpyGatedAarenStepper(self, norm)
+
+    def _add(self, parts: tuple[Tensor, ...], state: Tensor) -> Tensor:
+        """The state after a token, of which `parts` are the columns of the first product."""
+        value, score = parts[0].double(), parts[1].double()
+        a, c, m = torch.split(state, [self.width, self.heads, self.heads], -1)
+        if self.turns:
+            real, imaginary = a.view(-1, self.width // 2, 2).unbind(-1)
+            turned = real * self.cosine - imaginary * self.sine, real * self.sine + imaginary * self.cosine
+            a = torch.stack(turned, -1).flatten(1)
+        if self.decays:
+            m = m - self.slopes
+        if self.forgets:
+            m = m + F.logsigmoid(parts[2].double())
+        top = torch.maximum(m, score)
+        kept, weight = torch.exp(m - top), torch.exp(score - top)
+        a = self._by_head(a) * kept.unsqueeze(-1) + self._by_head(value) * weight.unsqueeze(-1)
+        return torch.cat([a.flatten(1), c * kept + weight, top], -1)
+
+    def _read(self, parts: tuple[Tensor, ...], state: Tensor) -> Tensor:
+        """What the output projection reads after a token, (batch, width)."""
+        a, c, _ = torch.split(state, [self.width, self.heads, self.heads], -1)
+        mean = (self._by_head(a) / c.unsqueeze(-1)).flatten(1)
+        return mean * F.silu(parts[-1]).double() if self.gates else mean
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        """(batch, width) to (batch, heads, head width)."""
+        return x.view(-1, self.heads, self.width // self.heads)
+
+
+class NumpyGatedAarenStepper:
+    """Computes what `GatedAarenStepper` computes; see `NumpyStepper` for the contract.
+
+    Args:
+        stepper: stepper to compute.
+        norm: layer norm in front of the mixer.
+    """
+
+    def __init__(self, stepper: GatedAarenStepper, norm: nn.LayerNorm) -> None:
+        self.tokens, self.outputs, self.heads, self.width = (
+            stepper.tokens,
+            stepper.outputs,
+            stepper.heads,
+            stepper.width,
+        )
+        self.project, self.project_bias = fold_norm(norm, stepper.project, stepper.project_bias)
+        self.output = centre_outputs(to_array(stepper.output))
+        bias = to_array(stepper.output_bias)
+        self.output_bias = bias - bias.mean()
+        ends = np.cumsum([0, *stepper.sizes])
+        columns = [slice(first, last) for first, last in zip(ends[:-1], ends[1:], strict=True)]
+        self.value, self.score = columns[:2]
+        self.keep = columns[2] if stepper.forgets else None
+        self.gate = columns[-1] if stepper.gates else None
+        self.slopes = stepper.slopes.cpu().numpy() if stepper.decays else None
+        cosine, sine = stepper.cosine.cpu().numpy(), stepper.sine.cpu().numpy()
+        self.turn = (cosine + 1j * sine).reshape(self.heads, -1) if stepper.turns else None
+
+    def __call__(self, normed: Array, before: Array, after: Array, live: Array | None) -> Array:
+        """See `NumpyStepper.__call__`."""
+        rows = (normed @ self.project + self.project_bias).reshape(-1, self.tokens, self.project.shape[1])
+        mixed = np.empty((len(rows), self.outputs, self.width), np.float32)
+        state = before
+        for t in range(self.tokens):
+            token = rows[:, t]
+            if live is None:
+                self._add(token, state, after)
+            else:
+                added = np.empty_like(after)
+                self._add(token, state, added)
+                after[:] = np.where(live[:, t, None] > 0, added, state)
+            state = after
+            if t >= self.tokens - self.outputs:
+                mixed[:, t - self.tokens + self.outputs] = self._read(token, after)
+        added_to_stream: Array = mixed.reshape(-1, self.width) @ self.output + self.output_bias
+        return added_to_stream
+
+    def _add(self, token: Array, before: Array, after: Array) -> None:
+        """Writes the rows of state after a token (batch, columns of the first product); `after` may be `before`."""
+        width, heads, batch = self.width, self.heads, len(token)
+        a, c, m = before[:, :width], before[:, width : width + heads], before[:, width + heads :]
+        a = a.reshape(batch, heads, -1)
+        if self.turn is not None:
+            a = (a.view(np.complex128) * self.turn).view(np.float64)
+        if self.slopes is not None:
+            m = m - self.slopes
+        if self.keep is not None:
+            m = m - np.logaddexp(0.0, -token[:, self.keep].astype(np.float64))
+        score = token[:, self.score]
+        top = np.maximum(m, score)
+        kept, weight = np.exp(m - top), np.exp(score - top)
+        value = token[:, self.value].reshape(batch, heads, -1)
+        after[:, :width] = (a * kept[..., None] + value * weight[..., None]).reshape(batch, width)
+        after[:, width : width + heads] = c * kept + weight
+        after[:, width + heads :] = top
+
+    def _read(self, token: Array, state: Array) -> Array:
+        """What the output projection reads after a token, (batch, width)."""
+        width, heads = self.width, self.heads
+        mean: Array = state[:, :width].reshape(len(state), heads, -1) / state[:, width : width + heads, None]
+        mean = mean.reshape(len(state), width)
+        if self.gate is None:
+            return mean
+        gate = token[:, self.gate]
+        # exp overflows to infinity where the gate is shut, which is right.
+        with np.errstate(over="ignore"):
+            return mean * (gate / (1 + np.exp(-gate)))  # type: ignore[no-any-return]

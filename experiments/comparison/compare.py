@@ -68,9 +68,7 @@ def compare(request: Request, say: Say) -> scores.Comparison:
     runs = chosen.runs(out)
     running.check_folders(runs, request.file)
     failures = [] if request.table else _run(request, runs, whole.runs(out), say)
-    commands = {
-        one.agent: _command(request, (one.agent,), *(["--returns"] if request.returns else [])) for one in runs
-    }
+    commands = {one.agent: _command(request, (one.agent,), *(["--returns"] if request.returns else [])) for one in runs}
     comparison = scores.collect(runs, commands, request.against, request.returns)
     files = [*table.write(comparison, out), *([picture.draw(comparison, out)] if comparison.scored else [])]
     say(f"\n{table.to_markdown(comparison)}\ntable:      {', '.join(map(str, files))}")

@@ -99,9 +99,7 @@ class Comparison:
         return {row["seed"]: row[figure] for row in self.rows if (row["agent"], row["dataset"]) == (agent, dataset)}
 
 
-def collect(
-    runs: list[Run], commands: dict[str, str], against: str | None = None, returns: bool = False
-) -> Comparison:
+def collect(runs: list[Run], commands: dict[str, str], against: str | None = None, returns: bool = False) -> Comparison:
     """Reads the results of finished runs.
 
     Args:

@@ -319,7 +319,13 @@ def test_datasets_without_scores_show_returns_alone(command, finish, tmp_path):
     write(tmp_path, datasets=["hopper-medium", "walker2d-medium"])
     finish({(d, a, s): 10.0 for d in ("hopper-medium", "walker2d-medium") for a in TABLE["agents"] for s in (0, 1)})
     for file in tmp_path.glob("runs/tiny/walker2d-medium/*/*/result.json"):
-        unscored = {"normalized_score": None, "ci95": None, "reference": None, "mean": 7.0, "best": {"normalized_score": None}}
+        unscored = {
+            "normalized_score": None,
+            "ci95": None,
+            "reference": None,
+            "mean": 7.0,
+            "best": {"normalized_score": None},
+        }
         file.write_text(json.dumps({**json.loads(file.read_text()), **unscored}))
     status, _, errors = command(main, "tiny.toml", "--table")
     assert status == 2

@@ -1,7 +1,4 @@
-"""popgym's memory games, which ship no experts: players that remember what they saw.
-
-Concentration, Battleship and MineSweeper have none here: their games begin with guesses.
-"""
+"""popgym's memory games, which ship no experts: players that remember what they saw, and the player of each game."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from aaren_rl.envs.experts.board_games import Battleship, Concentration, MineSweeper
 from aaren_rl.envs.experts.classic import CartPole, Pendulum
 from aaren_rl.envs.experts.expert import Env, Policy, game_of
 
@@ -110,11 +108,14 @@ PLAYERS: dict[str, type[Any]] = {
     "count_recall.CountRecall": CountRecall,
     "higher_lower.HigherLower": HigherLower,
     "multiarmed_bandit.MultiarmedBandit": MultiarmedBandit,
+    "concentration.Concentration": Concentration,
+    "battleship.Battleship": Battleship,
+    "minesweeper.MineSweeper": MineSweeper,
     "position_only_cartpole.PositionOnlyCartPole": CartPole,
     "velocity_only_cartpole.VelocityOnlyCartPole": CartPole,
     "position_only_pendulum.PositionOnlyPendulum": Pendulum,
 }
-"""Players by the class of the game, below popgym.envs."""
+"""Players by the class of the game, below popgym.envs; the noisy games are subclasses."""
 
 
 def player(env: Env, rng: np.random.Generator) -> Policy:

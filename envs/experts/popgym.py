@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -69,9 +70,16 @@ class Autoencode(Remembering):
 class CountRecall(Remembering):
     """Counts the cards of the value that is asked for."""
 
+    def reset(self, observation: Any, info: Mapping[str, Any]) -> None:
+        """See `Policy`."""
+        super().reset(observation, info)
+        self.counts: Counter[int] = Counter()
+
     def answer(self, taken: Any) -> int:
         """See `Remembering`."""
-        return sum(int(value) == int(self.seen[-1][1]) for value, _ in self.seen)
+        value, query = map(int, self.seen[-1])
+        self.counts[value] += 1
+        return self.counts[query]
 
 
 class HigherLower(Remembering):

@@ -96,7 +96,8 @@ def draw_costs(comparison: Comparison, costs: Costs, out: Path) -> Path:
         _draw_legend(figure, agents)
         seeds, updates = (", ".join(map(str, protocol[name])) for name in ("seeds", "updates"))
         figure.suptitle(
-            f"data: {', '.join(comparison.datasets)}, source: {protocol['source']}, seeds: {seeds}, updates: {updates}"
+            f"data: {', '.join(comparison.datasets)}, source: {protocol['source']}, seeds: {seeds}, updates: {updates}",
+            wrap=True,
         )
         # Names are placed around the circles, once the panels have their sizes.
         figure.draw_without_rendering()

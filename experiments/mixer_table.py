@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from aaren_rl import mixers
+from aaren_rl.mixers.base.spec import CONV
 
 WIDTH, STEPS = 128, 1_000
 """Width and number of the tokens after which a state is measured."""
@@ -14,7 +15,8 @@ def legend() -> str:
     """Meaning of the letters and figures in the table."""
     return (
         "A number behind a name is the span of the window; `local:60` is short for `local(span=60)`. "
-        "Options are written in parentheses, as `aaren(recency=true)`; the table shows their defaults. Sequences may "
+        "Options are written in parentheses, as `aaren(recency=true)`; the table shows their defaults. Every mixer has "
+        "the option `conv`, taps of a convolution in front of it, which is 0 where it is not shown. Sequences may "
         "have any length. T: tokens of a sequence, t: tokens so far, d: width of a token, h: width of a head, n: span. "
         "Costs leave out projections of single tokens. "
         f"State: bytes that one block of width {WIDTH} with one head carries after {STEPS:,} tokens."
@@ -30,9 +32,10 @@ def table() -> str:
     for name in mixers.names():
         mixer, options = mixers.get(name), mixers.option_defaults(name)
         about, span = mixer.capability, options.get("span")
+        shown = [mixers.write_option(*option) for option in options.items() if option != (CONV, 0)]
         cells = [
             f"`{name if span is None else mixers.MixerSpec(name, {'span': span})}`",
-            ", ".join(f"`{mixers.write_option(*option)}`" for option in options.items()) or "-",
+            ", ".join(f"`{option}`" for option in shown) or "-",
             mixer.memory,
             about.sees.format(n=span),
             about.source,

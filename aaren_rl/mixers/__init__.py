@@ -9,6 +9,7 @@ from aaren_rl.mixers.base.stepper import NumpyStepper, Stepper
 from aaren_rl.mixers.bigbird import BigBird
 from aaren_rl.mixers.compressed import Compressed
 from aaren_rl.mixers.fnet import FNet
+from aaren_rl.mixers.gated_aaren import GatedAaren
 from aaren_rl.mixers.gated_deltanet import GatedDeltaNet
 from aaren_rl.mixers.gmlp import GMLP
 from aaren_rl.mixers.gru import GRU
@@ -46,6 +47,7 @@ __all__ = [
     "GMLP",
     "GRU",
     "GatedDeltaNet",
+    "GatedAaren",
     "LSTM",
     "LRU",
     "Linear",

@@ -28,7 +28,9 @@ def test_what_is_said_is_what_the_classes_declare(rows):
     assert rows["aaren"]["what differs"] == "exact"
     assert rows["local"]["what differs"] == mixers.Local.capability.differs
     assert (rows["local"]["mixer"], rows["local"]["tokens seen"]) == ("`local:20`", "the last 20")
-    assert rows["aaren"]["options"] == "`recency=false`"
+    assert rows["aaren"]["options"] == "`recency=false`, `forget=false`, `rotary=0.0`, `gate=false`, `lasting=false`"
+    assert rows["gated-aaren"]["options"].endswith("`conv=4`")
+    assert rows["gru"]["options"] == "-"
     assert rows["local"]["options"] == "`span=20`"
     assert (rows["aaren"]["mixer"], rows["aaren"]["tokens seen"]) == ("`aaren`", "the episode")
 

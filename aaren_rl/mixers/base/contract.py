@@ -66,6 +66,9 @@ class Mixer(nn.Module):
     """What the state holds. Only a growing state changes its size while acting."""
     capability: ClassVar[Capability]
     """What the mixer computes and costs."""
+    conv: ClassVar[int] = 0
+    """Default of the option `conv`: taps of a short convolution in front of the mixer, which `build` adds; 0 for none.
+    """
     cuda_graph: ClassVar[bool] = True
     """True if `forward` has no data-dependent control flow (safe for CUDA graphs and vmap)."""
 

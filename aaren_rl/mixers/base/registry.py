@@ -7,7 +7,8 @@ from typing import Any
 
 from aaren_rl.errors import InvalidInput, require_free_name
 from aaren_rl.mixers.base.contract import Mixer
-from aaren_rl.mixers.base.spec import MixerSpec, Value, options_of, read_spec, split_specs
+from aaren_rl.mixers.base.short_convolution import ShortConvolution
+from aaren_rl.mixers.base.spec import CONV, MixerSpec, Value, options_of, read_spec, split_specs
 
 _MIXERS: dict[str, type[Mixer]] = {}
 
@@ -76,11 +77,18 @@ def build(spec: MixerSpec | str, width: int, heads: int, **options: Any) -> Mixe
         heads: number of heads; must divide the width.
         options: further options, by name.
 
+    Returns:
+        The mixer, behind a `ShortConvolution` where the option `conv` asks for one.
+
     Raises:
-        InvalidInput: as `parse_spec`, or the width does not fit the heads.
+        InvalidInput: as `parse_spec`, the width does not fit the heads, or an option is out of range.
     """
     parsed = parse_spec(str(spec))
-    return _MIXERS[parsed.name](width, heads, **parsed.options, **options)
+    mixer = _MIXERS[parsed.name]
+    given = {**parsed.options, **options}
+    taps = given.pop(CONV, mixer.conv)
+    built = mixer(width, heads, **given)
+    return ShortConvolution(built, taps) if taps else built
 
 
 def option_defaults(spec: MixerSpec | str) -> dict[str, Value]:

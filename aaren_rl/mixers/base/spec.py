@@ -14,6 +14,9 @@ from aaren_rl.mixers.base.contract import Mixer
 
 Value: TypeAlias = bool | int | float | str
 
+CONV = "conv"
+"""Option of every mixer: taps of a short convolution in front of it, 0 for none."""
+
 GRAMMAR = "expected NAME, NAME:TOKENS or NAME(OPTION=VALUE, ...), as aaren, local:60 or aaren(recency=true)"
 
 
@@ -52,7 +55,7 @@ class Option(NamedTuple):
 
 
 def options_of(mixer: type[Mixer]) -> dict[str, Option]:
-    """Options of a mixer: the parameters of its constructor beyond width and heads.
+    """Options of a mixer: the parameters of its constructor beyond width and heads, and `conv`, which all have.
 
     Raises:
         InvalidInput: an option has no default, or an annotation that has no written form.
@@ -69,7 +72,9 @@ def options_of(mixer: type[Mixer]) -> dict[str, Option]:
             )
         if default is Parameter.empty:
             raise InvalidInput(f"option {name!r} of {mixer.__name__} has no default; give it one")
-    return options
+    if CONV in options:
+        raise InvalidInput(f"{mixer.__name__} has an option {CONV!r}, which every mixer has already; name it otherwise")
+    return options | {CONV: Option(int, mixer.conv)}
 
 
 def split_specs(text: str) -> list[str]:
@@ -126,8 +131,6 @@ def _split_options(text: str, inside: str) -> dict[str, str]:
 
 
 def _unknown_option(text: str, name: str, option: str, known: Mapping[str, Option]) -> InvalidInput:
-    if not known:
-        return InvalidInput(f"mixer {text!r}: {name} has no options; pass {name!r}")
     near = difflib.get_close_matches(option, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     defaults = ", ".join(write_option(other, known[other].default) for other in sorted(known))

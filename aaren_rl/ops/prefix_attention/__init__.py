@@ -11,18 +11,20 @@ loop, chunks, a tree and a matrix all give the same numbers.
 `chunked`        matrix products, with a backward pass that we derive
 `fused`          the same as Triton kernels (`kernels`)
 `autograd`       the autograd function over `chunked` and `fused`
+`decay`          for all of them, weights that later tokens lower
 ===============  ===========================================================
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from aaren_rl.errors import InvalidInput, unknown_name
-from aaren_rl.ops.prefix_attention import autograd, chunked, fused, reference
+from aaren_rl.ops.prefix_attention import autograd, chunked, decay, fused, reference
 from aaren_rl.ops.prefix_attention.reference import combine, read_out
 from aaren_rl.ops.prefix_attention.state import ScanState, accumulation_dtype, initial_state, to_dtype
 
@@ -38,6 +40,7 @@ def prefix_attention(
     reset: Tensor | None = None,
     valid: Tensor | None = None,
     form: Form = "auto",
+    log_decay: Tensor | None = None,
 ) -> tuple[Tensor, ScanState]:
     """Attention outputs of one query over every prefix of a sequence.
 
@@ -56,6 +59,8 @@ def prefix_attention(
             "chunked" writes them out within chunks and carries a state from chunk to chunk.
             "fused" is one GPU kernel.
             "auto" is the form that `choose_form` returns.
+        log_decay: (batch, heads, time), at most 0: logarithm of the factor by which a token multiplies the weights of
+            all earlier tokens; None for no decay. Padding decays nothing.
 
     Returns:
         Outputs (batch, heads, time, dim) in the dtype of the values, and the state after the last token.
@@ -63,7 +68,7 @@ def prefix_attention(
     Raises:
         InvalidInput: shapes do not fit together, the form is unknown, or the form cannot run on this device.
     """
-    _check(scores, values, state, reset, valid, form)
+    _check(scores, values, state, reset, valid, form, log_decay)
     batch_size, heads, time, dim = values.shape
     dtype = accumulation_dtype(scores, values)
     if time == 0:
@@ -75,9 +80,11 @@ def prefix_attention(
         state = state._replace(m=state.m.detach())
     if reset is None:
         reset = torch.zeros(batch_size, time, dtype=torch.bool, device=scores.device)
-    attend = reference.attend if form in reference.FORMS else autograd.attend
+    attend = functools.partial(reference.attend if form in reference.FORMS else autograd.attend, form=form)
     with torch.autocast(device_type=scores.device.type, enabled=False):
-        return attend(scores, values, state, reset, valid, form)
+        if log_decay is not None:
+            return decay.attend_in_pieces(attend, scores, values, state, reset, valid, log_decay)
+        return attend(scores, values, state, reset, valid)
 
 
 def choose_form(time: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Form:
@@ -102,6 +109,7 @@ def _check(
     reset: Tensor | None,
     valid: Tensor | None,
     form: Form,
+    log_decay: Tensor | None,
 ) -> None:
     if form not in get_args(Form):
         raise unknown_name("scan form", form, get_args(Form))
@@ -109,6 +117,10 @@ def _check(
         raise InvalidInput(
             f"scores have shape {tuple(scores.shape)} and values {tuple(values.shape)}; "
             "expected (batch, heads, time) and (batch, heads, time, dim)"
+        )
+    if log_decay is not None and log_decay.shape != scores.shape:
+        raise InvalidInput(
+            f"log_decay has shape {tuple(log_decay.shape)}; expected that of the scores, {tuple(scores.shape)}"
         )
     for name, mask in (("reset", reset), ("valid", valid)):
         if mask is None:

@@ -9,15 +9,19 @@ from aaren_rl.mixers import Aaren, Mixer, Softmax, state_bytes, state_tensors
 WIDTH, HEADS = 12, 3
 
 
-RECENCY = "aaren(recency=true)"
-
 VARIANTS = [
-    f"{name}({option}={str(not default).lower()})"
-    for name in mixers.names()
-    for option, default in mixers.option_defaults(name).items()
-    if isinstance(default, bool)
+    *(
+        f"{name}({option}={str(not default).lower()})"
+        for name in mixers.names()
+        for option, default in mixers.option_defaults(name).items()
+        if isinstance(default, bool) and name != "gated-aaren"
+    ),
+    "aaren(rotary=0.5)",
+    "gru(conv=3)",
+    "local(conv=4)",
+    "softmax(conv=2)",
 ]
-"""Mixers with one yes-or-no option changed."""
+"""Mixers with one option changed. The options of gated-aaren are Aaren's."""
 
 
 def build(spec, loud):
@@ -33,10 +37,6 @@ def mixer(request, loud):
 def mixing(request, loud):
     """For what only holds where tokens matter."""
     return build(request.param, loud)
-
-
-def parts_of(state):
-    return (state,) if isinstance(state, torch.Tensor) else tuple(state)
 
 
 def tokens(time, batch=3, seed=0):
@@ -58,7 +58,7 @@ def assert_close(ours, theirs, tolerance=1e-10):
 
 def assert_same_memory(mixer, ours, theirs):
     """Two states are the same when everything that follows is."""
-    follow = tokens(3, seed=99)[: parts_of(ours)[0].shape[0]]
+    follow = tokens(3, seed=99)[: state_tensors(ours)[0].shape[0]]
     assert_close(mixer(follow, ours)[0], mixer(follow, theirs)[0])
 
 
@@ -226,94 +226,17 @@ def test_conformance_reset_rows_are_fresh_and_the_others_go_on(mixer):
 
 def test_conformance_a_state_handed_in_is_not_changed(mixer):
     state = mixer(tokens(6))[1]
-    copies = [part.clone() for part in parts_of(state)]
+    copies = [part.clone() for part in state_tensors(state)]
     mixer.step(tokens(1)[:, 0], state)
     mixer.reset_state(state, torch.tensor([True, False, True]))
-    assert all(torch.equal(after, before) for after, before in zip(parts_of(state), copies, strict=True))
+    assert all(torch.equal(after, before) for after, before in zip(state_tensors(state), copies, strict=True))
 
 
-def test_conformance_a_width_without_whole_heads_is_refused(mixer):
+@pytest.mark.parametrize("name", mixers.names())
+def test_a_width_without_whole_heads_is_refused(name):
     for width, heads in ((10, 3), (4, 0), (0, 1)):
         with pytest.raises(InvalidInput, match="multiple of the heads"):
-            type(mixer)(width, heads)
-
-
-@pytest.mark.parametrize("heads", [1, 3])
-def test_aaren_is_the_papers_formula_with_the_keys_written_out(loud, heads):
-    mixer = loud(Aaren(WIDTH, heads), seed=2).double()
-    x = tokens(30)
-    size = WIDTH // heads
-    query = (mixer.query.weight @ mixer.query_token + mixer.query.bias).reshape(heads, size)
-    keys = (x @ mixer.key.weight.T + mixer.key.bias).reshape(3, 30, heads, size)
-    values = (x @ mixer.value.weight.T + mixer.value.bias).reshape(3, 30, heads, size)
-    expected = []
-    for k in range(30):
-        scores = torch.einsum("hd,bihd->bih", query, keys[:, : k + 1]) / size**0.5
-        mixed = torch.einsum("bih,bihd->bhd", scores.softmax(1), values[:, : k + 1])
-        expected.append(mixed.flatten(1) @ mixer.output.weight.T + mixer.output.bias)
-    assert_close(mixer(x)[0], torch.stack(expected, 1))
-
-
-def aged_attention(mixer, x, reset, valid):
-    """The definition, row by row: softmax over the live tokens of the episode of score - slope * live tokens since."""
-    outputs = torch.zeros_like(x)
-    query = mixer.query(mixer.query_token).view(HEADS, -1)
-    slopes = torch.log1p(torch.exp(mixer.slope_before_softplus))
-    for row in range(x.shape[0]):
-        seen = []
-        for t in range(x.shape[1]):
-            if reset[row, t]:
-                seen = []
-            if not valid[row, t]:
-                continue
-            seen.append(t)
-            own = x[row, seen]
-            scores = torch.einsum("hd,thd->ht", query, mixer.key(own).view(-1, HEADS, WIDTH // HEADS))
-            age = torch.arange(len(seen) - 1, -1, -1, dtype=x.dtype)
-            weights = torch.softmax(scores * (WIDTH // HEADS) ** -0.5 - slopes.unsqueeze(1) * age, -1)
-            mixed = torch.einsum("ht,thd->hd", weights, mixer.value(own).view(-1, HEADS, WIDTH // HEADS))
-            outputs[row, t] = mixer.output(mixed.flatten())
-    return outputs
-
-
-def test_recency_is_attention_to_scores_that_fall_with_age(loud):
-    """In one pass and in three with a state between them, in outputs and gradients."""
-    mixer, x = build(RECENCY, loud), tokens(37)
-    generator = torch.Generator().manual_seed(4)
-    reset, valid = torch.rand(3, 37, generator=generator) < 0.08, torch.rand(3, 37, generator=generator) < 0.85
-    # Padding resets nothing.
-    reset &= valid
-    weights = tokens(37, seed=5) * valid.unsqueeze(-1)
-
-    def in_pieces(_, x):
-        outputs, state = [], None
-        for piece in (slice(0, 11), slice(11, 12), slice(12, 37)):
-            y, state = mixer(x[:, piece], state, reset[:, piece], valid[:, piece])
-            outputs.append(y)
-        return torch.cat(outputs, 1)
-
-    found = []
-    for run in (
-        lambda _, x: aged_attention(mixer, x, reset, valid),
-        lambda _, x: mixer(x, None, reset, valid)[0],
-        in_pieces,
-    ):
-        mixer.zero_grad()
-        given = x.clone().requires_grad_()
-        y = run(mixer, given)
-        (y * weights).sum().backward()
-        found.append(
-            (y[valid].detach(), given.grad, *(p.grad.clone() for p in mixer.parameters() if p is not mixer.key.bias))
-        )
-    for other in found[1:]:
-        for ours, theirs in zip(other, found[0], strict=True):
-            assert_close(ours, theirs)
-    assert mixer.slope_before_softplus.grad.abs().min() > 1e-4
-
-
-def test_slopes_begin_as_those_of_press(loud):
-    torch.testing.assert_close(Aaren(16, 8, recency=True).slopes, 2.0 ** -torch.arange(1.0, 9))
-    torch.testing.assert_close(Aaren(16, 1, recency=True).slopes, torch.tensor([2.0**-8]))
+            mixers.build(name, width, heads)
 
 
 def test_aaren_has_one_vector_more_than_softmax_attention():

@@ -112,9 +112,10 @@ def test_options_reach_the_mixer():
 
 
 def test_defaults_are_those_of_the_constructor():
-    assert mixers.option_defaults("aaren") == {"recency": False}
-    assert mixers.option_defaults("bigbird") == {"span": 16}
-    assert mixers.option_defaults("gru") == {}
+    own = {"recency": False, "forget": False, "rotary": 0.0, "gate": False, "lasting": False}
+    assert mixers.option_defaults("aaren") == {**own, "conv": 0}
+    assert mixers.option_defaults("bigbird") == {"span": 16, "conv": 0}
+    assert mixers.option_defaults("gru") == {"conv": 0}
 
 
 @pytest.mark.parametrize(
@@ -129,9 +130,12 @@ def test_defaults_are_those_of_the_constructor():
         ("local 60", GRAMMAR),
         ("aaren(recency=true)x", GRAMMAR),
         ("aarne", "unknown mixer 'aarne'; did you mean 'aaren'"),
-        ("aaren(recncy=true)", r"unknown option 'recncy'; did you mean 'recency'\? .* of aaren .*: recency=false"),
-        ("aaren(zzz=1)", r"'aaren\(zzz=1\)': unknown option 'zzz'; options of aaren and defaults: recency=false"),
-        ("gru(size=3)", r"mixer 'gru\(size=3\)': gru has no options; pass 'gru'"),
+        ("aaren(recncy=true)", r"unknown option 'recncy'; did you mean 'recency'\? .* of aaren .*, recency=false"),
+        (
+            "aaren(zzz=1)",
+            r"'aaren\(zzz=1\)': unknown option 'zzz'; options of aaren and defaults: conv=0, forget=false, gate=false, lasting=false",
+        ),
+        ("gru(size=3)", r"'gru\(size=3\)': unknown option 'size'; options of gru and defaults: conv=0"),
         ("aaren(recency=1)", r"'aaren\(recency=1\)': option 'recency' is '1'; expected true or false"),
         ("aaren(recency=True)", "'True'; expected true or false"),
         ("perceiver(latents=2.5)", "option 'latents' is '2.5'; expected a whole number, as 4"),
@@ -166,6 +170,13 @@ def test_an_option_needs_a_default_and_a_type():
 
     with pytest.raises(InvalidInput, match="option 'rank' of Untyped is annotated None; expected bool, int, float"):
         mixers.register("untyped")(Untyped)
+
+    class Convolving(mixers.NoMixing):
+        def __init__(self, width: int, heads: int, conv: int = 4) -> None:
+            super().__init__(width, heads)
+
     with pytest.raises(InvalidInput, match="option 'rank' of Required has no default; give it one"):
         mixers.register("required")(Required)
-    assert not {"untyped", "required"} & set(mixers.names())
+    with pytest.raises(InvalidInput, match="Convolving has an option 'conv', which every mixer has already"):
+        mixers.register("convolving")(Convolving)
+    assert not {"untyped", "required", "convolving"} & set(mixers.names())

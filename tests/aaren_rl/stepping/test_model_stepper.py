@@ -58,8 +58,14 @@ SHAPES = [
         for heads in (1, 4)
         for form in ("bounded", "running")
     ),
+    *(
+        ({"layout": layout, "heads": heads, "mixer": mixer}, "always running")
+        for layout in ("interleaved", "fused")
+        for heads in (1, 4)
+        for mixer in ("gated-aaren", "aaren(rotary=0.5, recency=true)")
+    ),
 ]
-"""Shapes of models, and which of Aaren's two forms acts."""
+"""Shapes of models, and which of Aaren's two forms acts; with gates or rotation there is one form."""
 
 
 @pytest.fixture
@@ -150,7 +156,8 @@ def test_three_hundred_steps_with_resets_equal_one_forward(make_model, take, sha
     if library == "numpy" and model.config.norm == "post":
         assert NumpyModelStepper.of(ModelStepper(model)) is None
         return
-    assert forms_of(model) == {form == "bounded"}
+    if form != "always running":
+        assert forms_of(model) == {form == "bounded"}
     # A row without an end, one with an episode of a single step, and one alone in its reset.
     assert_acts_like(model, library, draw(300, starts=[(1, 100), (1, 101), (1, 250), (2, 37)]))
 

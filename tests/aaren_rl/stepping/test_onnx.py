@@ -29,6 +29,7 @@ CARD = AgentCard(EnvironmentSpec("Hopper-v5", {"exclude": True}), "made-up/tiny-
 SHAPES = {
     "large": {"blocks": 2, "heads": 4, "layout": "interleaved", "timesteps": "sinusoidal"},
     "small": {"blocks": 1, "layout": "fused", "timesteps": "learned", "max_steps": 300},
+    "ordered": {"blocks": 2, "heads": 2, "mixer": "gated-aaren,aaren(conv=3)", "layout": "interleaved"},
 }
 
 
@@ -51,7 +52,9 @@ def build(name):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """The folders of two exports: a large model, and a small one whose scores are taken in the running form."""
+    """The folders of exports: a large model, a small one whose scores are taken in the running form, and one with gates,
+    rotation and convolution.
+    """
     folders = {}
     with pytest.MonkeyPatch.context() as patch:
         for name in SHAPES:

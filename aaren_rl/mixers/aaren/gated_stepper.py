@@ -1,0 +1,214 @@
+"""Aaren with a forget gate, rotation or output gate, folded for acting, in torch and in NumPy."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aaren_rl.mixers.base.stepper import Stepper
+from aaren_rl.ops.numpy_layers import Array, centre_outputs, fold_norm, to_array
+
+EMPTY = -1e30
+"""Finite running maximum of the empty prefix."""
+
+
+class GatedParts(NamedTuple):
+    """What `GatedAarenStepper` folds.
+
+    Attributes:
+        score: the scores as a linear layer of the tokens, weight (means, width) and bias (means,): of every head, then
+            of every head's lasting mean, if there are such.
+        value: projection of the values.
+        output: projection of the mixed values.
+        keep: logits of the forget gates as a linear layer, weight (heads, width) and bias (heads,); None for no gates.
+        slopes: how much a score falls with each later token, (heads,); None for not at all.
+        frequencies: radians per token, (heads, pairs): the first numbers of each head turn; None for no rotation.
+        gate: projection of the output gate; None for no gate.
+    """
+
+    score: tuple[Tensor, Tensor]
+    value: nn.Linear
+    output: nn.Linear
+    keep: tuple[Tensor, Tensor] | None
+    slopes: Tensor | None
+    frequencies: Tensor | None
+    gate: nn.Linear | None
+
+
+class GatedAarenStepper(Stepper):
+    """Aaren with gates and rotation for the tokens of one step: one product before the mixing and one after.
+
+    A row of state is a of all means, then c of each mean, then the running maximum m of each. Before a token is added,
+    a turns by one token's angle and all weights decay: the state always lies in the frame of the last token, so nothing
+    counts steps. A lasting mean neither turns nor decays.
+
+    Columns of the first product: values, scores, logits of the forget gates, output gate.
+
+    Args:
+        parts: what is folded.
+        heads: number of heads.
+        tokens: tokens in a step.
+        outputs: number of tokens that leave the step, the last ones.
+    """
+
+    project: Tensor
+    project_bias: Tensor
+    output: Tensor
+    output_bias: Tensor
+    slopes: Tensor
+    cosine: Tensor
+    sine: Tensor
+
+    def __init__(self, parts: GatedParts, heads: int, tokens: int, outputs: int) -> None:
+        weight = parts.score[0]
+        means, width = weight.shape
+        start = torch.tensor([0.0] * (means // heads * width) + [1.0] * means + [EMPTY] * means, dtype=torch.float64)
+        super().__init__(start.to(weight.device))
+        self.tokens, self.outputs, self.heads, self.width = tokens, outputs, heads, width
+        # Numbers of a row of state.
+        self.parts = [means // heads * width, means, means]
+        self.forgets, self.decays = parts.keep is not None, parts.keep is not None or parts.slopes is not None
+        self.turns, self.gates = parts.frequencies is not None, parts.gate is not None
+        layers = [(parts.value.weight, parts.value.bias), parts.score]
+        layers += [] if parts.keep is None else [parts.keep]
+        layers += [] if parts.gate is None else [(parts.gate.weight, parts.gate.bias)]
+        self.columns = [len(layer[0]) for layer in layers]
+        self.register_buffer("project", torch.cat([layer[0] for layer in layers]))
+        self.register_buffer("project_bias", torch.cat([layer[1] for layer in layers]))
+        self.register_buffer("output", parts.output.weight.t().contiguous())
+        self.register_buffer("output_bias", parts.output.bias.clone())
+        slopes = weight.new_zeros(heads) if parts.slopes is None else parts.slopes
+        self.register_buffer("slopes", F.pad(slopes.double(), (0, means - heads)))
+        angles = weight.new_zeros(means, width // heads // 2, dtype=torch.float64)
+        if parts.frequencies is not None:
+            angles[:heads, : parts.frequencies.shape[1]] = parts.frequencies.double()
+        self.register_buffer("cosine", angles.cos().flatten())
+        self.register_buffer("sine", angles.sin().flatten())
+
+    def forward(self, x: Tensor, onto: Tensor, state: Tensor, live: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `Stepper.forward`."""
+        rows = F.linear(x, self.project, self.project_bias).view(-1, self.tokens, len(self.project))
+        mixed = []
+        for t in range(self.tokens):
+            token = torch.split(rows[:, t], self.columns, -1)
+            after = self._add(token, state)
+            state = after if live is None else torch.where(live[:, t : t + 1] > 0, after, state)
+            if t >= self.tokens - self.outputs:
+                mixed.append(self._read(token, state).to(onto.dtype))
+        joined = torch.stack(mixed, 1).view(-1, self.width)  # (batch * outputs, width)
+        return onto + torch.addmm(self.output_bias, joined, self.output), state
+
+    def to_numpy(self, norm: nn.LayerNorm) -> NumpyGatedAarenStepper:
+        """See `Stepper.to_numpy`."""
+        return NumpyGatedAarenStepper(self, norm)
+
+    def _add(self, token: tuple[Tensor, ...], state: Tensor) -> Tensor:
+        """The state after a token, of which the columns of the first product are given."""
+        a, c, m = torch.split(state, self.parts, -1)
+        value, score = token[0].double(), token[1].double()
+        if self.turns:
+            real, imaginary = a.view(-1, len(self.cosine), 2).unbind(-1)
+            turned = real * self.cosine - imaginary * self.sine, real * self.sine + imaginary * self.cosine
+            a = torch.stack(turned, -1).flatten(1)
+        if self.decays:
+            m = m - self.slopes
+        if self.forgets:
+            m = m + F.pad(F.logsigmoid(token[2].double()), (0, self.parts[1] - self.heads))
+        top = torch.maximum(m, score)
+        kept, weight = torch.exp(m - top), torch.exp(score - top)
+        shape = (-1, self.parts[1] // self.heads, self.heads, 1)
+        added = value.view(-1, 1, self.heads, self.width // self.heads) * weight.view(shape)
+        a = a.view(added.shape) * kept.view(shape) + added  # (batch, 1 or 2, heads, head width)
+        return torch.cat([a.flatten(1), c * kept + weight, top], -1)
+
+    def _read(self, token: tuple[Tensor, ...], state: Tensor) -> Tensor:
+        """What the output projection reads after a token, (batch, width)."""
+        a, c, _ = torch.split(state, self.parts, -1)
+        means = (a.view(-1, self.parts[1], self.width // self.heads) / c.unsqueeze(-1)).view(-1, self.parts[0])
+        mean, *lasting = torch.split(means, self.width, -1)
+        if self.gates:
+            mean = mean * F.silu(token[-1]).double()
+        return mean + lasting[0] if lasting else mean
+
+
+class NumpyGatedAarenStepper:
+    """Computes what `GatedAarenStepper` computes; see `NumpyStepper` for the contract.
+
+    Args:
+        stepper: stepper to compute.
+        norm: layer norm in front of the mixer.
+    """
+
+    def __init__(self, stepper: GatedAarenStepper, norm: nn.LayerNorm) -> None:
+        self.tokens, self.outputs = stepper.tokens, stepper.outputs
+        self.heads, self.width, (_, self.means, _) = stepper.heads, stepper.width, stepper.parts
+        self.project, self.project_bias = fold_norm(norm, stepper.project, stepper.project_bias)
+        self.output = centre_outputs(to_array(stepper.output))
+        bias = to_array(stepper.output_bias)
+        self.output_bias = bias - bias.mean()
+        ends = np.cumsum([0, *stepper.columns])
+        columns = [slice(first, last) for first, last in zip(ends[:-1], ends[1:], strict=True)]
+        self.value, self.score = columns[:2]
+        self.keep = columns[2] if stepper.forgets else None
+        self.gate = columns[-1] if stepper.gates else None
+        self.slopes = stepper.slopes.cpu().numpy() if stepper.decays else None
+        cosine, sine = stepper.cosine.cpu().numpy(), stepper.sine.cpu().numpy()
+        shape = (self.means // self.heads, self.heads, -1)
+        self.turn = (cosine + 1j * sine).reshape(shape) if stepper.turns else None
+
+    def __call__(self, normed: Array, before: Array, after: Array, live: Array | None) -> Array:
+        """See `NumpyStepper.__call__`."""
+        rows = (normed @ self.project + self.project_bias).reshape(-1, self.tokens, self.project.shape[1])
+        mixed = np.empty((len(rows), self.outputs, self.width), np.float32)
+        state = before
+        for t in range(self.tokens):
+            token = rows[:, t]
+            if live is None:
+                self._add(token, state, after)
+            else:
+                added = np.empty_like(after)
+                self._add(token, state, added)
+                after[:] = np.where(live[:, t, None] > 0, added, state)
+            state = after
+            if t >= self.tokens - self.outputs:
+                mixed[:, t - self.tokens + self.outputs] = self._read(token, after)
+        to_stream: Array = mixed.reshape(-1, self.width) @ self.output + self.output_bias
+        return to_stream
+
+    def _add(self, token: Array, before: Array, after: Array) -> None:
+        """Writes the rows of state after a token (batch, columns of the first product); `after` may be `before`."""
+        batch, heads, means = len(token), self.heads, self.means
+        size = before.shape[1] - 2 * means
+        a = before[:, :size].reshape(batch, means // heads, heads, -1)
+        m = before[:, size + means :]
+        if self.turn is not None:
+            a = (a.view(np.complex128) * self.turn).view(np.float64)
+        if self.slopes is not None:
+            m = m - self.slopes
+        if self.keep is not None:
+            m[:, :heads] -= np.logaddexp(0.0, -token[:, self.keep].astype(np.float64))
+        score = token[:, self.score]
+        top = np.maximum(m, score)
+        kept, weight = np.exp(m - top), np.exp(score - top)
+        shape = batch, means // heads, heads, 1
+        value = token[:, self.value].reshape(batch, 1, heads, -1)
+        after[:, :size] = (a * kept.reshape(shape) + value * weight.reshape(shape)).reshape(batch, size)
+        after[:, size : size + means] = before[:, size : size + means] * kept + weight
+        after[:, size + means :] = top
+
+    def _read(self, token: Array, state: Array) -> Array:
+        """What the output projection reads after a token, (batch, width)."""
+        size = state.shape[1] - 2 * self.means
+        sums = state[:, :size].reshape(len(state), self.means, -1)
+        means: Array = (sums / state[:, size : size + self.means, None]).reshape(len(state), size)
+        mean = means[:, : self.width]
+        if self.gate is not None:
+            gate = token[:, self.gate]
+            # exp overflows to infinity where the gate is shut, which is right.
+            with np.errstate(over="ignore"):
+                mean = mean * (gate / (1 + np.exp(-gate)))
+        return mean if size == self.width else mean + means[:, self.width :]

@@ -1,0 +1,104 @@
+"""A short convolution folded for acting, in torch and in NumPy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from aaren_rl.mixers.base.stepper import NumpyStepper, Stepper
+from aaren_rl.ops.numpy_layers import Array, to_array
+
+if TYPE_CHECKING:
+    from aaren_rl.mixers.base.contract import Mixer
+
+
+class ConvolutionStepper(Stepper):
+    """Convolves the tokens of one step and hands them to the stepper of the mixer behind.
+
+    A row of state holds the last tokens, the oldest first, and then the mixer's row.
+
+    Args:
+        weight: taps of the convolution, (taps, width), the current token's first.
+        mixer: mixer behind the convolution.
+        norm: layer norm in front of the convolution.
+        tokens: tokens in a step.
+        outputs: number of tokens that leave the step, the last ones.
+    """
+
+    taps: Tensor
+
+    def __init__(self, weight: Tensor, mixer: Mixer, norm: nn.LayerNorm, tokens: int, outputs: int) -> None:
+        inner = mixer.stepper(_bound(weight, norm), tokens, outputs)
+        earlier = torch.zeros((len(weight) - 1) * weight.shape[1], dtype=torch.float64, device=weight.device)
+        super().__init__(torch.cat([earlier, inner.start]))
+        self.inner, self.tokens = inner, tokens
+        taps = weight.flip(0).clone()
+        taps[-1] += 1
+        self.register_buffer("taps", taps)
+
+    def forward(self, x: Tensor, onto: Tensor, state: Tensor, live: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `Stepper.forward`."""
+        taps, width = self.taps.shape
+        past, inner = torch.split(state, [(taps - 1) * width, len(self.inner.start)], -1)
+        convolved = []
+        for t, token in enumerate(x.view(-1, self.tokens, width).unbind(1)):
+            entries = torch.cat([past.to(x.dtype), token], -1)  # (batch, taps * width)
+            convolved.append((entries.view(-1, taps, width) * self.taps).sum(1))
+            later = entries[:, width:].double()
+            past = later if live is None else torch.where(live[:, t : t + 1] > 0, later, past)
+        onto, inner = self.inner(torch.stack(convolved, 1).flatten(0, 1), onto, inner, live)
+        return onto, torch.cat([past, inner], -1)
+
+    def to_numpy(self, norm: nn.LayerNorm) -> NumpyStepper | None:
+        """See `Stepper.to_numpy`."""
+        unscaled = nn.LayerNorm(len(norm.weight), eps=norm.eps, device=norm.weight.device, dtype=norm.weight.dtype)
+        inner = self.inner.to_numpy(unscaled)
+        return None if inner is None else NumpyConvolutionStepper(self, norm, inner)
+
+
+class NumpyConvolutionStepper:
+    """Computes what `ConvolutionStepper` computes; see `NumpyStepper` for the contract.
+
+    Args:
+        stepper: stepper to compute.
+        norm: layer norm in front of the convolution.
+        inner: stepper of the mixer behind.
+    """
+
+    def __init__(self, stepper: ConvolutionStepper, norm: nn.LayerNorm, inner: NumpyStepper) -> None:
+        self.taps, self.tokens, self.inner = to_array(stepper.taps), stepper.tokens, inner
+        self.scale, self.shift = to_array(norm.weight), to_array(norm.bias)
+
+    def __call__(self, normed: Array, before: Array, after: Array, live: Array | None) -> Array:
+        """See `NumpyStepper.__call__`."""
+        taps, width = self.taps.shape
+        size = (taps - 1) * width
+        x = (normed * self.scale + self.shift).reshape(-1, self.tokens, width)
+        past = before[:, :size].reshape(-1, taps - 1, width)
+        convolved = np.empty_like(x)
+        for t in range(self.tokens):
+            token = x[:, t]
+            convolved[:, t] = np.einsum("btw,tw->bw", past, self.taps[:-1]) + token * self.taps[-1]
+            later = np.concatenate([past[:, 1:], token[:, None]], 1)
+            past = later if live is None else np.where(live[:, t, None, None] > 0, later, past)
+        after[:, :size] = past.reshape(len(past), -1)
+        return self.inner(convolved.reshape(-1, width), before[:, size:], after[:, size:], live)
+
+
+def _bound(weight: Tensor, norm: nn.LayerNorm) -> nn.LayerNorm:
+    """A layer norm without shift whose outputs bound the convolved tokens.
+
+    A mixer may fold what it knows of the size of its tokens: a product u . x of a layer norm's output is at most
+    sqrt(width) |u * scale| (Cauchy-Schwarz). For a sum over K taps, each of scale w_k g and shift w_k b, this holds for
+    the scale sqrt(2 K (g^2 + b^2) sum_k w_k^2).
+    """
+    taps = weight.clone()
+    taps[0] += 1
+    bound = nn.LayerNorm(weight.shape[1], eps=norm.eps, device=weight.device, dtype=weight.dtype)
+    size = 2 * len(taps) * (norm.weight**2 + norm.bias**2) * (taps**2).sum(0)
+    with torch.no_grad():
+        bound.weight.copy_(size.sqrt())
+    return bound

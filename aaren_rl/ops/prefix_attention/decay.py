@@ -1,0 +1,66 @@
+"""Decay of earlier tokens, for every form: scores are lowered beforehand, piece by piece.
+
+If token t multiplies the weights of all earlier tokens by f_t, token j has at token k the weight
+``exp(s_j + G_k - G_j)``, with G_t the sum of ``log f`` up to t. Softmax ignores G_k, which all weights share. So
+prefix attention with decay is prefix attention to the scores ``s_j - G_j``. Here they are relative to the end of a
+piece, ``s_j + (G_end - G_j)``: sums over many thousand tokens would lose digits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from aaren_rl.ops.prefix_attention.state import ScanState
+
+PIECE = 512
+"""Tokens that share a sum of decays. In float32 it rounds by 3e-5 if they decay by exp(-512)."""
+
+Attend = Callable[[Tensor, Tensor, ScanState | None, Tensor, Tensor | None], tuple[Tensor, ScanState]]
+
+
+def attend_in_pieces(
+    attend: Attend,
+    scores: Tensor,
+    values: Tensor,
+    state: ScanState | None,
+    reset: Tensor,
+    valid: Tensor | None,
+    log_decay: Tensor,
+) -> tuple[Tensor, ScanState]:
+    """Outputs and the final state; arguments as in `prefix_attention`, time 1 or more.
+
+    Args:
+        attend: prefix attention without decay, of scores, values, state, reset and valid.
+        scores: (batch, heads, time).
+        values: (batch, heads, time, dim).
+        state: before the first token.
+        reset: (batch, time) bool.
+        valid: (batch, time) bool.
+        log_decay: (batch, heads, time), at most 0.
+    """
+    # Autocast gives scores in half precision; the sum needs float32 at least.
+    dtype = torch.promote_types(torch.promote_types(scores.dtype, log_decay.dtype), torch.float32)
+    scores, log_decay = scores.to(dtype), log_decay.to(dtype)
+    if valid is not None:
+        log_decay = log_decay.masked_fill(~valid.unsqueeze(1), 0.0)
+    outputs = []
+    for start in range(0, scores.shape[-1], PIECE):
+        piece = slice(start, start + PIECE)
+        total = log_decay[..., piece].cumsum(-1)
+        lowered = scores[..., piece] + (total[..., -1:] - total)
+        state = None if state is None else decayed(state, total[..., -1])
+        real = None if valid is None else valid[:, piece]
+        mixed, state = attend(lowered, values[..., piece, :], state, reset[:, piece], real)
+        outputs.append(mixed)
+    assert state is not None
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2), state
+
+
+def decayed(state: ScanState, log_decay: Tensor) -> ScanState:
+    """The state with all weights multiplied by exp(log_decay), (batch, heads)."""
+    # The maximum takes the value of the decay, the sums its derivative: no form differentiates the maximum.
+    ones = torch.exp(log_decay - log_decay.detach())
+    return ScanState(state.m + log_decay.detach(), state.c * ones, state.a * ones.unsqueeze(-1))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aaren_rl.mixers.base.contract import Capability
-from aaren_rl.mixers.base.gates import GatedNorm, forget_bias
+from aaren_rl.mixers.base.folded_stepper import affine, join, sigmoid, split
+from aaren_rl.mixers.base.gates import GatedNorm, forget_bias, gated_norm
 from aaren_rl.mixers.base.matrix_memory import MatrixMemory, Places, Terms, weigh
+from aaren_rl.mixers.base.matrix_recurrence import MatrixRecurrence, Token, answer, outer
 from aaren_rl.mixers.base.registry import register
 
 SHORTEST = 1e-6
@@ -96,3 +100,34 @@ class GatedDeltaNet(MatrixMemory):
     def read_out(self, read: Tensor, beside: Tensor) -> Tensor:
         """See `MatrixMemory.read_out`."""
         return super().read_out(self.norm(read, beside), beside)
+
+    def recurrence(self) -> MatrixRecurrence:
+        """See `MatrixMemory.recurrence`."""
+        gates = affine(self.write), affine(self.forget, self.forget_bias), affine(self.norm.gate)
+        project = join(affine(self.query), affine(self.key), affine(self.value), *gates)
+        return _Recurrence(self.shape, project, self.norm.folded_into(self.output))
+
+
+class _Recurrence(MatrixRecurrence):
+    def token(self, xp: Any, constants: Mapping[str, Any], rows: Any) -> Token:
+        """See `MatrixRecurrence.token`; the weight is b."""
+        width = self.heads * self.features
+        *parts, write, forget, gate = split(rows, [width, width, width, self.heads, self.heads, width])
+        query, key, value = map(self.per_head, parts)
+        query, key = _normalise(xp, query), _normalise(xp, key)
+        return Token(query, key, value, sigmoid(xp, forget), 2 * sigmoid(xp, write), self.per_head(gate))
+
+    def update(self, xp: Any, constants: Mapping[str, Any], token: Token, memory: Any) -> Any:
+        """See `MatrixRecurrence.update`."""
+        faded = token.decay[..., None, None] * memory
+        correction = token.weight[..., None] * (token.value - answer(token.key, faded))
+        return faded + outer(token.key, correction)
+
+    def read_out(self, xp: Any, read: Any, beside: Any) -> Any:
+        """See `MatrixRecurrence.read_out`."""
+        return super().read_out(xp, gated_norm(xp, read, beside), beside)
+
+
+def _normalise(xp: Any, x: Any) -> Any:
+    """Vectors of unit length, as `F.normalize` makes them."""
+    return x / xp.clip(xp.sqrt((x * x).sum(-1))[..., None], SHORTEST, None)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from aaren_rl.mixers.base.contract import Capability
+from aaren_rl.mixers.base.folded_stepper import affine, join, split
 from aaren_rl.mixers.base.kernel_attention import KernelAttention
+from aaren_rl.mixers.base.matrix_recurrence import MatrixRecurrence, Token
 from aaren_rl.mixers.base.registry import register
 
 
@@ -37,7 +42,25 @@ class Linear(KernelAttention):
         zeros = torch.zeros_like(keys[..., 0])
         return _phi(queries), _phi(keys), zeros, zeros
 
+    def recurrence(self) -> MatrixRecurrence:
+        """See `MatrixMemory.recurrence`."""
+        project = join(affine(self.query), affine(self.key), self.values_and_ones())
+        return _Recurrence(self.shape, project, affine(self.output))
 
-def _phi(x: Tensor) -> Tensor:
+
+class _Recurrence(MatrixRecurrence):
+    def token(self, xp: Any, constants: Mapping[str, Any], rows: Any) -> Token:
+        """See `MatrixRecurrence.token`."""
+        keys = self.heads * self.features
+        query, key, value = (self.per_head(x) for x in split(rows, [keys, keys, self.heads * self.columns]))
+        return Token(_phi(query, xp), _phi(key, xp), value)
+
+    def read_out(self, xp: Any, read: Any, beside: Any) -> Any:
+        """See `MatrixRecurrence.read_out`."""
+        mixed = read[..., :-1] / xp.clip(read[..., -1:], KernelAttention.smallest, None)
+        return super().read_out(xp, mixed, beside)
+
+
+def _phi(x: Any, xp: Any = torch) -> Any:
     """elu(x) + 1, without a difference of two numbers near 1, which would lose all digits of x below -17."""
-    return torch.where(x > 0, x + 1, x.clamp(max=0.0).exp())
+    return xp.where(x > 0, x + 1, xp.exp(xp.clip(x, None, 0.0)))

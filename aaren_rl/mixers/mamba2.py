@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aaren_rl.mixers.base.contract import Capability
+from aaren_rl.mixers.base.folded_stepper import affine, root_mean_square_norm, sigmoid, softplus, split
 from aaren_rl.mixers.base.gates import NORM_EPS, spread
 from aaren_rl.mixers.base.matrix_memory import MatrixMemory, Terms
+from aaren_rl.mixers.base.matrix_recurrence import MatrixRecurrence, Token
 from aaren_rl.mixers.base.registry import register
 
 EXPANSION, STATE = 2, 64
@@ -86,3 +90,27 @@ class Mamba2(MatrixMemory):
         gated = self._join_heads(read + self.skip * self._split_heads(values)) * F.silu(gate.to(read.dtype))
         normed = F.rms_norm(gated, gated.shape[-1:], self.scale, NORM_EPS)
         return self.output(normed.to(beside.dtype))  # type: ignore[no-any-return]
+
+    def recurrence(self) -> MatrixRecurrence:
+        """See `MatrixMemory.recurrence`."""
+        offset = torch.cat([self.step_bias.new_zeros(sum(self.sizes[:-1])), self.step_bias])
+        output = self.output.weight * self.scale, self.output.bias
+        constants = {"rate": self.log_rate.exp(), "skip": self.skip.squeeze(-1)}
+        return _Recurrence(self.shape, affine(self.project, offset), output, constants)
+
+
+class _Recurrence(MatrixRecurrence):
+    def token(self, xp: Any, constants: Mapping[str, Any], rows: Any) -> Token:
+        """See `MatrixRecurrence.token`; all heads share a key and a query."""
+        inner = self.heads * self.columns
+        gate, values, key, query, step = split(rows, [inner, inner, self.features, self.features, self.heads])
+        values, step = self.per_head(values), softplus(xp, step)
+        decay = xp.exp(-step * constants["rate"])
+        beside = constants["skip"] * values, gate
+        return Token(query[:, None], key[:, None], values, decay, step, beside)
+
+    def read_out(self, xp: Any, read: Any, beside: Any) -> Any:
+        """See `MatrixRecurrence.read_out`."""
+        skipped, gate = beside
+        gated = super().read_out(xp, read + skipped, beside) * gate * sigmoid(xp, gate)
+        return root_mean_square_norm(xp, gated, NORM_EPS)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from aaren_rl.errors import InvalidInput
 from aaren_rl.mixers.base.contract import UNTRAINED_SEED, Capability
+from aaren_rl.mixers.base.folded_stepper import Affine, affine, join, project_heads, split
 from aaren_rl.mixers.base.kernel_attention import KernelAttention
+from aaren_rl.mixers.base.matrix_recurrence import RelativeRecurrence, Token
 from aaren_rl.mixers.base.registry import register
 
 
@@ -60,6 +65,30 @@ class Performer(KernelAttention):
         largest = key_logs.detach().amax(-1, keepdim=True)
         log_weight = largest.squeeze(-1) - keys.square().sum(-1) / 2
         return query_features, torch.exp(key_logs - largest), log_weight, torch.zeros_like(log_weight)
+
+    def recurrence(self) -> RelativeRecurrence:
+        """See `MatrixMemory.recurrence`; the directions are folded into the projections."""
+        scale = self.head_width**-0.25
+        across = self.directions * scale
+        keys: Affine = (self.key.weight * scale, self.key.bias * scale)
+        logs = (project_heads(layer, across) for layer in (self.query, self.key))
+        return _Recurrence(self.shape, join(*logs, keys, self.values_and_ones()), affine(self.output))
+
+
+class _Recurrence(RelativeRecurrence):
+    def token(self, xp: Any, constants: Mapping[str, Any], rows: Any) -> Token:
+        """See `MatrixRecurrence.token`."""
+        features, columns = self.heads * self.features, self.heads * self.columns
+        sizes = [features, features, columns - self.heads, columns]
+        query_logs, key_logs, key, value = (self.per_head(x) for x in split(rows, sizes))
+        largest = xp.amax(key_logs, -1)
+        query = xp.exp(query_logs - xp.amax(query_logs, -1)[..., None])
+        log_weight = largest - (key * key).sum(-1) / 2
+        return Token(query, xp.exp(key_logs - largest[..., None]), value, 0.0, log_weight)
+
+    def divide(self, xp: Any, read: Any, m: Any) -> Any:
+        """See `RelativeRecurrence.divide`."""
+        return read[..., :-1] / xp.clip(read[..., -1:], KernelAttention.smallest, None)
 
 
 def _directions(heads: int, sets: int, size: int) -> Tensor:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aaren_rl.mixers.base.contract import UNTRAINED_SEED, Capability
+from aaren_rl.mixers.base.folded_stepper import affine, join, log_sigmoid, project_heads, split
 from aaren_rl.mixers.base.kernel_attention import KernelAttention
+from aaren_rl.mixers.base.matrix_recurrence import RelativeRecurrence, Token
 from aaren_rl.mixers.base.registry import register
 
 SHORTEST = 1e-3
@@ -61,7 +66,34 @@ class RFA(KernelAttention):
         gate = (self.gate(x) + GATE_BIAS).transpose(1, 2)
         return self._phi(queries), self._phi(keys), F.logsigmoid(-gate), F.logsigmoid(gate)
 
+    def recurrence(self) -> RelativeRecurrence:
+        """See `MatrixMemory.recurrence`; the directions are folded into the projections."""
+        across = self.directions * self.scale
+        angles = (project_heads(layer, across) for layer in (self.query, self.key))
+        layers = affine(self.query), affine(self.key), *angles, self.values_and_ones(), affine(self.gate, GATE_BIAS)
+        return _Recurrence(self.shape, join(*layers), affine(self.output))
+
     def _phi(self, x: Tensor) -> Tensor:
         """Features (..., 2 * head width) of queries or keys (..., head width)."""
         angles = F.normalize(x, dim=-1, eps=SHORTEST) @ (self.directions * self.scale).transpose(1, 2)
         return torch.cat([angles.sin(), angles.cos()], -1) * self.head_width**-0.5  # type: ignore[no-any-return]
+
+
+class _Recurrence(RelativeRecurrence):
+    def token(self, xp: Any, constants: Mapping[str, Any], rows: Any) -> Token:
+        """See `MatrixRecurrence.token`."""
+        columns = self.heads * self.columns
+        *parts, gate = split(rows, [*[columns - self.heads] * 4, columns, self.heads])
+        query, key, query_angles, key_angles, value = map(self.per_head, parts)
+        query, key = self._phi(xp, query, query_angles), self._phi(xp, key, key_angles)
+        return Token(query, key, value, log_sigmoid(xp, gate), log_sigmoid(xp, -gate))
+
+    def _phi(self, xp: Any, x: Any, angles: Any) -> Any:
+        """Features of queries or keys, from them and the angles that they would have at unit length."""
+        length = xp.sqrt((x * x).sum(-1))[..., None]
+        angles = angles / xp.clip(length, SHORTEST, None)
+        return xp.concatenate([xp.sin(angles), xp.cos(angles)], -1) * (self.columns - 1) ** -0.5
+
+    def divide(self, xp: Any, read: Any, m: Any) -> Any:
+        """See `RelativeRecurrence.divide`."""
+        return read[..., :-1] / xp.clip(read[..., -1:], RFA.smallest, None)

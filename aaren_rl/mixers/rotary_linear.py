@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aaren_rl.mixers.base.contract import Capability
-from aaren_rl.mixers.base.gates import GatedNorm, forget_bias, spread
-from aaren_rl.mixers.base.matrix_memory import MatrixMemory, Places, Terms
+from aaren_rl.mixers.base.folded_stepper import affine, join, sigmoid, split
+from aaren_rl.mixers.base.gates import GatedNorm, forget_bias, gated_norm, spread
+from aaren_rl.mixers.base.matrix_memory import CHUNK, MatrixMemory, Places, Terms
+from aaren_rl.mixers.base.matrix_recurrence import MatrixRecurrence, Token, outer
 from aaren_rl.mixers.base.registry import register
+from aaren_rl.ops.rotation import phases, rotate
 
 LONGEST_PERIOD, SHORTEST_PERIOD = 256.0, 2.0
 """Tokens of a full turn at first, of the slowest and of the fastest pair of features."""
@@ -61,7 +66,7 @@ class RotaryLinear(MatrixMemory):
         self.register_buffer("forget_bias", forget_bias(heads))
         self.norm = GatedNorm(width, heads, self.head_width)
         # Offsets of linear layers would start at 0, where neither has a gradient from the other.
-        offset = torch.cat([torch.ones(pairs), torch.zeros(pairs)]).repeat(heads, 1, 1)
+        offset = torch.tensor([1.0, 0.0]).repeat(heads, 1, pairs)
         self.query_offset, self.key_offset = nn.Parameter(offset.clone()), nn.Parameter(offset.clone())
         periods = spread(LONGEST_PERIOD, SHORTEST_PERIOD, pairs)
         self.log_frequency = nn.Parameter((2 * math.pi / periods).log().repeat(heads, 1))
@@ -81,28 +86,48 @@ class RotaryLinear(MatrixMemory):
     def mix_chunk(self, terms: Terms, places: Places, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `MatrixMemory.mix_chunk`."""
         # Tokens since the chunk began, this one included; padding turns nothing.
-        count = places.valid.cumsum(-1).to(terms.keys.dtype)
-        angles = count[:, None, :, None] * self.frequencies.unsqueeze(1)  # (batch, heads, time, pairs)
-        turned = terms._replace(queries=rotate(terms.queries, -angles), keys=rotate(terms.keys, -angles))
-        read, memory = super().mix_chunk(turned, places, state)
-        return read, rotate(memory.mT, angles[:, :, -1:]).mT
+        place = places.valid.cumsum(-1)
+        phase = phases(self.frequencies, CHUNK)[place].transpose(1, 2)  # (batch, heads, time, pairs)
+        queries, keys = (rotate(part, phase.conj()) for part in (terms.queries, terms.keys))
+        read, memory = super().mix_chunk(terms._replace(queries=queries, keys=keys), places, state)
+        return read, rotate(memory.mT, phase[:, :, -1:]).mT
 
     def mix_token(self, terms: Terms, state: Tensor) -> tuple[Tensor, Tensor]:
         """See `MatrixMemory.mix_token`."""
-        return super().mix_token(terms, rotate(state.mT, self.frequencies.unsqueeze(1)).mT)
+        turned = rotate(state.mT, phases(self.frequencies, 1)[1].unsqueeze(1)).mT
+        return super().mix_token(terms, turned)
 
     def read_out(self, read: Tensor, beside: Tensor) -> Tensor:
         """See `MatrixMemory.read_out`."""
         return super().read_out(self.norm(read, beside), beside)
 
+    def recurrence(self) -> MatrixRecurrence:
+        """See `MatrixMemory.recurrence`."""
+        queries = affine(self.query, self.query_offset.flatten())
+        keys = affine(self.key, self.key_offset.flatten())
+        project = join(queries, keys, affine(self.value), affine(self.forget, self.forget_bias), affine(self.norm.gate))
+        angles = self.frequencies.double().unsqueeze(-1)
+        constants = {"cos": angles.cos(), "sin": angles.sin()}
+        return _Recurrence(self.shape, project, self.norm.folded_into(self.output), constants)
 
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turns pairs of features.
 
-    Args:
-        x: (..., 2 * pairs); a pair is a number of the first half and the same of the second.
-        angles: in radians, (..., pairs).
-    """
-    first, second = x.chunk(2, -1)
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
+class _Recurrence(MatrixRecurrence):
+    def token(self, xp: Any, constants: Mapping[str, Any], rows: Any) -> Token:
+        """See `MatrixRecurrence.token`."""
+        keys, values = self.heads * self.features, self.heads * self.columns
+        *parts, forget, gate = split(rows, [keys, keys, values, self.heads, values])
+        query, key, value = map(self.per_head, parts)
+        return Token(query, key, value, sigmoid(xp, forget), beside=self.per_head(gate))
+
+    def update(self, xp: Any, constants: Mapping[str, Any], token: Token, memory: Any) -> Any:
+        """See `MatrixRecurrence.update`; the memory turns first."""
+        decay = token.decay[..., None, None]
+        cos, sin = decay * constants["cos"], decay * constants["sin"]  # (batch, heads, pairs, 1)
+        pairs = memory.reshape(-1, self.heads, self.features // 2, 2, self.columns)
+        first, second = pairs[..., 0, :], pairs[..., 1, :]
+        turned = xp.stack([first * cos - second * sin, first * sin + second * cos], -2)
+        return turned.reshape(memory.shape) + outer(token.key, token.value)
+
+    def read_out(self, xp: Any, read: Any, beside: Any) -> Any:
+        """See `MatrixRecurrence.read_out`."""
+        return super().read_out(xp, gated_norm(xp, read, beside), beside)

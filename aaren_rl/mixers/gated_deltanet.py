@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aaren_rl.mixers.base.contract import Capability
-from aaren_rl.mixers.base.folded_stepper import affine, join, sigmoid, split
+from aaren_rl.mixers.base.folded_stepper import Library, affine, join, split
 from aaren_rl.mixers.base.gates import GatedNorm, forget_bias, gated_norm
 from aaren_rl.mixers.base.matrix_memory import MatrixMemory, Places, Terms, weigh
-from aaren_rl.mixers.base.matrix_recurrence import MatrixRecurrence, Token, answer, outer
+from aaren_rl.mixers.base.matrix_recurrence import MatrixRecurrence, Token, answer
 from aaren_rl.mixers.base.registry import register
 
 SHORTEST = 1e-6
@@ -109,25 +109,24 @@ class GatedDeltaNet(MatrixMemory):
 
 
 class _Recurrence(MatrixRecurrence):
-    def token(self, xp: Any, constants: Mapping[str, Any], rows: Any) -> Token:
-        """See `MatrixRecurrence.token`; the weight is b."""
+    def token(self, library: Library, constants: Mapping[str, Any], rows: Any, beside: Any) -> tuple[Token, Any]:
+        """See `MatrixRecurrence.token`; what reading out needs besides is (b, gate)."""
         width = self.heads * self.features
         *parts, write, forget, gate = split(rows, [width, width, width, self.heads, self.heads, width])
         query, key, value = map(self.per_head, parts)
-        query, key = _normalise(xp, query), _normalise(xp, key)
-        return Token(query, key, value, sigmoid(xp, forget), 2 * sigmoid(xp, write), self.per_head(gate))
+        query, key = _normalise(library, query), _normalise(library, key)
+        weight = 2 * library.sigmoid(write)[..., None]
+        return Token(query, key, value, library.sigmoid(forget), (weight, self.per_head(gate))), beside
 
-    def update(self, xp: Any, constants: Mapping[str, Any], token: Token, memory: Any) -> Any:
-        """See `MatrixRecurrence.update`."""
-        faded = token.decay[..., None, None] * memory
-        correction = token.weight[..., None] * (token.value - answer(token.key, faded))
-        return faded + outer(token.key, correction)
+    def correct(self, token: Token, memory: Any) -> Any:
+        """See `MatrixRecurrence.correct`."""
+        return token.beside[0] * (token.value - token.decay[..., None] * answer(token.key, memory))
 
-    def read_out(self, xp: Any, read: Any, beside: Any) -> Any:
+    def read_out(self, library: Library, read: Any, beside: Any) -> Any:
         """See `MatrixRecurrence.read_out`."""
-        return super().read_out(xp, gated_norm(xp, read, beside), beside)
+        return super().read_out(library, gated_norm(library, read, beside[1]), None)
 
 
-def _normalise(xp: Any, x: Any) -> Any:
+def _normalise(library: Library, x: Any) -> Any:
     """Vectors of unit length, as `F.normalize` makes them."""
-    return x / xp.clip(xp.sqrt((x * x).sum(-1))[..., None], SHORTEST, None)
+    return x / library.at_least(library.sqrt(library.total(x * x)), SHORTEST)

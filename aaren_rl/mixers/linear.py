@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from aaren_rl.mixers.base.contract import Capability
-from aaren_rl.mixers.base.folded_stepper import affine, join, split
+from aaren_rl.mixers.base.folded_stepper import TORCH, Library, affine, join
 from aaren_rl.mixers.base.kernel_attention import KernelAttention
 from aaren_rl.mixers.base.matrix_recurrence import MatrixRecurrence, Token
 from aaren_rl.mixers.base.registry import register
@@ -49,18 +49,19 @@ class Linear(KernelAttention):
 
 
 class _Recurrence(MatrixRecurrence):
-    def token(self, xp: Any, constants: Mapping[str, Any], rows: Any) -> Token:
+    def token(self, library: Library, constants: Mapping[str, Any], rows: Any, beside: Any) -> tuple[Token, Any]:
         """See `MatrixRecurrence.token`."""
         keys = self.heads * self.features
-        query, key, value = (self.per_head(x) for x in split(rows, [keys, keys, self.heads * self.columns]))
-        return Token(_phi(query, xp), _phi(key, xp), value)
+        features = _phi(rows[:, : 2 * keys], library)
+        query, key, value = map(self.per_head, (features[:, :keys], features[:, keys:], rows[:, 2 * keys :]))
+        return Token(query, key, value), beside
 
-    def read_out(self, xp: Any, read: Any, beside: Any) -> Any:
+    def read_out(self, library: Library, read: Any, beside: Any) -> Any:
         """See `MatrixRecurrence.read_out`."""
-        mixed = read[..., :-1] / xp.clip(read[..., -1:], KernelAttention.smallest, None)
-        return super().read_out(xp, mixed, beside)
+        mixed = read[..., :-1] / library.at_least(read[..., -1:], KernelAttention.smallest)
+        return super().read_out(library, mixed, beside)
 
 
-def _phi(x: Any, xp: Any = torch) -> Any:
+def _phi(x: Any, library: Library = TORCH) -> Any:
     """elu(x) + 1, without a difference of two numbers near 1, which would lose all digits of x below -17."""
-    return xp.where(x > 0, x + 1, xp.exp(xp.clip(x, None, 0.0)))
+    return library.where(x > 0, x + 1, library.exp(library.at_most(x, 0.0)))

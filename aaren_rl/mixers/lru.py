@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aaren_rl.mixers.base.contract import Capability, Mixer
-from aaren_rl.mixers.base.folded_stepper import FoldedStepper, Recurrence, split
+from aaren_rl.mixers.base.folded_stepper import FoldedStepper, Library, Recurrence, split
 from aaren_rl.mixers.base.registry import register
 from aaren_rl.ops.linear_recurrence import linear_recurrence
 
@@ -118,12 +118,14 @@ class _Recurrence(Recurrence):
             {"real": eigenvalues.real, "imaginary": eigenvalues.imag},
         )
 
-    def mix(self, xp: Any, constants: Mapping[str, Any], rows: Any, state: Any) -> tuple[Any, Any]:
+    def mix(
+        self, library: Library, constants: Mapping[str, Any], rows: Any, state: Any, out: Any = None
+    ) -> tuple[Any, Any]:
         """See `Recurrence.mix`."""
         real, imaginary = split(state, [self.width] * 2)
         turned = (
             constants["real"] * real - constants["imaginary"] * imaginary,
             constants["real"] * imaginary + constants["imaginary"] * real,
         )
-        state = xp.concatenate(turned, -1) + rows[:, : 2 * self.width]
-        return xp.concatenate([state, rows[:, 2 * self.width :]], -1), state
+        state = library.concatenate(turned) + rows[:, : 2 * self.width]
+        return library.concatenate([state, rows[:, 2 * self.width :]]), state

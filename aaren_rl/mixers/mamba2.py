@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aaren_rl.mixers.base.contract import Capability
-from aaren_rl.mixers.base.folded_stepper import affine, root_mean_square_norm, sigmoid, softplus, split
-from aaren_rl.mixers.base.gates import NORM_EPS, spread
+from aaren_rl.mixers.base.folded_stepper import Library, affine, split
+from aaren_rl.mixers.base.gates import NORM_EPS, root_mean_square_norm, spread
 from aaren_rl.mixers.base.matrix_memory import MatrixMemory, Terms
 from aaren_rl.mixers.base.matrix_recurrence import MatrixRecurrence, Token
 from aaren_rl.mixers.base.registry import register
@@ -100,17 +100,17 @@ class Mamba2(MatrixMemory):
 
 
 class _Recurrence(MatrixRecurrence):
-    def token(self, xp: Any, constants: Mapping[str, Any], rows: Any) -> Token:
+    def token(self, library: Library, constants: Mapping[str, Any], rows: Any, beside: Any) -> tuple[Token, Any]:
         """See `MatrixRecurrence.token`; all heads share a key and a query."""
         inner = self.heads * self.columns
         gate, values, key, query, step = split(rows, [inner, inner, self.features, self.features, self.heads])
-        values, step = self.per_head(values), softplus(xp, step)
-        decay = xp.exp(-step * constants["rate"])
-        beside = constants["skip"] * values, gate
-        return Token(query[:, None], key[:, None], values, decay, step, beside)
+        values, step = self.per_head(values), library.softplus(step)
+        decay = library.exp(-step * constants["rate"])
+        skipped = constants["skip"] * values, gate
+        return Token(query[:, None], key[:, None], step[..., None] * values, decay, skipped), beside
 
-    def read_out(self, xp: Any, read: Any, beside: Any) -> Any:
+    def read_out(self, library: Library, read: Any, beside: Any) -> Any:
         """See `MatrixRecurrence.read_out`."""
         skipped, gate = beside
-        gated = super().read_out(xp, read + skipped, beside) * gate * sigmoid(xp, gate)
-        return root_mean_square_norm(xp, gated, NORM_EPS)
+        gated = super().read_out(library, read + skipped, None) * gate * library.sigmoid(gate)
+        return root_mean_square_norm(library, gated)

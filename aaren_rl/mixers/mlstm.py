@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aaren_rl.mixers.base.contract import Capability
-from aaren_rl.mixers.base.folded_stepper import affine, join, log_sigmoid, sigmoid, split
+from aaren_rl.mixers.base.folded_stepper import Library, affine, join, split
 from aaren_rl.mixers.base.gates import forget_bias
 from aaren_rl.mixers.base.kernel_attention import KernelAttention
 from aaren_rl.mixers.base.matrix_recurrence import RelativeRecurrence, Token
@@ -78,18 +77,18 @@ class MLSTM(KernelAttention):
 
 
 class _Recurrence(RelativeRecurrence):
-    def token(self, xp: Any, constants: Mapping[str, Any], rows: Any) -> Token:
-        """See `MatrixRecurrence.token`."""
+    def absolute(self, library: Library, rows: Any) -> tuple[Token, Any, Any]:
+        """See `RelativeRecurrence.absolute`."""
         width = self.heads * self.features
         *parts, log_input, forget, gate = split(rows, [width, width, width + self.heads, self.heads, self.heads, width])
         query, key, value = map(self.per_head, parts)
-        return Token(query, key, value, log_sigmoid(xp, forget), log_input, sigmoid(xp, gate))
+        return Token(query, key, value, beside=library.sigmoid(gate)), log_input, library.log_sigmoid(forget)
 
-    def divide(self, xp: Any, read: Any, m: Any) -> Any:
+    def divide(self, library: Library, read: Any, m: Any) -> Any:
         """See `RelativeRecurrence.divide`."""
-        smallest = xp.exp(-xp.clip(m, SMALLEST_LOG_WEIGHT, None))
-        return read[..., :-1] / xp.maximum(abs(read[..., -1:]), smallest)
+        smallest = library.exp(-library.at_least(m, SMALLEST_LOG_WEIGHT))
+        return read[..., :-1] / library.maximum(abs(read[..., -1:]), smallest)
 
-    def read_out(self, xp: Any, read: Any, beside: Any) -> Any:
+    def read_out(self, library: Library, read: Any, beside: Any) -> Any:
         """See `MatrixRecurrence.read_out`."""
-        return beside * super().read_out(xp, read, beside)
+        return super().read_out(library, read, beside) * beside[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from aaren_rl.errors import InvalidInput
 from aaren_rl.mixers.base.contract import UNTRAINED_SEED, Capability
-from aaren_rl.mixers.base.folded_stepper import Affine, affine, join, project_heads, split
+from aaren_rl.mixers.base.folded_stepper import Affine, Library, affine, join, project_heads, split
 from aaren_rl.mixers.base.kernel_attention import KernelAttention
 from aaren_rl.mixers.base.matrix_recurrence import RelativeRecurrence, Token
 from aaren_rl.mixers.base.registry import register
@@ -76,19 +75,19 @@ class Performer(KernelAttention):
 
 
 class _Recurrence(RelativeRecurrence):
-    def token(self, xp: Any, constants: Mapping[str, Any], rows: Any) -> Token:
-        """See `MatrixRecurrence.token`."""
+    def absolute(self, library: Library, rows: Any) -> tuple[Token, Any, Any]:
+        """See `RelativeRecurrence.absolute`."""
         features, columns = self.heads * self.features, self.heads * self.columns
         sizes = [features, features, columns - self.heads, columns]
-        query_logs, key_logs, key, value = (self.per_head(x) for x in split(rows, sizes))
-        largest = xp.amax(key_logs, -1)
-        query = xp.exp(query_logs - xp.amax(query_logs, -1)[..., None])
-        log_weight = largest - (key * key).sum(-1) / 2
-        return Token(query, xp.exp(key_logs - largest[..., None]), value, 0.0, log_weight)
+        query_logs, key_logs, key, value = map(self.per_head, split(rows, sizes))
+        largest = library.largest(key_logs)
+        query = library.exp(query_logs - library.largest(query_logs))
+        log_weight = largest - library.total(key * key) / 2
+        return Token(query, library.exp(key_logs - largest), value), log_weight[..., 0], 0.0
 
-    def divide(self, xp: Any, read: Any, m: Any) -> Any:
+    def divide(self, library: Library, read: Any, m: Any) -> Any:
         """See `RelativeRecurrence.divide`."""
-        return read[..., :-1] / xp.clip(read[..., -1:], KernelAttention.smallest, None)
+        return read[..., :-1] / library.at_least(read[..., -1:], KernelAttention.smallest)
 
 
 def _directions(heads: int, sets: int, size: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aaren_rl.mixers.base.contract import UNTRAINED_SEED, Capability
-from aaren_rl.mixers.base.folded_stepper import affine, join, log_sigmoid, project_heads, split
+from aaren_rl.mixers.base.folded_stepper import Library, affine, join, project_heads, split
 from aaren_rl.mixers.base.kernel_attention import KernelAttention
 from aaren_rl.mixers.base.matrix_recurrence import RelativeRecurrence, Token
 from aaren_rl.mixers.base.registry import register
@@ -80,20 +79,19 @@ class RFA(KernelAttention):
 
 
 class _Recurrence(RelativeRecurrence):
-    def token(self, xp: Any, constants: Mapping[str, Any], rows: Any) -> Token:
-        """See `MatrixRecurrence.token`."""
+    def absolute(self, library: Library, rows: Any) -> tuple[Token, Any, Any]:
+        """See `RelativeRecurrence.absolute`."""
         columns = self.heads * self.columns
         *parts, gate = split(rows, [*[columns - self.heads] * 4, columns, self.heads])
         query, key, query_angles, key_angles, value = map(self.per_head, parts)
-        query, key = self._phi(xp, query, query_angles), self._phi(xp, key, key_angles)
-        return Token(query, key, value, log_sigmoid(xp, gate), log_sigmoid(xp, -gate))
+        query, key = self._phi(library, query, query_angles), self._phi(library, key, key_angles)
+        return Token(query, key, value), library.log_sigmoid(-gate), library.log_sigmoid(gate)
 
-    def _phi(self, xp: Any, x: Any, angles: Any) -> Any:
+    def _phi(self, library: Library, x: Any, angles: Any) -> Any:
         """Features of queries or keys, from them and the angles that they would have at unit length."""
-        length = xp.sqrt((x * x).sum(-1))[..., None]
-        angles = angles / xp.clip(length, SHORTEST, None)
-        return xp.concatenate([xp.sin(angles), xp.cos(angles)], -1) * (self.columns - 1) ** -0.5
+        angles = angles / library.at_least(library.sqrt(library.total(x * x)), SHORTEST)
+        return library.concatenate([library.sin(angles), library.cos(angles)]) * (self.columns - 1) ** -0.5
 
-    def divide(self, xp: Any, read: Any, m: Any) -> Any:
+    def divide(self, library: Library, read: Any, m: Any) -> Any:
         """See `RelativeRecurrence.divide`."""
-        return read[..., :-1] / xp.clip(read[..., -1:], RFA.smallest, None)
+        return read[..., :-1] / library.at_least(read[..., -1:], RFA.smallest)

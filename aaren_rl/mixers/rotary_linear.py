@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aaren_rl.mixers.base.contract import Capability
-from aaren_rl.mixers.base.folded_stepper import affine, join, sigmoid, split
+from aaren_rl.mixers.base.folded_stepper import Library, affine, join, split
 from aaren_rl.mixers.base.gates import GatedNorm, forget_bias, gated_norm, spread
 from aaren_rl.mixers.base.matrix_memory import CHUNK, MatrixMemory, Places, Terms
-from aaren_rl.mixers.base.matrix_recurrence import MatrixRecurrence, Token, outer
+from aaren_rl.mixers.base.matrix_recurrence import MatrixRecurrence, Token
 from aaren_rl.mixers.base.registry import register
 from aaren_rl.ops.rotation import phases, rotate
 
@@ -106,28 +106,39 @@ class RotaryLinear(MatrixMemory):
         queries = affine(self.query, self.query_offset.flatten())
         keys = affine(self.key, self.key_offset.flatten())
         project = join(queries, keys, affine(self.value), affine(self.forget, self.forget_bias), affine(self.norm.gate))
-        angles = self.frequencies.double().unsqueeze(-1)
+        angles = self.frequencies.double().flatten()
         constants = {"cos": angles.cos(), "sin": angles.sin()}
-        return _Recurrence(self.shape, project, self.norm.folded_into(self.output), constants)
+        # The unit complex number by which each pair has turned.
+        turned = torch.cat([torch.ones_like(angles), torch.zeros_like(angles)]).to(project[1])
+        return _Recurrence(self.shape, project, self.norm.folded_into(self.output), constants, turned)
 
 
 class _Recurrence(MatrixRecurrence):
-    def token(self, xp: Any, constants: Mapping[str, Any], rows: Any) -> Token:
+    """Turns queries and keys in place of the memory, which is f c times the work for f features and c columns.
+
+    The state has the unit complex number by which every pair has turned so far. It is brought back to unit length at
+    every token, so it counts nothing and drifts nowhere.
+    """
+
+    def token(self, library: Library, constants: Mapping[str, Any], rows: Any, beside: Any) -> tuple[Token, Any]:
         """See `MatrixRecurrence.token`."""
         keys, values = self.heads * self.features, self.heads * self.columns
-        *parts, forget, gate = split(rows, [keys, keys, values, self.heads, values])
-        query, key, value = map(self.per_head, parts)
-        return Token(query, key, value, sigmoid(xp, forget), beside=self.per_head(gate))
+        query, key, value, forget, gate = split(rows, [keys, keys, values, self.heads, values])
+        real, imaginary = split(beside, [keys // 2] * 2)
+        cos = real * constants["cos"] - imaginary * constants["sin"]
+        sin = real * constants["sin"] + imaginary * constants["cos"]
+        length = library.sqrt(cos * cos + sin * sin)
+        cos, sin = cos / length, sin / length
+        query, key = (self.per_head(turn_back(library, part, cos, sin)) for part in (query, key))
+        token = Token(query, key, self.per_head(value), library.sigmoid(forget), self.per_head(gate))
+        return token, library.concatenate([cos, sin])
 
-    def update(self, xp: Any, constants: Mapping[str, Any], token: Token, memory: Any) -> Any:
-        """See `MatrixRecurrence.update`; the memory turns first."""
-        decay = token.decay[..., None, None]
-        cos, sin = decay * constants["cos"], decay * constants["sin"]  # (batch, heads, pairs, 1)
-        pairs = memory.reshape(-1, self.heads, self.features // 2, 2, self.columns)
-        first, second = pairs[..., 0, :], pairs[..., 1, :]
-        turned = xp.stack([first * cos - second * sin, first * sin + second * cos], -2)
-        return turned.reshape(memory.shape) + outer(token.key, token.value)
-
-    def read_out(self, xp: Any, read: Any, beside: Any) -> Any:
+    def read_out(self, library: Library, read: Any, beside: Any) -> Any:
         """See `MatrixRecurrence.read_out`."""
-        return super().read_out(xp, gated_norm(xp, read, beside), beside)
+        return super().read_out(library, gated_norm(library, read, beside), beside)
+
+
+def turn_back(library: Library, x: Any, cos: Any, sin: Any) -> Any:
+    """Pairs of neighbours (batch, 2 * n) turned back by angles, given as (batch, n)."""
+    first, second = x[:, ::2], x[:, 1::2]
+    return library.interleave([first * cos + second * sin, second * cos - first * sin])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -18,10 +18,73 @@ Affine: TypeAlias = tuple[Tensor, Tensor]
 """Weight (outputs, inputs) and bias (outputs,) of a linear layer."""
 
 
+class Library(NamedTuple):
+    """Functions of torch or of NumPy under one name; each is the fastest for a few numbers."""
+
+    exp: Callable[[Any], Any]
+    sqrt: Callable[[Any], Any]
+    sin: Callable[[Any], Any]
+    cos: Callable[[Any], Any]
+    sigmoid: Callable[[Any], Any]
+    log_sigmoid: Callable[[Any], Any]
+    softplus: Callable[[Any], Any]
+    where: Callable[[Any, Any, Any], Any]
+    maximum: Callable[[Any, Any], Any]
+    """Elementwise, of two arrays."""
+    at_least: Callable[[Any, float], Any]
+    at_most: Callable[[Any, float], Any]
+    largest: Callable[[Any], Any]
+    """Of the last dimension, which stays with one number."""
+    total: Callable[[Any], Any]
+    """Sum over the last dimension, which stays with one number."""
+    concatenate: Callable[[Sequence[Any]], Any]
+    """Along the last dimension."""
+    interleave: Callable[[Sequence[Any]], Any]
+    """Alternating the columns of arrays (batch, n)."""
+
+
+TORCH = Library(
+    exp=torch.exp,
+    sqrt=torch.sqrt,
+    sin=torch.sin,
+    cos=torch.cos,
+    sigmoid=torch.sigmoid,
+    # Exact in float64, where torch's take a shortcut, and known to ONNX.
+    log_sigmoid=lambda x: x.clamp(max=0.0) - torch.log1p(torch.exp(-x.abs())),
+    softplus=lambda x: x.clamp(min=0.0) + torch.log1p(torch.exp(-x.abs())),
+    where=torch.where,
+    maximum=torch.maximum,
+    at_least=lambda x, low: x.clamp(min=low),
+    at_most=lambda x, high: x.clamp(max=high),
+    largest=lambda x: x.amax(-1, keepdim=True),
+    total=lambda x: x.sum(-1, keepdim=True),
+    concatenate=lambda parts: torch.cat(list(parts), -1),
+    interleave=lambda parts: torch.stack(list(parts), -1).flatten(1),
+)
+
+NUMPY = Library(
+    exp=np.exp,
+    sqrt=np.sqrt,
+    sin=np.sin,
+    cos=np.cos,
+    sigmoid=lambda x: 0.5 * np.tanh(0.5 * x) + 0.5,
+    log_sigmoid=lambda x: -np.logaddexp(0.0, -x),
+    softplus=lambda x: np.logaddexp(0.0, x),
+    where=np.where,
+    maximum=np.maximum,
+    at_least=np.maximum,
+    at_most=np.minimum,
+    largest=lambda x: np.maximum.reduce(x, -1, keepdims=True),
+    total=lambda x: np.add.reduce(x, -1, keepdims=True),
+    concatenate=lambda parts: np.concatenate(parts, -1),
+    interleave=lambda parts: np.stack(parts, -1).reshape(len(parts[0]), -1),
+)
+
+
 class Recurrence:
     """One token of a recurrence as a function of arrays.
 
-    `mix` is written once: torch and NumPy have the same names for what it calls. It gets the library as `xp`.
+    `mix` is written once, for tensors and for arrays.
 
     Args:
         project: all that a token contributes, as one linear layer of the token.
@@ -33,14 +96,17 @@ class Recurrence:
     def __init__(self, project: Affine, output: Affine, start: Tensor, constants: Mapping[str, Tensor]) -> None:
         self.project, self.output, self.start, self.constants = project, output, start, constants
 
-    def mix(self, xp: Any, constants: Mapping[str, Any], rows: Any, state: Any) -> tuple[Any, Any]:
+    def mix(
+        self, library: Library, constants: Mapping[str, Any], rows: Any, state: Any, out: Any = None
+    ) -> tuple[Any, Any]:
         """Mixes a token into the state. All arrays are float64.
 
         Args:
-            xp: torch or numpy.
-            constants: as given, as arrays of the library.
+            library: of all arrays.
+            constants: as given, as arrays.
             rows: what the tokens contribute, (batch, columns).
             state: rows of state, (batch, size).
+            out: array in which the new state may be put, and which may be `state`; None for a new one.
 
         Returns:
             What the output projects, (batch, mixed), and the new state.
@@ -82,7 +148,7 @@ class FoldedStepper(Stepper):
         rows = rows.view(-1, self.tokens, rows.shape[-1])
         leaving, constants = [], self.constants()
         for token in range(self.tokens):
-            mixed, after = self.recurrence.mix(torch, constants, rows[:, token], state)
+            mixed, after = self.recurrence.mix(TORCH, constants, rows[:, token], state)
             state = after if live is None else torch.where(live[:, token : token + 1] > 0, after, state)
             leaving.append(mixed)
         rows = torch.stack(leaving[-self.outputs :], 1).flatten(0, 1).to(onto.dtype)  # (batch * outputs, mixed)
@@ -113,13 +179,16 @@ class NumpyFoldedStepper:
         rows = (normed @ self.project + self.project_bias).astype(np.float64)
         rows = rows.reshape(len(before), self.tokens, -1)
         state, leaving = before, []
+        # Where a token is missing, the state before it is needed after it.
+        out = after if live is None else None
         for token in range(self.tokens):
-            mixed, new = self.recurrence.mix(np, self.constants, rows[:, token], state)
+            mixed, new = self.recurrence.mix(NUMPY, self.constants, rows[:, token], state, out)
             state = new if live is None else np.where(live[:, token, None] > 0, new, state)
             leaving.append(mixed)
-        after[:] = state
-        mixed = np.stack(leaving[-self.outputs :], 1).reshape(-1, len(self.output)).astype(np.float32)
-        added: Array = mixed @ self.output + self.output_bias
+        if state is not after:
+            after[:] = state
+        mixed = leaving[0] if self.tokens == 1 else np.stack(leaving[-self.outputs :], 1).reshape(-1, len(self.output))
+        added: Array = mixed.astype(np.float32) @ self.output + self.output_bias
         return added
 
 
@@ -146,23 +215,3 @@ def split(rows: Any, sizes: list[int]) -> Iterator[Any]:
     """Columns of rows, (batch, size) for each of the sizes."""
     ends = list(accumulate(sizes))
     return (rows[:, end - size : end] for size, end in zip(sizes, ends, strict=True))
-
-
-def sigmoid(xp: Any, x: Any) -> Any:
-    """1 / (1 + exp(-x)), which overflows for no x."""
-    return 0.5 * xp.tanh(0.5 * x) + 0.5
-
-
-def log_sigmoid(xp: Any, x: Any) -> Any:
-    """Logarithm of the sigmoid."""
-    return xp.clip(x, None, 0.0) - xp.log1p(xp.exp(-abs(x)))
-
-
-def softplus(xp: Any, x: Any) -> Any:
-    """log(1 + exp(x)), which overflows for no x."""
-    return xp.clip(x, 0.0, None) + xp.log1p(xp.exp(-abs(x)))
-
-
-def root_mean_square_norm(xp: Any, x: Any, eps: float) -> Any:
-    """The last dimension divided by its root mean square."""
-    return x / xp.sqrt((x * x).mean(-1, keepdims=True) + eps)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aaren_rl.mixers.base.folded_stepper import Affine, root_mean_square_norm, sigmoid
+from aaren_rl.mixers.base.folded_stepper import Affine, Library
 
 LONGEST, SHORTEST = 1024.0, 32.0
 """Tokens after which a memory has faded to 1 / e at first, of the first and of the last head."""
@@ -57,12 +57,17 @@ class GatedNorm(nn.Module):
         return output.weight * self.scale.flatten(), output.bias
 
 
-def gated_norm(xp: Any, read: Any, gate: Any) -> Any:
+def gated_norm(library: Library, read: Any, gate: Any) -> Any:
     """As `GatedNorm` without its scale, for one token and any library.
 
     Args:
-        xp: torch or numpy.
+        library: of the arrays.
         read: what the heads read, (batch, heads, columns).
         gate: logits of the gate, likewise.
     """
-    return root_mean_square_norm(xp, read, NORM_EPS) * gate * sigmoid(xp, gate)
+    return root_mean_square_norm(library, read) * gate * library.sigmoid(gate)
+
+
+def root_mean_square_norm(library: Library, x: Any) -> Any:
+    """The last dimension divided by its root mean square."""
+    return x / library.sqrt(library.total(x * x) / x.shape[-1] + NORM_EPS)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from aaren_rl.mixers.base.folded_stepper import Affine, Recurrence
+from aaren_rl.mixers.base.folded_stepper import Affine, Library, Recurrence
 
 Shape: TypeAlias = tuple[int, int, int]
 """Heads, features and columns of a memory."""
@@ -23,30 +24,30 @@ class Token(NamedTuple):
     Attributes:
         query: (batch, heads, features).
         key: (batch, heads, features).
-        value: (batch, heads, columns).
-        decay: factor of all earlier weights, (batch, heads); its logarithm in a `RelativeRecurrence`. 1.0 for no decay.
-        weight: of the token, as the decay.
+        value: (batch, heads, columns), times the weight of the token.
+        decay: factor of all earlier weights, (batch, heads); None for no decay.
         beside: what reading out needs besides.
     """
 
     query: Any
     key: Any
     value: Any
-    decay: Any = 1.0
-    weight: Any = 1.0
+    decay: Any = None
     beside: Any = None
 
 
 class MatrixRecurrence(Recurrence):
-    """``S_t = d_t S_{t-1} + w_t k_t v_t^T`` in each head, of which a token reads ``S_t^T q_t``.
+    """``S_t = d_t S_{t-1} + k_t v_t^T`` in each head, of which a token reads ``S_t^T q_t``.
 
-    A subclass implements `token`, and may override `update` and `read_out`. A row of state is S of each head.
+    A subclass implements `token`, and may override `correct` and `read_out`. A row of state is S of each head, then
+    what a subclass adds.
 
     Args:
         shape: heads, features and columns.
         project: see `Recurrence`.
         output: see `Recurrence`.
         constants: see `Recurrence`.
+        beside: further numbers of a row of state before the first token, (any,).
     """
 
     def __init__(
@@ -55,29 +56,53 @@ class MatrixRecurrence(Recurrence):
         project: Affine,
         output: Affine,
         constants: Mapping[str, Tensor] | None = None,
+        beside: Tensor | None = None,
     ) -> None:
-        heads, features, columns = shape
-        super().__init__(project, output, project[1].new_zeros(heads * features * columns), constants or {})
         self.heads, self.features, self.columns = shape
+        self.size = self.heads * self.features * self.columns
+        start = project[1].new_zeros(self.size)
+        super().__init__(project, output, start if beside is None else torch.cat([start, beside]), constants or {})
 
-    def token(self, xp: Any, constants: Mapping[str, Any], rows: Any) -> Token:
-        """Terms of tokens from what they contribute, (batch, columns)."""
+    def token(self, library: Library, constants: Mapping[str, Any], rows: Any, beside: Any) -> tuple[Token, Any]:
+        """Terms of a token, and the further numbers of state after it.
+
+        Args:
+            library: of all arrays.
+            constants: see `Recurrence.mix`.
+            rows: see `Recurrence.mix`.
+            beside: further numbers of the rows of state, (batch, any).
+        """
         raise NotImplementedError
 
-    def update(self, xp: Any, constants: Mapping[str, Any], token: Token, memory: Any) -> Any:
-        """The memory after a token, (batch, heads, features, columns)."""
-        return _spread(token.decay) * memory + outer(token.key, _last(token.weight) * token.value)
+    def correct(self, token: Token, memory: Any) -> Any:
+        """What the token writes in place of its value, given the memory before it."""
+        return token.value
 
-    def read_out(self, xp: Any, read: Any, beside: Any) -> Any:
+    def read_out(self, library: Library, read: Any, beside: Any) -> Any:
         """What the output projects, (batch, any), from what the heads read, (batch, heads, columns)."""
         return read.reshape(-1, self.heads * read.shape[-1])
 
-    def mix(self, xp: Any, constants: Mapping[str, Any], rows: Any, state: Any) -> tuple[Any, Any]:
+    def mix(
+        self, library: Library, constants: Mapping[str, Any], rows: Any, state: Any, out: Any = None
+    ) -> tuple[Any, Any]:
         """See `Recurrence.mix`."""
-        token = self.token(xp, constants, rows)
-        memory = state.reshape(-1, self.heads, self.features, self.columns)
-        memory = self.update(xp, constants, token, memory)
-        return self.read_out(xp, answer(token.query, memory), token.beside), memory.reshape(state.shape)
+        token, beside = self.token(library, constants, rows, state[:, self.size :])
+        shape = (-1, self.heads, self.features, self.columns)
+        memory = state[:, : self.size].reshape(shape)
+        written = self.correct(token, memory)
+        decay = None if token.decay is None else token.decay[..., None, None]
+        if out is None:
+            memory = outer(token.key, written) + (memory if decay is None else decay * memory)
+            flat = memory.reshape(-1, self.size)
+            state = flat if state.shape[1] == self.size else library.concatenate([flat, beside])
+        else:
+            faded, room = memory, out[:, : self.size].reshape(shape)
+            if decay is not None:
+                faded = np.multiply(memory, decay, out=room)
+            memory = np.add(faded, outer(token.key, written), out=room)
+            out[:, self.size :] = beside
+            state = out
+        return self.read_out(library, answer(token.query, memory), token.beside), state
 
     def per_head(self, x: Any) -> Any:
         """(batch, heads * size) to (batch, heads, size)."""
@@ -87,35 +112,37 @@ class MatrixRecurrence(Recurrence):
 class RelativeRecurrence(MatrixRecurrence):
     """A `MatrixRecurrence` whose weights are relative to the largest so far, exp(m), as in `KernelAttention`.
 
-    Weight and decay of a `Token` are logarithms. A row of state is S of each head, then m of each head, -1e30 for no
-    token. A subclass implements `divide` too.
+    A row of state is S of each head, then m of each head, -1e30 for no token. A subclass implements `absolute` and
+    `divide`.
+
+    Args:
+        shape: heads, features and columns.
+        project: see `Recurrence`.
+        output: see `Recurrence`.
     """
 
-    def __init__(
-        self,
-        shape: Shape,
-        project: Affine,
-        output: Affine,
-        constants: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        super().__init__(shape, project, output, constants)
-        self.start = torch.cat([self.start, torch.full_like(self.start[: self.heads], EMPTY)])
+    def __init__(self, shape: Shape, project: Affine, output: Affine) -> None:
+        super().__init__(shape, project, output, beside=torch.full_like(project[1][: shape[0]], EMPTY))
 
-    def divide(self, xp: Any, read: Any, m: Any) -> Any:
+    def absolute(self, library: Library, rows: Any) -> tuple[Token, Any, Any]:
+        """Terms of a token, without weight and decay, and the logarithms of these, (batch, heads); 0.0 for no decay."""
+        raise NotImplementedError
+
+    def divide(self, library: Library, read: Any, m: Any) -> Any:
         """See `KernelAttention.divide`; (batch, heads, columns) and (batch, heads, 1)."""
         raise NotImplementedError
 
-    def mix(self, xp: Any, constants: Mapping[str, Any], rows: Any, state: Any) -> tuple[Any, Any]:
-        """See `Recurrence.mix`."""
-        token = self.token(xp, constants, rows)
-        before = state[:, -self.heads :] + token.decay
-        m = xp.maximum(before, token.weight)
-        relative = token._replace(decay=xp.exp(before - m), weight=xp.exp(token.weight - m))
-        memory = state[:, : -self.heads].reshape(-1, self.heads, self.features, self.columns)
-        memory = self.update(xp, constants, relative, memory)
-        mixed = self.divide(xp, answer(token.query, memory), m[..., None])
-        after = xp.concatenate([memory.reshape(-1, state.shape[1] - self.heads), m], -1)
-        return self.read_out(xp, mixed, token.beside), after
+    def token(self, library: Library, constants: Mapping[str, Any], rows: Any, beside: Any) -> tuple[Token, Any]:
+        """See `MatrixRecurrence.token`."""
+        token, log_weight, log_decay = self.absolute(library, rows)
+        before = beside + log_decay
+        m = library.maximum(before, log_weight)
+        value = library.exp(log_weight - m)[..., None] * token.value
+        return token._replace(value=value, decay=library.exp(before - m), beside=(m[..., None], token.beside)), m
+
+    def read_out(self, library: Library, read: Any, beside: Any) -> Any:
+        """See `MatrixRecurrence.read_out`."""
+        return super().read_out(library, self.divide(library, read, beside[0]), None)
 
 
 def outer(key: Any, value: Any) -> Any:
@@ -126,13 +153,3 @@ def outer(key: Any, value: Any) -> Any:
 def answer(query: Any, memory: Any) -> Any:
     """What the memory answers to a query, (batch, heads, columns)."""
     return (query[..., None, :] @ memory)[..., 0, :]
-
-
-def _last(x: Any) -> Any:
-    """(batch, heads) to (batch, heads, 1); a number stays."""
-    return x if isinstance(x, float) else x[..., None]
-
-
-def _spread(x: Any) -> Any:
-    """(batch, heads) to (batch, heads, 1, 1); a number stays."""
-    return x if isinstance(x, float) else x[..., None, None]

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from aaren_rl import mixers
-from aaren_rl.mixers.base import folded_stepper
-from aaren_rl.mixers.base.folded_stepper import FoldedStepper
+from aaren_rl.mixers.base.folded_stepper import NUMPY, TORCH, FoldedStepper
 from aaren_rl.ops.numpy_layers import normalise
 
 WIDTH = 12
@@ -137,7 +136,7 @@ def test_huge_tokens_give_finite_states_in_numpy(loud, name):
 def test_activations_are_torchs_in_both_libraries(function, x):
     theirs = {"sigmoid": torch.sigmoid, "log_sigmoid": nn.functional.logsigmoid, "softplus": nn.functional.softplus}
     expected = theirs[function](torch.tensor([x], dtype=torch.float64)).numpy()
-    ours = getattr(folded_stepper, function)
     with np.errstate(all="raise", under="ignore"):
-        np.testing.assert_allclose(ours(np, np.array([x])), expected, rtol=1e-12, atol=1e-16)
-    np.testing.assert_allclose(ours(torch, torch.tensor([x]).double()), expected, rtol=1e-12, atol=1e-16)
+        np.testing.assert_allclose(getattr(NUMPY, function)(np.array([x])), expected, rtol=1e-12, atol=1e-16)
+    ours = getattr(TORCH, function)(torch.tensor([x], dtype=torch.float64))
+    np.testing.assert_allclose(ours, expected, rtol=1e-12, atol=1e-16)

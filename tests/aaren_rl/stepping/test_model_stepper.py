@@ -453,8 +453,8 @@ def test_conformance_a_step_of_it_acts_like_the_model(make_model, mixer, layout)
         # So that no action saturates.
         model.head.linear.bias.zero_()
     carried = sum(part.numel() for part in state_tensors(model.initial_state(1)))
-    # All weights of linear attention are 1, so it needs no largest one.
-    size = {"aaren": 2 * (16 + 1), "linear": carried - 2}.get(mixer, carried)
+    # Linear attention needs no largest weight, which is 1; rotary-linear has the phases of its 8 pairs.
+    size = {"aaren": 2 * (16 + 1), "linear": carried - 2, "rotary-linear": carried + 2 * 16}.get(mixer, carried)
     assert len(ModelStepper(model).start) == MIXERS + size
     assert ModelStepper(model).mixed == MIXERS
     assert_acts_like(model, "torch", draw(200, starts=[(1, 100), (1, 101), (2, 37)]))

@@ -114,7 +114,7 @@ class RotaryLinear(MatrixMemory):
 
 
 class _Recurrence(MatrixRecurrence):
-    """Turns queries and keys in place of the memory, which is f c times the work for f features and c columns.
+    """Turns queries and keys back in place of turning the memory, which is far larger.
 
     The state has the unit complex number by which every pair has turned so far. It is brought back to unit length at
     every token, so it counts nothing and drifts nowhere.
@@ -123,14 +123,15 @@ class _Recurrence(MatrixRecurrence):
     def token(self, library: Library, constants: Mapping[str, Any], rows: Any, beside: Any) -> tuple[Token, Any]:
         """See `MatrixRecurrence.token`."""
         keys, values = self.heads * self.features, self.heads * self.columns
-        query, key, value, forget, gate = split(rows, [keys, keys, values, self.heads, values])
+        query_and_key, value, forget, gate = split(rows, [2 * keys, values, self.heads, values])
         real, imaginary = split(beside, [keys // 2] * 2)
         cos = real * constants["cos"] - imaginary * constants["sin"]
         sin = real * constants["sin"] + imaginary * constants["cos"]
         length = library.sqrt(cos * cos + sin * sin)
         cos, sin = cos / length, sin / length
-        query, key = (self.per_head(turn_back(library, part, cos, sin)) for part in (query, key))
-        token = Token(query, key, self.per_head(value), library.sigmoid(forget), self.per_head(gate))
+        both = _turn_back(library, query_and_key.reshape(-1, 2, keys), cos[:, None], sin[:, None])
+        query, key, value, gate = map(self.per_head, (both[:, 0], both[:, 1], value, gate))
+        token = Token(query, key, value, library.sigmoid(forget), gate)
         return token, library.concatenate([cos, sin])
 
     def read_out(self, library: Library, read: Any, beside: Any) -> Any:
@@ -138,7 +139,7 @@ class _Recurrence(MatrixRecurrence):
         return super().read_out(library, gated_norm(library, read, beside), beside)
 
 
-def turn_back(library: Library, x: Any, cos: Any, sin: Any) -> Any:
-    """Pairs of neighbours (batch, 2 * n) turned back by angles, given as (batch, n)."""
-    first, second = x[:, ::2], x[:, 1::2]
+def _turn_back(library: Library, x: Any, cos: Any, sin: Any) -> Any:
+    """Pairs of neighbours (..., 2 * n) turned back by angles, given as (..., n)."""
+    first, second = x[..., ::2], x[..., 1::2]
     return library.interleave([first * cos + second * sin, second * cos - first * sin])

@@ -40,7 +40,7 @@ class Library(NamedTuple):
     concatenate: Callable[[Sequence[Any]], Any]
     """Along the last dimension."""
     interleave: Callable[[Sequence[Any]], Any]
-    """Alternating the columns of arrays (batch, n)."""
+    """Alternating the last dimensions."""
 
 
 TORCH = Library(
@@ -59,7 +59,7 @@ TORCH = Library(
     largest=lambda x: x.amax(-1, keepdim=True),
     total=lambda x: x.sum(-1, keepdim=True),
     concatenate=lambda parts: torch.cat(list(parts), -1),
-    interleave=lambda parts: torch.stack(list(parts), -1).flatten(1),
+    interleave=lambda parts: torch.stack(list(parts), -1).flatten(-2),
 )
 
 NUMPY = Library(
@@ -77,7 +77,7 @@ NUMPY = Library(
     largest=lambda x: np.maximum.reduce(x, -1, keepdims=True),
     total=lambda x: np.add.reduce(x, -1, keepdims=True),
     concatenate=lambda parts: np.concatenate(parts, -1),
-    interleave=lambda parts: np.stack(parts, -1).reshape(len(parts[0]), -1),
+    interleave=lambda parts: np.stack(parts, -1).reshape(*parts[0].shape[:-1], -1),
 )
 
 

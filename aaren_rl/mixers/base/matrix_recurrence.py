@@ -39,6 +39,9 @@ class Token(NamedTuple):
 class MatrixRecurrence(Recurrence):
     """``S_t = d_t S_{t-1} + k_t v_t^T`` in each head, of which a token reads ``S_t^T q_t``.
 
+    Every token reads all of S twice and writes it. With one head of width 128 S has 16,384 numbers, 131 kB in float64,
+    where the state of Aaren has 1 kB.
+
     A subclass implements `token`, and may override `correct` and `read_out`. A row of state is S of each head, then
     what a subclass adds.
 

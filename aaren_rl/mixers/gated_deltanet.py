@@ -112,15 +112,15 @@ class _Recurrence(MatrixRecurrence):
     def token(self, library: Library, constants: Mapping[str, Any], rows: Any, beside: Any) -> tuple[Token, Any]:
         """See `MatrixRecurrence.token`; what reading out needs besides is (b, gate)."""
         width = self.heads * self.features
-        *parts, write, forget, gate = split(rows, [width, width, width, self.heads, self.heads, width])
-        query, key, value = map(self.per_head, parts)
-        query, key = _normalise(library, query), _normalise(library, key)
-        weight = 2 * library.sigmoid(write)[..., None]
-        return Token(query, key, value, library.sigmoid(forget), (weight, self.per_head(gate))), beside
+        query_and_key, value, gates, gate = split(rows, [2 * width, width, 2 * self.heads, width])
+        unit = _normalise(library, self.pair_per_head(query_and_key))
+        shares = library.sigmoid(gates)[..., None]
+        weight, decay = 2 * shares[:, : self.heads], shares[:, self.heads :, None]
+        return Token(unit[:, 0], unit[:, 1], self.per_head(value), decay, (weight, self.per_head(gate))), beside
 
     def correct(self, token: Token, memory: Any) -> Any:
         """See `MatrixRecurrence.correct`."""
-        return token.beside[0] * (token.value - token.decay[..., None] * answer(token.key, memory))
+        return token.beside[0] * (token.value - token.decay[..., 0] * answer(token.key, memory))
 
     def read_out(self, library: Library, read: Any, beside: Any) -> Any:
         """See `MatrixRecurrence.read_out`."""

@@ -95,22 +95,29 @@ class Mamba2(MatrixMemory):
         """See `MatrixMemory.recurrence`."""
         offset = torch.cat([self.step_bias.new_zeros(sum(self.sizes[:-1])), self.step_bias])
         output = self.output.weight * self.scale, self.output.bias
-        constants = {"rate": self.log_rate.exp(), "skip": self.skip.squeeze(-1)}
-        return _Recurrence(self.shape, affine(self.project, offset), output, constants)
+        # All heads share keys and queries: their memories are the columns of one.
+        shape = 1, self.features, self.memories * self.columns
+        rate = self.log_rate.exp().repeat_interleave(self.columns)
+        skip = self.skip.flatten().repeat_interleave(self.columns)
+        # The step of each head, for each of its columns.
+        weight, bias = (
+            torch.cat([part[: -self.memories], part[-self.memories :].repeat_interleave(self.columns, 0)])
+            for part in affine(self.project, offset)
+        )
+        return _Recurrence(shape, (weight, bias), output, {"rate": rate, "skip": skip})
 
 
 class _Recurrence(MatrixRecurrence):
     def token(self, library: Library, constants: Mapping[str, Any], rows: Any, beside: Any) -> tuple[Token, Any]:
-        """See `MatrixRecurrence.token`; all heads share a key and a query."""
-        inner = self.heads * self.columns
-        gate, values, key, query, step = split(rows, [inner, inner, self.features, self.features, self.heads])
-        values, step = self.per_head(values), library.softplus(step)
-        decay = library.exp(-step * constants["rate"])
-        skipped = constants["skip"] * values, gate
-        return Token(query[:, None], key[:, None], step[..., None] * values, decay, skipped), beside
+        """See `MatrixRecurrence.token`; what reading out needs besides is (D x, z)."""
+        inner = self.columns
+        gate, values, key, query, step = split(rows, [inner, inner, self.features, self.features, inner])
+        step = library.softplus(step)
+        decay = library.exp(-step * constants["rate"])[:, None, None]
+        token = Token(query[:, None], key[:, None], (step * values)[:, None], decay, (constants["skip"] * values, gate))
+        return token, beside
 
     def read_out(self, library: Library, read: Any, beside: Any) -> Any:
         """See `MatrixRecurrence.read_out`."""
         skipped, gate = beside
-        gated = super().read_out(library, read + skipped, None) * gate * library.sigmoid(gate)
-        return root_mean_square_norm(library, gated)
+        return root_mean_square_norm(library, (read[:, 0] + skipped) * gate * library.sigmoid(gate))

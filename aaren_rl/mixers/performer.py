@@ -78,12 +78,12 @@ class _Recurrence(RelativeRecurrence):
     def absolute(self, library: Library, rows: Any) -> tuple[Token, Any, Any]:
         """See `RelativeRecurrence.absolute`."""
         features, columns = self.heads * self.features, self.heads * self.columns
-        sizes = [features, features, columns - self.heads, columns]
-        query_logs, key_logs, key, value = map(self.per_head, split(rows, sizes))
-        largest = library.largest(key_logs)
-        query = library.exp(query_logs - library.largest(query_logs))
-        log_weight = largest - library.total(key * key) / 2
-        return Token(query, library.exp(key_logs - largest), value), log_weight[..., 0], 0.0
+        logs, key, value = split(rows, [2 * features, columns - self.heads, columns])
+        logs, key = self.pair_per_head(logs), self.per_head(key)
+        largest = library.largest(logs)
+        both = library.exp(logs - largest)
+        log_weight = largest[:, 1] - library.total(key * key) / 2
+        return Token(both[:, 0], both[:, 1], self.per_head(value)), log_weight[..., 0], 0.0
 
     def divide(self, library: Library, read: Any, m: Any) -> Any:
         """See `RelativeRecurrence.divide`."""

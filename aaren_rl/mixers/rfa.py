@@ -82,15 +82,15 @@ class _Recurrence(RelativeRecurrence):
     def absolute(self, library: Library, rows: Any) -> tuple[Token, Any, Any]:
         """See `RelativeRecurrence.absolute`."""
         columns = self.heads * self.columns
-        *parts, gate = split(rows, [*[columns - self.heads] * 4, columns, self.heads])
-        query, key, query_angles, key_angles, value = map(self.per_head, parts)
-        query, key = self._phi(library, query, query_angles), self._phi(library, key, key_angles)
-        return Token(query, key, value), library.log_sigmoid(-gate), library.log_sigmoid(gate)
-
-    def _phi(self, library: Library, x: Any, angles: Any) -> Any:
-        """Features of queries or keys, from them and the angles that they would have at unit length."""
-        angles = angles / library.at_least(library.sqrt(library.total(x * x)), SHORTEST)
-        return library.concatenate([library.sin(angles), library.cos(angles)]) * (self.columns - 1) ** -0.5
+        twice = 2 * (columns - self.heads)
+        *parts, value, gate = split(rows, [twice, twice, columns, self.heads])
+        vectors, angles = map(self.pair_per_head, parts)
+        # Of unit length, vectors have the angles divided by their length.
+        angles = angles / library.at_least(library.sqrt(library.total(vectors * vectors)), SHORTEST)
+        both = library.concatenate([library.sin(angles), library.cos(angles)]) * (self.columns - 1) ** -0.5
+        log_decay = library.log_sigmoid(gate)
+        # log(1 - sigmoid(x)) = log(sigmoid(x)) - x
+        return Token(both[:, 0], both[:, 1], self.per_head(value)), log_decay - gate, log_decay
 
     def divide(self, library: Library, read: Any, m: Any) -> Any:
         """See `RelativeRecurrence.divide`."""

@@ -107,39 +107,27 @@ class RotaryLinear(MatrixMemory):
         keys = affine(self.key, self.key_offset.flatten())
         project = join(queries, keys, affine(self.value), affine(self.forget, self.forget_bias), affine(self.norm.gate))
         angles = self.frequencies.double().flatten()
-        constants = {"cos": angles.cos(), "sin": angles.sin()}
-        # The unit complex number by which each pair has turned.
-        turned = torch.cat([torch.ones_like(angles), torch.zeros_like(angles)]).to(project[1])
-        return _Recurrence(self.shape, project, self.norm.folded_into(self.output), constants, turned)
+        constants = {"turn": torch.stack([angles.cos(), -angles.sin()], -1).flatten()}
+        beside = torch.tensor([1.0, 0.0]).repeat(len(angles)).to(project[1])
+        return _Recurrence(self.shape, project, self.norm.folded_into(self.output), constants, beside)
 
 
 class _Recurrence(MatrixRecurrence):
     """Turns queries and keys back in place of turning the memory, which is far larger.
 
-    The state has the unit complex number by which every pair has turned so far. It is brought back to unit length at
-    every token, so it counts nothing and drifts nowhere.
+    The state has the unit complex number by which each pair of a token is turned back. It is brought back to unit
+    length at every token, so it counts nothing and drifts nowhere.
     """
 
     def token(self, library: Library, constants: Mapping[str, Any], rows: Any, beside: Any) -> tuple[Token, Any]:
         """See `MatrixRecurrence.token`."""
         keys, values = self.heads * self.features, self.heads * self.columns
         query_and_key, value, forget, gate = split(rows, [2 * keys, values, self.heads, values])
-        real, imaginary = split(beside, [keys // 2] * 2)
-        cos = real * constants["cos"] - imaginary * constants["sin"]
-        sin = real * constants["sin"] + imaginary * constants["cos"]
-        length = library.sqrt(cos * cos + sin * sin)
-        cos, sin = cos / length, sin / length
-        both = _turn_back(library, query_and_key.reshape(-1, 2, keys), cos[:, None], sin[:, None])
-        query, key, value, gate = map(self.per_head, (both[:, 0], both[:, 1], value, gate))
-        token = Token(query, key, value, library.sigmoid(forget), gate)
-        return token, library.concatenate([cos, sin])
+        phase = library.unit(library.times(beside, constants["turn"]))  # (batch, heads * features)
+        both = library.times(self.pair_per_head(query_and_key), self.per_head(phase)[:, None])
+        decay = library.sigmoid(forget)[..., None, None]
+        return Token(both[:, 0], both[:, 1], self.per_head(value), decay, self.per_head(gate)), phase
 
     def read_out(self, library: Library, read: Any, beside: Any) -> Any:
         """See `MatrixRecurrence.read_out`."""
         return super().read_out(library, gated_norm(library, read, beside), beside)
-
-
-def _turn_back(library: Library, x: Any, cos: Any, sin: Any) -> Any:
-    """Pairs of neighbours (..., 2 * n) turned back by angles, given as (..., n)."""
-    first, second = x[..., ::2], x[..., 1::2]
-    return library.interleave([first * cos + second * sin, second * cos - first * sin])

@@ -39,8 +39,21 @@ class Library(NamedTuple):
     """Sum over the last dimension, which stays with one number."""
     concatenate: Callable[[Sequence[Any]], Any]
     """Along the last dimension."""
-    interleave: Callable[[Sequence[Any]], Any]
-    """Alternating the last dimensions."""
+    times: Callable[[Any, Any], Any]
+    """Product of complex numbers, each a pair of neighbours in the last dimension."""
+    unit: Callable[[Any], Any]
+    """Such complex numbers divided by their modulus."""
+
+
+def _pairs(x: Tensor) -> Tensor:
+    """(..., 2 * n) to (..., n, 2)."""
+    return x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2)
+
+
+def _times(x: Tensor, y: Tensor) -> Tensor:
+    """Without complex tensors, which ONNX has not."""
+    (a, b), (c, d) = _pairs(x).unbind(-1), _pairs(y).unbind(-1)
+    return torch.stack([a * c - b * d, a * d + b * c], -1).flatten(-2)
 
 
 TORCH = Library(
@@ -59,7 +72,8 @@ TORCH = Library(
     largest=lambda x: x.amax(-1, keepdim=True),
     total=lambda x: x.sum(-1, keepdim=True),
     concatenate=lambda parts: torch.cat(list(parts), -1),
-    interleave=lambda parts: torch.stack(list(parts), -1).flatten(-2),
+    times=_times,
+    unit=lambda x: (_pairs(x) / _pairs(x).square().sum(-1, keepdim=True).sqrt()).flatten(-2),
 )
 
 NUMPY = Library(
@@ -77,7 +91,8 @@ NUMPY = Library(
     largest=lambda x: np.maximum.reduce(x, -1, keepdims=True),
     total=lambda x: np.add.reduce(x, -1, keepdims=True),
     concatenate=lambda parts: np.concatenate(parts, -1),
-    interleave=lambda parts: np.stack(parts, -1).reshape(*parts[0].shape[:-1], -1),
+    times=lambda x, y: (x.view(np.complex128) * y.view(np.complex128)).view(np.float64),
+    unit=lambda x: (x.view(np.complex128) / np.abs(x.view(np.complex128))).view(np.float64),
 )
 
 

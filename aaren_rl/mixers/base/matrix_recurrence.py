@@ -25,7 +25,7 @@ class Token(NamedTuple):
         query: (batch, heads, features).
         key: (batch, heads, features).
         value: (batch, heads, columns), times the weight of the token.
-        decay: factor of all earlier weights, (batch, heads); None for no decay.
+        decay: factor of all earlier weights, (batch, heads, 1, 1 or columns); None for no decay.
         beside: what reading out needs besides.
     """
 
@@ -93,15 +93,14 @@ class MatrixRecurrence(Recurrence):
         shape = (-1, self.heads, self.features, self.columns)
         memory = state[:, : self.size].reshape(shape)
         written = self.correct(token, memory)
-        decay = None if token.decay is None else token.decay[..., None, None]
         if out is None:
-            memory = outer(token.key, written) + (memory if decay is None else decay * memory)
+            memory = outer(token.key, written) + (memory if token.decay is None else token.decay * memory)
             flat = memory.reshape(-1, self.size)
             state = flat if state.shape[1] == self.size else library.concatenate([flat, beside])
         else:
             faded, room = memory, out[:, : self.size].reshape(shape)
-            if decay is not None:
-                faded = np.multiply(memory, decay, out=room)
+            if token.decay is not None:
+                faded = np.multiply(memory, token.decay, out=room)
             memory = np.add(faded, outer(token.key, written), out=room)
             out[:, self.size :] = beside
             state = out
@@ -110,6 +109,10 @@ class MatrixRecurrence(Recurrence):
     def per_head(self, x: Any) -> Any:
         """(batch, heads * size) to (batch, heads, size)."""
         return x.reshape(-1, self.heads, x.shape[1] // self.heads)
+
+    def pair_per_head(self, x: Any) -> Any:
+        """(batch, 2 * heads * size), queries and then keys, to (batch, 2, heads, size)."""
+        return x.reshape(-1, 2, self.heads, x.shape[1] // (2 * self.heads))
 
 
 class RelativeRecurrence(MatrixRecurrence):
@@ -141,7 +144,8 @@ class RelativeRecurrence(MatrixRecurrence):
         before = beside + log_decay
         m = library.maximum(before, log_weight)
         value = library.exp(log_weight - m)[..., None] * token.value
-        return token._replace(value=value, decay=library.exp(before - m), beside=(m[..., None], token.beside)), m
+        decay = library.exp(before - m)[..., None, None]
+        return token._replace(value=value, decay=decay, beside=(m[..., None], token.beside)), m
 
     def read_out(self, library: Library, read: Any, beside: Any) -> Any:
         """See `MatrixRecurrence.read_out`."""

@@ -115,7 +115,9 @@ def test_later_binding_of_a_key_wins(pairs, values, more, seed):
 
 
 @pytest.mark.parametrize(
-    "env", [Recall(5, 13, 3), Recall(1, 1, 2), Parity(1), Parity(7), AssociativeRecall(3, 5, 11)], ids=repr
+    "env",
+    [Recall(5, 13, 3), Recall(1, 1, 2), Parity(1), Parity(7), AssociativeRecall(3, 5, 11)],
+    ids=["recall-5", "recall-1", "parity-1", "parity-7", "associative-recall"],
 )
 def test_expert_has_a_return_of_exactly_one(env):
     for seed in range(30):

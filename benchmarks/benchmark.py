@@ -1,4 +1,4 @@
-"""Prints measurements of this machine: `python benchmarks/benchmark.py [train|scan|step|data|eval]`."""
+"""Prints measurements of this machine: `python benchmarks/benchmark.py [train|scan|step|mixers|data|eval]`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+import by_mixer
 import d3rlpy_peer
 import evaluating
 import loading
@@ -26,8 +27,9 @@ from aaren_rl.experiments.console import run, say
 class Arguments:
     """Measure this machine beside the peers in alternating rounds; ratios come with the lowest and the highest."""
 
-    what: Literal["all", "train", "scan", "step", "data", "eval"] = "all"
-    """Subject: updates (train), forms of the scan (scan), acting (step), loading (data), evaluation (eval), or all."""
+    what: Literal["all", "train", "scan", "step", "mixers", "data", "eval"] = "all"
+    """Subject: updates (train), forms of the scan (scan), acting (step), both by mixer (mixers), loading (data),
+    evaluation (eval), or all."""
     threads: int = 1
     """Threads of torch and onnxruntime."""
     json: Path | None = None
@@ -60,8 +62,8 @@ def measure(arguments: Arguments) -> None:
     if arguments.threads < 1:
         raise InvalidInput(f"--threads {arguments.threads}; expected at least 1")
     # Loading comes first: the others raise the peak memory of the process, which it measures.
-    chosen = ("data", "scan", "step", "train", "eval") if arguments.what == "all" else (arguments.what,)
-    needs = {"step": stepping.NEEDS, "train": training.NEEDS}
+    chosen = ("data", "scan", "step", "train", "mixers", "eval") if arguments.what == "all" else (arguments.what,)
+    needs = {"step": stepping.NEEDS, "train": training.NEEDS, "mixers": training.NEEDS}
     measuring.require(dict.fromkeys(module for what in chosen for module in needs.get(what, ())))
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
@@ -83,6 +85,7 @@ def measure(arguments: Arguments) -> None:
             "scan": lambda: scanning.measure(report),
             "step": lambda: stepping.measure(report, peer, arguments.long),
             "train": lambda: training.measure(report, peer),
+            "mixers": lambda: by_mixer.measure(report),
             "eval": lambda: evaluating.measure(report),
         }
         for what in chosen:

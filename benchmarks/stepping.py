@@ -1,4 +1,4 @@
-"""Time of a step in acting: beside the peers, by batch, by mixer, and late in an episode."""
+"""Time of a step in acting: beside the peers, by batch, and late in an episode."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import torch
 import d3rlpy_peer
 import hugging_face
 import setting
-from aaren_rl import mixers
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.experiments import measuring
 from aaren_rl.experiments.measuring import Chart, Report, Row, Side, compare, timed
@@ -32,9 +31,6 @@ EXPORTED = {
 }
 """Layout of the tokens, and True for int8, by the name of the row."""
 
-MIXERS = [name for name in mixers.names() if mixers.get(name).memory == "constant"]
-"""Mixers whose steps are compared, Aaren among them."""
-
 BATCHES = (1, 16, 64, 256)
 BATCH_CALLS = 300
 """Steps behind a median and a percentile."""
@@ -48,7 +44,6 @@ def measure(report: Report, peer: d3rlpy_peer.D3rlpy | None, long: bool = False)
     _against_peers(report, peer)
     _late_in_an_episode(report, LONG if long else LATE)
     _by_batch(report)
-    _by_mixer(report)
 
 
 class Acting:
@@ -172,11 +167,3 @@ def _by_batch(report: Report) -> None:
             points.append((batch, value))
             report.add(Row(f"agent.act, batch {batch}, {name}", value, "ms"))
     report.charts.append(Chart("step-latency", "environments stepped together", "milliseconds per agent.act", lines))
-
-
-def _by_mixer(report: Report) -> None:
-    for layout in ("interleaved", "fused"):
-        taken = measuring.alternate({name: timed(Acting(layout=layout, mixer=name).step, CALLS) for name in MIXERS})
-        for name in MIXERS:
-            row = f"agent.act, {layout}, {name} vs aaren"
-            report.add(compare(row, taken[name], taken[name], taken["aaren"], "mixer / aaren", "us"))

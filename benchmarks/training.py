@@ -53,7 +53,7 @@ def _against_peers(report: Report, peer: d3rlpy_peer.D3rlpy | None) -> None:
     theirs = hugging_face.HuggingFace()
     theirs.model.train()
     sides: dict[str, Side] = {
-        layout: timed(_our_update(sampler, layout=layout), CALLS) for layout in ("interleaved", "fused")
+        layout: timed(our_update(sampler, layout=layout), CALLS) for layout in ("interleaved", "fused")
     }
     # It draws from our sampler, which costs less than the collator of its example.
     sides["hugging-face"] = timed(_update(theirs.loss, theirs.model.parameters(), sampler), CALLS)
@@ -119,10 +119,11 @@ def _train_on_cuda(data: Trajectories, updates: int) -> float:
 def _episode_side(steps: int, batch_size: int, mixer: str) -> Side:
     """A side of updates on batches of whole episodes of this many steps."""
     data = setting.make_trajectories(8 * steps, steps)
-    return timed(_our_update(Sampler(data, np.arange(data.episodes), batch_size, "episode"), mixer=mixer))
+    return timed(our_update(Sampler(data, np.arange(data.episodes), batch_size, "episode"), mixer=mixer))
 
 
-def _our_update(sampler: Sampler, **changes: str) -> Callable[[], None]:
+def our_update(sampler: Sampler, **changes: str) -> Callable[[], None]:
+    """An update of a model of the common size, with another layout or mixer where one is named."""
     model = setting.make_model(**changes).train()
     return _update(lambda segment: model.loss(segment)[0], model.parameters(), sampler)
 

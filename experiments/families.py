@@ -73,7 +73,7 @@ FAMILIES = (
     Family("Atari", "Minari atari/*", None, "ALE/SpaceInvaders-v5", {"repeat_action_probability": 0.0}),
     Family("OGBench, mazes", "pointmaze, antmaze, humanoidmaze", None, "pointmaze-medium-v0", {}, "pointmaze"),
     Family("OGBench, manipulation", "cube, scene, puzzle", None, "cube-single-v0", {}, "ogbench-arm"),
-    Family("popgym", "46 tasks", "popgym-repeat-previous-easy"),
+    Family("popgym", "42 tasks", "popgym-repeat-previous-easy"),
     Family("Meta-World", "50 tasks", None, "Meta-World/MT1", {"env_name": "reach-v3"}, "metaworld"),
     Family("memory tasks of this project", "T-maze, memory chain", "memory-chain-expert"),
 )

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aaren_rl.mixers.base.contract import Capability
-from aaren_rl.mixers.base.gates import GatedNorm, forget_bias
+from aaren_rl.mixers.base.folded_stepper import Library, affine, join, split
+from aaren_rl.mixers.base.gates import GatedNorm, forget_bias, gated_norm
 from aaren_rl.mixers.base.matrix_memory import MatrixMemory, Places, Terms, weigh
+from aaren_rl.mixers.base.matrix_recurrence import MatrixRecurrence, Token, answer
 from aaren_rl.mixers.base.registry import register
 
 SHORTEST = 1e-6
@@ -96,3 +100,33 @@ class GatedDeltaNet(MatrixMemory):
     def read_out(self, read: Tensor, beside: Tensor) -> Tensor:
         """See `MatrixMemory.read_out`."""
         return super().read_out(self.norm(read, beside), beside)
+
+    def recurrence(self) -> MatrixRecurrence:
+        """See `MatrixMemory.recurrence`."""
+        gates = affine(self.write), affine(self.forget, self.forget_bias), affine(self.norm.gate)
+        project = join(affine(self.query), affine(self.key), affine(self.value), *gates)
+        return _Recurrence(self.shape, project, self.norm.folded_into(self.output))
+
+
+class _Recurrence(MatrixRecurrence):
+    def token(self, library: Library, constants: Mapping[str, Any], rows: Any, beside: Any) -> tuple[Token, Any]:
+        """See `MatrixRecurrence.token`; what reading out needs besides is (b, gate)."""
+        width = self.heads * self.features
+        query_and_key, value, gates, gate = split(rows, [2 * width, width, 2 * self.heads, width])
+        unit = _normalise(library, self.pair_per_head(query_and_key))
+        shares = library.sigmoid(gates)[..., None]
+        weight, decay = 2 * shares[:, : self.heads], shares[:, self.heads :, None]
+        return Token(unit[:, 0], unit[:, 1], self.per_head(value), decay, (weight, self.per_head(gate))), beside
+
+    def correct(self, token: Token, memory: Any) -> Any:
+        """See `MatrixRecurrence.correct`."""
+        return token.beside[0] * (token.value - token.decay[..., 0] * answer(token.key, memory))
+
+    def read_out(self, library: Library, read: Any, beside: Any) -> Any:
+        """See `MatrixRecurrence.read_out`."""
+        return super().read_out(library, gated_norm(library, read, beside[1]), None)
+
+
+def _normalise(library: Library, x: Any) -> Any:
+    """Vectors of unit length, as `F.normalize` makes them."""
+    return x / library.at_least(library.sqrt(library.total(x * x)), SHORTEST)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from aaren_rl.mixers.base.contract import Capability
+from aaren_rl.mixers.base.folded_stepper import TORCH, Library, affine, join
 from aaren_rl.mixers.base.kernel_attention import KernelAttention
+from aaren_rl.mixers.base.matrix_recurrence import MatrixRecurrence, Token
 from aaren_rl.mixers.base.registry import register
 
 
@@ -37,7 +42,26 @@ class Linear(KernelAttention):
         zeros = torch.zeros_like(keys[..., 0])
         return _phi(queries), _phi(keys), zeros, zeros
 
+    def recurrence(self) -> MatrixRecurrence:
+        """See `MatrixMemory.recurrence`."""
+        project = join(affine(self.query), affine(self.key), self.values_and_ones())
+        return _Recurrence(self.shape, project, affine(self.output))
 
-def _phi(x: Tensor) -> Tensor:
+
+class _Recurrence(MatrixRecurrence):
+    def token(self, library: Library, constants: Mapping[str, Any], rows: Any, beside: Any) -> tuple[Token, Any]:
+        """See `MatrixRecurrence.token`."""
+        keys = self.heads * self.features
+        features = _phi(rows[:, : 2 * keys], library)
+        query, key, value = map(self.per_head, (features[:, :keys], features[:, keys:], rows[:, 2 * keys :]))
+        return Token(query, key, value), beside
+
+    def read_out(self, library: Library, read: Any, beside: Any) -> Any:
+        """See `MatrixRecurrence.read_out`."""
+        mixed = read[..., :-1] / library.at_least(read[..., -1:], KernelAttention.smallest)
+        return super().read_out(library, mixed, beside)
+
+
+def _phi(x: Any, library: Library = TORCH) -> Any:
     """elu(x) + 1, without a difference of two numbers near 1, which would lose all digits of x below -17."""
-    return torch.where(x > 0, x + 1, x.clamp(max=0.0).exp())
+    return library.where(x > 0, x + 1, library.exp(library.at_most(x, 0.0)))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aaren_rl.mixers.base.contract import Capability, Mixer
+from aaren_rl.mixers.base.folded_stepper import FoldedStepper, Library, Recurrence, split
 from aaren_rl.mixers.base.registry import register
 from aaren_rl.ops.linear_recurrence import linear_recurrence
 
@@ -86,6 +89,10 @@ class LRU(Mixer):
         parts = torch.cat([h.real, h.imag], -1)
         return self._read(parts, x_t), parts
 
+    def stepper(self, norm: nn.LayerNorm, tokens: int, outputs: int) -> FoldedStepper:
+        """See `Mixer.stepper`."""
+        return FoldedStepper(_Recurrence(self), tokens, outputs)
+
     def _added(self, x: Tensor) -> Tensor:
         """What tokens add to h, complex, in float32 parts at least; like the tokens."""
         dtype = torch.promote_types(x.dtype, torch.float32)
@@ -94,3 +101,31 @@ class LRU(Mixer):
     def _read(self, h: Tensor, x: Tensor) -> Tensor:
         """Outputs from real and imaginary parts (..., 2 * width) and tokens (..., width)."""
         return self.output(h.to(x.dtype)) + self.skip * x  # type: ignore[no-any-return]
+
+
+class _Recurrence(Recurrence):
+    def __init__(self, mixer: LRU) -> None:
+        self.width = mixer.width
+        scale = mixer.log_scale.exp().repeat(2).unsqueeze(1)
+        # What skips the recurrence goes through both products, as further columns.
+        weight = torch.cat([scale * mixer.input.weight, mixer.skip.diag()])
+        output = torch.cat([mixer.output.weight, torch.eye(mixer.width).to(weight)], 1)
+        eigenvalues = mixer.eigenvalues
+        super().__init__(
+            (weight, weight.new_zeros(3 * mixer.width)),
+            (output, mixer.output.bias),
+            mixer.initial_state(1)[0],
+            {"real": eigenvalues.real, "imaginary": eigenvalues.imag},
+        )
+
+    def mix(
+        self, library: Library, constants: Mapping[str, Any], rows: Any, state: Any, out: Any = None
+    ) -> tuple[Any, Any]:
+        """See `Recurrence.mix`."""
+        real, imaginary = split(state, [self.width] * 2)
+        turned = (
+            constants["real"] * real - constants["imaginary"] * imaginary,
+            constants["real"] * imaginary + constants["imaginary"] * real,
+        )
+        state = library.concatenate(turned) + rows[:, : 2 * self.width]
+        return library.concatenate([state, rows[:, 2 * self.width :]]), state

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aaren_rl.mixers.base.contract import Capability
-from aaren_rl.mixers.base.gates import NORM_EPS, spread
+from aaren_rl.mixers.base.folded_stepper import Library, affine, split
+from aaren_rl.mixers.base.gates import NORM_EPS, root_mean_square_norm, spread
 from aaren_rl.mixers.base.matrix_memory import MatrixMemory, Terms
+from aaren_rl.mixers.base.matrix_recurrence import MatrixRecurrence, Token
 from aaren_rl.mixers.base.registry import register
 
 EXPANSION, STATE = 2, 64
@@ -86,3 +90,34 @@ class Mamba2(MatrixMemory):
         gated = self._join_heads(read + self.skip * self._split_heads(values)) * F.silu(gate.to(read.dtype))
         normed = F.rms_norm(gated, gated.shape[-1:], self.scale, NORM_EPS)
         return self.output(normed.to(beside.dtype))  # type: ignore[no-any-return]
+
+    def recurrence(self) -> MatrixRecurrence:
+        """See `MatrixMemory.recurrence`."""
+        offset = torch.cat([self.step_bias.new_zeros(sum(self.sizes[:-1])), self.step_bias])
+        output = self.output.weight * self.scale, self.output.bias
+        # All heads share keys and queries: their memories are the columns of one.
+        shape = 1, self.features, self.memories * self.columns
+        rate = self.log_rate.exp().repeat_interleave(self.columns)
+        skip = self.skip.flatten().repeat_interleave(self.columns)
+        # The step of each head, for each of its columns.
+        weight, bias = (
+            torch.cat([part[: -self.memories], part[-self.memories :].repeat_interleave(self.columns, 0)])
+            for part in affine(self.project, offset)
+        )
+        return _Recurrence(shape, (weight, bias), output, {"rate": rate, "skip": skip})
+
+
+class _Recurrence(MatrixRecurrence):
+    def token(self, library: Library, constants: Mapping[str, Any], rows: Any, beside: Any) -> tuple[Token, Any]:
+        """See `MatrixRecurrence.token`; what reading out needs besides is (D x, z)."""
+        inner = self.columns
+        gate, values, key, query, step = split(rows, [inner, inner, self.features, self.features, inner])
+        step = library.softplus(step)
+        decay = library.exp(-step * constants["rate"])[:, None, None]
+        token = Token(query[:, None], key[:, None], (step * values)[:, None], decay, (constants["skip"] * values, gate))
+        return token, beside
+
+    def read_out(self, library: Library, read: Any, beside: Any) -> Any:
+        """See `MatrixRecurrence.read_out`."""
+        skipped, gate = beside
+        return root_mean_square_norm(library, (read[:, 0] + skipped) * gate * library.sigmoid(gate))

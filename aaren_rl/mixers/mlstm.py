@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aaren_rl.mixers.base.contract import Capability
+from aaren_rl.mixers.base.folded_stepper import Library, affine, join, split
 from aaren_rl.mixers.base.gates import forget_bias
 from aaren_rl.mixers.base.kernel_attention import KernelAttention
+from aaren_rl.mixers.base.matrix_recurrence import RelativeRecurrence, Token
 from aaren_rl.mixers.base.registry import register
 
 SMALLEST_LOG_WEIGHT = -80.0
@@ -62,3 +66,29 @@ class MLSTM(KernelAttention):
         """See `MatrixMemory.read_out`."""
         gate = self.output_gate(beside).sigmoid()
         return self.output(gate * self._join_heads(read).to(gate.dtype))  # type: ignore[no-any-return]
+
+    def recurrence(self) -> RelativeRecurrence:
+        """See `MatrixMemory.recurrence`."""
+        scale = self.head_width**-0.5
+        keys = (self.key.weight * scale, self.key.bias * scale)
+        gates = affine(self.input), affine(self.forget, self.forget_bias), affine(self.output_gate)
+        project = join(affine(self.query), keys, self.values_and_ones(), *gates)
+        return _Recurrence(self.shape, project, affine(self.output))
+
+
+class _Recurrence(RelativeRecurrence):
+    def absolute(self, library: Library, rows: Any) -> tuple[Token, Any, Any]:
+        """See `RelativeRecurrence.absolute`."""
+        width = self.heads * self.features
+        *parts, log_input, forget, gate = split(rows, [width, width, width + self.heads, self.heads, self.heads, width])
+        query, key, value = map(self.per_head, parts)
+        return Token(query, key, value, beside=library.sigmoid(gate)), log_input, library.log_sigmoid(forget)
+
+    def divide(self, library: Library, read: Any, m: Any) -> Any:
+        """See `RelativeRecurrence.divide`."""
+        smallest = library.exp(-library.at_least(m, SMALLEST_LOG_WEIGHT))
+        return read[..., :-1] / library.maximum(abs(read[..., -1:]), smallest)
+
+    def read_out(self, library: Library, read: Any, beside: Any) -> Any:
+        """See `MatrixRecurrence.read_out`."""
+        return super().read_out(library, read, beside) * beside[1]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from aaren_rl.errors import InvalidInput
 from aaren_rl.mixers.base.contract import UNTRAINED_SEED, Capability
+from aaren_rl.mixers.base.folded_stepper import Affine, Library, affine, join, project_heads, split
 from aaren_rl.mixers.base.kernel_attention import KernelAttention
+from aaren_rl.mixers.base.matrix_recurrence import RelativeRecurrence, Token
 from aaren_rl.mixers.base.registry import register
 
 
@@ -60,6 +64,30 @@ class Performer(KernelAttention):
         largest = key_logs.detach().amax(-1, keepdim=True)
         log_weight = largest.squeeze(-1) - keys.square().sum(-1) / 2
         return query_features, torch.exp(key_logs - largest), log_weight, torch.zeros_like(log_weight)
+
+    def recurrence(self) -> RelativeRecurrence:
+        """See `MatrixMemory.recurrence`; the directions are folded into the projections."""
+        scale = self.head_width**-0.25
+        across = self.directions * scale
+        keys: Affine = (self.key.weight * scale, self.key.bias * scale)
+        logs = (project_heads(layer, across) for layer in (self.query, self.key))
+        return _Recurrence(self.shape, join(*logs, keys, self.values_and_ones()), affine(self.output))
+
+
+class _Recurrence(RelativeRecurrence):
+    def absolute(self, library: Library, rows: Any) -> tuple[Token, Any, Any]:
+        """See `RelativeRecurrence.absolute`."""
+        features, columns = self.heads * self.features, self.heads * self.columns
+        logs, key, value = split(rows, [2 * features, columns - self.heads, columns])
+        logs, key = self.pair_per_head(logs), self.per_head(key)
+        largest = library.largest(logs)
+        both = library.exp(logs - largest)
+        log_weight = largest[:, 1] - library.total(key * key) / 2
+        return Token(both[:, 0], both[:, 1], self.per_head(value)), log_weight[..., 0], 0.0
+
+    def divide(self, library: Library, read: Any, m: Any) -> Any:
+        """See `RelativeRecurrence.divide`."""
+        return read[..., :-1] / library.at_least(read[..., -1:], KernelAttention.smallest)
 
 
 def _directions(heads: int, sets: int, size: int) -> Tensor:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aaren_rl.mixers.base.contract import UNTRAINED_SEED, Capability
+from aaren_rl.mixers.base.folded_stepper import Library, affine, join, project_heads, split
 from aaren_rl.mixers.base.kernel_attention import KernelAttention
+from aaren_rl.mixers.base.matrix_recurrence import RelativeRecurrence, Token
 from aaren_rl.mixers.base.registry import register
 
 SHORTEST = 1e-3
@@ -61,7 +65,33 @@ class RFA(KernelAttention):
         gate = (self.gate(x) + GATE_BIAS).transpose(1, 2)
         return self._phi(queries), self._phi(keys), F.logsigmoid(-gate), F.logsigmoid(gate)
 
+    def recurrence(self) -> RelativeRecurrence:
+        """See `MatrixMemory.recurrence`; the directions are folded into the projections."""
+        across = self.directions * self.scale
+        angles = (project_heads(layer, across) for layer in (self.query, self.key))
+        layers = affine(self.query), affine(self.key), *angles, self.values_and_ones(), affine(self.gate, GATE_BIAS)
+        return _Recurrence(self.shape, join(*layers), affine(self.output))
+
     def _phi(self, x: Tensor) -> Tensor:
         """Features (..., 2 * head width) of queries or keys (..., head width)."""
         angles = F.normalize(x, dim=-1, eps=SHORTEST) @ (self.directions * self.scale).transpose(1, 2)
         return torch.cat([angles.sin(), angles.cos()], -1) * self.head_width**-0.5  # type: ignore[no-any-return]
+
+
+class _Recurrence(RelativeRecurrence):
+    def absolute(self, library: Library, rows: Any) -> tuple[Token, Any, Any]:
+        """See `RelativeRecurrence.absolute`."""
+        columns = self.heads * self.columns
+        twice = 2 * (columns - self.heads)
+        *parts, value, gate = split(rows, [twice, twice, columns, self.heads])
+        vectors, angles = map(self.pair_per_head, parts)
+        # Of unit length, vectors have the angles divided by their length.
+        angles = angles / library.at_least(library.sqrt(library.total(vectors * vectors)), SHORTEST)
+        both = library.concatenate([library.sin(angles), library.cos(angles)]) * (self.columns - 1) ** -0.5
+        log_decay = library.log_sigmoid(gate)
+        # log(1 - sigmoid(x)) = log(sigmoid(x)) - x
+        return Token(both[:, 0], both[:, 1], self.per_head(value)), log_decay - gate, log_decay
+
+    def divide(self, library: Library, read: Any, m: Any) -> Any:
+        """See `RelativeRecurrence.divide`."""
+        return read[..., :-1] / library.at_least(read[..., -1:], RFA.smallest)

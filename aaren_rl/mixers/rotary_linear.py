@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aaren_rl.mixers.base.contract import Capability
-from aaren_rl.mixers.base.gates import GatedNorm, forget_bias, spread
-from aaren_rl.mixers.base.matrix_memory import MatrixMemory, Places, Terms
+from aaren_rl.mixers.base.folded_stepper import Library, affine, join, split
+from aaren_rl.mixers.base.gates import GatedNorm, forget_bias, gated_norm, spread
+from aaren_rl.mixers.base.matrix_memory import CHUNK, MatrixMemory, Places, Terms
+from aaren_rl.mixers.base.matrix_recurrence import MatrixRecurrence, Token
 from aaren_rl.mixers.base.registry import register
+from aaren_rl.ops.rotation import phases, rotate
 
 LONGEST_PERIOD, SHORTEST_PERIOD = 256.0, 2.0
 """Tokens of a full turn at first, of the slowest and of the fastest pair of features."""
@@ -61,7 +66,7 @@ class RotaryLinear(MatrixMemory):
         self.register_buffer("forget_bias", forget_bias(heads))
         self.norm = GatedNorm(width, heads, self.head_width)
         # Offsets of linear layers would start at 0, where neither has a gradient from the other.
-        offset = torch.cat([torch.ones(pairs), torch.zeros(pairs)]).repeat(heads, 1, 1)
+        offset = torch.tensor([1.0, 0.0]).repeat(heads, 1, pairs)
         self.query_offset, self.key_offset = nn.Parameter(offset.clone()), nn.Parameter(offset.clone())
         periods = spread(LONGEST_PERIOD, SHORTEST_PERIOD, pairs)
         self.log_frequency = nn.Parameter((2 * math.pi / periods).log().repeat(heads, 1))
@@ -81,28 +86,48 @@ class RotaryLinear(MatrixMemory):
     def mix_chunk(self, terms: Terms, places: Places, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `MatrixMemory.mix_chunk`."""
         # Tokens since the chunk began, this one included; padding turns nothing.
-        count = places.valid.cumsum(-1).to(terms.keys.dtype)
-        angles = count[:, None, :, None] * self.frequencies.unsqueeze(1)  # (batch, heads, time, pairs)
-        turned = terms._replace(queries=rotate(terms.queries, -angles), keys=rotate(terms.keys, -angles))
-        read, memory = super().mix_chunk(turned, places, state)
-        return read, rotate(memory.mT, angles[:, :, -1:]).mT
+        place = places.valid.cumsum(-1)
+        phase = phases(self.frequencies, CHUNK)[place].transpose(1, 2)  # (batch, heads, time, pairs)
+        queries, keys = (rotate(part, phase.conj()) for part in (terms.queries, terms.keys))
+        read, memory = super().mix_chunk(terms._replace(queries=queries, keys=keys), places, state)
+        return read, rotate(memory.mT, phase[:, :, -1:]).mT
 
     def mix_token(self, terms: Terms, state: Tensor) -> tuple[Tensor, Tensor]:
         """See `MatrixMemory.mix_token`."""
-        return super().mix_token(terms, rotate(state.mT, self.frequencies.unsqueeze(1)).mT)
+        turned = rotate(state.mT, phases(self.frequencies, 1)[1].unsqueeze(1)).mT
+        return super().mix_token(terms, turned)
 
     def read_out(self, read: Tensor, beside: Tensor) -> Tensor:
         """See `MatrixMemory.read_out`."""
         return super().read_out(self.norm(read, beside), beside)
 
+    def recurrence(self) -> MatrixRecurrence:
+        """See `MatrixMemory.recurrence`."""
+        queries = affine(self.query, self.query_offset.flatten())
+        keys = affine(self.key, self.key_offset.flatten())
+        project = join(queries, keys, affine(self.value), affine(self.forget, self.forget_bias), affine(self.norm.gate))
+        angles = self.frequencies.double().flatten()
+        constants = {"turn": torch.stack([angles.cos(), -angles.sin()], -1).flatten()}
+        beside = torch.tensor([1.0, 0.0]).repeat(len(angles)).to(project[1])
+        return _Recurrence(self.shape, project, self.norm.folded_into(self.output), constants, beside)
 
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turns pairs of features.
 
-    Args:
-        x: (..., 2 * pairs); a pair is a number of the first half and the same of the second.
-        angles: in radians, (..., pairs).
+class _Recurrence(MatrixRecurrence):
+    """Turns queries and keys back in place of turning the memory, which is far larger.
+
+    The state has the unit complex number by which each pair of a token is turned back. It is brought back to unit
+    length at every token, so it counts nothing and drifts nowhere.
     """
-    first, second = x.chunk(2, -1)
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
+
+    def token(self, library: Library, constants: Mapping[str, Any], rows: Any, beside: Any) -> tuple[Token, Any]:
+        """See `MatrixRecurrence.token`."""
+        keys, values = self.heads * self.features, self.heads * self.columns
+        query_and_key, value, forget, gate = split(rows, [2 * keys, values, self.heads, values])
+        phase = library.unit(library.times(beside, constants["turn"]))  # (batch, heads * features)
+        both = library.times(self.pair_per_head(query_and_key), self.per_head(phase)[:, None])
+        decay = library.sigmoid(forget)[..., None, None]
+        return Token(both[:, 0], both[:, 1], self.per_head(value), decay, self.per_head(gate)), phase
+
+    def read_out(self, library: Library, read: Any, beside: Any) -> Any:
+        """See `MatrixRecurrence.read_out`."""
+        return super().read_out(library, gated_norm(library, read, beside), beside)

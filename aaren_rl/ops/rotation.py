@@ -37,5 +37,5 @@ def rotate(pairs: Tensor, phase: Tensor) -> Tensor:
     Returns:
         Like `pairs`, in the precision of the phases.
     """
-    numbers = torch.view_as_complex(pairs.to(phase.real.dtype).unflatten(-1, (-1, 2)).contiguous())
+    numbers = torch.view_as_complex(torch.unflatten(pairs.to(phase.real.dtype), -1, (-1, 2)).contiguous())
     return torch.view_as_real(numbers * phase).flatten(-2)

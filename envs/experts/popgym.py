@@ -1,15 +1,14 @@
-"""popgym's memory games, which ship no experts: players that remember what they saw.
-
-Concentration, Battleship and MineSweeper have none here: their games begin with guesses.
-"""
+"""popgym's memory games, which ship no experts: players that remember what they saw, and the player of each game."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from aaren_rl.envs.experts.board_games import Battleship, Concentration, MineSweeper
 from aaren_rl.envs.experts.classic import CartPole, Pendulum
 from aaren_rl.envs.experts.expert import Env, Policy, game_of
 
@@ -71,9 +70,16 @@ class Autoencode(Remembering):
 class CountRecall(Remembering):
     """Counts the cards of the value that is asked for."""
 
+    def reset(self, observation: Any, info: Mapping[str, Any]) -> None:
+        """See `Policy`."""
+        super().reset(observation, info)
+        self.counts: Counter[int] = Counter()
+
     def answer(self, taken: Any) -> int:
         """See `Remembering`."""
-        return sum(int(value) == int(self.seen[-1][1]) for value, _ in self.seen)
+        value, query = map(int, self.seen[-1])
+        self.counts[value] += 1
+        return self.counts[query]
 
 
 class HigherLower(Remembering):
@@ -110,11 +116,14 @@ PLAYERS: dict[str, type[Any]] = {
     "count_recall.CountRecall": CountRecall,
     "higher_lower.HigherLower": HigherLower,
     "multiarmed_bandit.MultiarmedBandit": MultiarmedBandit,
+    "concentration.Concentration": Concentration,
+    "battleship.Battleship": Battleship,
+    "minesweeper.MineSweeper": MineSweeper,
     "position_only_cartpole.PositionOnlyCartPole": CartPole,
     "velocity_only_cartpole.VelocityOnlyCartPole": CartPole,
     "position_only_pendulum.PositionOnlyPendulum": Pendulum,
 }
-"""Players by the class of the game, below popgym.envs."""
+"""Players by the class of the game, below popgym.envs; the noisy games are subclasses."""
 
 
 def player(env: Env, rng: np.random.Generator) -> Policy:

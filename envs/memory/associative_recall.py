@@ -36,7 +36,7 @@ class AssociativeRecall(Questions):
         InvalidInput: not whole numbers, too small, or a length below 2 x pairs.
     """
 
-    def __init__(self, pairs: int = 8, values: int = 8, length: int = 64) -> None:
+    def __init__(self, pairs: int = 4, values: int = 4, length: int = 32) -> None:
         require_whole(pairs=pairs, length=length)
         require_whole(2, values=values)
         if length < 2 * pairs:

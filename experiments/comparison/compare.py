@@ -38,6 +38,8 @@ class Request:
     """Agent whose scores the table subtracts from those of the others, with intervals."""
     imports: tuple[str, ...] = ()
     """Packages that register environments, to be imported first."""
+    returns: bool = False
+    """Show mean returns beside the scores, and take datasets without reference returns, which have no score."""
     picture: bool = False
     """Measure the costs of training and acting once, and draw the scores over them."""
 
@@ -66,13 +68,14 @@ def compare(request: Request, say: Say) -> scores.Comparison:
     runs = chosen.runs(out)
     running.check_folders(runs, request.file)
     failures = [] if request.table else _run(request, runs, whole.runs(out), say)
-    commands = {one.agent: _command(request, (one.agent,)) for one in runs}
-    comparison = scores.collect(runs, commands, request.against)
-    files = [*table.write(comparison, out), picture.draw(comparison, out)]
+    commands = {one.agent: _command(request, (one.agent,), *(["--returns"] if request.returns else [])) for one in runs}
+    comparison = scores.collect(runs, commands, request.against, request.returns)
+    files = [*table.write(comparison, out), *([picture.draw(comparison, out)] if comparison.scored else [])]
     say(f"\n{table.to_markdown(comparison)}\ntable:      {', '.join(map(str, files))}")
     if request.picture:
         found = costs.measured(comparison, runs, out, say)
-        markdown = costs.to_markdown(comparison, found, _command(request, request.only, "--picture"))
+        flags = ["--returns", "--picture"] if request.returns else ["--picture"]
+        markdown = costs.to_markdown(comparison, found, _command(request, request.only, *flags))
         table.write(comparison, out, markdown)
         say(f"\n{markdown}\ncosts:      {out / costs.FILE}, {picture.draw_costs(comparison, found, out)}")
     if failures:
@@ -82,7 +85,8 @@ def compare(request: Request, say: Say) -> scores.Comparison:
 
 def _run(request: Request, runs: list[matrix.Run], whole: list[matrix.Run], say: Say) -> list[str]:
     left = [
-        replace(run, config=replace(run.config, imports=request.imports)) for run in running.prepare(runs, whole, say)
+        replace(run, config=replace(run.config, imports=request.imports))
+        for run in running.prepare(runs, whole, say, request.returns)
     ]
     if len(left) < len(runs):
         say(f"{len(runs) - len(left)} of {len(runs)} runs are finished and stand")
@@ -90,7 +94,7 @@ def _run(request: Request, runs: list[matrix.Run], whole: list[matrix.Run], say:
         failures = running.do(left, request.jobs, len(runs), say)
     except Interrupted as error:
         flags = ["--against", request.against] if request.against is not None else []
-        flags += ["--picture"] if request.picture else []
+        flags += [f"--{name}" for name in ("returns", "picture") if getattr(request, name)]
         raise Interrupted(f"{error}; go on with {_command(request, request.only, *flags)}") from error
     if len(failures) == len(runs):
         raise running.RunsFailed("\n".join(["all runs failed:", *failures]))

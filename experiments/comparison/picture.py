@@ -30,13 +30,17 @@ MEMORIES = {
 def draw(comparison: Comparison, out: Path) -> Path:
     """Draws interquartile means with their intervals, and beside them the score of every run, into table.png.
 
+    Args:
+        comparison: scores on at least one dataset.
+        out: folder of the picture.
+
     Returns:
         The picture's path.
     """
     # Imported where it is used: it takes seconds, which every command line would wait for.
     import matplotlib
 
-    agents, datasets, last = comparison.agents, comparison.datasets, comparison.last
+    agents, datasets, last = comparison.agents, comparison.scored, comparison.last
     colours = dict(zip(agents, matplotlib.colormaps["tab10"](np.arange(len(agents)) % 10), strict=True))
     # Agents share a dataset's row, the first on top.
     offsets = dict(zip(agents, np.linspace(-0.3, 0.3, len(agents)) if len(agents) > 1 else [0.0], strict=True))
@@ -92,7 +96,8 @@ def draw_costs(comparison: Comparison, costs: Costs, out: Path) -> Path:
         _draw_legend(figure, agents)
         seeds, updates = (", ".join(map(str, protocol[name])) for name in ("seeds", "updates"))
         figure.suptitle(
-            f"data: {', '.join(comparison.datasets)}, source: {protocol['source']}, seeds: {seeds}, updates: {updates}"
+            f"data: {', '.join(comparison.datasets)}, source: {protocol['source']}, seeds: {seeds}, updates: {updates}",
+            wrap=True,
         )
         # Names are placed around the circles, once the panels have their sizes.
         figure.draw_without_rendering()

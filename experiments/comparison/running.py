@@ -29,6 +29,7 @@ from aaren_rl.experiments import config as run_config
 from aaren_rl.experiments import console
 from aaren_rl.experiments.comparison.matrix import Run
 from aaren_rl.experiments.config import CONFIG, DATA, RunConfig, reading
+from aaren_rl.experiments.console import rounded
 from aaren_rl.experiments.train import train
 from aaren_rl.training.checkpoints import checkpoints
 from aaren_rl.training.run import Interrupted
@@ -38,6 +39,7 @@ RESULT, LOG = "result.json", "log.txt"
 
 FIGURES: dict[str, Any] = {
     "normalized_score": float,
+    "mean": float,
     "ci95": list[float],
     "train_seconds": float,
     "target": float,
@@ -127,13 +129,14 @@ def check_sources(found: Iterable[tuple[Run, str]]) -> None:
         )
 
 
-def prepare(runs: list[Run], whole: Iterable[Run], say: Say) -> list[Run]:
+def prepare(runs: list[Run], whole: Iterable[Run], say: Say, without_scores: bool = False) -> list[Run]:
     """Fetches or rolls out the data of runs once, before several processes need them.
 
     Args:
         runs: selected runs.
         whole: all runs of the comparison; the source of those that began replaces "auto".
         say: receives lines on the data.
+        without_scores: takes datasets without reference returns too.
 
     Returns:
         Runs that are not finished, with the source of their data set.
@@ -157,12 +160,12 @@ def prepare(runs: list[Run], whole: Iterable[Run], say: Say) -> list[Run]:
         key = (wanted, *(getattr(config, name) for name in DATA if name != "source"))
         if key not in loaded:
             dataset = sources.load(config.env, wanted, reading(config), say)
-            if dataset.reference is None:
+            if dataset.reference is None and not without_scores:
                 why = dataset.reference_reason.removeprefix("none: ")
                 where = f"for {dataset.environment}" if dataset.environment else "without an environment"
                 raise InvalidInput(
                     f"{run.dataset} has no reference returns {where} ({why}), so its scores cannot be normalised and "
-                    "compared; leave it out"
+                    "compared; leave it out, or pass --returns"
                 )
             loaded[key] = cast(sources.Source, dataset.source)
         found.append((run, loaded[key]))
@@ -266,7 +269,8 @@ def _ended(process: SpawnProcess, run: Run) -> tuple[str, bool]:
         figures = outcome(run)
         if process.exitcode == 0 and figures is not None:
             score, seconds = figures["normalized_score"], figures["train_seconds"]
-            return f"{run.name}: normalised score {score:.1f}, trained in {seconds:.0f} s", False
+            reached = f"return {rounded(figures['mean'])}" if score is None else f"normalised score {score:.1f}"
+            return f"{run.name}: {reached}, trained in {seconds:.0f} s", False
     # The last line is an error, or the end of a traceback.
     log = run.folder / LOG
     tail = log.read_text("utf-8", errors="replace").splitlines()[-1:] if log.exists() else []

@@ -73,6 +73,7 @@ class Comparison:
         protocol: data, environments, versions and seeds of the measurement.
         commands: command that reproduces each agent's row.
         against: reference agent of the differences; None for no differences.
+        shows_returns: True if the table shows mean returns too.
     """
 
     agents: list[str]
@@ -85,19 +86,27 @@ class Comparison:
     protocol: dict[str, Any]
     commands: dict[str, str]
     against: str | None = None
+    shows_returns: bool = False
+
+    @property
+    def scored(self) -> list[str]:
+        """Datasets with scores: all but those without reference returns."""
+        unscored = {row["dataset"] for row in self.rows if row["normalized_score"] is None}
+        return [dataset for dataset in self.datasets if dataset not in unscored]
 
     def scores(self, agent: str, dataset: str, figure: str = "normalized_score") -> dict[int, float]:
-        """Scores of an agent on a dataset by seed."""
+        """Scores, or another figure, of an agent on a dataset by seed."""
         return {row["seed"]: row[figure] for row in self.rows if (row["agent"], row["dataset"]) == (agent, dataset)}
 
 
-def collect(runs: list[Run], commands: dict[str, str], against: str | None = None) -> Comparison:
+def collect(runs: list[Run], commands: dict[str, str], against: str | None = None, returns: bool = False) -> Comparison:
     """Reads the results of finished runs.
 
     Args:
         runs: selected runs.
         commands: command that reproduces each agent's row.
         against: reference agent of the differences; None for no differences.
+        returns: the table shows mean returns too, and takes results without a score.
 
     Raises:
         DataError: no run is finished, or no run of `against`; a result lacks an entry; or results differ in their
@@ -107,14 +116,15 @@ def collect(runs: list[Run], commands: dict[str, str], against: str | None = Non
     finished = [(run, figures) for run in runs if (figures := running.outcome(run)) is not None]
     if not finished:
         raise DataError(f"no run under {runs[0].folder.parents[2]} is finished; run without --table first")
-    rows = [_row(run, figures, commands[run.agent]) for run, figures in finished]
+    rows = [_row(run, figures, commands[run.agent], returns) for run, figures in finished]
+    scored = [row for row in rows if row["normalized_score"] is not None]
     running.check_sources((run, row["source"]) for (run, _), row in zip(finished, rows, strict=True))
     _check_columns(finished)
     agents = list(dict.fromkeys(run.agent for run in runs))
     shown = [agent for agent in agents if any(row["agent"] == agent for row in rows)]
     if against is not None and against not in shown:
         raise DataError(f"no run of {against} is finished, so nothing can be held against it; leave --against out")
-    last = aggregate(rows, shown, against=against)
+    last = aggregate(scored, shown, against=against)
     return Comparison(
         agents=shown,
         datasets=list(dict.fromkeys(run.dataset for run in runs)),
@@ -122,10 +132,11 @@ def collect(runs: list[Run], commands: dict[str, str], against: str | None = Non
         rows=rows,
         unfinished=[agent for agent in agents if agent not in shown],
         last=last,
-        best=None if any(row["best"] is None for row in rows) else aggregate(rows, shown, "best"),
+        best=aggregate(scored, shown, "best") if scored and all(row["best"] is not None for row in scored) else None,
         protocol=_protocol(runs, finished, last),
         commands=commands,
         against=against,
+        shows_returns=returns,
     )
 
 
@@ -135,8 +146,8 @@ def aggregate(
     """Interquartile means of a figure over the (dataset, seed) that all agents have.
 
     Args:
-        rows: rows of all runs.
-        agents: agents with at least one row each.
+        rows: rows of all runs that have the figure.
+        agents: agents to aggregate.
         figure: "normalized_score" or "best".
         against: reference agent of the differences; None for no differences.
     """
@@ -168,17 +179,19 @@ def aggregate(
     return Aggregates(common, iqm, intervals, above, differences)
 
 
-def _row(run: Run, figures: dict[str, Any], command: str) -> Row:
+def _row(run: Run, figures: dict[str, Any], command: str, without_scores: bool) -> Row:
     file = run.folder / running.RESULT
-    needed = ("ci95", "source", "environment", "updates", "parameters", "acting", "train_seconds")
+    needed = ("mean", "ci95", "source", "environment", "updates", "parameters", "acting", "train_seconds")
     for name in ("normalized_score", *needed):
         if name not in figures:
             raise DataError(
                 f"{file} does not say {name!r}; another version wrote it. Delete that file and run again: the agent is "
                 "kept, and evaluated anew"
             )
-    if figures["normalized_score"] is None:
-        raise DataError(f"{file} has no normalised score, for want of reference returns; leave {run.dataset} out")
+    if figures["normalized_score"] is None and not without_scores:
+        raise DataError(
+            f"{file} has no normalised score, for want of reference returns; leave {run.dataset} out, or pass --returns"
+        )
     # A result without "best" says that the last agent was the best, if the run evaluated in training.
     best = figures.get("best", figures if run.config.check_episodes else {"normalized_score": None})
     return {
@@ -216,10 +229,11 @@ def _protocol(runs: list[Run], finished: list[tuple[Run, dict[str, Any]]], last:
 
     packages = {name for _, figures in finished for name in figures.get("versions", {})}
     datasets = list(dict.fromkeys(run.dataset for run, _ in finished))
-    cells = list(dict.fromkeys((run.dataset, run.seed) for run in runs))
+    unscored = {run.dataset for run, figures in finished if figures["normalized_score"] is None}
+    cells = list(dict.fromkeys((run.dataset, run.seed) for run in runs if run.dataset not in unscored))
     return {
         "source": each("source")[0],
-        "reference": each("reference"),
+        "reference": [name for name in each("reference") if name is not None],
         "environments": {dataset: each("environment", dataset)[0] for dataset in datasets},
         "versions": {
             name: sorted({str(figures.get("versions", {}).get(name)) for _, figures in finished})

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from aaren_rl.experiments.comparison.scores import Aggregates, Comparison
+from aaren_rl.experiments.console import rounded
 from aaren_rl.folders import replace_file
 
 
@@ -21,12 +22,14 @@ def write(comparison: Comparison, out: Path, more: str = "") -> list[Path]:
 
 def to_markdown(comparison: Comparison) -> str:
     """The table, the protocol in words, and the commands that reproduce the rows."""
-    parts = [_table(comparison, comparison.last, "normalized_score")]
+    parts = [_table(comparison, comparison.last, "normalized_score")] if comparison.scored else []
     if comparison.best is not None:
         parts += [
             "The agents that were best in training, by its evaluations:",
             _table(comparison, comparison.best, "best"),
         ]
+    if comparison.shows_returns:
+        parts += ["Mean returns, in the environments' rewards:", _returns(comparison)]
     # The table of differences needs fewer columns.
     if len(comparison.last.above) > 1 and comparison.against is None:
         parts += ["Probability that the IQM of the agent on the left is above that of the agent in the head:"]
@@ -66,12 +69,20 @@ def _table(comparison: Comparison, aggregates: Aggregates, figure: str) -> str:
             [
                 agent,
                 _range(min(parameters), max(parameters)),
-                *(_spread(comparison.scores(agent, dataset, figure)) for dataset in comparison.datasets),
+                *(_spread(comparison.scores(agent, dataset, figure)) for dataset in comparison.scored),
                 f"{len(rows)} of {expected}",
                 mean_in_words(aggregates, agent),
             ]
         )
-    return grid(["agent", "parameters", *comparison.datasets, "runs", "IQM"], lines)
+    return grid(["agent", "parameters", *comparison.scored, "runs", "IQM"], lines)
+
+
+def _returns(comparison: Comparison) -> str:
+    lines = [
+        [agent, *(_spread(comparison.scores(agent, dataset, "mean"), rounded) for dataset in comparison.datasets)]
+        for agent in comparison.agents
+    ]
+    return grid(["agent", *comparison.datasets], lines)
 
 
 def mean_in_words(aggregates: Aggregates, agent: str) -> str:
@@ -103,12 +114,12 @@ def grid(head: list[str], lines: list[list[str]], words: int = 1) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *lines))
 
 
-def _spread(scores: dict[int, float]) -> str:
+def _spread(scores: dict[int, float], in_words: Callable[[float], str] = "{:.1f}".format) -> str:
     if not scores:
         return "-"
     low, high = min(scores.values()), max(scores.values())
     mean = sum(scores.values()) / len(scores)
-    return f"{mean:.1f}" + (f" ({low:.1f} to {high:.1f})" if len(scores) > 1 else "")
+    return in_words(mean) + (f" ({in_words(low)} to {in_words(high)})" if len(scores) > 1 else "")
 
 
 def _range(low: int, high: int) -> str:
@@ -123,11 +134,12 @@ def _words(comparison: Comparison) -> str:
     targets = _listed(
         f"{_or(f'{target:g}' for target in targets)} ({dataset})" for dataset, targets in protocol["targets"].items()
     )
+    score = f"Normalised score (0 = random, 100 = expert; reference: {_or(protocol['reference'])})"
     lines = [
-        f"Normalised score (0 = random, 100 = expert; reference: {_or(protocol['reference'])}) of the agent after the "
-        f"last update, by dataset: mean over seeds (lowest to highest). {_or(protocol['episodes'])} episodes a run in "
-        f"{environments} ({_listed(packages)}), acting: {_or(protocol['acting'])}, target return {targets}. Trained on "
-        f"data of the source {protocol['source']} for {_or(protocol['updates'])} updates, seeds "
+        f"{score if comparison.scored else 'Mean return'} of the agent after the last update, by dataset: mean over "
+        f"seeds (lowest to highest). {_or(protocol['episodes'])} episodes a run in {environments} "
+        f"({_listed(packages)}), acting: {_or(protocol['acting'])}, target return {targets}. Trained on data of the "
+        f"source {protocol['source']} for {_or(protocol['updates'])} updates, seeds "
         f"{_listed(map(str, protocol['seeds']))}.",
     ]
     compared, left_out = protocol["compared"], protocol["left_out"]
@@ -141,8 +153,10 @@ def _words(comparison: Comparison) -> str:
             f"IQM: interquartile mean over the {len(compared)} runs (dataset and seed) that every agent shown has, "
             f"{spread} (Agarwal et al. 2021, arXiv 2108.13264)."
         )
-    else:
+    elif comparison.scored:
         lines.append("No IQM: the agents shown have no dataset and seed in common.")
+    if without := [dataset for dataset in comparison.datasets if dataset not in comparison.scored]:
+        lines.append(f"Without a score, for want of reference returns, and not in an IQM: {_listed(without)}.")
     if left_out:
         left = _listed(f"{dataset} seed {seed}" for dataset, seed in left_out)
         lines.append(f"Left out of the IQM, since not every agent shown has finished them: {left}.")

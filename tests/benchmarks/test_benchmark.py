@@ -10,6 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import benchmark
+import by_mixer
 import evaluating
 import loading
 import scanning
@@ -141,7 +142,6 @@ def test_scan_without_a_gpu_says_what_is_missing(measured):
 def test_step(measured, tmp_path, monkeypatch):
     # One export instead of three, each of which takes torch many seconds.
     monkeypatch.setattr(stepping, "EXPORTED", {"exported step": ("interleaved", False)})
-    monkeypatch.setattr(stepping, "MIXERS", ["aaren", "gru"])
     figures = measured("step", "--plots", tmp_path / "plots")
     names = {row["name"] for row in figures["rows"]}
     assert names >= {
@@ -151,7 +151,6 @@ def test_step(measured, tmp_path, monkeypatch):
         "agent.act at step 7 vs step 3",
         "state bytes at step 7 vs step 3",
         "agent.act, batch 3, 95th percentile",
-        "agent.act, fused, gru vs aaren",
     }
     bytes_row = next(row for row in figures["rows"] if row["name"].startswith("state bytes"))
     assert (bytes_row["value"], bytes_row["ratio"]) == ((2 + 3 + 16 + 1) * 8, 1)
@@ -159,6 +158,17 @@ def test_step(measured, tmp_path, monkeypatch):
     made = sorted((tmp_path / "plots").iterdir())
     assert [path.name for path in made] == ["ratios.png", "step-latency.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in made)
+
+
+@needs_peers
+def test_mixers(measured, monkeypatch):
+    monkeypatch.setattr(by_mixer, "CONSTANT", ["aaren", "gru"])
+    monkeypatch.setattr(by_mixer, "SEGMENTS", {"3 steps": (3, 2)})
+    figures = measured("mixers")
+    whats = ("agent.act, interleaved", "agent.act, fused", "update, 3 steps")
+    assert {row["name"] for row in figures["rows"]} == {
+        f"{what}, {mixer} vs aaren" for what in whats for mixer in ("aaren", "gru")
+    }
 
 
 @needs_peers

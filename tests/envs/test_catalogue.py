@@ -27,7 +27,7 @@ SCRIPTED = {
     "recall-32-expert": (0.25, 1.0, 128),
     "recall-64-expert": (0.25, 1.0, 256),
     "parity-expert": (0.5, 1.0, 64),
-    "associative-recall-expert": (0.125, 1.0, 64),
+    "associative-recall-expert": (0.25, 1.0, 32),
 }
 
 # Mean returns of a random and of an expert policy in D4RL's infos.py, and observation and action sizes of its files.

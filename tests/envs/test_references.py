@@ -101,9 +101,21 @@ def test_no_table_serves_and_the_reason_says_why(spec, why):
         ("Taxi-v4", "tabular", 40),
         ("FrozenLake-v1", "tabular", 200),
         ("Blackjack-v1", "blackjack", 2_000),
+        ("popgym-RepeatPreviousMedium-v0", "popgym", 10),
+        ("popgym-CountRecallHard-v0", "popgym", 10),
+        ("popgym-HigherLowerMedium-v0", "popgym", 20),
+        ("popgym-ConcentrationHard-v0", "popgym", 20),
+        ("popgym-BattleshipMedium-v0", "popgym", 20),
+        ("popgym-MineSweeperEasy-v0", "popgym", 200),
+        ("popgym-MultiarmedBanditEasy-v0", "popgym", 20),
+        ("popgym-NoisyPositionOnlyCartPoleHard-v0", "popgym", 20),
+        ("popgym-PositionOnlyPendulumHard-v0", "popgym", 20),
+        ("MiniGrid-MemoryS7-v0", "minigrid-memory", 40),
     ],
 )
 def test_scripted_experts_and_random_actions_score_what_the_table_says(env_id, expert, episodes):
+    if (package := find(expert).package) is not None:
+        pytest.importorskip(package)
     env = make(EnvironmentSpec(env_id))
     means, spreads = [], []
     for name in ("random", expert):

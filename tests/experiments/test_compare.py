@@ -303,6 +303,56 @@ def test_differences_from_one_agent(command, finish, tmp_path):
     assert others["default"] == {"difference": 10.0, "interval": None, "verdict": None}
 
 
+def test_returns_stand_beside_the_scores(command, folder):
+    for file, mean in zip(results(folder), (0.25, 0.75, 1600.4, 12.3), strict=True):
+        edit(file, mean=mean)
+    status, out, _ = command(main, "tiny.toml", "--table", "--returns")
+    assert status == 0
+    assert "| default | 0.5 (0.25 to 0.75) |\n| wide | 806 (12.3 to 1600) |" in out
+    assert "| 10.5 (10.0 to 11.0) | 2 of 2 | 10.5 [10.0, 11.0] |" in out
+    table = json.loads((folder / "runs/tiny/table.json").read_text())
+    assert [row["mean"] for row in table["rows"]] == [0.25, 1600.4, 0.75, 12.3]
+    assert "tiny.toml --only wide --returns`" in out
+
+
+def test_datasets_without_scores_show_returns_alone(command, finish, tmp_path):
+    write(tmp_path, datasets=["hopper-medium", "walker2d-medium"])
+    finish({(d, a, s): 10.0 for d in ("hopper-medium", "walker2d-medium") for a in TABLE["agents"] for s in (0, 1)})
+    for file in tmp_path.glob("runs/tiny/walker2d-medium/*/*/result.json"):
+        unscored = {
+            "normalized_score": None,
+            "ci95": None,
+            "reference": None,
+            "mean": 7.0,
+            "best": {"normalized_score": None},
+        }
+        file.write_text(json.dumps({**json.loads(file.read_text()), **unscored}))
+    status, _, errors = command(main, "tiny.toml", "--table")
+    assert status == 2
+    assert "leave walker2d-medium out, or pass --returns" in errors
+    status, out, _ = command(main, "tiny.toml", "--table", "--returns")
+    assert status == 0
+    assert "| agent | parameters | hopper-medium | runs | IQM |" in out
+    assert "and not in an IQM: walker2d-medium." in out
+    assert "| 7 (7 to 7) |" in out
+    protocol = json.loads((tmp_path / "runs/tiny/table.json").read_text())["protocol"]
+    assert (protocol["compared"], protocol["left_out"]) == ([["hopper-medium", 0], ["hopper-medium", 1]], [])
+    # Nothing at all has a score.
+    status, out, _ = command(main, "tiny.toml", "--table", "--returns", "--datasets", "walker2d-medium")
+    assert status == 0
+    assert "IQM |" not in out
+    assert "Mean return of the agent after the last update" in out
+
+
+def test_data_without_a_reference_run_for_their_returns(command, tmp_path):
+    training = {**TABLE["settings"]["training"], "updates": 2, "evaluate_every": 2}
+    write(tmp_path, seeds=[0], settings=changed(horizon=20, training=training), agents={"default": {}})
+    status, out, _ = command(main, "tiny.toml", "--returns")
+    assert status == 0
+    assert "hopper-medium/default/seed-0: return " in out
+    assert "and not in an IQM: hopper-medium." in out
+
+
 def test_nothing_is_held_against_an_agent_without_a_finished_run(command, finish, tmp_path):
     write(tmp_path)
     finish({("hopper-medium", "default", 0): 10.0})

@@ -160,8 +160,8 @@ class Aaren(Mixer):
         All tokens share the query, so it goes through the key projection once:
         <q, W_k x + b> = <W_k^T q, x> + <q, b>. This saves a width x width product per token.
         """
-        tokens = [self.query_token] if self.lasting_token is None else [self.query_token, self.lasting_token]
-        queries = self.query(torch.stack(tokens)).view(len(tokens), self.heads, 1, -1) * self.head_width**-0.5
+        tokens = [part for part in (self.query_token, self.lasting_token) if part is not None]
+        queries = self.query(torch.stack([*tokens])).view(len(tokens), self.heads, 1, -1) * self.head_width**-0.5
         weight = queries @ self.key.weight.view(self.heads, self.head_width, self.width)  # (tokens, heads, 1, width)
         bias = (queries.squeeze(2) * self.key.bias.view(self.heads, self.head_width)).sum(-1)
         return weight.flatten(0, 2), bias.flatten()

@@ -40,9 +40,13 @@ class GatedParts(NamedTuple):
 class GatedAarenStepper(Stepper):
     """Aaren with gates and rotation for the tokens of one step: one product before the mixing and one after.
 
-    A row of state is a of all means, then c of each mean, then the running maximum m of each. Before a token is added,
-    a turns by one token's angle and all weights decay: the state always lies in the frame of the last token, so nothing
-    counts steps. A lasting mean neither turns nor decays.
+    A row of state is the output o of each mean, then its log-normaliser L, the logarithm of the sum of all weights. A
+    token of score s and value v, which decays all weights by f and turns values by R, changes them to::
+
+        L' = log(f exp(L) + exp(s))        o' = f exp(L - L') R o + exp(s - L') v
+
+    The state always lies in the frame of the last token, so nothing counts steps, and nothing grows but L, the
+    logarithm of their number. A lasting mean has f = 1 and R = 1.
 
     Columns of the first product: values, scores, logits of the forget gates, output gate.
 
@@ -64,11 +68,9 @@ class GatedAarenStepper(Stepper):
     def __init__(self, parts: GatedParts, heads: int, tokens: int, outputs: int) -> None:
         weight = parts.score[0]
         means, width = weight.shape
-        start = torch.tensor([0.0] * (means // heads * width) + [1.0] * means + [EMPTY] * means, dtype=torch.float64)
+        start = torch.tensor([0.0] * (means // heads * width) + [EMPTY] * means, dtype=torch.float64)
         super().__init__(start.to(weight.device))
-        self.tokens, self.outputs, self.heads, self.width = tokens, outputs, heads, width
-        # Numbers of a row of state.
-        self.parts = [means // heads * width, means, means]
+        self.tokens, self.outputs, self.heads, self.means, self.width = tokens, outputs, heads, means, width
         self.forgets, self.decays = parts.keep is not None, parts.keep is not None or parts.slopes is not None
         self.turns, self.gates = parts.frequencies is not None, parts.gate is not None
         layers = [(parts.value.weight, parts.value.bias), parts.score]
@@ -106,28 +108,27 @@ class GatedAarenStepper(Stepper):
 
     def _add(self, token: tuple[Tensor, ...], state: Tensor) -> Tensor:
         """The state after a token, of which the columns of the first product are given."""
-        a, c, m = torch.split(state, self.parts, -1)
+        o, log = torch.split(state, [self.means // self.heads * self.width, self.means], -1)
         value, score = token[0].double(), token[1].double()
         if self.turns:
-            real, imaginary = a.view(-1, len(self.cosine), 2).unbind(-1)
+            real, imaginary = o.view(-1, len(self.cosine), 2).unbind(-1)
             turned = real * self.cosine - imaginary * self.sine, real * self.sine + imaginary * self.cosine
-            a = torch.stack(turned, -1).flatten(1)
+            o = torch.stack(turned, -1)
         if self.decays:
-            m = m - self.slopes
+            log = log - self.slopes
         if self.forgets:
-            m = m + F.pad(F.logsigmoid(token[2].double()), (0, self.parts[1] - self.heads))
-        top = torch.maximum(m, score)
-        kept, weight = torch.exp(m - top), torch.exp(score - top)
-        shape = (-1, self.parts[1] // self.heads, self.heads, 1)
-        added = value.view(-1, 1, self.heads, self.width // self.heads) * weight.view(shape)
-        a = a.view(added.shape) * kept.view(shape) + added  # (batch, 1 or 2, heads, head width)
-        return torch.cat([a.flatten(1), c * kept + weight, top], -1)
+            log = log + F.pad(F.logsigmoid(token[2].double()), (0, self.means - self.heads))
+        # Not softplus of their difference, which loses the score beside the empty prefix.
+        after = torch.maximum(log, score) + torch.log1p(torch.exp(-(log - score).abs()))
+        shape = (-1, self.means // self.heads, self.heads, 1)
+        kept, weight = torch.exp(log - after).view(shape), torch.exp(score - after).view(shape)
+        added = value.view(-1, 1, self.heads, self.width // self.heads) * weight
+        o = o.view(added.shape) * kept + added  # (batch, 1 or 2, heads, head width)
+        return torch.cat([o.flatten(1), after], -1)
 
     def _read(self, token: tuple[Tensor, ...], state: Tensor) -> Tensor:
         """What the output projection reads after a token, (batch, width)."""
-        a, c, _ = torch.split(state, self.parts, -1)
-        means = (a.view(-1, self.parts[1], self.width // self.heads) / c.unsqueeze(-1)).view(-1, self.parts[0])
-        mean, *lasting = torch.split(means, self.width, -1)
+        mean, *lasting = torch.split(state[:, : -self.means], self.width, -1)
         if self.gates:
             mean = mean * F.silu(token[-1]).double()
         return mean + lasting[0] if lasting else mean
@@ -143,7 +144,7 @@ class NumpyGatedAarenStepper:
 
     def __init__(self, stepper: GatedAarenStepper, norm: nn.LayerNorm) -> None:
         self.tokens, self.outputs = stepper.tokens, stepper.outputs
-        self.heads, self.width, (_, self.means, _) = stepper.heads, stepper.width, stepper.parts
+        self.heads, self.means, self.width = stepper.heads, stepper.means, stepper.width
         self.project, self.project_bias = fold_norm(norm, stepper.project, stepper.project_bias)
         self.output = centre_outputs(to_array(stepper.output))
         bias = to_array(stepper.output_bias)
@@ -153,7 +154,7 @@ class NumpyGatedAarenStepper:
         self.keep = columns[2] if stepper.forgets else None
         self.gate = columns[-1] if stepper.gates else None
         slopes, cosine, sine = (part.detach().cpu().numpy() for part in (stepper.slopes, stepper.cosine, stepper.sine))
-        self.slopes = slopes if stepper.decays else None
+        self.slopes = slopes if slopes.any() else None
         shape = (self.means // self.heads, self.heads, -1)
         self.turn = (cosine + 1j * sine).reshape(shape) if stepper.turns else None
 
@@ -178,34 +179,27 @@ class NumpyGatedAarenStepper:
 
     def _add(self, token: Array, before: Array, after: Array) -> None:
         """Writes the rows of state after a token (batch, columns of the first product); `after` may be `before`."""
-        batch, heads, means = len(token), self.heads, self.means
-        size = before.shape[1] - 2 * means
-        a = before[:, :size].reshape(batch, means // heads, heads, -1)
-        m = before[:, size + means :]
+        shape = len(token), self.means // self.heads, self.heads, 1
+        o, log = before[:, : -self.means].reshape(*shape[:3], -1), before[:, -self.means :]
         if self.turn is not None:
-            a = (a.view(np.complex128) * self.turn).view(np.float64)
+            o = (o.view(np.complex128) * self.turn).view(np.float64)
         if self.slopes is not None:
-            m = m - self.slopes
+            log = log - self.slopes
         if self.keep is not None:
-            m[:, :heads] -= np.logaddexp(0.0, -token[:, self.keep].astype(np.float64))
-        score = token[:, self.score]
-        top = np.maximum(m, score)
-        kept, weight = np.exp(m - top), np.exp(score - top)
-        shape = batch, means // heads, heads, 1
-        value = token[:, self.value].reshape(batch, 1, heads, -1)
-        after[:, :size] = (a * kept.reshape(shape) + value * weight.reshape(shape)).reshape(batch, size)
-        after[:, size : size + means] = before[:, size : size + means] * kept + weight
-        after[:, size + means :] = top
+            # In double precision, as its argument would overflow where a gate is shut.
+            log = log.copy()
+            log[:, : self.heads] -= np.logaddexp(0.0, -token[:, self.keep], dtype=np.float64)
+        total = np.logaddexp(log, token[:, self.score])
+        kept = np.exp(log - total).reshape(shape)
+        value = token[:, self.value].reshape(len(token), 1, self.heads, -1)
+        after[:, : -self.means] = (o * kept + value * (1.0 - kept)).reshape(len(token), -1)
+        after[:, -self.means :] = total
 
     def _read(self, token: Array, state: Array) -> Array:
         """What the output projection reads after a token, (batch, width)."""
-        size = state.shape[1] - 2 * self.means
-        sums = state[:, :size].reshape(len(state), self.means, -1)
-        means: Array = (sums / state[:, size : size + self.means, None]).reshape(len(state), size)
-        mean = means[:, : self.width]
+        mean = state[:, : self.width]
         if self.gate is not None:
-            gate = token[:, self.gate]
-            # exp overflows to infinity where the gate is shut, which is right.
-            with np.errstate(over="ignore"):
-                mean = mean * (gate / (1 + np.exp(-gate)))
-        return mean if size == self.width else mean + means[:, self.width :]
+            # silu(g) = h + h tanh(h) with h = g / 2, which cannot overflow.
+            half = token[:, self.gate] * np.float32(0.5)
+            mean = mean * (half + half * np.tanh(half))
+        return mean if self.means == self.heads else mean + state[:, self.width : -self.means]

@@ -70,6 +70,8 @@ class NumpyConvolutionStepper:
 
     def __init__(self, stepper: ConvolutionStepper, norm: nn.LayerNorm, inner: NumpyStepper) -> None:
         self.taps, self.tokens, self.inner = to_array(stepper.taps), stepper.tokens, inner
+        # The row of state is in double precision: sums in it cost no more than casts.
+        self.flat_taps = self.taps.astype(np.float64).reshape(1, -1)
         self.scale, self.shift = to_array(norm.weight), to_array(norm.bias)
 
     def __call__(self, normed: Array, before: Array, after: Array, live: Array | None) -> Array:
@@ -77,14 +79,13 @@ class NumpyConvolutionStepper:
         taps, width = self.taps.shape
         size = (taps - 1) * width
         x = (normed * self.scale + self.shift).reshape(-1, self.tokens, width)
-        past = before[:, :size].reshape(-1, taps - 1, width)
         convolved = np.empty_like(x)
+        past = before[:, :size]
         for t in range(self.tokens):
-            token = x[:, t]
-            convolved[:, t] = np.einsum("btw,tw->bw", past, self.taps[:-1]) + token * self.taps[-1]
-            later = np.concatenate([past[:, 1:], token[:, None]], 1)
-            past = later if live is None else np.where(live[:, t, None, None] > 0, later, past)
-        after[:, :size] = past.reshape(len(past), -1)
+            entries = np.concatenate([past, x[:, t]], 1)  # (batch, taps * width)
+            convolved[:, t] = np.add.reduce((entries * self.flat_taps).reshape(-1, taps, width), 1)
+            past = entries[:, width:] if live is None else np.where(live[:, t, None] > 0, entries[:, width:], past)
+        after[:, :size] = past
         return self.inner(convolved.reshape(-1, width), before[:, size:], after[:, size:], live)
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from aaren_rl.mixers.base.folded_stepper import Affine, Library
 
 LONGEST, SHORTEST = 1024.0, 32.0
 """Tokens after which a memory has faded to 1 / e at first, of the first and of the last head."""
@@ -48,3 +51,23 @@ class GatedNorm(nn.Module):
         gate = F.silu(self.gate(x)).view(*x.shape[:-1], heads, columns).transpose(1, 2)
         normed: Tensor = F.rms_norm(read, (columns,), eps=NORM_EPS) * self.scale * gate
         return normed
+
+    def folded_into(self, output: nn.Linear) -> Affine:
+        """The scale and the projection that follows, as one linear layer of what `gated_norm` returns."""
+        return output.weight * self.scale.flatten(), output.bias
+
+
+def gated_norm(library: Library, read: Any, gate: Any) -> Any:
+    """As `GatedNorm` without its scale, for one token and any library.
+
+    Args:
+        library: of the arrays.
+        read: what the heads read, (batch, heads, columns).
+        gate: logits of the gate, likewise.
+    """
+    return root_mean_square_norm(library, read) * gate * library.sigmoid(gate)
+
+
+def root_mean_square_norm(library: Library, x: Any) -> Any:
+    """The last dimension divided by its root mean square."""
+    return x / library.sqrt(library.total(x * x) / x.shape[-1] + NORM_EPS)

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from aaren_rl.mixers.base.folded_stepper import Affine
 from aaren_rl.mixers.base.matrix_memory import MatrixMemory, Places, Terms
+from aaren_rl.mixers.base.matrix_recurrence import Shape
 
 
 class KernelState(NamedTuple):
@@ -80,6 +82,17 @@ class KernelAttention(MatrixMemory):
         with torch.autocast(x.device.type, enabled=False):
             queries, keys, log_weight, log_decay = self.weigh(x.to(dtype), queries, keys)
         return Terms(queries, keys, F.pad(values, (0, 1), value=1.0), log_weight, log_decay), x
+
+    def values_and_ones(self) -> Affine:
+        """The values as a linear layer of the token, those of each head followed by a 1."""
+        weight = self.value.weight.view(self.heads, self.head_width, -1)
+        bias = self.value.bias.view(self.heads, self.head_width)
+        return F.pad(weight, (0, 0, 0, 1)).flatten(0, 1), F.pad(bias, (0, 1), value=1.0).flatten()
+
+    @property
+    def shape(self) -> Shape:
+        """Heads, features and columns of the sums."""
+        return self.heads, self.features, self.head_width + 1
 
     def initial_state(self, batch_size: int) -> KernelState:
         """The state without tokens: m = -inf and sums of 0."""

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from aaren_rl.mixers.base.contract import Mixer
+from aaren_rl.mixers.base.folded_stepper import FoldedStepper, Recurrence
+from aaren_rl.mixers.base.matrix_recurrence import Shape
+from aaren_rl.mixers.base.stepper import Stepper
 
 CHUNK = 64
 """Tokens between which all products are written out. The state goes from chunk to chunk: cost is linear in length."""
@@ -53,6 +56,7 @@ class MatrixMemory(Mixer):
     chunk. Memory: constant, S.
 
     A subclass implements `terms`. It may override `read_out`, and, for another recurrence, `mix_chunk` and `mix_token`.
+    If it implements `recurrence`, it is folded for acting.
 
     Args:
         width: size of a token.
@@ -87,6 +91,22 @@ class MatrixMemory(Mixer):
             (batch, time, width), in the dtype of `beside`.
         """
         return self.output(self._join_heads(read).to(beside.dtype))  # type: ignore[no-any-return]
+
+    @property
+    def shape(self) -> Shape:
+        """Heads, features and columns of the memory."""
+        return self.memories, self.features, self.columns
+
+    def recurrence(self) -> Recurrence | None:
+        """The mixer folded for one token; None if it has no such form."""
+        return None
+
+    def stepper(self, norm: nn.LayerNorm, tokens: int, outputs: int) -> Stepper:
+        """See `Mixer.stepper`."""
+        recurrence = self.recurrence()
+        if recurrence is None:
+            return super().stepper(norm, tokens, outputs)
+        return FoldedStepper(recurrence, tokens, outputs)
 
     def _split_heads(self, x: Tensor) -> Tensor:
         """(batch, time, heads * size) to (batch, heads, time, size), in float32 at least."""

@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aaren_rl.errors import InvalidInput
-from aaren_rl.ops.prefix_attention import ScanState, choose_form, combine, initial_state, prefix_attention, read_out
+from aaren_rl.ops.prefix_attention import (
+    ScanState,
+    choose_form,
+    combine,
+    decay,
+    initial_state,
+    prefix_attention,
+    read_out,
+)
 
 FORMS = ("recurrent", "blockwise", "parallel", "chunked", "matrix", "auto")
 LENGTHS = (1, 2, 3, 63, 64, 65, 127, 129, 200)
@@ -321,3 +329,73 @@ def test_a_state_whose_m_or_c_does_not_fit_is_refused(wrong):
     c = state.c[:, :1] if "c" in wrong else state.c
     with pytest.raises(InvalidInput, match="the state holds"):
         prefix_attention(scores, values, ScanState(m, c, state.a))
+
+
+def decaying_loop(scores, values, state, reset, valid, log_decay):
+    """The definition with decay: outputs and the final (c, a) of every row, differentiable."""
+    outputs, last = [], []
+    for b in range(values.shape[0]):
+        # Weights are plain exponentials here: the inputs are small.
+        c, a, row = state.c[b] * state.m[b].exp(), state.a[b] * state.m[b].exp().unsqueeze(-1), []
+        for t in range(values.shape[2]):
+            if reset[b, t]:
+                c, a = torch.zeros_like(c), torch.zeros_like(a)
+            if valid[b, t]:
+                left, weight = log_decay[b, :, t].exp(), scores[b, :, t].exp()
+                c = left * c + weight
+                a = left.unsqueeze(-1) * a + weight.unsqueeze(-1) * values[b, :, t]
+            row.append(torch.where(c.unsqueeze(-1) > 0, a / c.clamp(min=1e-300).unsqueeze(-1), 0.0))
+        outputs.append(torch.stack(row, 1))
+        last.append((c, a))
+    return torch.stack(outputs), torch.stack([c for c, _ in last]), torch.stack([a for _, a in last])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("piece", [7, 1024])
+def test_decay_multiplies_all_earlier_weights(monkeypatch, form, piece):
+    """In outputs, the final state and the gradients of all inputs, in one piece and in many."""
+    monkeypatch.setattr(decay, "PIECE", piece)
+    scores, values, state, reset, valid = draw(30, 3, scale=1.0, resets=0.05, padded=0.2)
+    log_decay = -torch.rand(scores.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2
+    # One row in which the incoming state reaches the end.
+    reset[0] = False
+    leaves = {"scores": scores, "values": values, "c": state.c, "a": state.a, "log_decay": log_decay}
+    factors = torch.randn(values.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    found = []
+    for run in (decaying_loop, by_form(form)):
+        for leaf in leaves.values():
+            leaf.grad = None
+            leaf.requires_grad_()
+        outputs, c, a = run(scores, values, state, reset, valid, log_decay)
+        ((outputs * factors * valid[:, None, :, None]).sum() + c.sum() + (a * factors[:, :, 0]).sum()).backward()
+        found.append({"outputs": outputs[valid[:, None].expand_as(scores)], "c": c, "a": a})
+        found[-1] |= {f"d_{name}": leaf.grad for name, leaf in leaves.items()}
+    for name, expected in found[0].items():
+        assert_close(name, found[1][name], expected, rtol=1e-9, atol=1e-10)
+
+
+def by_form(form):
+    """Prefix attention with decay, with the final state in plain exponentials."""
+
+    def run(scores, values, state, reset, valid, log_decay):
+        outputs, after = prefix_attention(scores, values, state, reset, valid, form, log_decay)
+        # A form may not differentiate m, whose value is a constant of the split into m and the rest.
+        scale = after.m.detach().exp()
+        return outputs, after.c * scale, after.a * scale.unsqueeze(-1)
+
+    return run
+
+
+def test_a_decay_of_another_shape_is_refused():
+    scores, values, *_ = draw(5, with_state=False)
+    with pytest.raises(InvalidInput, match=r"log_decay has shape \(2, 2\); expected that of the scores, \(2, 2, 5\)"):
+        prefix_attention(scores, values, log_decay=torch.zeros(2, 2))
+
+
+def test_many_strong_decays_neither_overflow_nor_lose_the_last_tokens():
+    """Each token leaves exp(-300) of the past: an output is the token's own value, in float32 over many pieces."""
+    values = torch.randn(1, 1, 5_000, 3, generator=torch.Generator().manual_seed(0))
+    log_decay = torch.full((1, 1, 5_000), -300.0)
+    outputs, state = prefix_attention(torch.zeros(1, 1, 5_000), values, log_decay=log_decay)
+    torch.testing.assert_close(outputs, values, rtol=0, atol=0)
+    assert all(part.isfinite().all() for part in state)

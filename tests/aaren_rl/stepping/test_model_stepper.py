@@ -464,7 +464,8 @@ def test_conformance_a_step_of_it_acts_like_the_model(make_model, mixer, layout,
         # So that no action saturates.
         model.head.linear.bias.zero_()
     carried = sum(part.numel() for part in state_tensors(model.initial_state(1)))
-    size = carried if mixer != "aaren" else 2 * (16 + 1)
+    # Linear attention needs no largest weight, which is 1; rotary-linear has the phases of its 8 pairs.
+    size = {"aaren": 2 * (16 + 1), "linear": carried - 2, "rotary-linear": carried + 2 * 16}.get(mixer, carried)
     assert len(ModelStepper(model).start) == MIXERS + size
     assert ModelStepper(model).mixed == MIXERS
     assert_acts_like(model, library, draw(200, starts=[(1, 100), (1, 101), (2, 37)]))

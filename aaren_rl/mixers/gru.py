@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from aaren_rl.mixers.base.contract import Capability
-from aaren_rl.mixers.base.recurrent_stepper import Cell, Functions
+from aaren_rl.mixers.base.recurrent_stepper import Cell, Functions, Terms
 from aaren_rl.mixers.base.registry import register
 from aaren_rl.mixers.base.torch_rnn import Rows, TorchRNN
 
@@ -16,12 +16,13 @@ from aaren_rl.mixers.base.torch_rnn import Rows, TorchRNN
 class GRUCell(Cell):
     """Equations of the unit; columns of its layers are r, z and n."""
 
-    def advance(self, terms: tuple[Any, ...], product: Any, state: Any, functions: Functions) -> tuple[Any, ...]:
+    def advance(self, terms: Terms, product: Any, state: Terms, functions: Functions) -> Terms:
         """See `Cell.advance`."""
-        (row,), width = terms, state.shape[1]
+        (row,), (hidden,) = terms, state
+        width = hidden.shape[1]
         gates = functions.sigmoid(row[:, : 2 * width] + product[:, : 2 * width])
         new = functions.tanh(row[:, 2 * width :] + gates[:, :width] * product[:, 2 * width :])
-        return (new + gates[:, width:] * (state - new),)
+        return (new + gates[:, width:] * (hidden - new),)
 
 
 @register("gru")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from aaren_rl.mixers.base.contract import Capability
-from aaren_rl.mixers.base.recurrent_stepper import Cell, Functions
+from aaren_rl.mixers.base.recurrent_stepper import Cell, Functions, Terms
 from aaren_rl.mixers.base.registry import register
 from aaren_rl.mixers.base.torch_rnn import Rows, TorchRNN
 
@@ -16,13 +16,14 @@ from aaren_rl.mixers.base.torch_rnn import Rows, TorchRNN
 class LSTMCell(Cell):
     """Equations of the network; columns of its layers are i, f, g and o."""
 
-    def advance(self, terms: tuple[Any, ...], product: Any, state: Any, functions: Functions) -> tuple[Any, ...]:
+    def advance(self, terms: Terms, product: Any, state: Terms, functions: Functions) -> Terms:
         """See `Cell.advance`."""
-        whole, width = terms[0] + product, state.shape[1] // 2
+        whole, (_, cell) = terms[0] + product, state
+        width = cell.shape[1]
         # Of all columns, since one call costs more than the columns of g.
         gates = functions.sigmoid(whole)
         new = gates[:, :width] * functions.tanh(whole[:, 2 * width : 3 * width])
-        cell = gates[:, width : 2 * width] * state[:, width:] + new
+        cell = gates[:, width : 2 * width] * cell + new
         return gates[:, 3 * width :] * functions.tanh(cell), cell
 
 

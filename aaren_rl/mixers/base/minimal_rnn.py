@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aaren_rl.mixers.base.contract import Mixer
-from aaren_rl.mixers.base.recurrent_stepper import TORCH, Cell, Functions, RecurrentStepper
+from aaren_rl.mixers.base.recurrent_stepper import TORCH, Cell, Functions, RecurrentStepper, Terms
 from aaren_rl.ops.linear_recurrence import linear_recurrence
 
 
@@ -25,17 +25,17 @@ class MinimalCell(Cell):
     def __init__(self, logit: Callable[[Sequence[Any], Functions], Any], gates: int) -> None:
         self.logit, self.gates = logit, gates
 
-    def prepare(self, rows: Any, functions: Functions) -> tuple[Any, ...]:
+    def prepare(self, rows: Any, functions: Functions) -> Terms:
         """See `Cell.prepare`; the terms are z and g of the candidate."""
         width = rows.shape[-1] // (self.gates + 1)
         *gates, candidate = (rows[..., i * width : (i + 1) * width] for i in range(self.gates + 1))
         above = functions.relu(candidate)
         return functions.sigmoid(self.logit(gates, functions)), above + functions.sigmoid(candidate - above)
 
-    def advance(self, terms: tuple[Any, ...], product: Any, state: Any, functions: Functions) -> tuple[Any, ...]:
+    def advance(self, terms: Terms, product: Any, state: Terms, functions: Functions) -> Terms:
         """See `Cell.advance`."""
-        z, candidate = terms
-        return (state + z * (candidate - state),)
+        (z, candidate), (h,) = terms, state
+        return (h + z * (candidate - h),)
 
 
 class MinimalRNN(Mixer):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ class Functions(NamedTuple):
     relu: Callable[[Any], Any]
 
 
+Terms: TypeAlias = tuple[Any, ...]
+"""Tensors or arrays."""
+
 TORCH = Functions(torch.sigmoid, F.logsigmoid, torch.tanh, F.relu)
 NUMPY = Functions(numpy_layers.sigmoid, numpy_layers.log_sigmoid, np.tanh, numpy_layers.relu)
 
@@ -34,7 +37,7 @@ class Cell:
     A subclass implements `advance`, and `prepare` where something needs the tokens alone.
     """
 
-    def prepare(self, rows: Any, functions: Functions) -> tuple[Any, ...]:
+    def prepare(self, rows: Any, functions: Functions) -> Terms:
         """What the tokens alone determine.
 
         Args:
@@ -46,17 +49,17 @@ class Cell:
         """
         return (rows,)
 
-    def advance(self, terms: tuple[Any, ...], product: Any, state: Any, functions: Functions) -> tuple[Any, ...]:
+    def advance(self, terms: Terms, product: Any, state: Terms, functions: Functions) -> Terms:
         """Advances the state by one token.
 
         Args:
             terms: of the token, as `prepare` returns them, (batch, ...) each.
             product: recurrent layer of the hidden state; None for a network without one.
-            state: (batch, size) float64; the hidden state is its first part.
+            state: its parts, (batch, width) float64 each; the first one is the hidden state.
             functions: of the library of all these.
 
         Returns:
-            Parts of the new state, (batch, width) each.
+            Parts of the new state.
         """
         raise NotImplementedError
 
@@ -108,18 +111,20 @@ class RecurrentStepper(Stepper):
         """See `Stepper.forward`."""
         rows = F.linear(x, self.weight, self.bias)
         terms = self.cell.prepare(rows.view(-1, self.tokens, rows.shape[-1]), TORCH)
-        hidden = []
+        parts: Terms = torch.split(state, self.width, -1)
+        hidden, product = [], None
         for token in range(self.tokens):
-            product = None
             if self.has_product:
-                before = state[:, : self.width].to(x.dtype)
-                product = F.linear(before, self.recurrent_weight, self.recurrent_bias)
-            parts = self.cell.advance(tuple(term[:, token] for term in terms), product, state, TORCH)
-            after = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-            state = after if live is None else torch.where(live[:, token : token + 1] > 0, after, state)
-            hidden.append(state[:, : self.width])
-        leaving = torch.stack(hidden[-self.outputs :], 1).flatten(0, 1)  # (batch * outputs, width)
-        return onto + F.linear(leaving.to(x.dtype), self.output_weight, self.output_bias), state
+                product = F.linear(parts[0].to(x.dtype), self.recurrent_weight, self.recurrent_bias)
+            after = self.cell.advance(tuple(term[:, token] for term in terms), product, parts, TORCH)
+            if live is not None:
+                real = live[:, token : token + 1] > 0
+                after = tuple(torch.where(real, new, old) for new, old in zip(after, parts, strict=True))
+            parts = after
+            hidden.append(parts[0])
+        leaving = torch.cat(hidden[-self.outputs :], -1).view(-1, self.width)  # (batch * outputs, width)
+        onto = onto + F.linear(leaving.to(x.dtype), self.output_weight, self.output_bias)
+        return onto, torch.cat(parts, -1)
 
     def to_numpy(self, norm: nn.LayerNorm) -> NumpyRecurrentStepper:
         """See `Stepper.to_numpy`."""
@@ -136,6 +141,8 @@ class NumpyRecurrentStepper:
 
     def __init__(self, stepper: RecurrentStepper, norm: nn.LayerNorm) -> None:
         self.cell, self.tokens, self.outputs, self.width = stepper.cell, stepper.tokens, stepper.outputs, stepper.width
+        # Columns at which the parts of a row of state start.
+        self.starts = range(0, len(stepper.start), self.width)
         self.weight, self.bias = fold_norm(norm, stepper.weight, stepper.bias)
         self.recurrent = None
         if stepper.has_product:
@@ -147,15 +154,18 @@ class NumpyRecurrentStepper:
         """See `NumpyStepper.__call__`."""
         rows = (normed @ self.weight + self.bias).reshape(len(before), self.tokens, -1)
         terms = self.cell.prepare(rows, NUMPY)
-        state, hidden = before, []
+        parts: Terms = tuple(before[:, start : start + self.width] for start in self.starts)
+        hidden, product = [], None
         for token in range(self.tokens):
-            product = None
             if self.recurrent is not None:
-                product = state[:, : self.width].astype(np.float32) @ self.recurrent[0] + self.recurrent[1]
-            parts = self.cell.advance(tuple(term[:, token] for term in terms), product, state, NUMPY)
-            new = parts[0] if len(parts) == 1 else np.concatenate(parts, 1)
-            state = new if live is None else np.where(live[:, token, None] > 0, new, state)
-            hidden.append(state[:, : self.width])
-        after[:] = state
+                product = parts[0].astype(np.float32) @ self.recurrent[0] + self.recurrent[1]
+            new = self.cell.advance(tuple(term[:, token] for term in terms), product, parts, NUMPY)
+            if live is not None:
+                real = live[:, token, None] > 0
+                new = tuple(np.where(real, *pair) for pair in zip(new, parts, strict=True))
+            parts = new
+            hidden.append(parts[0])
+        for start, part in zip(self.starts, parts, strict=True):
+            after[:, start : start + self.width] = part
         leaving = np.concatenate(hidden[-self.outputs :], 1).reshape(-1, self.width)  # (batch * outputs, width)
         return cast(Array, leaving.astype(np.float32) @ self.output + self.output_bias)

@@ -109,7 +109,11 @@ class Recurrence:
     """
 
     def __init__(self, project: Affine, output: Affine, start: Tensor, constants: Mapping[str, Tensor]) -> None:
-        self.project, self.output, self.start, self.constants = project, output, start, constants
+        # Without gradients, so that a stepper can be copied and pickled.
+        self.project: Affine = (project[0].detach(), project[1].detach())
+        self.output: Affine = (output[0].detach(), output[1].detach())
+        self.start = start.detach()
+        self.constants = {name: constant.detach() for name, constant in constants.items()}
 
     def mix(
         self, library: Library, constants: Mapping[str, Any], rows: Any, state: Any, out: Any = None

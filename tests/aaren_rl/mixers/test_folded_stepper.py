@@ -1,6 +1,7 @@
 """Recurrences folded for acting, in torch and in NumPy, against the mixer's forward pass in float64."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -108,6 +109,18 @@ def test_later_changes_of_the_weights_do_not_count(loud, name):
         after, _ = stepper(x, zero, stepper.start.repeat(2, 1), None)
     assert torch.equal(before, after)
     assert not any(buffer.requires_grad for buffer in stepper.buffers())
+
+
+@every
+def test_a_stepper_made_with_gradients_is_copied_and_pickled_in_both_forms(loud, name):
+    norm = nn.LayerNorm(WIDTH)
+    stepper = copy.deepcopy(build(name, loud).stepper(norm, 1, 1))
+    in_numpy = stepper.to_numpy(norm)
+    x, row = np.ones((1, WIDTH), np.float32), stepper.start.numpy()[None]
+    after, other = np.empty_like(row), np.empty_like(row)
+    expected = in_numpy(x, row, after, None)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(in_numpy))(x, row, other, None), expected)
+    np.testing.assert_array_equal(other, after)
 
 
 @every

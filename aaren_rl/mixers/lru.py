@@ -29,8 +29,8 @@ class LRU(Mixer):
     uniform on a ring, radii 0.9 to 0.999 and any phase. The learned g starts as ``sqrt(1 - |l|^2)``, so that h is as
     large as its input (section 3.4). A scan computes all tokens. Memory: constant, h, 2 d numbers.
 
-    The source's block has a gated linear unit after it; a block here has a perceptron. B, C and D are initialised like
-    all linear layers here, without and with a bias, and D as 1.
+    The source's block has a gated linear unit after it; a block here has a perceptron. B and C start as all linear
+    layers here, C with a bias. D starts as 1.
 
     Args:
         width: size of a token and number of eigenvalues.

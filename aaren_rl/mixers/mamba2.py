@@ -18,7 +18,7 @@ from aaren_rl.mixers.base.matrix_recurrence import MatrixRecurrence, Token
 from aaren_rl.mixers.base.registry import register
 
 EXPANSION, STATE = 2, 64
-"""Channels per number of a token, and numbers that a channel carries; both as in the source."""
+"""Channels per number of a token, as in the source, and numbers that a channel carries (64 or 128 there)."""
 
 MOST = 8
 """Largest number of the source's heads that one head here stands for."""

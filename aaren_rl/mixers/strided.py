@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor
-
 from aaren_rl.mixers.base.contract import Capability
 from aaren_rl.mixers.base.registry import register
 from aaren_rl.mixers.local import Local
@@ -39,7 +37,3 @@ class Strided(Local):
     )
     dilation: ClassVar[int] = 4
     """No multiple of 3, so that all three tokens of an interleaved step are seen."""
-
-    def mix(self, x: Tensor, past: Tensor, seen: Tensor) -> Tensor:
-        """See `SlidingWindow.mix`."""
-        return super().mix(x, past, seen & (self.ages(x.shape[1]) % self.dilation == 0))

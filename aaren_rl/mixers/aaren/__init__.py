@@ -20,7 +20,7 @@ SHORTEST_PERIOD, LONGEST_PERIOD = 2.0, 256.0
 """Tokens of a whole turn, at first, of the fastest and the slowest pair of numbers."""
 
 KEEP_BIASES = (1.0, 6.0)
-"""Biases of the forget gates lie between these: at first, heads keep from 0.73 to 0.998 of the past."""
+"""Biases of the forget gates lie evenly between these: that of one head is 3.5, which keeps 0.97 of the past."""
 
 
 @register("aaren")
@@ -31,8 +31,7 @@ class Aaren(Mixer):
     ``o_k = sum_{i<=k} softmax_i(<W_q q, W_k x_i> / sqrt(head width)) W_v x_i``. The query projection stays, so a layer
     has one vector of the width more than softmax attention. `aaren_rl.ops.prefix_attention` computes all prefixes.
 
-    This mean knows neither age nor forgetting. Each option adds one of them, to the same scan and a state of the same
-    size; all are off in the paper's layer:
+    This mean knows neither age nor forgetting. Options add what it lacks, to the same scan. The paper's layer has none:
 
     - recency: a score falls by a learned slope per head with every later token. Slopes start as the fixed ones of Press
       et al. 2022 ("Train Short, Test Long", arXiv 2108.12409, section 3); learning them is ours.
@@ -188,7 +187,10 @@ def _rotating_pairs(share: float, head_width: int) -> int:
     if not 0 <= share <= 1:
         raise InvalidInput(f"rotary is {share}; expected a share of each head's numbers, from 0 to 1")
     if share and head_width % 2:
-        raise InvalidInput(f"rotary with heads of width {head_width}; expected an even width, whose numbers form pairs")
+        raise InvalidInput(
+            f"rotary is {share} with heads of width {head_width}; expected an even width, whose numbers form "
+            "pairs: pass another number of heads, or rotary=0"
+        )
     pairs = round(share * head_width / 2)
     if share and not pairs:
         raise InvalidInput(f"rotary is {share} of heads of width {head_width}, less than one pair; pass a larger share")

@@ -18,9 +18,9 @@ NORM_EPS = 1e-6
 """Added to the mean square of what a head reads."""
 
 
-def spread(largest: float, smallest: float, count: int) -> Tensor:
-    """Log-spaced numbers from the largest to the smallest, (count,); if only one, it is the largest."""
-    return torch.logspace(math.log10(largest), math.log10(smallest), count)
+def spread(first: float, last: float, count: int) -> Tensor:
+    """Log-spaced numbers from the first to the last, (count,); if only one, it is the first."""
+    return torch.logspace(math.log10(first), math.log10(last), count)
 
 
 def forget_bias(heads: int) -> Tensor:

@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 
 from aaren_rl.mixers.base.folded_stepper import Affine, Library, Recurrence
+from aaren_rl.mixers.base.stepper import EMPTY
 
 Shape: TypeAlias = tuple[int, int, int]
 """Heads, features and columns of a memory."""
-
-EMPTY = -1e30
-"""Finite logarithm of the weight of no token; its exponential is 0 beside any other."""
 
 
 class Token(NamedTuple):

@@ -14,7 +14,7 @@ from aaren_rl.mixers.base.convolution_stepper import ConvolutionStepper
 from aaren_rl.mixers.base.state import State
 
 MOST_TAPS = 64
-"""Largest number of taps that is believed; a longer memory is the mixer's task."""
+"""Largest number of taps; a longer memory is the mixer's task."""
 
 
 class ConvolvedState(NamedTuple):
@@ -34,8 +34,8 @@ class ShortConvolution(Mixer):
 
     ``x'_t = x_t + sum_{k<taps} w_k * x_{t-k}``, with a weight for each feature and k. Today's recurrent layers have
     such a depthwise convolution of 4 taps (Gu and Dao 2023, arXiv 2312.00752, section 3.4), followed by an activation.
-    Here the token itself is added, and there is no activation: in front of any mixer it starts near the identity. A
-    mixer behind it can compare neighbours. Alone it does not reach beyond its taps.
+    Here the token itself is added, and there is no activation. A mixer behind it can compare neighbours. Alone it does
+    not reach beyond its taps.
 
     Args:
         mixer: mixer of the convolved tokens.
@@ -52,7 +52,7 @@ class ShortConvolution(Mixer):
         self.mixer, self.taps = mixer, taps
         # As torch's Conv1d starts.
         self.weight = nn.Parameter(torch.empty(taps, mixer.width).uniform_(-(taps**-0.5), taps**-0.5))
-        self.memory = mixer.memory  # type: ignore[misc]
+        self.memory, self.cuda_graph = mixer.memory, mixer.cuda_graph  # type: ignore[misc]
 
     def initial_state(self, batch_size: int) -> ConvolvedState:
         """No tokens, and the mixer's initial state."""

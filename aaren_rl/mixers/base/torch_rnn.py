@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from aaren_rl.mixers.base.contract import Mixer
 from aaren_rl.mixers.base.recurrent_stepper import Cell, RecurrentStepper
+from aaren_rl.mixers.base.stepper import Stepper
 
 Rows = TypeVar("Rows", Tensor, PackedSequence)
 
@@ -73,8 +74,10 @@ class TorchRNN(Mixer):
             hidden, after = self._mix(x.to(self.output.weight), before.to(self.output.weight), reset, valid)
         return self.output(hidden), after
 
-    def stepper(self, norm: nn.LayerNorm, tokens: int, outputs: int) -> RecurrentStepper:
-        """See `Mixer.stepper`."""
+    def stepper(self, norm: nn.LayerNorm, tokens: int, outputs: int) -> Stepper:
+        """See `Mixer.stepper`; a network without a `cell` steps by `step`."""
+        if not hasattr(self, "cell"):
+            return super().stepper(norm, tokens, outputs)
         token_weight, recurrent_weight, token_bias, recurrent_bias = self.network.all_weights[0]
         token, recurrent = (token_weight, token_bias), (recurrent_weight, recurrent_bias)
         return RecurrentStepper(self.cell, token, recurrent, self.output, self.state_parts, tokens, outputs)

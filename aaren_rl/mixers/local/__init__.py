@@ -52,6 +52,8 @@ class Local(SlidingWindow):
 
     def mix(self, x: Tensor, past: Tensor, seen: Tensor) -> Tensor:
         """See `SlidingWindow.mix`."""
+        if self.dilation > 1:
+            seen = seen & (self.ages(x.shape[1]) % self.dilation == 0)
         queries = self._split_heads(self.query(x))
         keys, values = (self._split_heads(part) for part in torch.split(past, self.width, -1))
         mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen.unsqueeze(1))

@@ -30,9 +30,12 @@ class LocalStepper(PlainStepper):
 
     mixer: Local
 
-    def to_numpy(self, norm: nn.LayerNorm) -> NumpyLocalStepper:
-        """See `Stepper.to_numpy`."""
-        return NumpyLocalStepper(self, norm)
+    def to_numpy(self, norm: nn.LayerNorm) -> NumpyLocalStepper | None:
+        """See `Stepper.to_numpy`; None for a subclass that mixes or remembers otherwise."""
+        from aaren_rl.mixers.local import Local
+
+        changed = type(self.mixer).mix is not Local.mix or type(self.mixer).remember is not Local.remember
+        return None if changed else NumpyLocalStepper(self, norm)
 
 
 class NumpyLocalStepper:

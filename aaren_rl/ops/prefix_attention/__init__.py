@@ -55,7 +55,7 @@ def prefix_attention(
             "recurrent" loops over tokens and is the ground truth of the others.
             "blockwise" loops over chunks in O(chunk) memory (paper, appendix A).
             "parallel" is the Hillis-Steele prefix scan (paper, algorithm 1).
-            "matrix" writes out all time x time weights.
+            "matrix" writes out all time x time weights; with decay, those of 1,024 tokens.
             "chunked" writes them out within chunks and carries a state from chunk to chunk.
             "fused" is one GPU kernel.
             "auto" is the form that `choose_form` returns.

@@ -9,6 +9,7 @@ from torch import nn
 
 from aaren_rl import mixers
 from aaren_rl.mixers.aaren import stepper
+from aaren_rl.mixers.base.torch_rnn import TorchRNN
 from aaren_rl.ops.numpy_layers import normalise
 
 WIDTH = 12
@@ -235,3 +236,31 @@ def test_both_forms_of_aaren_add_the_same_in_numpy_and_torch(loud, monkeypatch, 
         np.testing.assert_allclose(added.mean(1), 0.0, rtol=0, atol=1e-6)
         expected = expected.detach().numpy()
         np.testing.assert_allclose(added, expected - expected.mean(1, keepdims=True), rtol=0, atol=2e-5)
+
+
+def test_a_subclass_that_mixes_otherwise_has_no_numpy_form():
+    class Doubled(mixers.Local):
+        def mix(self, x, past, seen):
+            return 2 * super().mix(x, past, seen)
+
+    norm = nn.LayerNorm(WIDTH)
+    assert Doubled(WIDTH, 1).stepper(norm, 1, 1).to_numpy(norm) is None
+    assert mixers.Strided(WIDTH, 1).stepper(norm, 1, 1).to_numpy(norm) is not None
+
+
+def test_a_network_without_a_cell_steps_by_its_own_step():
+    class Own(TorchRNN):
+        state_parts = 1
+
+        def __init__(self, width, heads):
+            super().__init__(width, heads)
+            self.network = nn.GRU(width, width, batch_first=True)
+
+        run_rows, step = mixers.GRU.run_rows, mixers.GRU.step
+
+    norm = nn.LayerNorm(WIDTH)
+    stepper = Own(WIDTH, 1).stepper(norm, 1, 1)
+    assert stepper.to_numpy(norm) is None
+    onto, state = stepper(torch.randn(2, WIDTH), torch.zeros(2, WIDTH), stepper.start.repeat(2, 1), None)
+    assert onto.shape == (2, WIDTH)
+    assert state.shape == (2, WIDTH)

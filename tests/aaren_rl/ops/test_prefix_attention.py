@@ -399,3 +399,14 @@ def test_many_strong_decays_neither_overflow_nor_lose_the_last_tokens():
     outputs, state = prefix_attention(torch.zeros(1, 1, 5_000), values, log_decay=log_decay)
     torch.testing.assert_close(outputs, values, rtol=0, atol=0)
     assert all(part.isfinite().all() for part in state)
+
+
+@pytest.mark.parametrize(("leave", "every", "tolerance"), [(0.97, 1, 1e-5), (np.exp(-50.0), 2, 5e-3)])
+def test_digits_lost_to_decay_are_those_stated(leave, every, tolerance):
+    """In float32 over several pieces, with gates that forget slowly and gates that all but shut."""
+    scores, values, *_ = draw(3_000, 5, with_state=False, batch=1)
+    log_decay = torch.zeros_like(scores)
+    log_decay[..., ::every] = float(np.log(leave))
+    exact, _ = prefix_attention(scores, values, log_decay=log_decay)
+    ours, _ = prefix_attention(scores.float(), values.float(), log_decay=log_decay.float())
+    assert (ours - exact).abs().max() < tolerance * exact.abs().max()

@@ -464,11 +464,15 @@ def test_conformance_a_step_of_it_acts_like_the_model(make_model, mixer, layout,
         # So that no action saturates.
         model.head.linear.bias.zero_()
     carried = sum(part.numel() for part in state_tensors(model.initial_state(1)))
-    # Linear attention needs no largest weight, which is 1; rotary-linear has the phases of its 8 pairs.
-    size = {"aaren": 2 * (16 + 1), "linear": carried - 2, "rotary-linear": carried + 2 * 16}.get(mixer, carried)
+    # Linear attention needs no largest weight, which is 1; rotary-linear has the phases of its 8 pairs. Each of the two
+    # means of gated-aaren has a log-normaliser in place of sum and maximum.
+    changed = {"aaren": -2, "linear": -2, "rotary-linear": 2 * 16, "gated-aaren": -4}
+    size = carried + changed.get(mixer, 0)
     assert len(ModelStepper(model).start) == MIXERS + size
     assert ModelStepper(model).mixed == MIXERS
-    assert_acts_like(model, library, draw(200, starts=[(1, 100), (1, 101), (2, 37)]))
+    # What mLSTM reads is divided by what may be near 0, which magnifies the rounding of float32.
+    tolerance = 4e-4 if mixer == "mlstm" else 1e-4
+    assert_acts_like(model, library, draw(200, starts=[(1, 100), (1, 101), (2, 37)]), tolerance)
 
 
 @both_libraries

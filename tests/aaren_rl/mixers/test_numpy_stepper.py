@@ -13,13 +13,10 @@ from aaren_rl.ops.numpy_layers import normalise
 
 WIDTH = 12
 
-NOT_YET_IN_NUMPY = ("gated-deltanet", "linear", "lru", "mamba2", "mlstm", "performer", "rfa", "rotary-linear")
-"""Mixers of constant memory that still act in torch alone."""
-
 CONSTANT = [name for name in mixers.names() if mixers.get(name).memory == "constant"]
 
 FOLDED = [
-    *(name for name in CONSTANT if name not in NOT_YET_IN_NUMPY),
+    *CONSTANT,
     "perceiver(latents=1)",
     "local:1",
     "local:7",
@@ -29,6 +26,9 @@ FOLDED = [
 
 IN_PAIRS = ("gated-aaren", "rotary-linear")
 """Mixers whose heads need an even width."""
+
+TOLERANCE = {"mlstm": 2e-4, "rotary-linear": 2e-4}
+"""Where float32 tokens are off by more than 3e-5: these divide by sums of either sign, some of them small."""
 
 every_folded = pytest.mark.parametrize("spec", FOLDED)
 
@@ -121,8 +121,8 @@ def test_both_libraries_step_like_the_forward_pass(loud, spec, heads, tokens, ou
         live = None if valid[:, t].all() else valid[:, t].astype(np.float32)
         in_torch, in_numpy = step(x[:, t], live)
         seen = valid[:, t, -outputs:]
-        np.testing.assert_allclose(in_torch[seen], expected[:, t][seen], rtol=0, atol=3e-5)
-        np.testing.assert_allclose(in_numpy[seen], centre(expected[:, t])[seen], rtol=0, atol=3e-5)
+        np.testing.assert_allclose(in_torch[seen], expected[:, t][seen], rtol=0, atol=TOLERANCE.get(spec, 3e-5))
+        np.testing.assert_allclose(in_numpy[seen], centre(expected[:, t])[seen], rtol=0, atol=TOLERANCE.get(spec, 3e-5))
         assert np.isfinite(in_torch).all()
         assert np.isfinite(in_numpy).all()
 
@@ -148,8 +148,8 @@ def test_two_thousand_steps_do_not_drift(loud, spec):
     x = draw(1, steps, width)
     expected, step = forward(mixer, norm, x), Steps(mixer, norm)
     found = np.stack([step(x[:, t : t + 1]) for t in range(steps)], 1)[..., 0, 0, :]
-    np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=3e-5)
-    np.testing.assert_allclose(found[1], centre(expected[0]), rtol=0, atol=3e-5)
+    np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=TOLERANCE.get(spec, 3e-5))
+    np.testing.assert_allclose(found[1], centre(expected[0]), rtol=0, atol=TOLERANCE.get(spec, 3e-5))
 
 
 @pytest.mark.parametrize(("name", "gate"), [("mingru", "update"), ("minlstm", "input"), ("lstm", None)])
@@ -198,8 +198,7 @@ def test_later_changes_of_the_mixer_do_not_count(loud, spec):
 def test_every_mixer_of_constant_memory_has_a_stepper_in_numpy(name):
     norm = nn.LayerNorm(WIDTH)
     for tokens, outputs in ((1, 1), (3, 1)):
-        in_numpy = mixers.build(name, WIDTH, 1).stepper(norm, tokens, outputs).to_numpy(norm)
-        assert (in_numpy is None) == (name in NOT_YET_IN_NUMPY)
+        assert mixers.build(name, WIDTH, 1).stepper(norm, tokens, outputs).to_numpy(norm) is not None
 
 
 @pytest.mark.parametrize("name", ["fnet", "bigbird"])

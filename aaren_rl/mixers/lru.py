@@ -18,6 +18,9 @@ from aaren_rl.ops.linear_recurrence import linear_recurrence
 SMALLEST_RADIUS, LARGEST_RADIUS = 0.9, 0.999
 """Ring of the eigenvalues at first: they keep 1/e for 10 to 1,000 tokens."""
 
+LARGEST_LOG_SCALE = 20.0
+"""Bound that keeps every scale finite; scales start below 1."""
+
 
 @register("lru")
 class LRU(Mixer):
@@ -55,7 +58,14 @@ class LRU(Mixer):
     @property
     def eigenvalues(self) -> Tensor:
         """Complex factor of each number of h per token, (width,)."""
-        return torch.polar(torch.exp(-self.log_decay.exp()), self.log_phase.exp())
+        # A faster turn looks like a slower one.
+        phase = self.log_phase.clamp(max=math.log(2 * math.pi)).exp()
+        return torch.polar(torch.exp(-self.log_decay.exp()), phase)
+
+    @property
+    def scale(self) -> Tensor:
+        """Factor g of what a token adds to each number of h, (width,)."""
+        return self.log_scale.clamp(max=LARGEST_LOG_SCALE).exp()
 
     def initial_state(self, batch_size: int) -> Tensor:
         """Zeros: real parts, then imaginary parts, (batch, 2 * width)."""
@@ -96,7 +106,7 @@ class LRU(Mixer):
     def _added(self, x: Tensor) -> Tensor:
         """What tokens add to h, complex, in float32 parts at least; like the tokens."""
         dtype = torch.promote_types(x.dtype, torch.float32)
-        return torch.complex(*self.input(x).to(dtype).chunk(2, -1)) * self.log_scale.exp()
+        return torch.complex(*self.input(x).to(dtype).chunk(2, -1)) * self.scale
 
     def _read(self, h: Tensor, x: Tensor) -> Tensor:
         """Outputs from real and imaginary parts (..., 2 * width) and tokens (..., width)."""
@@ -106,7 +116,7 @@ class LRU(Mixer):
 class _Recurrence(Recurrence):
     def __init__(self, mixer: LRU) -> None:
         self.width = mixer.width
-        scale = mixer.log_scale.exp().repeat(2).unsqueeze(1)
+        scale = mixer.scale.repeat(2).unsqueeze(1)
         # What skips the recurrence goes through both products, as further columns.
         weight = torch.cat([scale * mixer.input.weight, mixer.skip.diag()])
         output = torch.cat([mixer.output.weight, torch.eye(mixer.width).to(weight)], 1)

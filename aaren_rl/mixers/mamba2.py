@@ -29,6 +29,9 @@ LARGEST_STEP, SMALLEST_STEP = 0.1, 0.001
 LARGEST_RATE, SMALLEST_RATE = 16.0, 1.0
 """Decay per time of the heads at first, the source's range."""
 
+LARGEST_LOG_RATE = 20.0
+"""Bound that keeps every rate finite; such a head forgets all at every token."""
+
 
 @register("mamba2")
 class Mamba2(MatrixMemory):
@@ -73,6 +76,11 @@ class Mamba2(MatrixMemory):
         self.skip = nn.Parameter(torch.ones(count, 1, 1))
         self.scale = nn.Parameter(torch.ones(inner))
 
+    @property
+    def rate(self) -> Tensor:
+        """Decay a of each head per time, (heads,)."""
+        return self.log_rate.clamp(max=LARGEST_LOG_RATE).exp()
+
     def terms(self, x: Tensor) -> tuple[Terms, Tensor]:
         """See `MatrixMemory.terms`; what `read_out` needs besides is (x, z)."""
         gate, values, keys, queries, step = self.project(x).split(self.sizes, -1)
@@ -80,7 +88,7 @@ class Mamba2(MatrixMemory):
         step = F.softplus(step.to(columns.dtype) + self.step_bias).transpose(1, 2)  # (batch, heads, time)
         shape = (-1, self.memories, -1, -1)
         keys, queries = (part.to(columns.dtype).unsqueeze(1).expand(shape) for part in (keys, queries))
-        log_decay = -step * self.log_rate.exp().unsqueeze(-1)
+        log_decay = -step * self.rate.unsqueeze(-1)
         terms = Terms(queries, keys, columns * step.unsqueeze(-1), torch.zeros_like(step), log_decay)
         return terms, torch.cat([values, gate], -1)
 
@@ -97,7 +105,7 @@ class Mamba2(MatrixMemory):
         output = self.output.weight * self.scale, self.output.bias
         # All heads share keys and queries: their memories are the columns of one.
         shape = 1, self.features, self.memories * self.columns
-        rate = self.log_rate.exp().repeat_interleave(self.columns)
+        rate = self.rate.repeat_interleave(self.columns)
         skip = self.skip.flatten().repeat_interleave(self.columns)
         # The step of each head, for each of its columns.
         weight, bias = (

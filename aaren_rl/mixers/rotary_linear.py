@@ -74,7 +74,8 @@ class RotaryLinear(MatrixMemory):
     @property
     def frequencies(self) -> Tensor:
         """Angle by which a pair of features turns per token, in radians, (heads, pairs)."""
-        return self.log_frequency.exp()
+        # A faster turn looks like a slower one.
+        return self.log_frequency.clamp(max=math.log(2 * math.pi)).exp()
 
     def terms(self, x: Tensor) -> tuple[Terms, Tensor]:
         """See `MatrixMemory.terms`."""

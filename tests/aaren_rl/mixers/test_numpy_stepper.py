@@ -28,6 +28,9 @@ FOLDED = [
 IN_PAIRS = ("gated-aaren", "rotary-linear")
 """Mixers whose heads need an even width."""
 
+TOLERANCE = {"mlstm": 2e-4, "rotary-linear": 2e-4}
+"""Where float32 tokens are off by more than 5e-5: these divide by sums of either sign, some of them small."""
+
 every_folded = pytest.mark.parametrize("spec", FOLDED)
 
 
@@ -112,7 +115,7 @@ def test_both_libraries_step_like_the_forward_pass(loud, spec, heads, tokens, ou
     )
     expected = expected.reshape(x.shape)[:, :, -outputs:]
     assert spec == "none" or expected.std() > 0.1
-    tolerance = 5e-5 * max(1.0, np.abs(expected).max())
+    tolerance = TOLERANCE.get(spec, 5e-5) * max(1.0, np.abs(expected).max())
     step = Steps(mixer, norm, tokens, outputs, rows)
     for t in range(steps):
         step.restart(begins[:, t])
@@ -147,7 +150,7 @@ def test_two_thousand_steps_do_not_drift(loud, spec):
     x = draw(1, steps, width)
     expected, step = forward(mixer, norm, x), Steps(mixer, norm)
     found = np.stack([step(x[:, t : t + 1]) for t in range(steps)], 1)[..., 0, 0, :]
-    tolerance = 5e-5 * max(1.0, np.abs(expected).max())
+    tolerance = TOLERANCE.get(spec, 5e-5) * max(1.0, np.abs(expected).max())
     np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=tolerance)
     np.testing.assert_allclose(found[1], centre(expected[0]), rtol=0, atol=tolerance)
 

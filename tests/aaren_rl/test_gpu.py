@@ -42,13 +42,13 @@ def test_every_scan_form_agrees_with_float64_on_the_cpu(form):
     torch.testing.assert_close(outputs.cpu().double(), expected, rtol=1e-4, atol=1e-5)
 
 
-def make_learner(updates, model_seed=0, layout="interleaved", dropout=0.0, device="cuda", **changes):
+def make_learner(updates, model_seed=0, layout="interleaved", dropout=0.0, device="cuda", mixer="aaren", **changes):
     rng = np.random.default_rng(0)
     observations = rng.normal(size=(400, 4)).astype(np.float32)
     ends = np.zeros(8, dtype=np.bool_)
     data = Trajectories(observations, np.tanh(observations[:, :2]), np.ones(400), np.arange(0, 401, 50), ends, ~ends)
     torch.manual_seed(model_seed)
-    config = ModelConfig(width=32, blocks=1, dropout=dropout, layout=layout)
+    config = ModelConfig(mixer=mixer, width=32, blocks=1, dropout=dropout, layout=layout)
     spaces = Box.unbounded((4,)), Box.bounded(-np.ones(2), np.ones(2))
     model = DecisionModel(config, *spaces, Scaling(*data.observation_statistics()))
     settings = {"warmup": 1, "learning_rate": 1e-3, "evaluate_every": 50, "log_every": 50, **changes}
@@ -82,6 +82,16 @@ def test_training_learns_and_resumes(tmp_path, precision, compiled, context):
     assert second.updates == 50
     resumed.run(progress=False)
     assert second.model.loss(second.sampler.sample())[0].item() < 0.5 * before
+
+
+@pytest.mark.parametrize("mixer", ["gated-aaren", "gated-deltanet", "lru", "mamba2", "mlstm", "rotary-linear"])
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_recurrences_learn_in_captured_updates(tmp_path, mixer, precision):
+    learner = make_learner(100, mixer=mixer, precision=precision, context="packed")
+    assert learner.cuda_graph
+    before = learner.model.loss(learner.sampler.sample())[0].item()
+    run(tmp_path, learner)
+    assert learner.model.loss(learner.sampler.sample())[0].item() < 0.5 * before
 
 
 @pytest.mark.parametrize("context", [20, "carry:20"])

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers import draw_segment
 
 from aaren_rl import mixers
 from aaren_rl.errors import InvalidInput
@@ -234,3 +235,15 @@ def test_a_lasting_mean_remembers_what_a_gate_forgot(loud):
 def test_slopes_begin_as_those_of_press(loud):
     torch.testing.assert_close(Aaren(16, 8, recency=True).slopes, 2.0 ** -torch.arange(1.0, 9))
     torch.testing.assert_close(Aaren(16, 1, recency=True).slopes, torch.tensor([2.0**-8]))
+
+
+@pytest.mark.slow
+def test_it_is_trained_where_the_loss_is_compiled(make_model):
+    """Complex numbers, an index and a loop over pieces must all be traced."""
+    model, segment, gradients = make_model(mixer="gated-aaren", blocks=1), draw_segment(6, batch=3), []
+    for loss in (torch.compile(model.loss), model.loss):
+        model.zero_grad()
+        loss(segment)[0].backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for compiled, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-5)

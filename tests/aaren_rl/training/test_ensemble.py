@@ -47,8 +47,9 @@ def assert_states_close(name, ours, theirs, tolerance=1e-5):
         ({"mixer": "softmax"}, {}),
         ({"mixer": "none"}, {}),
         ({"mixer": "mingru"}, {}),
+        ({"mixer": "gated-aaren"}, {}),
     ],
-    ids=["interleaved", "fused", "episodes", "softmax", "none", "mingru"],
+    ids=["interleaved", "fused", "episodes", "softmax", "none", "mingru", "gated-aaren"],
 )
 def test_seeds_trained_together_equal_seeds_trained_alone(tmp_path, shape, changes):
     alone, together = make_all(shape=shape, **changes), make_all(shape=shape, **changes)

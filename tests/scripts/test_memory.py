@@ -198,7 +198,7 @@ def test_probes_from_mixers_to_the_table_and_on(command, tmp_path):
         assert (row["lengths"], list(row["points"]), row["chance"]) == ([64, 256, 1024], ["64"], 0.25)
         agent = DecisionAgent.load(folder / "recall-4-expert" / mixer / "seed-0" / "last")
         config = agent.model.config
-        assert (config.mixer, config.width, config.blocks, config.heads) == (mixer, 16, 1, 4)
+        assert (config.mixer, config.width, config.blocks, config.heads) == (mixer, 16, 1, 1)
         assert (config.previous_action, agent.card.updates) == (False, 3)
         # Its evaluation after the training meets the same episodes.
         result = json.loads((folder / "recall-4-expert" / mixer / "seed-0" / "result.json").read_text())

@@ -139,16 +139,18 @@ def test_a_row_cut_into_pieces_has_the_gradients_of_the_whole(spec, loud):
 
 @pytest.mark.parametrize("spec", ["aaren(recency=true)", "gated-aaren(conv=0)"])
 def test_thousands_of_tokens_lose_no_digits_in_float32(spec):
-    """A sum of all decays, or an angle counted from the first token, would be off by 1e-4 and more."""
+    """A sum of all decays, or an angle in float32, would be off by 1e-3 and more."""
     mixer = mixers.build(spec, WIDTH, HEADS)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, part in mixer.named_parameters():
-            part.normal_(std=0.3) if "log_freq" not in name and "slope" not in name else None
-    x = torch.randn(1, 8 * PIECE + 77, WIDTH, generator=torch.Generator().manual_seed(0))
+            if "frequency" not in name and "slope" not in name:
+                part.normal_(std=0.3, generator=generator)
+    x = torch.randn(1, 8 * PIECE + 77, WIDTH, generator=generator)
     with torch.no_grad():
         ours = mixer(x)[0]
         exact = mixer.double()(x.double())[0]
-    assert (ours - exact).abs().max() < 2e-5 * exact.abs().max()
+    assert (ours - exact).abs().max() < 5e-5 * exact.abs().max()
 
 
 @pytest.mark.parametrize("heads", [1, 3])

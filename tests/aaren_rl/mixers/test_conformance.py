@@ -208,7 +208,9 @@ def test_conformance_the_state_grows_as_declared(mixer):
         sizes = [sum(map(torch.numel, state_tensors(s))) for s in (mixer.initial_state(3), mixer(tokens(50))[1])]
         assert sizes[0] == sizes[1]
     if mixer.memory == "growing":
-        assert after[50] == 5 * after[10]
+        # A convolution in front of it holds as many tokens from the start.
+        fixed = state_bytes(mixer.initial_state(3))
+        assert after[50] - fixed == 5 * (after[10] - fixed)
 
 
 def test_conformance_reset_rows_are_fresh_and_the_others_go_on(mixer):

@@ -280,7 +280,8 @@ def test_conformance_no_finite_number_spoils_a_state(make_model, name, layout):
             actions, states = step_all(form, model, *given)
         assert np.isfinite(states).all()
         assert ((actions >= low) & (actions <= high)).all()
-        assert actions[:, 45:].std((0, 1)).min() > 1e-4
+        # Sums without decay, as linear attention's, hold what was far out for good; the rest still shows.
+        assert actions[:, 45:].std((0, 1)).min() > 1e-5
     with torch.inference_mode():
         state = model.initial_state(2)
         action = torch.zeros(2, 2)

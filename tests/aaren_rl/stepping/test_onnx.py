@@ -175,8 +175,11 @@ def test_the_card_says_all_that_running_the_graph_takes(exported, name):
         "mixers_at": 4,
     }
     assert {key: card[key] for key in expected} == expected
-    # Return-to-go, timestep, 2 of the action; in each block the sums of 16 values and a count (and a maximum) per head.
-    assert len(card["state_start"]) == 4 + (2 * (16 + 4) if name == "large" else 16 + 2)
+    # In each block, the sums of 16 values and a count (and a maximum) per head. Of the ordered, one block has 3 tokens
+    # before them, and two means with their normalisers per head; the other has 2 tokens.
+    blocks = {"large": 2 * (16 + 4), "small": 16 + 2, "ordered": (3 * 16 + 2 * 16 + 4) + (2 * 16 + 16 + 4)}
+    # Before them, return-to-go, timestep and 2 of the action.
+    assert len(card["state_start"]) == 4 + blocks[name]
     assert card["state_start"][:4] == [0.0, 0.0, 0.0, 2.5]
     assert 0 < card["largest_difference"] <= 1e-4
     assert re.fullmatch(r"[0-9a-f]{64}", card["sha256"]["agent.onnx"])

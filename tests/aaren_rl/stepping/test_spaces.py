@@ -139,7 +139,7 @@ def test_every_form_of_a_step_agrees(observed, acted, mixer, layout):
         start = step.initial_state(segment.returns_to_go[:, 0])
         assert_close("folded actions", steps_of(step, segment, start.clone(), step.mixed), whole, rtol=0, atol=1e-4)
         numpy_step = NumpyModelStepper.of(step)
-        assert (numpy_step is None) == bool(model.observation_space.images() or mixer not in ("aaren",))
+        assert (numpy_step is None) == bool(model.observation_space.images())
         if numpy_step is not None:
 
             def in_numpy(observation, reward, state):

@@ -169,9 +169,6 @@ def test_folded_steps_equal_the_flattened_ones(make_pair, shapes, variant):
 def test_steps_in_numpy_equal_the_flattened_ones(make_pair, shapes, variant):
     steps = [ModelStepper(model) for model in make_pair(shapes, **variant)]
     shaped, flat = map(NumpyModelStepper.of, steps)
-    if "local" in variant.get("mixer", ""):
-        assert shaped is flat is None
-        return
     observations = made_up(shapes[0])
     actions, states = walk(shaped, rows(BATCH, steps[0]), observations)
     expected, expected_states = walk(flat, rows(BATCH, steps[1]), observations.reshape(STEPS, BATCH, -1))

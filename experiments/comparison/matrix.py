@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aaren_rl import mixers
 from aaren_rl.envs.catalogue import catalogue
 from aaren_rl.errors import InvalidInput, unknown_name
 from aaren_rl.experiments import config as run_config
@@ -168,7 +169,14 @@ def _agent(file: Path, settings: dict[str, Any], name: str, changes: dict[str, A
         raise InvalidInput(f"{where}: {taken[0]} is set by {set_here[taken[0]]}; leave it out")
     if isinstance(training, dict) and "seed" in training:
         raise InvalidInput(f"{where}: training.seed is set by seeds; leave it out")
-    return run_config.from_table(table, where)
+    config = run_config.from_table(table, where)
+    try:
+        # An option out of range would else end each run after its data were loaded.
+        for spec in config.model.mixers:
+            mixers.build(spec, config.model.width, config.model.heads)
+    except InvalidInput as error:
+        raise InvalidInput(f"{where}: {error}") from error
+    return config
 
 
 def _config(config: RunConfig, dataset: str, seed: int, folder: Path) -> RunConfig:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from aaren_rl.experiments.comparison.table import grid
@@ -25,9 +26,10 @@ def to_markdown(rows: Sequence[Row], episodes: int, updates: int) -> str:
         parts += [
             _contaminations(rows),
             f"Contamination: one foreign observation at step {contamination.STEP} of episodes of length "
-            f"{', '.join(map(str, sorted(lengths)))}. Columns are steps since it. Entries are shares of changed "
-            "actions, in the T-maze mean absolute differences of the action; mean over seeds (lowest to highest). In "
-            "recall the foreign observation is another symbol, which makes one answer wrong.",
+            f"{', '.join(map(str, sorted(lengths)))}, some times the training length. Columns are steps since it. "
+            "Entries are shares of changed actions, in the T-maze mean absolute differences of the action; mean over "
+            "seeds (lowest to highest). In recall the foreign observation is another symbol, which makes one answer "
+            "wrong.",
         ]
     return "\n\n".join(parts) + "\n"
 
@@ -49,7 +51,7 @@ def _contaminations(rows: Sequence[Row]) -> str:
     lines = []
     for task, mixer, seeds in _groups([row for row in rows if row["contamination"]]):
         found = [row["contamination"] for row in seeds]
-        cells = [_spread([one["deviation"][str(age)] for one in found]) for age in contamination.AGES]
+        cells = [_spread([one["deviation"][str(age)] for one in found], "{:.2g}".format) for age in contamination.AGES]
         cells += [_spread([one[name] for one in found]) for name in ("accuracy", "disturbed_accuracy")]
         lines.append([task, mixer, *cells])
     return grid(["task", "mixer", *map(str, contamination.AGES), "accuracy", "accuracy, disturbed"], lines, 2)
@@ -68,10 +70,19 @@ def _accuracy(points: Sequence[Any]) -> str:
     if None in points:
         return "-"
     if len(points) == 1 and points[0]["ci95"] is not None:
-        return f"{points[0]['accuracy']:.2f} [{points[0]['ci95'][0]:.2f}, {points[0]['ci95'][1]:.2f}]"
+        low, high = points[0]["ci95"]
+        return f"{_share(points[0]['accuracy'])} [{_share(low)}, {_share(high)}]"
     return _spread([point["accuracy"] for point in points])
 
 
-def _spread(values: Sequence[float]) -> str:
-    mean = f"{sum(values) / len(values):.2f}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.2f} to {max(values):.2f})"
+def _spread(values: Sequence[float], written: Callable[[float], str] | None = None) -> str:
+    """The mean, and the lowest and the highest of several values."""
+    written = written or _share
+    mean = written(sum(values) / len(values))
+    return mean if len(values) == 1 else f"{mean} ({written(min(values))} to {written(max(values))})"
+
+
+def _share(value: float) -> str:
+    """Two digits, and more where they would make a perfect share of one that is not."""
+    rounded = f"{value:.2f}"
+    return rounded if rounded != "1.00" or value == 1 else f"{math.floor(value * 10_000) / 10_000:.4f}"

@@ -84,6 +84,8 @@ def probe(request: Request, episodes: int, seed: int, device: str, say: Say) -> 
     """
     if min(request.jobs, episodes) < 1:
         raise InvalidInput(f"{request.jobs} jobs and {episodes} episodes; expected at least 1 each")
+    if request.longest is not None and request.longest < 1:
+        raise InvalidInput(f"--longest {request.longest}; expected a number of steps, at least 1")
     table, file = _table_of(request, device), request.out / FILE
     runs = matrix.from_table(table, file).runs(request.out)
     running.check_folders(runs, file)

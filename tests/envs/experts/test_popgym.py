@@ -63,7 +63,7 @@ def test_board_games_are_played_well(play):
     assert play("popgym", "popgym-MineSweeperEasy-v0", 200).returns.mean() > 0.6
 
 
-def test_game_without_a_player_is_refused(play):
+def test_unknown_arguments_and_games_are_refused(play):
     with pytest.raises(InvalidInput, match="the expert random has no argument speed"):
         play("random", "popgym-BattleshipEasy-v0", speed=3)
     with pytest.raises(InvalidInput, match="does not play CartPole-v1"):

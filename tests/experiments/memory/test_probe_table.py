@@ -51,6 +51,14 @@ def test_lengths_that_were_not_played_have_no_figure():
     assert lines[3].endswith("| none | 0.50 [0.49, 0.52] | - | - |")
 
 
+def test_a_share_below_1_is_not_written_as_1():
+    rows = [row("recall-4", "gru", 0, (0.99996, 1.0, 0.994))]
+    cells = to_markdown(rows, 10, 8).splitlines()[2]
+    assert "| 0.9999 [" in cells
+    assert "| 1.00 [" in cells
+    assert "| 0.99 [" in cells
+
+
 def test_contamination_has_a_table_of_its_own():
     rows = [
         row("recall-4", "gru", 0, (1.0,), deviations(0.0, 0.5, 1.0, 0.25, 0.1)),
@@ -60,7 +68,7 @@ def test_contamination_has_a_table_of_its_own():
     text = to_markdown(rows, 10, 8)
     assert "| task | mixer | 1 | 4 | 16 | 64 | 256 | accuracy | accuracy, disturbed |" in text
     assert (
-        "| recall-4 | gru | 0.00 (0.00 to 0.00) | 0.60 (0.50 to 0.70) | 1.00 (1.00 to 1.00) | 0.30 (0.25 to 0.35) "
-        "| 0.10 (0.10 to 0.10) | 0.90 (0.90 to 0.90) | 0.80 (0.80 to 0.80) |"
+        "| recall-4 | gru | 0 (0 to 0) | 0.6 (0.5 to 0.7) | 1 (1 to 1) | 0.3 (0.25 to 0.35) | 0.1 (0.1 to 0.1) "
+        "| 0.90 (0.90 to 0.90) | 0.80 (0.80 to 0.80) |"
     ) in text
     assert "at step 64 of episodes of length 321" in text

@@ -15,7 +15,7 @@ from aaren_rl.envs.catalogue import find
 from aaren_rl.envs.dataset import Say
 from aaren_rl.envs.evaluation import versions
 from aaren_rl.envs.memory import length_of
-from aaren_rl.errors import InvalidInput, unknown_name
+from aaren_rl.errors import AarenError, InvalidInput, unknown_name
 from aaren_rl.experiments import settings
 from aaren_rl.experiments.comparison import matrix, running
 from aaren_rl.experiments.comparison.matrix import Run
@@ -99,15 +99,16 @@ def probe(request: Request, episodes: int, seed: int, device: str, say: Say) -> 
         failures = running.do(left, request.jobs, len(runs), say)
     except Interrupted as error:
         raise Interrupted(f"{error}; the same command goes on") from error
-    rows = _measured(runs, request, episodes, seed, device)
+    rows, unmeasured = _measured(runs, request, episodes, seed, device)
     if rows:
         markdown = probe_table.to_markdown(rows, episodes, table["settings"]["training"]["updates"])
         figures = {"settings": table, "episodes": episodes, "seed": seed, "versions": versions(), "runs": rows}
         replace_file(request.out / f"{TABLE}.md", markdown)
         replace_file(request.out / f"{TABLE}.json", json.dumps(figures, indent=2) + "\n")
         say(f"\n{markdown}\ntable:      {request.out / TABLE}.md, {request.out / TABLE}.json")
-    if failures:
-        raise running.RunsFailed("\n".join([f"{len(failures)} of {len(runs)} runs failed:", *failures]))
+    if failures or unmeasured:
+        count = len(failures) + len(unmeasured)
+        raise running.RunsFailed("\n".join([f"{count} of {len(runs)} runs failed:", *failures, *unmeasured]))
     return rows
 
 
@@ -137,29 +138,30 @@ def _table_of(request: Request, device: str) -> dict[str, Any]:
     }
 
 
-def _measured(runs: list[Run], request: Request, episodes: int, seed: int, device: str) -> list[dict[str, Any]]:
-    """What was measured of the finished runs, one row each."""
+def _measured(
+    runs: list[Run], request: Request, episodes: int, seed: int, device: str
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """What was measured of the finished runs, one row each, and what kept others from it."""
     finished = [(run, outcome) for run in runs if (outcome := running.outcome(run)) is not None]
-    rows = []
+    rows, failures = [], []
     with progress(len(finished), "run", "measured") as advance:
         for run, outcome in finished:
             entry = find(run.dataset)
             trained = length_of(entry.environments["bundled"])
             lengths = [times * trained for times in TASKS[entry.task]]
             played = [length for length in lengths if request.longest is None or length <= request.longest]
-            rows.append(
-                {
-                    "task": entry.task,
-                    "mixer": run.agent,
-                    "seed": run.seed,
-                    "lengths": lengths,
-                    "chance": entry.reference.random if entry.reference else None,
-                    "parameters": outcome["parameters"],
-                    **_measure(run, played, entry.task in CONTAMINATED, episodes, seed, device),
-                }
-            )
+            try:
+                found = _measure(run, played, entry.task in CONTAMINATED, episodes, seed, device)
+            except Interrupted:
+                raise
+            except AarenError as error:
+                failures.append(f"{run.name}: {error}")
+            else:
+                about = {"task": entry.task, "mixer": run.agent, "seed": run.seed, "lengths": lengths}
+                chance = entry.reference.random if entry.reference else None
+                rows.append({**about, "chance": chance, "parameters": outcome["parameters"], **found})
             advance(1)
-    return rows
+    return rows, failures
 
 
 def _measure(run: Run, lengths: list[int], contaminated: bool, episodes: int, seed: int, device: str) -> dict[str, Any]:

@@ -112,6 +112,17 @@ def test_same_seed_same_answers(command, tmp_path):
     assert counts[0] != counts[2]
 
 
+def test_an_agent_that_cannot_be_measured_is_named(command, tmp_path):
+    """A learned embedding of 100 steps trains on 64, and cannot play 256; recall-4 of 64 steps it can."""
+    out = tmp_path / "runs" / "probes"
+    asked = ("--probes", "none", *PROBES, "--updates", "1", "--settings", 'model.timesteps="learned"')
+    status, _, errors = command(main, *asked, "model.max_steps=100")
+    assert status != 0
+    assert "1 of 1 runs failed:" in errors
+    assert "100 steps" in errors
+    assert not (out / "probes.json").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

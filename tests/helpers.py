@@ -108,3 +108,18 @@ class Steady(gym.Env):
 
     def step(self, action):
         return np.zeros(1, np.float32), 1.0, False, False, {}
+
+
+def episode_by_episode(formula, x, reset, valid):
+    """Outputs by (row, token) of a formula of one episode's real tokens, (tokens, width)."""
+    outputs = {}
+    for row in range(x.shape[0]):
+        episodes = [[]]
+        for t in range(x.shape[1]):
+            if reset[row, t]:
+                episodes.append([])
+            if valid[row, t]:
+                episodes[-1].append(t)
+        for places in filter(None, episodes):
+            outputs |= {(row, t): y for t, y in zip(places, formula(x[row, places]), strict=True)}
+    return outputs

@@ -56,8 +56,7 @@ class ShortConvolution(Mixer):
 
     def initial_state(self, batch_size: int) -> ConvolvedState:
         """No tokens, and the mixer's initial state."""
-        past = self.weight.new_zeros(batch_size, self.taps - 1, self.width)
-        return ConvolvedState(past, self.mixer.initial_state(batch_size))
+        return ConvolvedState(self._no_tokens(batch_size), self.mixer.initial_state(batch_size))
 
     def reset_state(self, state: ConvolvedState, rows: Tensor) -> ConvolvedState:
         """See `Mixer.reset_state`."""
@@ -72,7 +71,7 @@ class ShortConvolution(Mixer):
         valid: Tensor | None = None,
     ) -> tuple[Tensor, ConvolvedState]:
         """See `Mixer.forward`; the state is a `ConvolvedState`."""
-        before = self.initial_state(x.shape[0]).past if state is None else state.past
+        before = self._no_tokens(x.shape[0]) if state is None else state.past
         convolved, past = self._convolve(x, before.to(x.dtype), reset, valid)
         mixed, after = self.mixer(convolved, None if state is None else state.mixer, reset, valid)
         return mixed, ConvolvedState(past, after)
@@ -87,6 +86,9 @@ class ShortConvolution(Mixer):
     def stepper(self, norm: nn.LayerNorm, tokens: int, outputs: int) -> ConvolutionStepper:
         """See `Mixer.stepper`."""
         return ConvolutionStepper(self.weight, self.mixer, norm, tokens, outputs)
+
+    def _no_tokens(self, batch_size: int) -> Tensor:
+        return self.weight.new_zeros(batch_size, self.taps - 1, self.width)
 
     def _convolve(self, x: Tensor, past: Tensor, reset: Tensor | None, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         """Convolved tokens (batch, time, width), and the last tokens of each row, (batch, taps - 1, width).

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from helpers import draw_segment
+from helpers import draw_segment, episode_by_episode
 from torch import nn
 
 from aaren_rl import mixers
@@ -121,17 +121,7 @@ FORMULAS = {"gated-deltanet": gated_deltanet, "mamba2": mamba2, "mlstm": mlstm, 
 
 def reference(mixer, name, x, reset, valid):
     """Outputs by (row, token)."""
-    outputs = {}
-    for row in range(x.shape[0]):
-        episodes = [[]]
-        for t in range(x.shape[1]):
-            if reset[row, t]:
-                episodes.append([])
-            if valid[row, t]:
-                episodes[-1].append(t)
-        for times in filter(None, episodes):
-            outputs |= {(row, t): y for t, y in zip(times, FORMULAS[name](mixer, x[row, times]), strict=True)}
-    return outputs
+    return episode_by_episode(lambda episode: FORMULAS[name](mixer, episode), x, reset, valid)
 
 
 def build(name, loud, heads=HEADS, std=0.5):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import episode_by_episode
 
 from aaren_rl import mixers
 from aaren_rl.errors import InvalidInput
@@ -71,18 +72,7 @@ def mixed_episode(mixer, x, number):
 
 
 def reference(mixer, x, reset, valid, number):
-    outputs = {}
-    for row in range(x.shape[0]):
-        episodes = [[]]
-        for t in range(x.shape[1]):
-            if reset[row, t]:
-                episodes.append([])
-            if valid[row, t]:
-                episodes[-1].append(t)
-        for places in filter(None, episodes):
-            mixed = mixed_episode(mixer, x[row, places], number)
-            outputs.update({(row, t): y for t, y in zip(places, mixed, strict=True)})
-    return outputs
+    return episode_by_episode(lambda episode: mixed_episode(mixer, episode, number), x, reset, valid)
 
 
 @pytest.mark.parametrize(("span", "number", "time"), [(3, 1, 40), (11, 3, 70), (20, 4, 136)])

@@ -114,7 +114,8 @@ class Aaren(Mixer):
         if self.lasting_token is not None:
             turned = torch.cat([turned, values], 1)  # (batch, means, time, head width)
         mixed, state = scan.prefix_attention(scores, turned, state, reset, valid, log_decay=self._log_decay(x))
-        mixed, lasting = mixed[:, : self.heads], mixed[:, self.heads :]
+        # Not slices: the derivative of each would fill both with zeros.
+        mixed, *lasting = torch.split(mixed, self.heads, 1)
         if phase is not None:
             mixed = rotate(mixed, phase).to(mixed.dtype)
             a = rotate(state.a[:, : self.heads], phase[:, :, -1])
@@ -122,8 +123,8 @@ class Aaren(Mixer):
         joined = self._join_heads(mixed)  # (batch, time, width)
         if self.gate is not None:
             joined = joined * F.silu(self.gate(x))
-        if self.lasting_token is not None:
-            joined = joined + self._join_heads(lasting)
+        if lasting:
+            joined = joined + self._join_heads(*lasting)
         return self.output(joined), state
 
     def _log_decay(self, x: Tensor) -> Tensor | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -137,6 +136,9 @@ class GatedAarenStepper(Stepper):
 class NumpyGatedAarenStepper:
     """Computes what `GatedAarenStepper` computes; see `NumpyStepper` for the contract.
 
+    Log-normalisers of all tokens of a step come at once. With G the sum of ``log f`` since the last step, token t makes
+    ``L_t - G_t = log(exp(L_{t-1} - G_{t-1}) + exp(s_t - G_t))``, which NumPy accumulates.
+
     Args:
         stepper: stepper to compute.
         norm: layer norm in front of the mixer.
@@ -145,61 +147,90 @@ class NumpyGatedAarenStepper:
     def __init__(self, stepper: GatedAarenStepper, norm: nn.LayerNorm) -> None:
         self.tokens, self.outputs = stepper.tokens, stepper.outputs
         self.heads, self.means, self.width = stepper.heads, stepper.means, stepper.width
+        self.sets, self.states = self.means // self.heads, self.means // self.heads * self.width
+        self.forgets, self.gates = stepper.forgets, stepper.gates
         self.project, self.project_bias = fold_norm(norm, stepper.project, stepper.project_bias)
+        # Columns of the values, of scores with the forget gates behind them, and of the output gate.
+        self.logs_end = self.width + self.means + self.heads * self.forgets
+        # -log(sigmoid(x)) = log(exp(0) + exp(-x)), and silu(g) = h + h tanh(h) with h = g / 2, which cannot overflow.
+        for part in (self.project.T, self.project_bias):
+            part[self.width + self.means : self.logs_end] *= -1
+            part[self.logs_end :] *= 0.5
         self.output = centre_outputs(to_array(stepper.output))
         bias = to_array(stepper.output_bias)
         self.output_bias = bias - bias.mean()
-        columns = [slice(*ends) for ends in pairwise(np.cumsum([0, *stepper.columns]))]
-        self.value, self.score = columns[:2]
-        self.keep = columns[2] if stepper.forgets else None
-        self.gate = columns[-1] if stepper.gates else None
         slopes, cosine, sine = (part.detach().cpu().numpy() for part in (stepper.slopes, stepper.cosine, stepper.sine))
-        self.slopes = slopes if slopes.any() else None
-        shape = (self.means // self.heads, self.heads, -1)
-        self.turn = (cosine + 1j * sine).reshape(shape) if stepper.turns else None
+        self.slopes = slopes[: self.heads] if slopes.any() else None
+        self.turn = (cosine + 1j * sine).reshape(self.sets, self.heads, -1) if stepper.turns else None
 
     def __call__(self, normed: Array, before: Array, after: Array, live: Array | None) -> Array:
         """See `NumpyStepper.__call__`."""
         rows = (normed @ self.project + self.project_bias).reshape(-1, self.tokens, self.project.shape[1])
-        mixed = np.empty((len(rows), self.outputs, self.width), np.float32)
-        state = before
-        for t in range(self.tokens):
-            token = rows[:, t]
-            if live is None:
-                self._add(token, state, after)
-            else:
-                added = np.empty_like(after)
-                self._add(token, state, added)
-                after[:] = np.where(live[:, t, None] > 0, added, state)
-            state = after
-            if t >= self.tokens - self.outputs:
-                mixed[:, t - self.tokens + self.outputs] = self._read(token, after)
+        kept = self._kept(rows[..., self.width : self.logs_end].astype(np.float64), before, after, live)
+        kept = kept.reshape(len(rows), self.tokens, self.sets, self.heads, 1)
+        values = rows[..., : self.width].reshape(len(rows), self.tokens, 1, self.heads, -1)
+        means = self._means(before[:, : self.states], values * (1.0 - kept), kept, live)
+        after[:, : self.states] = means[:, -1]
+        if self.outputs < self.tokens:
+            rows, means = rows[:, -self.outputs :], means[:, -self.outputs :]
+        means = means.astype(np.float32)
+        mixed = means[..., : self.width]
+        if self.gates:
+            half = rows[..., self.logs_end :]
+            mixed *= half + half * np.tanh(half)
+        if self.sets == 2:
+            mixed += means[..., self.width :]
         to_stream: Array = mixed.reshape(-1, self.width) @ self.output + self.output_bias
         return to_stream
 
-    def _add(self, token: Array, before: Array, after: Array) -> None:
-        """Writes the rows of state after a token (batch, columns of the first product); `after` may be `before`."""
-        shape = len(token), self.means // self.heads, self.heads, 1
-        o, log = before[:, : -self.means].reshape(*shape[:3], -1), before[:, -self.means :]
-        if self.turn is not None:
-            o = (o.view(np.complex128) * self.turn).view(np.float64)
-        if self.slopes is not None:
-            log = log - self.slopes
-        if self.keep is not None:
-            # In double precision, as its argument would overflow where a gate is shut.
-            log = log.copy()
-            log[:, : self.heads] -= np.logaddexp(0.0, -token[:, self.keep], dtype=np.float64)
-        total = np.logaddexp(log, token[:, self.score])
-        kept = np.exp(log - total).reshape(shape)
-        value = token[:, self.value].reshape(len(token), 1, self.heads, -1)
-        after[:, : -self.means] = (o * kept + value * (1.0 - kept)).reshape(len(token), -1)
-        after[:, -self.means :] = total
+    def _kept(self, columns: Array, before: Array, after: Array, live: Array | None) -> Array:
+        """Share of each mean that each token keeps, (batch, tokens, means); writes the log-normalisers after all.
 
-    def _read(self, token: Array, state: Array) -> Array:
-        """What the output projection reads after a token, (batch, width)."""
-        mean = state[:, : self.width]
-        if self.gate is not None:
-            # silu(g) = h + h tanh(h) with h = g / 2, which cannot overflow.
-            half = token[:, self.gate] * np.float32(0.5)
-            mean = mean * (half + half * np.tanh(half))
-        return mean if self.means == self.heads else mean + state[:, self.width : -self.means]
+        Args:
+            columns: scores and forget gates, (batch, tokens, columns) float64.
+            before: see `NumpyStepper.__call__`.
+            after: see `NumpyStepper.__call__`.
+            live: see `NumpyStepper.__call__`.
+        """
+        scores = columns[..., : self.means]
+        if live is not None:
+            scores = np.where(live[..., None] > 0, scores, EMPTY)
+        logs = np.concatenate([before[:, None, self.states :], scores], 1)
+        forgotten = None
+        if self.forgets:
+            forgotten = np.logaddexp(0.0, columns[..., self.means :])  # -log f, (batch, tokens, heads)
+        if self.slopes is not None:
+            forgotten = np.zeros((*columns.shape[:2], self.heads)) + (0.0 if forgotten is None else forgotten)
+            forgotten += self.slopes
+        if forgotten is not None:
+            if live is not None:
+                forgotten = forgotten * live[..., None]
+            if self.tokens > 1:
+                forgotten = np.add.accumulate(forgotten, 1)
+            logs[:, 1:, : self.heads] += forgotten
+        logs = np.logaddexp.accumulate(logs, 1)
+        after[:, self.states :] = logs[:, -1]
+        if forgotten is not None:
+            after[:, self.states : self.states + self.heads] -= forgotten[:, -1]
+        return np.exp(logs[:, :-1] - logs[:, 1:])  # type: ignore[no-any-return]
+
+    def _means(self, mean: Array, added: Array, kept: Array, live: Array | None) -> Array:
+        """Means after each token, (batch, tokens, means * head width).
+
+        Args:
+            mean: before the first token, (batch, means * head width).
+            added: weighted values, (batch, tokens, 1 or 2, heads, head width); overwritten.
+            kept: share of the mean that each token keeps, (batch, tokens, 1 or 2, heads, 1).
+            live: see `NumpyStepper.__call__`.
+        """
+        numbers = added
+        if self.turn is not None:
+            turn = self.turn if live is None else np.where(live[..., None, None, None] > 0, self.turn, 1.0)
+            mean, numbers, kept = mean.view(np.complex128), added.view(np.complex128), kept * turn
+        mean = mean.reshape(len(mean), 1, *numbers.shape[2:])
+        for token in range(self.tokens):
+            # A step of one token spares the slicing.
+            one = ... if self.tokens == 1 else np.s_[:, token : token + 1]
+            numbers[one] += kept[one] * mean
+            mean = numbers[one]
+        return added.reshape(*added.shape[:2], -1)

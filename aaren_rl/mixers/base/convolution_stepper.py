@@ -69,24 +69,37 @@ class NumpyConvolutionStepper:
     """
 
     def __init__(self, stepper: ConvolutionStepper, norm: nn.LayerNorm, inner: NumpyStepper) -> None:
-        self.taps, self.tokens, self.inner = to_array(stepper.taps), stepper.tokens, inner
+        self.tokens, self.inner = stepper.tokens, inner
+        self.taps, self.width = stepper.taps.shape
         # The row of state is in double precision: sums in it cost no more than casts.
-        self.flat_taps = self.taps.astype(np.float64).reshape(1, -1)
+        self.weight = to_array(stepper.taps).astype(np.float64).reshape(1, -1)
         self.scale, self.shift = to_array(norm.weight), to_array(norm.bias)
 
     def __call__(self, normed: Array, before: Array, after: Array, live: Array | None) -> Array:
         """See `NumpyStepper.__call__`."""
-        taps, width = self.taps.shape
-        size = (taps - 1) * width
-        x = (normed * self.scale + self.shift).reshape(-1, self.tokens, width)
-        convolved = np.empty_like(x)
-        past = before[:, :size]
-        for t in range(self.tokens):
-            entries = np.concatenate([past, x[:, t]], 1)  # (batch, taps * width)
-            convolved[:, t] = np.add.reduce((entries * self.flat_taps).reshape(-1, taps, width), 1)
-            past = entries[:, width:] if live is None else np.where(live[:, t, None] > 0, entries[:, width:], past)
-        after[:, :size] = past
-        return self.inner(convolved.reshape(-1, width), before[:, size:], after[:, size:], live)
+        size = (self.taps - 1) * self.width
+        x = (normed * self.scale + self.shift).reshape(-1, self.tokens * self.width)
+        entries = np.concatenate([before[:, :size], x], 1)  # (batch, (taps - 1 + tokens) * width)
+        if live is None:
+            convolved = [self._convolve(entries[:, self._window(t)]) for t in range(self.tokens)]
+            after[:, :size] = entries[:, -size:]
+        else:
+            convolved, past = [], entries[:, :size]
+            for t in range(self.tokens):
+                window = np.concatenate([past, x[:, t * self.width : (t + 1) * self.width]], 1)
+                convolved.append(self._convolve(window))
+                past = np.where(live[:, t, None] > 0, window[:, self.width :], past)
+            after[:, :size] = past
+        tokens = convolved[0] if self.tokens == 1 else np.concatenate(convolved, 1).reshape(-1, self.width)
+        return self.inner(tokens.astype(np.float32), before[:, size:], after[:, size:], live)
+
+    def _window(self, token: int) -> slice:
+        """Columns of the entries that a token reads."""
+        return slice(token * self.width, (token + self.taps) * self.width)
+
+    def _convolve(self, window: Array) -> Array:
+        """A token of the entries that it reads, (batch, taps * width)."""
+        return np.add.reduce((window * self.weight).reshape(-1, self.taps, self.width), 1)  # type: ignore[no-any-return]
 
 
 def _bound(weight: Tensor, norm: nn.LayerNorm) -> nn.LayerNorm:

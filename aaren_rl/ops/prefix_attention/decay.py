@@ -50,13 +50,15 @@ def attend_in_pieces(
     if valid is not None:
         log_decay = log_decay.masked_fill(~valid.unsqueeze(1), 0.0)
     outputs = []
-    for start in range(0, scores.shape[-1], PIECE):
-        piece = slice(start, start + PIECE)
-        total = log_decay[..., piece].cumsum(-1)
-        lowered = scores[..., piece] + (total[..., -1:] - total)
+    # Not slices: the derivative of each would fill the whole row with zeros.
+    cut = [torch.split(whole, PIECE, 2) for whole in (scores, values, log_decay)]
+    resets = torch.split(reset, PIECE, 1)
+    reals = [None] * len(resets) if valid is None else torch.split(valid, PIECE, 1)
+    for score, value, log, begins, real in zip(*cut, resets, reals, strict=True):
+        total = log.cumsum(-1)
+        lowered = score + (total[..., -1:] - total)
         state = None if state is None else decayed(state, total[..., -1])
-        real = None if valid is None else valid[:, piece]
-        mixed, state = attend(lowered, values[..., piece, :], state, reset[:, piece], real)
+        mixed, state = attend(lowered, value, state, begins, real)
         outputs.append(mixed)
     assert state is not None
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2), state

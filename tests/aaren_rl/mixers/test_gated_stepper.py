@@ -77,7 +77,7 @@ def test_many_steps_lose_no_digits(loud):
     angle = mixer.log_frequency.detach().exp().double().numpy()[0]
     series = (1 - np.exp(1j * angle * steps)) / (1 - np.exp(1j * angle))
     np.testing.assert_allclose(rows[0, :WIDTH].view(np.complex128), token * series / steps, rtol=1e-9, atol=1e-9)
-    score = (normed @ in_numpy.project + in_numpy.project_bias)[0, in_numpy.score]
+    score = (normed @ in_numpy.project + in_numpy.project_bias)[0, WIDTH : WIDTH + 1]
     np.testing.assert_allclose(rows[0, WIDTH:], score + np.log(steps), rtol=1e-9)
 
 

@@ -8,6 +8,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from aaren_rl.envs import collect
 from aaren_rl.envs.catalogue import find
@@ -20,6 +21,10 @@ TINY = [
     *("--evaluate-every", "3", "--checkpoint-every", "3", "--log-every", "1"),
 ]
 
+
+# Hypothesis fails examples that take over 200 ms, as any may on a busy machine.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # A shell without job control starts what is in its background so; tests send Ctrl-C.

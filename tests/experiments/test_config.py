@@ -90,7 +90,7 @@ CONFIGS = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(config=CONFIGS)
 def test_saving_and_loading_changes_nothing(config, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "config.toml"

@@ -155,7 +155,7 @@ def make_sampler(data, context, rule, hindsight=None, batch_size=3, seed=0, epis
     return Sampler(data, chosen, batch_size, context, seed=seed, relabelling=relabelling, **more)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     lengths=st.lists(st.integers(1, 14), min_size=3, max_size=7),
     context=st.sampled_from([1, 4, 20, "3+4", "episode", "packed", "carry:5"]),

@@ -30,7 +30,7 @@ def spoiled(array, at, value):
     return array
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=30), min_size=1, max_size=8))
 def test_returns_to_go_equal_a_loop_over_each_episode(episodes):
     rewards = np.array([reward for episode in episodes for reward in episode], dtype=np.float32)

@@ -446,7 +446,7 @@ def test_actions_are_learned_whatever_the_environments_bounds(limit):
     st.floats(0.01, 2.0),
     st.sampled_from([-1e4, -1.0, 0.0, 1.0, 1e4]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_actions_fit_the_environments_space_in_its_dtype(dtype, low, width, share, push):
     """Saturated or not, whatever part of the bounds the data fill."""
     env = gym.spaces.Box(np.array([low, -0.1], dtype), np.array([low + width, 0.1], dtype), dtype=np.dtype(dtype))

@@ -217,7 +217,7 @@ def test_autocast_does_not_lower_the_precision_of_the_scan(form):
     assert_same("outputs", outputs, expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     time=st.integers(0, 150),
     split=st.integers(0, 150),

@@ -55,7 +55,7 @@ def test_our_make_takes_the_same_arguments():
     env.close()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(bits=st.integers(1, 9), shortest=st.integers(1, 40), more=st.integers(0, 40), seed=st.integers(0, 2**31))
 def test_expert_is_right_whatever_is_drawn(bits, shortest, more, seed):
     env = MemoryChain(bits, shortest, shortest + more)
@@ -74,7 +74,7 @@ def test_expert_is_right_whatever_is_drawn(bits, shortest, more, seed):
     assert all(env.observation_space.contains(observation) for observation in observations)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**31), answer=st.floats(-1, 1, width=32))
 def test_reward_is_for_the_sign_of_the_last_action(seed, answer):
     env = MemoryChain(5, 1, 6)

@@ -74,14 +74,14 @@ def test_gymnasium_finds_nothing_to_say(env_id):
     env.close()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(k=st.integers(1, 20), more=st.integers(0, 30), symbols=st.integers(2, 9), seed=SEEDS)
 def test_recall_asks_for_the_kth_last_symbol(k, more, symbols, seed):
     env = Recall(k, k + more, symbols)
     assert_counts(env, seed, lambda seen: [None] * (k - 1) + [int(symbol) for symbol in seen[: len(seen) - k + 1]])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(length=st.integers(1, 50), seed=SEEDS)
 def test_parity_is_of_all_bits_so_far(length, seed):
     def right(seen):
@@ -94,7 +94,7 @@ def test_parity_is_of_all_bits_so_far(length, seed):
     assert_counts(Parity(length), seed, right)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(pairs=st.integers(1, 7), values=st.integers(2, 9), more=st.integers(0, 30), seed=SEEDS)
 def test_later_binding_of_a_key_wins(pairs, values, more, seed):
     env = AssociativeRecall(pairs, values, 2 * pairs + more)

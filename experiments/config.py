@@ -147,7 +147,7 @@ GROUPS = (
     Group(
         "input",
         "Parts of a step that the model sees.",
-        ("previous_action", "reward", "return_to_go", "timesteps", "max_steps", "leave_out"),
+        ("previous_action", "reward", "return_to_go", "condition", "timesteps", "max_steps", "leave_out"),
     ),
     Group(
         "batch",

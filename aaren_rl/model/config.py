@@ -14,6 +14,7 @@ Layout = Literal["interleaved", "fused"]
 Timesteps = Literal["none", "first", "learned", "sinusoidal"]
 Norm = Literal["pre", "post"]
 HeadName = Literal["squared-error", "gaussian"]
+Condition = Literal["token", "norm"]
 
 
 MOST = {"blocks": 10_000, "width": 1_000_000, "heads": 1_000_000, "max_steps": 1_000_000_000}
@@ -55,6 +56,10 @@ class ModelConfig:
     """True if the previous reward is an input (Duan et al. 2016, "RL^2")."""
     return_to_go: bool = True
     """True if the return-to-go is an input; without it the model clones the behaviour."""
+    condition: Condition = "token"
+    """Where the return-to-go enters: in tokens, as in the paper ("token"), or behind the blocks, where it scales and
+    shifts the last hidden vector ("norm"; after Perez et al. 2018, arXiv 1709.07871). Then the state is free of
+    returns, and another target counts at once."""
     norm: Norm = "pre"
     """Layer norms before each part of a block (GPT-2, Radford et al. 2019) or after it (Vaswani et al. 2017)."""
     head: HeadName = "squared-error"
@@ -75,6 +80,7 @@ class ModelConfig:
             ("timesteps", Timesteps),
             ("norm", Norm),
             ("head", HeadName),
+            ("condition", Condition),
             ("image_encoder", ImageEncoding),
         ):
             if getattr(self, name) not in get_args(choices):
@@ -112,7 +118,12 @@ class ModelConfig:
     @property
     def tokens_per_step(self) -> int:
         """Tokens of one step."""
-        return 1 if self.layout == "fused" else 1 + self.outcome + self.return_to_go
+        return 1 if self.layout == "fused" else 1 + self.outcome + self.return_token
+
+    @property
+    def return_token(self) -> bool:
+        """True if tokens hold the return-to-go."""
+        return self.return_to_go and self.condition == "token"
 
 
 def config_from_dict(saved: dict[str, Any]) -> ModelConfig:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from aaren_rl.data.segment import Segment
 from aaren_rl.data.spaces import Space
 from aaren_rl.errors import InvalidInput
+from aaren_rl.model.condition import ReturnCondition
 from aaren_rl.model.config import ModelConfig
 from aaren_rl.model.heads import Prediction, head_of
 from aaren_rl.model.inputs import Inputs
@@ -37,6 +38,8 @@ class DecisionModel(nn.Module):
         self.trunk = Trunk(config)
         self.head = head_of(action_space, config.width, config.head)
         self.trunk.initialise()
+        behind = config.return_to_go and config.condition == "norm"
+        self.condition = ReturnCondition(config.width) if behind else None
 
     def forward(self, segment: Segment, state: TrunkState | None = None) -> tuple[Prediction, TrunkState]:
         """Predicts the actions of all steps of a segment, in parallel over time.
@@ -53,6 +56,9 @@ class DecisionModel(nn.Module):
         """
         tokens, reset, valid = self.inputs(segment)  # (batch, time * tokens per step, width)
         hidden, state = self.trunk(tokens, state, reset, valid)  # (batch, time, width)
+        if self.condition is not None:
+            assert segment.returns_to_go is not None  # the inputs have checked
+            hidden = self.condition(hidden, self.inputs.scaled_return(segment.returns_to_go))
         return self.head(hidden, segment), state
 
     def loss(self, segment: Segment, state: TrunkState | None = None) -> tuple[Tensor, TrunkState]:

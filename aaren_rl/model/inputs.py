@@ -99,7 +99,7 @@ class Inputs(nn.Module):
         if config.reward:
             # The action's bias serves both.
             self.embed_reward = nn.Linear(1, config.width, bias=not config.previous_action)
-        if config.return_to_go:
+        if config.return_token:
             self.embed_return = nn.Linear(1, config.width)
         self.embed_timestep = None if config.timesteps == "none" else TimestepEmbedding(config)
         self.norm = nn.LayerNorm(config.width)
@@ -117,8 +117,8 @@ class Inputs(nn.Module):
         given = given or (config.reward and segment.previous_reward is not None)
         masks = Masks.of(segment.timesteps, segment.valid, given)
         parts = [] if not config.outcome else [self._outcome(segment, masks)]  # (batch, time, action + reward + 1)
-        if segment.returns_to_go is not None and config.return_to_go:
-            parts.append(clip_scaled(segment.returns_to_go / self.return_scale).unsqueeze(-1))  # (batch, time, 1)
+        if segment.returns_to_go is not None and config.return_token:
+            parts.append(self.scaled_return(segment.returns_to_go).unsqueeze(-1))  # (batch, time, 1)
         parts.append(self.observation(segment.observations))  # (batch, time, features)
         if config.layout == "fused":
             x, reset, valid = self._fuse(parts, segment.timesteps), masks.first, segment.valid  # (batch, time, width)
@@ -126,6 +126,10 @@ class Inputs(nn.Module):
             x = self._interleave(parts, segment.timesteps)  # (batch, time * tokens, width)
             reset, valid = self._spread(masks, len(parts))  # (batch, time * tokens)
         return Tokens(self.dropout(self.norm(x)), reset, valid)
+
+    def scaled_return(self, return_to_go: Tensor) -> Tensor:
+        """Returns divided by their scale and clipped, as models read them."""
+        return clip_scaled(return_to_go / self.return_scale)
 
     def layers(self) -> list[tuple[Tensor, Tensor | None]]:
         """Weight, inputs last, and bias of each part of a step's input: outcome, return-to-go and observation.
@@ -140,7 +144,7 @@ class Inputs(nn.Module):
             layers += [self.embed_reward] if config.reward else []
             bias = layers[0].bias.unsqueeze(-1)
             found.append((torch.cat([*(layer.weight for layer in layers), bias], -1), None))
-        if config.return_to_go:
+        if config.return_token:
             found.append((self.embed_return.weight, self.embed_return.bias))
         return [*found, (self.embed_observation.weight, self.embed_observation.bias)]
 
@@ -168,7 +172,7 @@ class Inputs(nn.Module):
         parts = [self.action.affine()] if config.previous_action else []
         parts += [divided_by(self.reward_scale)] if config.reward else []
         parts += [divided_by(torch.ones_like(self.reward_scale))] if config.outcome else []
-        parts += [divided_by(self.return_scale)] if config.return_to_go else []
+        parts += [divided_by(self.return_scale)] if config.return_token else []
         parts.append(self.observation.affine())
         device = self.return_scale.device
         centres, factors = zip(*parts, strict=True)

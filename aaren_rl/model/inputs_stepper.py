@@ -131,7 +131,7 @@ class InputsStepper(nn.Module):
         outcome = [] if self.action is None else [self.action.raw(previous)]
         outcome += [reward[:, None] * known] if config.reward else []
         outcome += [known] if outcome else []
-        return [*outcome, *([return_to_go] if config.return_to_go else []), observed]
+        return [*outcome, *([return_to_go] if config.return_token else []), observed]
 
     def times(self, embed: TimestepEmbedding, timestep: Tensor) -> Tensor:
         """What the timesteps, (batch, 1), add to the tokens, (batch * tokens, width)."""

@@ -16,9 +16,9 @@ from aaren_rl.model.inputs_stepper import RETURN_TO_GO
 class ModelStepper(nn.Module):
     """Acts like `DecisionModel.step`, with everything constant folded into the weights beforehand.
 
-    It is the steppers of the model's inputs, trunk and head in a row. All that is carried from step to step is one row
-    of float64 numbers for each environment: return-to-go, timestep, previous action, and the mixers' states. Later
-    changes of the model's weights have no effect.
+    It is the steppers of the model's inputs, trunk, condition and head in a row. All that is carried from step to step
+    is one row of float64 numbers for each environment: return-to-go, timestep, previous action, and the mixers' states.
+    Later changes of the model's weights have no effect.
 
     Args:
         model: to act with.
@@ -42,6 +42,8 @@ class ModelStepper(nn.Module):
         with torch.no_grad():
             self.inputs = model.inputs.stepper()
             self.trunk = model.trunk.stepper(model.inputs.norm)
+            scale = model.inputs.return_scale
+            self.condition = None if model.condition is None else model.condition.stepper(scale)
             self.head = model.head.stepper()
         self.register_buffer("start", torch.cat([self.inputs.start(), *self.trunk.starts()]))
         self._sizes = [*self.inputs.sizes, *self.trunk.sizes]
@@ -73,6 +75,8 @@ class ModelStepper(nn.Module):
         counted, mixed = pieces[:3], pieces[3:]
         tokens, live, return_to_go, timestep = self.inputs(observation, reward, counted)  # (batch * tokens, width)
         hidden, mixed = self.trunk(tokens, mixed, live)  # (batch, width)
+        if self.condition is not None:
+            hidden = self.condition(hidden, return_to_go)
         action = self.head(hidden, noise)
         previous = action if action.ndim == 2 else action.reshape(-1, self.inputs.action_size)  # (batch, action size)
         return action, torch.cat([return_to_go, timestep, previous.double(), *mixed], -1)

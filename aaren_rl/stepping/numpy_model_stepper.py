@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from torch import nn
 
+from aaren_rl.model.condition import NumpyCondition
 from aaren_rl.model.heads import NumpyHead
 from aaren_rl.model.inputs_stepper import ACTION, NumpyInputs
 from aaren_rl.model.trunk_stepper import NumpyTrunk
@@ -17,21 +19,29 @@ class NumpyModelStepper:
     Args:
         inputs: makes tokens.
         trunk: makes hidden vectors of them.
+        condition: modulates those by the return-to-go; None where it is a token, or no input.
         head: makes actions of those.
         mixed: column of a row of state at which the mixers' states start.
     """
 
-    def __init__(self, inputs: NumpyInputs, trunk: NumpyTrunk, head: NumpyHead, mixed: int) -> None:
-        self.inputs, self.trunk, self.head, self.mixed = inputs, trunk, head, mixed
+    def __init__(
+        self, inputs: NumpyInputs, trunk: NumpyTrunk, condition: NumpyCondition | None, head: NumpyHead, mixed: int
+    ) -> None:
+        self.inputs, self.trunk, self.condition, self.head, self.mixed = inputs, trunk, condition, head, mixed
 
     @classmethod
     def of(cls, step: ModelStepper) -> NumpyModelStepper | None:
         """The step in NumPy; None if one of its parts has no such form."""
         inputs, trunk = step.inputs.to_numpy(), step.trunk.to_numpy()
-        head = None if trunk is None else step.head.to_numpy(trunk.norm)
-        if inputs is None or trunk is None or head is None:
+        if inputs is None or trunk is None:
             return None
-        return cls(inputs, trunk, head, step.mixed)
+        condition, norm = None, trunk.norm
+        if step.condition is not None:
+            # The condition folds the norm, so the head folds one that scales by 1.
+            condition = step.condition.to_numpy(norm)
+            norm = nn.LayerNorm(norm.normalized_shape, device=norm.weight.device)
+        head = step.head.to_numpy(norm)
+        return None if head is None else cls(inputs, trunk, condition, head, step.mixed)
 
     def __call__(
         self, observation: Array, reward: Array, state: Array, noise: Array | None = None
@@ -40,6 +50,8 @@ class NumpyModelStepper:
         after = np.empty_like(state)
         tokens, live, return_to_go, timestep = self.inputs(observation, reward, state)  # (batch * tokens, width)
         hidden = self.trunk(tokens, state[:, self.mixed :], after[:, self.mixed :], live)  # (batch, width)
+        if self.condition is not None:
+            hidden = self.condition(hidden, return_to_go)
         action = self.head(hidden, noise)
         after[:, :1], after[:, 1:2] = return_to_go, timestep
         after[:, ACTION : self.mixed] = action.reshape(len(action), -1)

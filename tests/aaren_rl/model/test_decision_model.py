@@ -30,6 +30,7 @@ VARIANTS = [
     {"return_to_go": False, "previous_action": False},
     {"mixer": "aaren(recency=true)"},
     {"norm": "post"},
+    {"condition": "norm"},
     {"timesteps": "first"},
 ]
 all_variants = pytest.mark.parametrize("variant", VARIANTS, ids=str)
@@ -118,7 +119,7 @@ def test_what_is_an_input_matters_and_nothing_else(make_model, layout, variant):
         if not matters:
             # What is no input may be missing.
             assert torch.equal(predict(model, segment._replace(**dict.fromkeys(change))), plain)
-    tokens = 1 + config.return_to_go + (config.previous_action or config.reward)
+    tokens = 1 + config.return_token + (config.previous_action or config.reward)
     assert config.tokens_per_step == (1 if layout == "fused" else tokens)
 
 

@@ -50,6 +50,8 @@ SHAPES = [
             {"return_to_go": False},
             {"return_to_go": False, "previous_action": False, "timesteps": "sinusoidal"},
             {"norm": "post"},
+            {"condition": "norm"},
+            {"condition": "norm", "norm": "post"},
         )
     ),
     *(

@@ -28,6 +28,7 @@ FILES = {"agent.onnx", "export.json"}
 CARD = AgentCard(EnvironmentSpec("Hopper-v5", {"exclude": True}), "made-up/tiny-v0", "bundled", (100.0, 50.0), 7)
 SHAPES = {
     "large": {"blocks": 2, "heads": 4, "layout": "interleaved", "timesteps": "sinusoidal"},
+    "behind": {"blocks": 1, "condition": "norm"},
     "small": {"blocks": 1, "layout": "fused", "timesteps": "learned", "max_steps": 300},
     "ordered": {"blocks": 2, "heads": 2, "mixer": "gated-aaren,aaren(conv=3)", "layout": "interleaved"},
 }
@@ -47,6 +48,9 @@ def build(name):
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn(parameter.shape) * 0.3)
+        if model.condition is not None:
+            # Otherwise its many units saturate the actions.
+            model.condition.modulate.weight.mul_(0.1)
     return model
 
 
@@ -177,7 +181,12 @@ def test_the_card_says_all_that_running_the_graph_takes(exported, name):
     assert {key: card[key] for key in expected} == expected
     # In each block, the sums of 16 values and a count (and a maximum) per head. Of the ordered, one block has 3 tokens
     # before them, and two means with their normalisers per head; the other has 2 tokens.
-    blocks = {"large": 2 * (16 + 4), "small": 16 + 2, "ordered": (3 * 16 + 2 * 16 + 4) + (2 * 16 + 16 + 4)}
+    blocks = {
+        "large": 2 * (16 + 4),
+        "behind": 16 + 2,
+        "small": 16 + 2,
+        "ordered": (3 * 16 + 2 * 16 + 4) + (2 * 16 + 16 + 4),
+    }
     # Before them, return-to-go, timestep and 2 of the action.
     assert len(card["state_start"]) == 4 + blocks[name]
     assert card["state_start"][:4] == [0.0, 0.0, 0.0, 2.5]

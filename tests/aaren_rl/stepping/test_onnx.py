@@ -50,7 +50,7 @@ def build(name):
                 parameter.add_(torch.randn(parameter.shape) * 0.3)
         if model.condition is not None:
             # Otherwise its many units saturate the actions.
-            model.condition.modulate.weight.mul_(0.1)
+            model.condition.modulate.weight.data.mul_(0.1)
     return model
 
 

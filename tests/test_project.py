@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LEVELS = (
     {"errors"},
-    {"actor", "cuda_graph", "figures", "folders"},
+    {"actor", "cuda_graph", "figures", "folders", "spec"},
     {"data"},
     {"ops"},
     {"mixers"},

@@ -3,7 +3,7 @@
 from aaren_rl.mixers.aaren import Aaren
 from aaren_rl.mixers.base.contract import Capability, Memory, Mixer
 from aaren_rl.mixers.base.registry import build, get, names, option_defaults, parse_spec, parse_specs, register
-from aaren_rl.mixers.base.spec import MixerSpec, write_option
+from aaren_rl.mixers.base.spec import MixerSpec
 from aaren_rl.mixers.base.state import State, state_bytes, state_tensors
 from aaren_rl.mixers.base.stepper import NumpyStepper, Stepper
 from aaren_rl.mixers.bigbird import BigBird
@@ -35,6 +35,7 @@ from aaren_rl.mixers.sinkhorn import Sinkhorn
 from aaren_rl.mixers.softmax import Softmax, SoftmaxState
 from aaren_rl.mixers.strided import Strided
 from aaren_rl.mixers.synthesizer import DenseSynthesizer, FactorisedSynthesizer, RandomSynthesizer
+from aaren_rl.spec import write_option
 
 __all__ = [
     "Aaren",

@@ -8,7 +8,8 @@ from typing import Any
 from aaren_rl.errors import InvalidInput, require_free_name
 from aaren_rl.mixers.base.contract import Mixer
 from aaren_rl.mixers.base.short_convolution import ShortConvolution
-from aaren_rl.mixers.base.spec import CONV, MixerSpec, Value, options_of, read_spec, split_specs
+from aaren_rl.mixers.base.spec import CONV, MixerSpec, options_of, read_spec
+from aaren_rl.spec import Value, split_specs
 
 _MIXERS: dict[str, type[Mixer]] = {}
 

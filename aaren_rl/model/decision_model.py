@@ -54,12 +54,24 @@ class DecisionModel(nn.Module):
         Raises:
             InvalidInput: a field that the model needs is missing, or one has a wrong shape.
         """
+        hidden, state = self.hidden(segment, state)
+        return self.predict(hidden, segment), state
+
+    def hidden(self, segment: Segment, state: TrunkState | None = None) -> tuple[Tensor, TrunkState]:
+        """What the trunk knows before each action, (batch, time, width), and the state after the last step.
+
+        Raises:
+            InvalidInput: as `forward`.
+        """
         tokens, reset, valid = self.inputs(segment)  # (batch, time * tokens per step, width)
-        hidden, state = self.trunk(tokens, state, reset, valid)  # (batch, time, width)
+        return self.trunk(tokens, state, reset, valid)  # type: ignore[no-any-return]
+
+    def predict(self, hidden: Tensor, segment: Segment) -> Prediction:
+        """The actions of what `hidden` gave for a segment, and of its returns-to-go if these stand behind the trunk."""
         if self.condition is not None:
             assert segment.returns_to_go is not None  # the inputs have checked
             hidden = self.condition(hidden, self.inputs.scaled_return(segment.returns_to_go))
-        return self.head(hidden, segment), state
+        return self.head(hidden, segment)  # type: ignore[no-any-return]
 
     def loss(self, segment: Segment, state: TrunkState | None = None) -> tuple[Tensor, TrunkState]:
         """The head's mean loss over the counted steps, and the state after the last step.

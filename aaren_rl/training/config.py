@@ -36,7 +36,7 @@ class TrainingConfig:
     weighting: Weighting = "length"
     """Draws episodes in proportion to their length, or uniformly; "packed" and "carry" need "length"."""
     objective: str = "imitation"
-    """What is minimised: a name of aaren_rl.training.objectives."""
+    """What is minimised: a name of aaren_rl.training.objectives, with its options as "critic(weight=0.5)"."""
     learning_rate: float = 1e-4
     """Peak learning rate of AdamW."""
     warmup: int = 10_000

@@ -21,7 +21,7 @@ from aaren_rl.mixers import state_tensors
 from aaren_rl.model import DecisionModel
 from aaren_rl.model.trunk import TrunkState
 from aaren_rl.training.config import TrainingConfig
-from aaren_rl.training.objectives import Loss, check_metrics, check_networks, get_objective
+from aaren_rl.training.objectives import Loss, build_objective, check_metrics, check_networks
 from aaren_rl.training.optimiser import autocast, learning_rate, make_optimiser, resolve_auto, set_learning_rate
 from aaren_rl.training.state_check import Expected
 
@@ -108,7 +108,7 @@ class SingleLearner:
         self.precision, self.compiled, self.cuda_graph = resolve_auto(config, self.device, model.config)
         if relabelling is not None and relabelling.rewards.compute is not None:
             self.cuda_graph = self._uncaptured()
-        self.objective = get_objective(config.objective)(model).to(self.device)
+        self.objective = build_objective(config.objective, model).to(self.device)
         check_networks(self.objective)
         # Other networks, such as targets, keep the mode that their objective gave them.
         for network in self.objective.networks().values():

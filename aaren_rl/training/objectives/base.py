@@ -1,4 +1,4 @@
-"""Objectives: what an update minimises, by name."""
+"""The contract of objectives, and objectives by name."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from aaren_rl.data.segment import Segment
-from aaren_rl.errors import InvalidInput, require_free_name, unknown_name
+from aaren_rl.errors import InvalidInput, require_free_name
 from aaren_rl.model import DecisionModel
 from aaren_rl.model.trunk import TrunkState
+from aaren_rl.spec import WrittenForm, options_of_constructor
 
 
 class Loss(NamedTuple):
@@ -101,16 +102,25 @@ class Objective(nn.Module):
 
 _OBJECTIVES: dict[str, type[Objective]] = {}
 
+_FORM: WrittenForm[Objective] = WrittenForm(
+    "objective",
+    "expected NAME or NAME(OPTION=VALUE, ...), as imitation or critic(weight=0.5)",
+    lambda objective: options_of_constructor(objective, 1),
+)
+
 
 def register_objective(name: str) -> Callable[[type[Objective]], type[Objective]]:
     """Class decorator that offers an objective under a name; a class that is defined anew replaces itself.
 
+    Parameters of its constructor after the model are its options, written as `name(option=value)`.
+
     Raises:
-        InvalidInput: the name is taken by another class.
+        InvalidInput: the name is taken by another class, or an option has no default or no annotation.
     """
 
     def add(objective: type[Objective]) -> type[Objective]:
         require_free_name("an objective", name, objective, _OBJECTIVES)
+        _FORM.options_of(objective)
         _OBJECTIVES[name] = objective
         return objective
 
@@ -122,22 +132,27 @@ def objective_names() -> list[str]:
     return sorted(_OBJECTIVES)
 
 
-def get_objective(name: str) -> type[Objective]:
-    """The objective of a name.
+def get_objective(spec: str) -> type[Objective]:
+    """The class of an objective.
+
+    Args:
+        spec: its written form, as "imitation" or "critic(weight=0.5)".
 
     Raises:
-        InvalidInput: there is none; the message lists near matches.
+        InvalidInput: bad syntax, an unknown name or option, or a value of a wrong type.
     """
-    if name not in _OBJECTIVES:
-        raise unknown_name("objective", name, _OBJECTIVES)
-    return _OBJECTIVES[name]
+    return _OBJECTIVES[_FORM.read(spec, _OBJECTIVES).name]
 
 
-@register_objective("imitation")
-class Imitation(Objective):
-    """The head's loss on the actions of the data (Chen et al. 2021, arXiv 2106.01345, section 3)."""
+def build_objective(spec: str, model: DecisionModel) -> Objective:
+    """Builds an objective.
 
-    def forward(self, segment: Segment, state: TrunkState | None = None) -> Loss:
-        """See `Objective.forward`."""
-        loss, state = self.model.loss(segment, state)
-        return Loss(loss, {}, state)
+    Args:
+        spec: its written form.
+        model: to train.
+
+    Raises:
+        InvalidInput: as `get_objective`, an option is out of range, or the objective does not go with the model.
+    """
+    parsed = _FORM.read(spec, _OBJECTIVES)
+    return _OBJECTIVES[parsed.name](model, **parsed.options)

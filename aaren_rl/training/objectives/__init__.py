@@ -1,0 +1,27 @@
+"""Objectives: what an update minimises, by name."""
+
+from aaren_rl.training.objectives.base import (
+    Loss,
+    Objective,
+    build_objective,
+    check_metrics,
+    check_networks,
+    get_objective,
+    objective_names,
+    register_objective,
+)
+from aaren_rl.training.objectives.critic import Critic
+from aaren_rl.training.objectives.imitation import Imitation
+
+__all__ = [
+    "Critic",
+    "Imitation",
+    "Loss",
+    "Objective",
+    "build_objective",
+    "check_metrics",
+    "check_networks",
+    "get_objective",
+    "objective_names",
+    "register_objective",
+]

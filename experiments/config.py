@@ -157,7 +157,7 @@ GROUPS = (
     Group(
         "optimiser",
         "AdamW, its learning rate, and the average of its weights.",
-        ("updates", "learning_rate", "warmup", "weight_decay", "clip", "average"),
+        ("updates", "learning_rate", "warmup", "decay", "weight_decay", "clip", "average"),
     ),
     Group("speed", "Precision, compilation and CUDA graphs.", ("precision", "compile", "cuda_graph")),
     Group(

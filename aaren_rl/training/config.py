@@ -12,6 +12,7 @@ from aaren_rl.training.objectives import get_objective
 
 Precision = Literal["auto", "float32", "bf16"]
 Switch = Literal["auto", "yes", "no"]
+Decay = Literal["none", "cosine", "linear"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,10 @@ class TrainingConfig:
     learning_rate: float = 1e-4
     """Peak learning rate of AdamW."""
     warmup: int = 10_000
-    """Updates over which the learning rate rises linearly to its peak, where it stays."""
+    """Updates over which the learning rate rises linearly to its peak."""
+    decay: Decay = "none"
+    """Course of the learning rate from its peak to 0 at the last update; "none" stays at the peak. A resumed run with
+    more updates follows the longer course from where it stands."""
     weight_decay: float = 1e-4
     """AdamW's decoupled weight decay."""
     clip: float = 0.25
@@ -69,9 +73,10 @@ class TrainingConfig:
     """Updates between two checkpoints; one is also written before every evaluation, and the best one kept."""
 
     def __post_init__(self) -> None:
-        for name, choices in (("precision", Precision), ("compile", Switch), ("cuda_graph", Switch)):
-            if getattr(self, name) not in get_args(choices):
-                raise InvalidInput(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(get_args(choices))}")
+        choices = {"precision": Precision, "compile": Switch, "cuda_graph": Switch, "decay": Decay}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in get_args(allowed):
+                raise InvalidInput(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(get_args(allowed))}")
         at_least_one = ("updates", "batch_size", "accumulate", "log_every", "evaluate_every", "checkpoint_every")
         for name in at_least_one:
             if getattr(self, name) < 1:

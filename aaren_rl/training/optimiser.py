@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Literal
 
@@ -15,8 +16,16 @@ from aaren_rl.training.config import TrainingConfig
 
 
 def learning_rate(config: TrainingConfig, update: int) -> float:
-    """Learning rate of an update, the first of which is 1."""
-    return config.learning_rate * min(1.0, update / max(1, config.warmup))
+    """Learning rate of an update, the first of which is 1.
+
+    It rises over the warm-up. Then it stays, or falls along a line or half a cosine (Loshchilov and Hutter 2017, arXiv
+    1608.03983, section 3) whose end, 0, lies one update behind the last.
+    """
+    if update <= config.warmup:
+        return config.learning_rate * update / config.warmup
+    done = min(1.0, (update - config.warmup) / max(1, config.updates + 1 - config.warmup))
+    left = {"none": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
+    return config.learning_rate * left[config.decay]
 
 
 def make_optimiser(parameters: Iterable[Tensor], config: TrainingConfig, device: torch.device) -> torch.optim.AdamW:

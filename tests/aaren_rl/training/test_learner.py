@@ -13,7 +13,7 @@ from aaren_rl.errors import CheckpointError, InvalidInput
 from aaren_rl.mixers import state_tensors
 from aaren_rl.model import ModelConfig
 from aaren_rl.training.config import TrainingConfig
-from aaren_rl.training.optimiser import resolve_auto
+from aaren_rl.training.optimiser import learning_rate, resolve_auto
 
 CONTEXTS = [5, "2+5", "episode", "packed", "carry:5"]
 
@@ -92,6 +92,24 @@ def test_the_learning_rate_rises_linearly_and_stays(tmp_path):
     train(tmp_path, warmup=10, learning_rate=1e-3, log_every=1)
     rates = list(logged(tmp_path, "train/learning_rate").values())
     np.testing.assert_allclose(rates, [1e-3 * min(1, update / 10) for update in range(1, 21)])
+
+
+def test_the_learning_rate_falls_to_nothing(tmp_path):
+    train(tmp_path / "linear", warmup=4, decay="linear", learning_rate=1e-3, log_every=1)
+    rates = list(logged(tmp_path / "linear", "train/learning_rate").values())
+    np.testing.assert_allclose(rates[:4], [2.5e-4, 5e-4, 7.5e-4, 1e-3])
+    np.testing.assert_allclose(rates[4:], np.linspace(1e-3, 0, 18)[1:-1])
+    train(tmp_path / "cosine", warmup=4, decay="cosine", learning_rate=1e-3, log_every=1)
+    rates = list(logged(tmp_path / "cosine", "train/learning_rate").values())
+    np.testing.assert_allclose(rates[4:], 5e-4 * (1 + np.cos(np.pi * np.arange(1, 17) / 17)))
+
+
+def test_no_learning_rate_is_below_nothing():
+    """Also where a run was longer than it is said to be now, or its warm-up is longer than itself."""
+    config = TrainingConfig(updates=10, warmup=3, decay="linear")
+    assert learning_rate(config, 11) == learning_rate(config, 50) == 0.0
+    assert learning_rate(TrainingConfig(updates=10, warmup=20, decay="cosine"), 10) == pytest.approx(5e-5)
+    assert learning_rate(TrainingConfig(updates=20, warmup=20, decay="cosine"), 20) == pytest.approx(1e-4)
 
 
 def test_the_gradient_is_clipped(tmp_path):

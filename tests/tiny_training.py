@@ -51,6 +51,29 @@ def make_learner(data=None, model_seed=0, shape=None, **schedule):
     return SingleLearner(model, data, TrainingConfig(**{**small, **often, **schedule}))
 
 
+def error_in_bandit(objective):
+    """Mean squared error of the best actions after training on random ones, without returns.
+
+    Rewards ask for 0.5, and for the opposite of an observation's sign. Random actions are cloned as 0.
+    """
+    rng = np.random.default_rng(0)
+    observations, actions = rng.normal(size=(800, 3)), rng.uniform(-1, 1, (800, 2))
+    best = np.stack([np.full(800, 0.5), -0.5 * np.sign(observations[:, 0])], 1)
+    rewards, ends = 1 - np.square(actions - best).sum(1), np.ones(400, dtype=bool)
+    data = Trajectories(observations, actions, rewards, np.arange(401) * 2, ends, ~ends)
+    shape = {"condition": "norm", "dropout": 0.0, "return_to_go": False, "layout": "fused", "width": 32}
+    schedule = {"batch_size": 64, "context": 2, "learning_rate": 3e-3, "clip": 10.0}
+    learner = make_learner(data, shape=shape, objective=objective, **schedule)
+    learner.model.inputs.return_scale.fill_(2.0)
+    for _ in range(600):
+        learner.update()
+    segment = learner.sampler.sample()
+    with torch.no_grad():
+        acted = learner.model.eval()(segment)[0].mode
+    wanted = torch.stack([torch.full(acted.shape[:2], 0.5), -0.5 * segment.observations[..., 0].sign()], -1)
+    return (acted - wanted).square().mean().item()
+
+
 def make_run(folder, evaluate=None, callbacks=(), **settings):
     """A run of such a learner."""
     return Run(make_learner(**settings), CARD, Path(folder), evaluate, callbacks)

@@ -1,5 +1,6 @@
 """Objectives: what an update minimises, by name."""
 
+from aaren_rl.training.objectives.advantage import Advantage
 from aaren_rl.training.objectives.base import (
     Loss,
     Objective,
@@ -14,6 +15,7 @@ from aaren_rl.training.objectives.critic import Critic
 from aaren_rl.training.objectives.imitation import Imitation
 
 __all__ = [
+    "Advantage",
     "Critic",
     "Imitation",
     "Loss",

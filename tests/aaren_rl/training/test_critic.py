@@ -2,20 +2,19 @@
 
 import copy
 
-import numpy as np
 import pytest
 import torch
 from helpers import assert_close, assert_same
-from tiny_training import CARD, make_learner, make_run, train, weights
+from tiny_training import CARD, error_in_bandit, make_learner, make_run, train, weights
 
 from aaren_rl.data.spaces import Box, DiscreteSpace
-from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.errors import InvalidInput
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
 from aaren_rl.model.decision_model import count_parameters
 from aaren_rl.training.config import TrainingConfig
 from aaren_rl.training.ensemble import EnsembleLearner
 from aaren_rl.training.objectives import build_objective
+from aaren_rl.training.objectives.values import value_unit
 from aaren_rl.training.run import Run
 
 BEHIND = {"condition": "norm", "dropout": 0.0}
@@ -68,7 +67,7 @@ def test_it_learns_the_rewards_to_the_end_of_the_segment_and_the_value_there(obj
                 with torch.no_grad():
                     total += factor * values(critic.target_critic, read, acted[row, t]).min().item()
                 break
-            total += factor * segment.rewards[row, t].item() / critic.unit.item()
+            total += factor * segment.rewards[row, t].item() / value_unit(critic.model, 0.99).item()
             if ends_here:
                 break
             t, factor = t + 1, factor * critic.discount
@@ -82,11 +81,11 @@ def test_it_learns_the_rewards_to_the_end_of_the_segment_and_the_value_there(obj
 
 def test_values_have_the_size_of_a_return():
     """Dense rewards without end, and a single one at the end of a long episode."""
-    learner = make()
+    model = make().model
     for returns, rewards, expected in ((3000.0, 6.0, 600.0), (1.0, 1.0, 1.0)):
-        learner.model.inputs.return_scale.fill_(returns)
-        learner.model.inputs.reward_scale.fill_(rewards)
-        assert learner.objective.unit.item() == pytest.approx(expected)
+        model.inputs.return_scale.fill_(returns)
+        model.inputs.reward_scale.fill_(rewards)
+        assert value_unit(model, 0.99).item() == pytest.approx(expected)
 
 
 @both_forms
@@ -126,41 +125,11 @@ def test_targets_follow():
             torch.testing.assert_close(found, old.lerp(new, 0.005))
 
 
-def bandit(reward, episodes=400, seed=0):
-    """Episodes of two steps with random actions; the reward is a function of action and observation."""
-    rng = np.random.default_rng(seed)
-    observations, actions = rng.normal(size=(2 * episodes, 3)), rng.uniform(-1, 1, (2 * episodes, 2))
-    offsets = np.arange(episodes + 1) * 2
-    ends = np.ones(episodes, dtype=bool)
-    return Trajectories(observations, actions, reward(observations, actions), offsets, ends, ~ends)
-
-
-def error_after_training(data, objective):
-    """Mean squared error of the actions that `bandit` rewards most."""
-    shape = {"condition": "norm", "dropout": 0.0, "return_to_go": False, "layout": "fused", "width": 32}
-    schedule = {"batch_size": 64, "context": 2, "learning_rate": 3e-3, "clip": 10.0}
-    learner = make_learner(data, shape=shape, objective=objective, **schedule)
-    learner.model.inputs.return_scale.fill_(2.0)
-    for _ in range(600):
-        learner.update()
-    segment = learner.sampler.sample()
-    with torch.no_grad():
-        acted = learner.model.eval()(segment)[0].mode
-    wanted = torch.stack([torch.full(acted.shape[:2], 0.5), -0.5 * segment.observations[..., 0].sign()], -1)
-    return (acted - wanted).square().mean().item()
-
-
 def test_better_actions_than_those_of_the_data_are_found():
     """Random actions are cloned as 0; the rewards ask for 0.5, and for the opposite of an observation."""
-
-    def reward(observations, actions):
-        wanted = np.stack([np.full(len(actions), 0.5), -0.5 * np.sign(observations[:, 0])], 1)
-        return 1 - np.square(actions - wanted).sum(1)
-
-    data = bandit(reward)
-    assert error_after_training(data, "imitation") > 0.2
+    assert error_in_bandit("imitation") > 0.2
     for objective in ("critic(weight=3)", "critic(weight=3, reads=trunk)"):
-        assert error_after_training(data, objective) < 0.1, objective
+        assert error_in_bandit(objective) < 0.1, objective
 
 
 @both_forms

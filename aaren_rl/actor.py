@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +11,21 @@ if TYPE_CHECKING:
     from gymnasium.vector import AutoresetMode
 
 
+AUTO: Literal["auto"] = "auto"
+
+Target: TypeAlias = float | Literal["auto"]
+"""Return to ask for, or "auto" for what is in reach, which agents with `ModelConfig.reach` predict."""
+
+
+def asked_for(target: Target) -> float:
+    """A target as a number: "auto" is more than any return, of which an agent asks for what is in reach."""
+    return float("inf") if target == AUTO else float(target)
+
+
 class Actor(Protocol):
     """Acts in the rows of a vector environment; `DecisionAgent` and `BehaviourActor` are actors."""
 
-    def reset(self, target_return: float | None, num_envs: int, autoreset_mode: AutoresetMode) -> None:
+    def reset(self, target_return: Target | None, num_envs: int, autoreset_mode: AutoresetMode) -> None:
         """Starts new episodes in all rows.
 
         Args:

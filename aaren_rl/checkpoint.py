@@ -18,6 +18,7 @@ from torch import Tensor
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from aaren_rl import __version__, folders
+from aaren_rl.actor import Target, asked_for
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.reference import Reference, recorded_reference
 from aaren_rl.data.segment import Segment
@@ -51,7 +52,7 @@ class AgentCard:
         environment: to act in; None if none is known.
         dataset_id: name of the training data.
         source: source of the data ("minari", "d4rl", "bundled", "arrays").
-        target_returns: target returns of its environment; the first is the default.
+        target_returns: target returns of its environment, or "auto"; the first is the default.
         updates: number of optimiser updates.
         acting: default way of acting, as "stream" or "window:20" (`aaren_rl.agents.acting.Acting`).
         data_returns: quantiles of the returns in its data, from the lowest to the highest episode in equal steps of
@@ -65,7 +66,7 @@ class AgentCard:
     environment: EnvironmentSpec | None
     dataset_id: str
     source: str
-    target_returns: tuple[float, ...]
+    target_returns: tuple[Target, ...]
     updates: int = 0
     acting: str = "stream"
     data_returns: tuple[float, ...] = ()
@@ -177,7 +178,7 @@ def _try_step(model: DecisionModel, card: AgentCard) -> None:
         InvalidInput: its action is not finite.
     """
     observation = model.inputs.observation.examples(1, torch.Generator().manual_seed(0))
-    target, first = torch.tensor([card.target_returns[0]], dtype=torch.float32), torch.zeros(1, dtype=torch.long)
+    target, first = torch.tensor([asked_for(card.target_returns[0])]), torch.zeros(1, dtype=torch.long)
     now = Segment.of_one_step(observation, first, target, torch.zeros(1, *model.action_space.shape), torch.zeros(1))
     with torch.no_grad():
         acted, _ = model.step(now, model.initial_state(1))

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 
+from aaren_rl.actor import AUTO, Target, asked_for
 from aaren_rl.agents import environment_check
 from aaren_rl.agents.acting import Acting
 from aaren_rl.agents.stable_baselines3 import StableBaselines3Policy
@@ -35,6 +36,7 @@ class Agent(StableBaselines3Policy):
         action_space: of the environments.
         longest: steps that an episode can have; None for any number.
         greatest_return: return, in absolute value, from which on targets are all the same to it; None for none.
+        reaches: True if it predicts the return in reach, which the target "auto" asks for.
         acting: how it acts, as `Acting.parse` takes it; None for what the card says.
         renew: resets the return-to-go to the target every this many steps of an episode; 0 for never. For episodes
             longer than the data's, in which the return-to-go would leave the trained range; the mixers' state goes on.
@@ -53,6 +55,7 @@ class Agent(StableBaselines3Policy):
         action_space: Space,
         longest: int | None,
         greatest_return: float | None,
+        reaches: bool,
         acting: str | None = None,
         renew: int = 0,
         temperature: float = 0.0,
@@ -67,7 +70,7 @@ class Agent(StableBaselines3Policy):
         self.acting = Acting.parse(card.acting if acting is None else acting)
         self.card = replace(card, acting=str(self.acting))
         self.observation_space, self.action_space = observation_space, action_space
-        self.longest, self.renew, self.greatest_return = longest, renew, greatest_return
+        self.longest, self.renew, self.greatest_return, self.reaches = longest, renew, greatest_return, reaches
         self._state: ActingState | None = None
 
     def _begin(self, rows: int) -> ActingState:
@@ -109,7 +112,7 @@ class Agent(StableBaselines3Policy):
 
     def reset(
         self,
-        target_return: float | Array | None = None,
+        target_return: Target | Array | None = None,
         num_envs: int | None = None,
         autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
         goal: Any = None,
@@ -117,8 +120,9 @@ class Agent(StableBaselines3Policy):
         """Starts new episodes everywhere.
 
         Args:
-            target_return: the return to ask for, one number or one per environment; None for the first of the agent's
-                card.
+            target_return: the return to ask for, one number or one per environment, or "auto" for what is in reach at
+                every step; None for the first of the agent's card. An agent that predicts the return in reach asks for
+                no more than that.
             num_envs: rows of the batch; None for a single environment, without a batch dimension.
             autoreset_mode: how the vector environment starts new episodes (`envs.metadata["autoreset_mode"]`; the
                 default is Gymnasium's). NEXT_STEP gives an episode's last observation before the first of the next,
@@ -128,24 +132,13 @@ class Agent(StableBaselines3Policy):
                 are rows. None for what the observations say.
 
         Raises:
-            InvalidInput: a number of environments below 1, a target return that is not finite, or a goal for an agent
-                without goals, or of another size.
+            InvalidInput: a number of environments below 1, a target return that is not finite, "auto" for an agent that
+                does not predict the return in reach, or a goal for an agent without goals, or of another size.
         """
         if num_envs is not None and num_envs < 1:
             raise InvalidInput(f"num_envs is {num_envs}; expected at least 1, or None for a single environment")
         rows = num_envs or 1
-        target = np.array(self.card.target_returns[0] if target_return is None else target_return, dtype=np.float64)
-        with np.errstate(over="ignore"):
-            finite = np.isfinite(target.astype(np.float32)).all()
-        if not finite or target.shape not in ((), (rows,)):
-            raise InvalidInput(f"target_return is {target_return}; expected a finite number, or one for each of {rows}")
-        if self.greatest_return is not None and (np.abs(target) > self.greatest_return).any():
-            warnings.warn(
-                f"target_return is {target.max():g}; the agent's returns are scaled for up to "
-                f"{self.greatest_return:g}, and to it all targets beyond are the same",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+        target = self._checked_target(self.card.target_returns[0] if target_return is None else target_return, rows)
         self._goal = self._checked_goal(goal, num_envs)
         self._warned_of_flags = False
         self._target_given, self._goal_given, self._predicted_anew = target_return, goal, False
@@ -160,6 +153,31 @@ class Agent(StableBaselines3Policy):
         self._rested = self._none
         self._state = self._begin(rows)
         self._state.restart(np.ones(rows, dtype=np.bool_), self._target)
+
+    def _checked_target(self, target_return: Target | Array, rows: int) -> Array:
+        """Targets as numbers, () or (rows,); infinity for "auto"."""
+        if isinstance(target_return, str):
+            if target_return != AUTO:
+                raise InvalidInput(f"target_return is {target_return!r}; expected a number, or {AUTO}")
+            if not self.reaches:
+                raise InvalidInput(
+                    f"target_return is {AUTO}, and this agent does not predict the return in reach; train it with "
+                    "--condition norm --reach True, or give a number"
+                )
+            return np.array(asked_for(AUTO))
+        target = np.array(target_return, dtype=np.float64)
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(target.astype(np.float32)).all()
+        if not finite or target.shape not in ((), (rows,)):
+            raise InvalidInput(f"target_return is {target_return}; expected a finite number, or one for each of {rows}")
+        if self.greatest_return is not None and (np.abs(target) > self.greatest_return).any():
+            warnings.warn(
+                f"target_return is {target.max():g}; the agent's returns are scaled for up to "
+                f"{self.greatest_return:g}, and to it all targets beyond are the same",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return target
 
     def act(
         self,

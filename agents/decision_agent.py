@@ -74,7 +74,7 @@ class DecisionAgent(Agent):
                 "with --head gaussian, or leave the temperature out"
             )
         spaces = model.observation_space, model.action_space
-        super().__init__(card, *spaces, longest, greatest, acting, renew, temperature, seed)
+        super().__init__(card, *spaces, longest, greatest, model.config.reach, acting, renew, temperature, seed)
         self._begun: tuple[int, bool, tuple[tuple[int, int], ...]] | None = None
 
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -156,7 +156,7 @@ class Window(_Counted):
             actions, rewards = self.kept["actions"], self.kept["rewards"]
             window = window._replace(previous_action=actions[:, 0], previous_reward=rewards[:, 0])
         with torch.inference_mode():
-            prediction = self.model(window)[0]
+            prediction = self.model.act(window)[0]
             if noise is None:
                 acted = prediction.mode
             else:
@@ -164,7 +164,7 @@ class Window(_Counted):
                 drawn = self.to_device(noise).unsqueeze(1).expand(-1, window.timesteps.shape[1], -1)
                 acted = prediction.sampled(drawn)
         self.kept["actions"][:, -1] = acted[:, -1]
-        return cast(Array, acted[:, -1].cpu().numpy())
+        return acted[:, -1].cpu().numpy()
 
     def _appended(self, kept: Tensor, now: Tensor) -> Tensor:
         return torch.cat([kept[:, -self.steps :], now.unsqueeze(1)], 1)

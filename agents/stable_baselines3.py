@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
+from aaren_rl.actor import Target
 from aaren_rl.agents.states import ActingState, Array
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.data.spaces import NestedSpace, Space, TextSpace
@@ -26,7 +27,7 @@ class StableBaselines3Policy:
 
     def __init__(self) -> None:
         self._observed_reward: Array | None = None
-        self._target_given: float | Array | None = None
+        self._target_given: Target | Array | None = None
         self._goal_given: Any = None
         self._single = False
         # Whether the last predict started episodes without having been given a state, and an environment to check.
@@ -38,7 +39,7 @@ class StableBaselines3Policy:
 
     def reset(
         self,
-        target_return: float | Array | None,
+        target_return: Target | Array | None,
         num_envs: int | None,
         autoreset_mode: AutoresetMode,
         goal: Any = None,

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 
+from aaren_rl.actor import Target
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.spaces import Box, gymnasium_space
 from aaren_rl.envs import behaviours, experts
@@ -32,7 +33,7 @@ class BehaviourActor:
     def __init__(self, policies: list[Behaviour], seed: int = 0) -> None:
         self.policies, self.seed = policies, seed
 
-    def reset(self, target_return: float | None, num_envs: int, autoreset_mode: AutoresetMode) -> None:
+    def reset(self, target_return: Target | None, num_envs: int, autoreset_mode: AutoresetMode) -> None:
         """See `Actor`; the noise starts anew, and a behaviour takes no target return."""
         self._rng = np.random.default_rng(self.seed)
         self._episodes: list[list[Any]] = [[] for _ in range(num_envs)]

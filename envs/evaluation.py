@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from aaren_rl.actor import Actor
+from aaren_rl.actor import Actor, Target
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.reference import Reference
 from aaren_rl.envs import success
@@ -44,7 +44,7 @@ class Protocol:
         environment: the environment to act in.
         episodes: number of episodes.
         seed: row i of the vector environment is seeded with seed + i.
-        target_return: return to ask for; None for actors that take none.
+        target_return: return to ask for, or "auto"; None for actors that take none.
         reference: returns for the normalised score; None without a table.
         instances: largest number of environments that are open at once. Their number determines which seeds are
             played.
@@ -59,7 +59,7 @@ class Protocol:
     environment: EnvironmentSpec
     episodes: int
     seed: int
-    target_return: float | None
+    target_return: Target | None
     reference: Reference | None
     instances: int = INSTANCES
     processes: int = 1

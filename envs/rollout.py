@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from aaren_rl.actor import Actor
+from aaren_rl.actor import Actor, Target
 from aaren_rl.envs import success
 from aaren_rl.envs.batches import row_of, stacked, where
 from aaren_rl.envs.episodes import Counter, Episodes, Recorder
@@ -25,7 +25,7 @@ def roll_out(
     actor: Actor,
     envs: VectorEnv[Any, Any, Any],
     episodes: int,
-    target_return: float | None = None,
+    target_return: Target | None = None,
     seed: int = 0,
     progress: Callable[[int], object] = lambda done: None,
     record: bool = False,

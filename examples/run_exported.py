@@ -35,7 +35,8 @@ except gymnasium.error.Error as error:
 # The graph gives numbers in float32; choices, bits and whole numbers are rounded for the environment.
 dtype = np.dtype({"discrete": "int64", "binary": "int8"}.get(acted["type"]) or acted["dtype"])
 state = np.array([card["state_start"]], np.float64)
-state[0, card["return_to_go_at"]] = card["target_returns"][0]
+target = card["target_returns"][0]
+state[0, card["return_to_go_at"]] = np.inf if target == "auto" else target
 observation, _ = env.reset(seed=0)
 reward, total, done = 0.0, 0.0, False
 while not done:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import tomli_w
 
+from aaren_rl.actor import AUTO, Target
 from aaren_rl.agents.acting import Acting
 from aaren_rl.data.environment_spec import file_arguments
 from aaren_rl.data.hindsight import Hindsight
@@ -82,8 +83,9 @@ class RunConfig:
     """Go on with the interrupted run in this folder, with its settings."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to train on; auto takes a GPU if torch sees one."""
-    target: float | None = None
-    """Target return of evaluations; by default the dataset's first target."""
+    target: Target | None = None
+    """Target return of evaluations, or "auto" for what is in reach (with --reach); by default "auto" with --reach, else
+    the dataset's first target."""
     return_scale: float | None = None
     """Divisor of returns-to-go; by default the catalogue's, or the largest return in the data."""
     acting: str = "stream"
@@ -112,6 +114,11 @@ class RunConfig:
             raise InvalidInput(f"instances {self.instances} and processes {self.processes}; expected at least 1 each")
         if self.seeds < 1:
             raise InvalidInput(f"seeds is {self.seeds}; expected at least 1")
+        if self.target == AUTO and not self.model.reach:
+            raise InvalidInput(
+                f"target is {AUTO}, and this model does not predict the return in reach; pass --condition norm "
+                "--reach True, or a number"
+            )
         hindsight = Hindsight.parse(self.relabel, self.goal_draws)
         if self.goals == "data":
             given = hindsight != Hindsight(), self.goal_distance is not None, bool(self.goal_columns)
@@ -142,7 +149,7 @@ GROUPS = (
     Group(
         "model",
         "Shape of the decision model.",
-        ("mixer", "blocks", "width", "heads", "dropout", "layout", "norm", "head", "image_encoder"),
+        ("mixer", "blocks", "width", "heads", "dropout", "layout", "norm", "head", "reach", "image_encoder"),
     ),
     Group(
         "input",

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from aaren_rl.actor import Target
 from aaren_rl.envs.environments import registered_limit
 from aaren_rl.errors import AarenError, InvalidInput
 from aaren_rl.training.run import Interrupted
@@ -75,6 +76,11 @@ def rounded(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+def target_in_words(target: Target) -> str:
+    """A target return in words."""
+    return target if isinstance(target, str) else rounded(target)
+
+
 def describe(name: str, figures: dict[str, Any]) -> str:
     """One line on a result."""
     spread = f"{rounded(figures['mean'])} +- {rounded(figures['std'])}"
@@ -86,7 +92,7 @@ def describe(name: str, figures: dict[str, Any]) -> str:
         line += f", normalised score {figures['normalized_score']:.1f}"
         line += "" if figures["ci95"] is None else " [{:.1f}, {:.1f}]".format(*figures["ci95"])
         line += f" ({figures['reference']})"
-    target = "" if figures["target"] is None else f", target {rounded(figures['target'])}"
+    target = "" if figures["target"] is None else f", target {target_in_words(figures['target'])}"
     where = [figures["environment"], *(f"{name}={value}" for name, value in figures["environment_kwargs"].items())]
     if figures["max_episode_steps"] != registered_limit(str(figures["environment"]).rpartition(":")[2]):
         where.append(f"limit {figures['max_episode_steps']} steps")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from aaren_rl.actor import Actor
+from aaren_rl.actor import Actor, Target
 from aaren_rl.agents import DecisionAgent, OnnxAgent
 from aaren_rl.agents.agent import Agent
 from aaren_rl.checkpoint import AgentCard
@@ -45,8 +45,8 @@ class Options:
     """Packages that register environments, to be imported first."""
     episodes: int = 100
     """Number of whole episodes."""
-    target: float | None = None
-    """Target return; by default the agent's first."""
+    target: Target | None = None
+    """Target return, or "auto" for what is in reach; by default the agent's first."""
     acting: str | None = None
     """Way of acting, stream, reset:STEPS or window:STEPS; by default the agent's."""
     horizon: int | None = None
@@ -71,7 +71,7 @@ class Options:
             if number is not None and number < 1:
                 raise InvalidInput(f"--{name} {number}; expected at least 1")
 
-    def protocol(self, environment: EnvironmentSpec, target: float | None, card: AgentCard | None = None) -> Protocol:
+    def protocol(self, environment: EnvironmentSpec, target: Target | None, card: AgentCard | None = None) -> Protocol:
         """How an actor is evaluated in an environment; an agent's card has the returns that its data record."""
         recorded = (card.reference, card.environment) if card else (None, None)
         found = find_reference(environment, *recorded)

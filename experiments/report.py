@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from aaren_rl.actor import AUTO, Target
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.envs.dataset import Dataset, Say
 from aaren_rl.envs.evaluation import Protocol, evaluate, result, versions, write_result
@@ -52,9 +53,11 @@ class Job:
     progress: bool
 
     @property
-    def target(self) -> float:
+    def target(self) -> Target:
         """The return to ask for in evaluations."""
-        return self.dataset.target_returns[0] if self.config.target is None else self.config.target
+        if self.config.target is not None:
+            return self.config.target
+        return AUTO if self.config.model.reach else self.dataset.target_returns[0]
 
 
 def report(job: Job, learner: SingleLearner, trained: Trained) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aaren_rl.actor import Actor
+from aaren_rl.actor import AUTO, Actor
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.envs.evaluation import Protocol, evaluate, result
 from aaren_rl.errors import InvalidInput
@@ -42,7 +42,7 @@ def targets_of(card: AgentCard) -> list[float]:
         raise InvalidInput(
             "this agent's card has no returns of its data; pass the targets, as --targets 1000 2000 3000"
         )
-    return sorted({*card.data_returns[::2], *card.target_returns})
+    return sorted({*card.data_returns[::2], *(target for target in card.target_returns if target != AUTO)})
 
 
 def sweep(

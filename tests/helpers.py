@@ -75,8 +75,8 @@ def double(segment):
 
 
 def predict(model, segment, state=None):
-    """The actions that a model predicts for a segment."""
-    return model(segment, state)[0].mode
+    """The actions that a model takes along a segment."""
+    return (model.act if model.config.reach else model)(segment, state)[0].mode
 
 
 def step_through(model, segment, state=None):

@@ -60,6 +60,9 @@ class ModelConfig:
     """Where the return-to-go enters: in tokens, as in the paper ("token"), or behind the blocks, where it scales and
     shifts the last hidden vector ("norm"; after Perez et al. 2018, arXiv 1709.07871). Then the state is free of
     returns, and another target counts at once."""
+    reach: bool = False
+    """True for a head that predicts the return in reach (Zhuang et al. 2024, "Reinformer", arXiv 2405.08740): no more
+    than that is asked for, and the target "auto" asks for it. Needs the condition "norm"."""
     norm: Norm = "pre"
     """Layer norms before each part of a block (GPT-2, Radford et al. 2019) or after it (Vaswani et al. 2017)."""
     head: HeadName = "squared-error"
@@ -85,6 +88,11 @@ class ModelConfig:
         ):
             if getattr(self, name) not in get_args(choices):
                 raise InvalidInput(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(get_args(choices))}")
+        if self.reach and (self.condition != "norm" or not self.return_to_go):
+            raise InvalidInput(
+                "reach needs a return-to-go behind the blocks, since tokens that hold one would tell it; pass "
+                "--condition norm"
+            )
         object.__setattr__(self, "leave_out", tuple(self.leave_out))
         if not 0 <= self.dropout < 1:
             raise InvalidInput(f"dropout is {self.dropout}; expected a number from 0 up to but not 1")

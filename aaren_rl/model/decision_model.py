@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from aaren_rl.data.segment import Segment
@@ -11,6 +12,7 @@ from aaren_rl.model.condition import ReturnCondition
 from aaren_rl.model.config import ModelConfig
 from aaren_rl.model.heads import Prediction, head_of
 from aaren_rl.model.inputs import Inputs
+from aaren_rl.model.reach import ReturnReach
 from aaren_rl.model.scaling import Scaling
 from aaren_rl.model.trunk import Trunk, TrunkState
 
@@ -40,6 +42,7 @@ class DecisionModel(nn.Module):
         self.trunk.initialise()
         behind = config.return_to_go and config.condition == "norm"
         self.condition = ReturnCondition(config.width) if behind else None
+        self.reach = ReturnReach(config.width, scaling) if config.reach else None
 
     def forward(self, segment: Segment, state: TrunkState | None = None) -> tuple[Prediction, TrunkState]:
         """Predicts the actions of all steps of a segment, in parallel over time.
@@ -74,18 +77,45 @@ class DecisionModel(nn.Module):
         return self.head(hidden, segment)  # type: ignore[no-any-return]
 
     def loss(self, segment: Segment, state: TrunkState | None = None) -> tuple[Tensor, TrunkState]:
-        """The head's mean loss over the counted steps, and the state after the last step.
+        """The head's mean loss over the counted steps, with `reach_loss`, and the state after the last step.
 
         Raises:
             InvalidInput: as `forward`, or the segment has no actions.
         """
         if segment.actions is None:
             raise InvalidInput("the segment has no actions; a loss needs actions to compare the prediction with")
-        prediction, state = self(segment, state)
-        return segment.mean_over_counted(prediction.loss(segment.actions)), state
+        hidden, state = self.hidden(segment, state)
+        loss = segment.mean_over_counted(self.predict(hidden, segment).loss(segment.actions))
+        return loss + self.reach_loss(hidden, segment), state
+
+    def reach_loss(self, hidden: Tensor, segment: Segment) -> Tensor | float:
+        """Mean loss of the prediction of returns in reach over the counted steps; 0 for a model without one.
+
+        Args:
+            hidden: what `hidden` gave for the segment; it gets no gradient.
+            segment: with returns-to-go.
+        """
+        if self.reach is None:
+            return 0.0
+        assert segment.returns_to_go is not None  # the inputs have checked
+        return segment.mean_over_counted(self.reach.loss(hidden, self.inputs.scaled_return(segment.returns_to_go)))
+
+    def act(self, segment: Segment, state: TrunkState | None = None) -> tuple[Prediction, TrunkState]:
+        """As `forward`, but asks for no more than is in reach, where the model predicts that.
+
+        Args:
+            segment: as for `forward`; `returns_to_go` is what is left of the targets, infinity for "auto".
+            state: as for `forward`.
+        """
+        hidden, state = self.hidden(segment, state)
+        if self.reach is not None:
+            assert segment.returns_to_go is not None  # the inputs have checked
+            in_reach = self.reach(hidden) * self.inputs.return_scale
+            segment = segment._replace(returns_to_go=torch.minimum(segment.returns_to_go, in_reach))
+        return self.predict(hidden, segment), state
 
     def step(self, now: Segment, state: TrunkState, noise: Tensor | None = None) -> tuple[Tensor, TrunkState]:
-        """Predicts the action of the next step: `forward` on a segment of one step.
+        """Predicts the action of the next step: `act` on a segment of one step.
 
         Args:
             now: the step, from `Segment.of_one_step`.
@@ -96,7 +126,7 @@ class DecisionModel(nn.Module):
         Returns:
             The action (batch, *action shape) and the new state.
         """
-        prediction, state = self(now, state)
+        prediction, state = self.act(now, state)
         action = prediction.mode if noise is None else prediction.sampled(noise.unsqueeze(1))
         return action.squeeze(1), state
 

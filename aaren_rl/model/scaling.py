@@ -25,6 +25,7 @@ class Scaling:
             mean, and what an environment shows there changes nothing.
         return_scale: returns-to-go are divided by this.
         reward_scale: rewards are divided by this.
+        return_range: least and greatest return-to-go; None for the return scale both ways.
 
     Raises:
         InvalidInput: shapes differ, a value is not finite in float32, a deviation is negative, or a scale not positive.
@@ -34,6 +35,7 @@ class Scaling:
     observation_std: np.ndarray
     return_scale: float = 1000.0
     reward_scale: float = 1.0
+    return_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.observation_mean.shape != self.observation_std.shape:
@@ -63,7 +65,8 @@ class Scaling:
         """
         mean, std = trajectories.observation_statistics()
         scale = largest(trajectories.returns) if return_scale is None else return_scale
-        return cls(mean, std, scale, largest(trajectories.rewards))
+        to_go = trajectories.returns_to_go
+        return cls(mean, std, scale, largest(trajectories.rewards), (float(to_go.min()), float(to_go.max())))
 
     @classmethod
     def identity(cls, observation_space: Space) -> Scaling:

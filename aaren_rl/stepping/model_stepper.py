@@ -44,6 +44,7 @@ class ModelStepper(nn.Module):
             self.trunk = model.trunk.stepper(model.inputs.norm)
             scale = model.inputs.return_scale
             self.condition = None if model.condition is None else model.condition.stepper(scale)
+            self.reach = None if model.reach is None else model.reach.stepper(scale)
             self.head = model.head.stepper()
         self.register_buffer("start", torch.cat([self.inputs.start(), *self.trunk.starts()]))
         self._sizes = [*self.inputs.sizes, *self.trunk.sizes]
@@ -76,7 +77,8 @@ class ModelStepper(nn.Module):
         tokens, live, return_to_go, timestep = self.inputs(observation, reward, counted)  # (batch * tokens, width)
         hidden, mixed = self.trunk(tokens, mixed, live)  # (batch, width)
         if self.condition is not None:
-            hidden = self.condition(hidden, return_to_go)
+            asked = return_to_go if self.reach is None else self.reach(hidden, return_to_go)
+            hidden = self.condition(hidden, asked)
         action = self.head(hidden, noise)
         previous = action if action.ndim == 2 else action.reshape(-1, self.inputs.action_size)  # (batch, action size)
         return action, torch.cat([return_to_go, timestep, previous.double(), *mixed], -1)

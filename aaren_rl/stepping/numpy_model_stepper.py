@@ -8,6 +8,7 @@ from torch import nn
 from aaren_rl.model.condition import NumpyCondition
 from aaren_rl.model.heads import NumpyHead
 from aaren_rl.model.inputs_stepper import ACTION, NumpyInputs
+from aaren_rl.model.reach import NumpyReach
 from aaren_rl.model.trunk_stepper import NumpyTrunk
 from aaren_rl.ops.numpy_layers import Array
 from aaren_rl.stepping.model_stepper import ModelStepper
@@ -20,14 +21,22 @@ class NumpyModelStepper:
         inputs: makes tokens.
         trunk: makes hidden vectors of them.
         condition: modulates those by the return-to-go; None where it is a token, or no input.
+        reach: bounds what is asked for; None for no bound.
         head: makes actions of those.
         mixed: column of a row of state at which the mixers' states start.
     """
 
     def __init__(
-        self, inputs: NumpyInputs, trunk: NumpyTrunk, condition: NumpyCondition | None, head: NumpyHead, mixed: int
+        self,
+        inputs: NumpyInputs,
+        trunk: NumpyTrunk,
+        condition: NumpyCondition | None,
+        reach: NumpyReach | None,
+        head: NumpyHead,
+        mixed: int,
     ) -> None:
-        self.inputs, self.trunk, self.condition, self.head, self.mixed = inputs, trunk, condition, head, mixed
+        self.inputs, self.trunk, self.head, self.mixed = inputs, trunk, head, mixed
+        self.condition, self.reach = condition, reach
 
     @classmethod
     def of(cls, step: ModelStepper) -> NumpyModelStepper | None:
@@ -36,12 +45,13 @@ class NumpyModelStepper:
         if inputs is None or trunk is None:
             return None
         condition, norm = None, trunk.norm
+        reach = None if step.reach is None else step.reach.to_numpy(norm)
         if step.condition is not None:
             # The condition folds the norm, so the head folds one that scales by 1.
             condition = step.condition.to_numpy(norm)
             norm = nn.LayerNorm(norm.normalized_shape, device=norm.weight.device)
         head = step.head.to_numpy(norm)
-        return None if head is None else cls(inputs, trunk, condition, head, step.mixed)
+        return None if head is None else cls(inputs, trunk, condition, reach, head, step.mixed)
 
     def __call__(
         self, observation: Array, reward: Array, state: Array, noise: Array | None = None
@@ -51,7 +61,8 @@ class NumpyModelStepper:
         tokens, live, return_to_go, timestep = self.inputs(observation, reward, state)  # (batch * tokens, width)
         hidden = self.trunk(tokens, state[:, self.mixed :], after[:, self.mixed :], live)  # (batch, width)
         if self.condition is not None:
-            hidden = self.condition(hidden, return_to_go)
+            asked = return_to_go if self.reach is None else self.reach(hidden, return_to_go)
+            hidden = self.condition(hidden, asked)
         action = self.head(hidden, noise)
         after[:, :1], after[:, 1:2] = return_to_go, timestep
         after[:, ACTION : self.mixed] = action.reshape(len(action), -1)

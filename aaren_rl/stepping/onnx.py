@@ -85,6 +85,7 @@ def to_onnx(model: DecisionModel, card: AgentCard, folder: Path, int8: bool = Fa
         "action_space": step.action_space.to_json(),
         "longest_episode": model.config.max_steps if model.config.timesteps == "learned" else None,
         "greatest_return": SCALED_BOUND * float(model.inputs.return_scale) if model.config.return_to_go else None,
+        "reach": model.config.reach,
         "state_start": step.start.tolist(),
         "return_to_go_at": RETURN_TO_GO,
         "timestep_at": TIMESTEP,

@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 from typeguard import TypeCheckError, check_type
 
+from aaren_rl.actor import Target
 from aaren_rl.checkpoint import read_json
 from aaren_rl.envs import sources
 from aaren_rl.envs.catalogue import catalogue
@@ -42,7 +43,7 @@ FIGURES: dict[str, Any] = {
     "mean": float,
     "ci95": list[float],
     "train_seconds": float,
-    "target": float,
+    "target": Target,
     "best": dict[str, Any],
     "versions": dict[str, Any],
     **dict.fromkeys(("source", "environment", "reference", "acting", "data_sha256"), str),

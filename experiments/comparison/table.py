@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aaren_rl.experiments.comparison.scores import Aggregates, Comparison
-from aaren_rl.experiments.console import rounded
+from aaren_rl.experiments.console import rounded, target_in_words
 from aaren_rl.folders import replace_file
 
 
@@ -132,7 +132,7 @@ def _words(comparison: Comparison) -> str:
     packages = [f"{name} {_or(versions[name])}" for name in ("aaren-rl", "gymnasium", "mujoco") if name in versions]
     environments = _listed(dict.fromkeys(protocol["environments"].values()))
     targets = _listed(
-        f"{_or(f'{target:g}' for target in targets)} ({dataset})" for dataset, targets in protocol["targets"].items()
+        f"{_or(map(target_in_words, targets))} ({dataset})" for dataset, targets in protocol["targets"].items()
     )
     score = f"Normalised score (0 = random, 100 = expert; reference: {_or(protocol['reference'])})"
     lines = [

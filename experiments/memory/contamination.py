@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 
-from aaren_rl.actor import Actor
+from aaren_rl.actor import Actor, Target
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.envs.environments import make_vector
 from aaren_rl.envs.episodes import Episodes
@@ -63,7 +63,7 @@ class Disturbed:
     def __init__(self, actor: Actor, space: gym.Space[Any], step: int, seed: int) -> None:
         self.actor, self.space, self.step, self.seed = actor, space, step, seed
 
-    def reset(self, target_return: float | None, num_envs: int, autoreset_mode: AutoresetMode) -> None:
+    def reset(self, target_return: Target | None, num_envs: int, autoreset_mode: AutoresetMode) -> None:
         """See `Actor`."""
         self._acted, self._rng = 0, np.random.default_rng(self.seed)
         self.actor.reset(target_return, num_envs, autoreset_mode)

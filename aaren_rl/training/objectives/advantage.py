@@ -81,7 +81,8 @@ class Advantage(Objective):
             "value_loss": value_loss,
             "largest_weight": torch.where(learns, weight, 0.0).amax(),
         }
-        return Loss(learning.mean_over_counted(weight * imitation) + value_loss, metrics, after)
+        loss = learning.mean_over_counted(weight * imitation) + value_loss
+        return Loss(loss + self.model.reach_loss(hidden, segment), metrics, after)
 
     def after_update(self) -> None:
         """See `Objective.after_update`: the target follows."""

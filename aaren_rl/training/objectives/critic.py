@@ -99,7 +99,8 @@ class Critic(Objective):
         mean = segment.mean_over_counted(value)
         size = segment.mean_over_counted(value.detach().abs()).clamp(min=1e-6)
         metrics = {"imitation_loss": imitation, "critic_loss": critic_loss, "value": mean}
-        return Loss(imitation - self.weight * mean / size + critic_loss, metrics, after)
+        loss = imitation - self.weight * mean / size + critic_loss
+        return Loss(loss + self.model.reach_loss(hidden, segment), metrics, after)
 
     def after_update(self) -> None:
         """See `Objective.after_update`: targets follow."""

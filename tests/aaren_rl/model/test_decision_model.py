@@ -31,6 +31,7 @@ VARIANTS = [
     {"mixer": "aaren(recency=true)"},
     {"norm": "post"},
     {"condition": "norm"},
+    {"condition": "norm", "reach": True},
     {"timesteps": "first"},
 ]
 all_variants = pytest.mark.parametrize("variant", VARIANTS, ids=str)
@@ -96,7 +97,7 @@ def test_no_variant_depends_on_padding_or_splitting(make_model, layout, variant,
         if start > 0:
             ahead = segment.actions[:, start - 1], segment.rewards[:, start - 1]
         piece = pad(cut(segment, slice(start, stop)), left, right, filler=3.0)
-        own, state = model(piece._replace(previous_action=ahead[0], previous_reward=ahead[1]), state)
+        own, state = model.act(piece._replace(previous_action=ahead[0], previous_reward=ahead[1]), state)
         outputs.append(own.mode[:, left : left + stop - start])
     assert_close(torch.cat(outputs, 1), whole)
 

@@ -51,6 +51,7 @@ SHAPES = [
             {"return_to_go": False, "previous_action": False, "timesteps": "sinusoidal"},
             {"norm": "post"},
             {"condition": "norm"},
+            {"condition": "norm", "reach": True},
             {"condition": "norm", "norm": "post"},
         )
     ),

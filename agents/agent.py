@@ -144,7 +144,7 @@ class Agent(StableBaselines3Policy):
         self._target_given, self._goal_given, self._predicted_anew = target_return, goal, False
         self._single = num_envs is None
         self._waits_for_reset = autoreset_mode == AutoresetMode.NEXT_STEP and not self._single
-        self._target = np.broadcast_to(target, (rows,))
+        self._target, self._asks_anew = np.broadcast_to(target, (rows,)), False
         # Steps since each row's episode began: when to renew, to forget, and to refuse.
         self._scheduled = bool(self.renew) or self.longest is not None or self.acting.mode == "reset"
         self._timestep = np.zeros(rows, dtype=np.int64)
@@ -153,6 +153,23 @@ class Agent(StableBaselines3Policy):
         self._rested = self._none
         self._state = self._begin(rows)
         self._state.restart(np.ones(rows, dtype=np.bool_), self._target)
+
+    def ask(self, target_return: Target | Array) -> None:
+        """Asks for another return from the next action on: in the episodes under way, and in those that follow.
+
+        The rewards earned before do not count. An agent of the condition "norm" then acts as if it had been asked for
+        that from the start; the state of another remembers what was asked for before.
+
+        Args:
+            target_return: as for `reset`.
+
+        Raises:
+            InvalidInput: as `reset`, or the agent was not reset yet.
+        """
+        self._running()
+        rows = len(self._timestep)
+        self._target = np.broadcast_to(self._checked_target(target_return, rows), (rows,)).copy()
+        self._asks_anew = True
 
     def _checked_target(self, target_return: Target | Array, rows: int) -> Array:
         """Targets as numbers, () or (rows,); infinity for "auto"."""
@@ -231,6 +248,10 @@ class Agent(StableBaselines3Policy):
             self._timestep = self._timestep + 1
             if done is not self._none or self._rested is not self._none:
                 earned = self._start_episodes(state, done, earned)
+        if self._asks_anew:
+            # The step takes the reward off.
+            state.ask(np.ones(len(earned), dtype=np.bool_), self._target + earned)
+            self._asks_anew = False
         if self._scheduled:
             self._on_schedule(state, earned)
         sampled = self.temperature > 0 and not deterministic

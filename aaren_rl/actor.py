@@ -17,7 +17,7 @@ Target: TypeAlias = float | Literal["auto"]
 """Return to ask for, or "auto" for what is in reach, which agents with `ModelConfig.reach` predict."""
 
 
-def asked_for(target: Target) -> float:
+def target_as_number(target: Target) -> float:
     """A target as a number: "auto" is more than any return, of which an agent asks for what is in reach."""
     return float("inf") if target == AUTO else float(target)
 

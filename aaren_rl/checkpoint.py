@@ -18,7 +18,7 @@ from torch import Tensor
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from aaren_rl import __version__, folders
-from aaren_rl.actor import Target, asked_for
+from aaren_rl.actor import AUTO, Target, target_as_number
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.reference import Reference, recorded_reference
 from aaren_rl.data.segment import Segment
@@ -175,10 +175,12 @@ def _try_step(model: DecisionModel, card: AgentCard) -> None:
     """Makes a first step, since weights that are numbers may still overflow.
 
     Raises:
-        InvalidInput: its action is not finite.
+        InvalidInput: its action is not finite, or the card asks for "auto" of a model that does not predict it.
     """
+    if AUTO in card.target_returns and not model.config.reach:
+        raise InvalidInput(f"its target is {AUTO}, and the model does not predict the return in reach")
     observation = model.inputs.observation.examples(1, torch.Generator().manual_seed(0))
-    target, first = torch.tensor([asked_for(card.target_returns[0])]), torch.zeros(1, dtype=torch.long)
+    target, first = torch.tensor([target_as_number(card.target_returns[0])]), torch.zeros(1, dtype=torch.long)
     now = Segment.of_one_step(observation, first, target, torch.zeros(1, *model.action_space.shape), torch.zeros(1))
     with torch.no_grad():
         acted, _ = model.step(now, model.initial_state(1))

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 
-from aaren_rl.actor import AUTO, Target, asked_for
+from aaren_rl.actor import AUTO, Target, target_as_number
 from aaren_rl.agents import environment_check
 from aaren_rl.agents.acting import Acting
 from aaren_rl.agents.stable_baselines3 import StableBaselines3Policy
@@ -157,8 +157,8 @@ class Agent(StableBaselines3Policy):
     def ask(self, target_return: Target | Array) -> None:
         """Asks for another return from the next action on: in the episodes under way, and in those that follow.
 
-        The rewards earned before do not count. An agent of the condition "norm" then acts as if it had been asked for
-        that from the start; the state of another remembers what was asked for before.
+        The rewards earned before do not count. The state of an agent of the condition "norm" holds no returns, so it is
+        none the worse for the change; the state of another remembers what was asked for before.
 
         Args:
             target_return: as for `reset`.
@@ -169,6 +169,7 @@ class Agent(StableBaselines3Policy):
         self._running()
         rows = len(self._timestep)
         self._target = np.broadcast_to(self._checked_target(target_return, rows), (rows,)).copy()
+        self._target_given = target_return
         self._asks_anew = True
 
     def _checked_target(self, target_return: Target | Array, rows: int) -> Array:
@@ -181,8 +182,11 @@ class Agent(StableBaselines3Policy):
                     f"target_return is {AUTO}, and this agent does not predict the return in reach; train it with "
                     "--condition norm --reach True, or give a number"
                 )
-            return np.array(asked_for(AUTO))
-        target = np.array(target_return, dtype=np.float64)
+            return np.array(target_as_number(AUTO))
+        try:
+            target = np.array(target_return, dtype=np.float64)
+        except ValueError as error:
+            raise InvalidInput(f"target_return is {target_return}; expected numbers, or {AUTO} for all rows") from error
         with np.errstate(over="ignore"):
             finite = np.isfinite(target.astype(np.float32)).all()
         if not finite or target.shape not in ((), (rows,)):

@@ -67,14 +67,16 @@ class OnnxAgent(Agent):
             greatest = described["greatest_return"]
             if not isinstance(greatest, int | float | None) or not (greatest is None or greatest > 0):
                 raise InvalidInput(f"greatest_return is {greatest!r}; expected a number above 0, or null")
-            if not isinstance(described["reach"], bool):
-                raise InvalidInput(f"reach is {described['reach']!r}; expected true or false")
+            # Exports of before have none.
+            reaches = described.get("reach", False)
+            if not isinstance(reaches, bool):
+                raise InvalidInput(f"reach is {reaches!r}; expected true or false")
             self.start = np.array(described["state_start"], dtype=np.float64)
             self.mixed, self.int8 = int(described["mixers_at"]), bool(described["int8"])
             self._threads = threads
             self.session = export.session(self._graph, threads)
             self._try_step(observations, actions)
-        super().__init__(card, observations, actions, longest, greatest, described["reach"], acting, renew)
+        super().__init__(card, observations, actions, longest, greatest, reaches, acting, renew)
         if self.acting.mode == "window":
             raise InvalidInput(f"an exported agent has a single step, it cannot act by {self.acting}; pass stream")
 

@@ -88,10 +88,12 @@ class ModelConfig:
         ):
             if getattr(self, name) not in get_args(choices):
                 raise InvalidInput(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(get_args(choices))}")
-        if self.reach and (self.condition != "norm" or not self.return_to_go):
+        if self.reach and not self.return_to_go:
+            raise InvalidInput("reach bounds the return that is asked for, and return_to_go is false; leave one out")
+        if self.reach and self.condition != "norm":
             raise InvalidInput(
-                "reach needs a return-to-go behind the blocks, since tokens that hold one would tell it; pass "
-                "--condition norm"
+                "reach cannot be learned from tokens that hold the return; pass --condition norm, which puts it behind "
+                "the blocks"
             )
         object.__setattr__(self, "leave_out", tuple(self.leave_out))
         if not 0 <= self.dropout < 1:

@@ -21,8 +21,9 @@ class DecisionModel(nn.Module):
     """A Decision Transformer (Chen et al. 2021, arXiv 2106.01345, section 3) over a swappable mixer.
 
     `inputs` turns what is known before each action into tokens, `trunk` mixes them over time, and `head` predicts the
-    action. Tokens stand in the order in which things become known while acting, so `forward` over a trajectory and
-    `step` along it are one function.
+    action. Tokens stand in the order in which things become known while acting, so `act` over a trajectory and `step`
+    along it are one function. `forward` is the same, but for models that predict the return in reach (`config.reach`):
+    it takes all returns as they are given, as training does.
 
     Observations, actions, rewards and returns are in the environment's units outside; they are scaled inside.
 
@@ -77,26 +78,33 @@ class DecisionModel(nn.Module):
         return self.head(hidden, segment)  # type: ignore[no-any-return]
 
     def loss(self, segment: Segment, state: TrunkState | None = None) -> tuple[Tensor, TrunkState]:
-        """The head's mean loss over the counted steps, with `reach_loss`, and the state after the last step.
+        """`head_loss`, with `reach_loss` where the model has one, and the state after the last step.
 
         Raises:
             InvalidInput: as `forward`, or the segment has no actions.
         """
+        hidden, state = self.hidden(segment, state)
+        loss = self.head_loss(hidden, segment)
+        return (loss if self.reach is None else loss + self.reach_loss(hidden, segment)), state
+
+    def head_loss(self, hidden: Tensor, segment: Segment) -> Tensor:
+        """The head's mean loss over the counted steps; arguments as for `predict`.
+
+        Raises:
+            InvalidInput: the segment has no actions.
+        """
         if segment.actions is None:
             raise InvalidInput("the segment has no actions; a loss needs actions to compare the prediction with")
-        hidden, state = self.hidden(segment, state)
-        loss = segment.mean_over_counted(self.predict(hidden, segment).loss(segment.actions))
-        return loss + self.reach_loss(hidden, segment), state
+        return segment.mean_over_counted(self.predict(hidden, segment).loss(segment.actions))
 
-    def reach_loss(self, hidden: Tensor, segment: Segment) -> Tensor | float:
-        """Mean loss of the prediction of returns in reach over the counted steps; 0 for a model without one.
+    def reach_loss(self, hidden: Tensor, segment: Segment) -> Tensor:
+        """Mean loss of the return in reach over the counted steps, of a model that predicts it.
 
         Args:
             hidden: what `hidden` gave for the segment; it gets no gradient.
             segment: with returns-to-go.
         """
-        if self.reach is None:
-            return 0.0
+        assert self.reach is not None
         assert segment.returns_to_go is not None  # the inputs have checked
         return segment.mean_over_counted(self.reach.loss(hidden, self.inputs.scaled_return(segment.returns_to_go)))
 

@@ -28,7 +28,8 @@ class Scaling:
         return_range: least and greatest return-to-go; None for the return scale both ways.
 
     Raises:
-        InvalidInput: shapes differ, a value is not finite in float32, a deviation is negative, or a scale not positive.
+        InvalidInput: shapes differ, a value is not finite in float32, a deviation is negative, a scale not positive, or
+            the range upside down.
     """
 
     observation_mean: np.ndarray
@@ -51,6 +52,10 @@ class Scaling:
             raise InvalidInput(
                 "observation_std has negative values; expected positive ones, and 0 where a component is constant"
             )
+        if self.return_range is not None:
+            least, greatest = self.return_range
+            if not (np.isfinite(self.return_range).all() and least <= greatest):
+                raise InvalidInput(f"return_range is {self.return_range}; expected two finite numbers, the least first")
         for name in ("return_scale", "reward_scale"):
             if not SMALLEST <= getattr(self, name) <= float(np.finfo(np.float32).max):
                 raise InvalidInput(f"{name} is {getattr(self, name)}; expected a positive number that float32 holds")

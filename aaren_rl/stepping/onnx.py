@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from aaren_rl import __version__, checkpoint, folders
+from aaren_rl.actor import AUTO, target_as_number
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.data.bounds import SCALED_BOUND, bounds_of
 from aaren_rl.data.packed import arrays_of
@@ -215,6 +216,8 @@ def _difference(model: DecisionModel, step: ModelStepper, graph: bytes) -> float
     running = session(graph)
     generator = torch.Generator().manual_seed(0)
     target = torch.linspace(0.5, 1.5, ROWS) * model.inputs.return_scale
+    if model.config.reach:
+        target[0] = target_as_number(AUTO)
     ours, theirs = model.initial_state(ROWS), step.initial_state(target).numpy()
     action, returns, largest = torch.zeros(ROWS, *model.action_space.shape), target, 0.0
     low, high = (torch.from_numpy(bound).double() for bound in bounds_of(model.action_space))

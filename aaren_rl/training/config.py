@@ -44,7 +44,7 @@ class TrainingConfig:
     """Updates over which the learning rate rises linearly to its peak."""
     decay: Decay = "none"
     """Course of the learning rate from its peak to 0 at the last update; "none" stays at the peak. A resumed run with
-    more updates follows the longer course from where it stands."""
+    more updates takes the rate of the longer course at once, which is higher."""
     weight_decay: float = 1e-4
     """AdamW's decoupled weight decay."""
     clip: float = 0.25

@@ -15,7 +15,7 @@ from aaren_rl.data.segment import Segment
 from aaren_rl.errors import InvalidInput
 from aaren_rl.training.learner import SingleLearner
 from aaren_rl.training.objectives import check_metrics
-from aaren_rl.training.optimiser import autocast, learning_rate, make_optimiser, set_learning_rate
+from aaren_rl.training.optimiser import autocast, clipped_together, learning_rate, make_optimiser, set_learning_rate
 from aaren_rl.training.state_check import Expected
 
 
@@ -98,8 +98,9 @@ class EnsembleLearner:
             for name, value in found.items():
                 totals[name] = totals.get(name, 0.0) + value.detach() / self.config.accumulate
         for network, optimiser in self.optimisers.items():
-            name = "gradient_norm" if network == "model" else f"gradient_norm/{network}"
-            totals[name] = _clip_each(list(self._of(network).values()), self.config.clip)
+            named = ((name.removeprefix(f"{network}."), part) for name, part in self._of(network).items())
+            for group, parameters in clipped_together(network, named).items():
+                totals[group] = _clip_each(parameters, self.config.clip)
             optimiser.step()
         with torch.no_grad():
             for name, average in self.averages.items():

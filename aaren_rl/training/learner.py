@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from aaren_rl import checkpoint
 from aaren_rl.cuda_graph import CudaGraph
+from aaren_rl.data.context import Context
 from aaren_rl.data.hindsight import Relabelling
 from aaren_rl.data.sampler import Sampler, hold_out
+from aaren_rl.data.segment import Segment
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.errors import InvalidInput
 from aaren_rl.mixers import state_tensors
@@ -22,7 +24,14 @@ from aaren_rl.model import DecisionModel
 from aaren_rl.model.trunk import TrunkState
 from aaren_rl.training.config import TrainingConfig
 from aaren_rl.training.objectives import Loss, build_objective, check_metrics, check_networks
-from aaren_rl.training.optimiser import autocast, learning_rate, make_optimiser, resolve_auto, set_learning_rate
+from aaren_rl.training.optimiser import (
+    autocast,
+    clipped_together,
+    learning_rate,
+    make_optimiser,
+    resolve_auto,
+    set_learning_rate,
+)
 from aaren_rl.training.state_check import Expected
 
 VALIDATION_STEPS = 20_000
@@ -110,6 +119,17 @@ class SingleLearner:
             self.cuda_graph = self._uncaptured()
         self.objective = build_objective(config.objective, model).to(self.device)
         check_networks(self.objective)
+        if model.config.reach and relabelling is not None:
+            raise InvalidInput(
+                "the return in reach is clamped to the recorded returns, and hindsight relabelling makes others; leave "
+                "out --reach or --goals"
+            )
+        one_step = Context.parse(config.context).steps == 1 and trajectories.lengths.max() > 1
+        if self.objective.learns_from_later_steps and one_step:
+            raise InvalidInput(
+                f"objective {config.objective} learns values of steps from those after them, and segments of --context "
+                f"{config.context} count one step; pass more"
+            )
         # Other networks, such as targets, keep the mode that their objective gave them.
         for network in self.objective.networks().values():
             network.train()
@@ -184,8 +204,8 @@ class SingleLearner:
                 totals[name] = totals.get(name, 0.0) + value.detach() / config.accumulate
             self._carry(result.state)
         for name, network in self.objective.networks().items():
-            norm = torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip)
-            totals["gradient_norm" if name == "model" else f"gradient_norm/{name}"] = norm
+            for group, parameters in clipped_together(name, network.named_parameters()).items():
+                totals[group] = torch.nn.utils.clip_grad_norm_(parameters, config.clip)
             self.optimisers[name].step()
         if self.acting is not self.model:
             with torch.no_grad():
@@ -201,11 +221,15 @@ class SingleLearner:
         with torch.inference_mode():
             # Compiling again for inference would cost more than it saves, so the plain loss is taken.
             parts = [
-                (self.acting.loss(segment)[0].item(), int(cast(Tensor, segment.counted).sum()))
+                (self._head_loss(segment).item(), int(cast(Tensor, segment.counted).sum()))
                 for segment in self.validation.sweep(VALIDATION_STEPS)
             ]
         self.model.train()
         return [{"loss": sum(loss * steps for loss, steps in parts) / sum(steps for _, steps in parts)}]
+
+    def _head_loss(self, segment: Segment) -> Tensor:
+        hidden, _ = self.acting.hidden(segment)
+        return self.acting.head_loss(hidden, segment)
 
     def state_dict(self) -> dict[str, Tensor]:
         """See `Learner.state_dict`: `objective.`, `average.`, `optimiser.`, `random.`, `carried.`."""

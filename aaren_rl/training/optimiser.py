@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aaren_rl.errors import InvalidInput
 from aaren_rl.model import ModelConfig
@@ -22,7 +22,7 @@ def learning_rate(config: TrainingConfig, update: int) -> float:
     1608.03983, section 3) whose end, 0, lies one update behind the last.
     """
     if update <= config.warmup:
-        return config.learning_rate * update / config.warmup
+        return config.learning_rate * (update / config.warmup)
     done = min(1.0, (update - config.warmup) / max(1, config.updates + 1 - config.warmup))
     left = {"none": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
     return config.learning_rate * left[config.decay]
@@ -34,6 +34,23 @@ def make_optimiser(parameters: Iterable[Tensor], config: TrainingConfig, device:
     rate = torch.tensor(config.learning_rate, device=device) if on_gpu else config.learning_rate
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     return torch.optim.AdamW(trainable, lr=rate, weight_decay=config.weight_decay, fused=True, capturable=on_gpu)
+
+
+def clipped_together(network: str, named: Iterable[tuple[str, nn.Parameter]]) -> dict[str, list[nn.Parameter]]:
+    """Parameters whose gradients are clipped by their common norm, by the name under which that norm is logged.
+
+    The return in reach stands by itself: it teaches the rest of the model nothing, so it shall not shrink its gradient.
+
+    Args:
+        network: the network's name in its objective.
+        named: its parameters by their names in the network.
+    """
+    whole = "gradient_norm" if network == "model" else f"gradient_norm/{network}"
+    groups: dict[str, list[nn.Parameter]] = {whole: []}
+    for name, parameter in named:
+        alone = network == "model" and name.startswith("reach.")
+        groups.setdefault("gradient_norm/reach" if alone else whole, []).append(parameter)
+    return groups
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:

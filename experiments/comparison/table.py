@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from aaren_rl.actor import Target
 from aaren_rl.experiments.comparison.scores import Aggregates, Comparison
-from aaren_rl.experiments.console import rounded, target_in_words
+from aaren_rl.experiments.console import rounded
 from aaren_rl.folders import replace_file
 
 
@@ -131,9 +132,7 @@ def _words(comparison: Comparison) -> str:
     versions = protocol["versions"]
     packages = [f"{name} {_or(versions[name])}" for name in ("aaren-rl", "gymnasium", "mujoco") if name in versions]
     environments = _listed(dict.fromkeys(protocol["environments"].values()))
-    targets = _listed(
-        f"{_or(map(target_in_words, targets))} ({dataset})" for dataset, targets in protocol["targets"].items()
-    )
+    targets = _listed(f"{_or(map(_exactly, targets))} ({dataset})" for dataset, targets in protocol["targets"].items())
     score = f"Normalised score (0 = random, 100 = expert; reference: {_or(protocol['reference'])})"
     lines = [
         f"{score if comparison.scored else 'Mean return'} of the agent after the last update, by dataset: mean over "
@@ -171,3 +170,7 @@ def _or(values: Iterable[Any]) -> str:
 
 def _listed(values: Iterable[str]) -> str:
     return ", ".join(values)
+
+
+def _exactly(target: Target) -> str:
+    return target if isinstance(target, str) else f"{target:g}"

@@ -86,6 +86,15 @@ def test_rows_ask_for_their_own_and_new_episodes_for_the_last_target():
     np.testing.assert_allclose(agent.return_to_go, [69.0, 69.0])
 
 
+def test_stable_baselines_episodes_that_follow_ask_for_it_too():
+    agent = make_agent()
+    observation = np.ones(3, np.float32)
+    agent.reset(5.0)
+    agent.ask(50.0)
+    agent.predict(observation, state=None)
+    np.testing.assert_allclose(agent.return_to_go, [50.0])
+
+
 def test_what_cannot_be_asked_for_is_refused():
     agent = make_agent()
     with pytest.raises(InvalidInput, match="call reset first"):
@@ -95,5 +104,7 @@ def test_what_cannot_be_asked_for_is_refused():
         agent.ask(float("nan"))
     with pytest.raises(InvalidInput, match="does not predict the return in reach"):
         agent.ask("auto")
+    with pytest.raises(InvalidInput, match="expected numbers, or auto for all rows"):
+        agent.ask(["auto", 5.0])
     with pytest.warns(RuntimeWarning, match="all targets beyond are the same"):
         agent.ask(1e9)

@@ -391,6 +391,18 @@ def test_a_signed_card_of_something_else_is_one_error(folder, changes, message):
         OnnxAgent(folder)
 
 
+def test_a_card_of_before_the_return_in_reach_is_read(folder):
+    sign(folder, reach=...)
+    agent = OnnxAgent(folder)
+    agent.reset()
+    assert agent.act(np.zeros(11)).shape == (3,)
+    with pytest.raises(InvalidInput, match="does not predict the return in reach"):
+        agent.reset("auto")
+    sign(folder, reach="yes")
+    with pytest.raises(CheckpointError, match="reach is 'yes'; expected true or false"):
+        OnnxAgent(folder)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("which", [0, -1])
 def test_a_graph_whose_weights_are_not_finite_is_refused(folder, value, which):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Literal
 
 import torch
@@ -42,6 +43,8 @@ class Advantage(Objective):
         InvalidInput: an option is out of range, or the trunk holds the return.
     """
 
+    learns_from_later_steps = True
+
     def __init__(
         self,
         model: DecisionModel,
@@ -51,7 +54,7 @@ class Advantage(Objective):
         reads: Literal["observation", "trunk"] = "observation",
     ) -> None:
         super().__init__(model)
-        if not temperature > 0 or not 0 < expectile < 1 or not 0 <= discount < 1:
+        if not 0 < temperature < math.inf or not 0 < expectile < 1 or not 0 <= discount < 1:
             raise InvalidInput(
                 f"the objective advantage has temperature {temperature}, expectile {expectile} and discount "
                 f"{discount}; expected a temperature above 0, an expectile between 0 and 1, and a discount from 0 up "
@@ -82,7 +85,7 @@ class Advantage(Objective):
             "largest_weight": torch.where(learns, weight, 0.0).amax(),
         }
         loss = learning.mean_over_counted(weight * imitation) + value_loss
-        return Loss(loss + self.model.reach_loss(hidden, segment), metrics, after)
+        return self.result(loss, metrics, hidden, segment, after)
 
     def after_update(self) -> None:
         """See `Objective.after_update`: the target follows."""

@@ -77,6 +77,9 @@ class Objective(nn.Module):
     needs_next_observations: ClassVar[bool] = False
     """True if segments must have `next_observations`."""
 
+    learns_from_later_steps: ClassVar[bool] = False
+    """True if segments of a single counted step have nothing to learn from."""
+
     def __init__(self, model: DecisionModel) -> None:
         super().__init__()
         self.model = model
@@ -89,6 +92,23 @@ class Objective(nn.Module):
             state: the model's state before the segment; None for none.
         """
         raise NotImplementedError
+
+    def result(
+        self, loss: Tensor, metrics: Mapping[str, Tensor], hidden: Tensor, segment: Segment, state: TrunkState
+    ) -> Loss:
+        """The loss, with that of the return in reach where the model predicts it.
+
+        Args:
+            loss: of everything else.
+            metrics: as for `Loss`.
+            hidden: what `DecisionModel.hidden` gave for the segment.
+            segment: as for `forward`.
+            state: after the segment.
+        """
+        if self.model.reach is None:
+            return Loss(loss, metrics, state)
+        reach = self.model.reach_loss(hidden, segment)
+        return Loss(loss + reach, {**metrics, "reach_loss": reach}, state)
 
     def after_update(self) -> None:
         """Changes networks and buffers that are not trained by gradients, in place; called after every update."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Literal
 
 import torch
@@ -47,7 +48,7 @@ class Critic(Objective):
     `values.values_to_end`).
 
     Differences from Hu et al.: layer norms in the critic, no reward model of the return, the smaller value also for the
-    model's own actions.
+    model's own actions, and for the critic the learning rate, weight decay and clipping of the model.
 
     Args:
         model: the decision model to train, with continuous actions.
@@ -60,6 +61,8 @@ class Critic(Objective):
         InvalidInput: actions are not continuous, an option is out of range, or the trunk holds the return.
     """
 
+    learns_from_later_steps = True
+
     def __init__(
         self,
         model: DecisionModel,
@@ -70,7 +73,7 @@ class Critic(Objective):
         super().__init__(model)
         if not isinstance(model.action_space, Box):
             raise InvalidInput(f"the objective critic needs continuous actions; these are {model.action_space}")
-        if not weight >= 0 or not 0 <= discount < 1:
+        if not 0 <= weight < math.inf or not 0 <= discount < 1:
             raise InvalidInput(
                 f"the objective critic has weight {weight} and discount {discount}; expected a weight from 0 on, and a "
                 "discount from 0 up to but not 1"
@@ -88,7 +91,7 @@ class Critic(Objective):
         prediction = self.model.predict(hidden, segment)
         imitation = segment.mean_over_counted(prediction.loss(segment.actions))
         read = values.read(self.model, self.reads, hidden, segment)
-        wanted, learns = self._wanted(segment, state)
+        wanted, learns = self._targets(segment, state)
         valued = self.critic(self._features(read, segment.actions))  # (batch, time, 2)
         error = (valued.float() - wanted.unsqueeze(-1)).square().sum(-1)
         critic_loss = segment._replace(counted=learns).mean_over_counted(error)
@@ -99,8 +102,7 @@ class Critic(Objective):
         mean = segment.mean_over_counted(value)
         size = segment.mean_over_counted(value.detach().abs()).clamp(min=1e-6)
         metrics = {"imitation_loss": imitation, "critic_loss": critic_loss, "value": mean}
-        loss = imitation - self.weight * mean / size + critic_loss
-        return Loss(loss + self.model.reach_loss(hidden, segment), metrics, after)
+        return self.result(imitation - self.weight * mean / size + critic_loss, metrics, hidden, segment, after)
 
     def after_update(self) -> None:
         """See `Objective.after_update`: targets follow."""
@@ -112,7 +114,7 @@ class Critic(Objective):
         return torch.cat([read, self.action(actions).to(read.dtype)], -1)
 
     @torch.no_grad()
-    def _wanted(self, segment: Segment, state: TrunkState | None) -> values.Wanted:
+    def _targets(self, segment: Segment, state: TrunkState | None) -> values.ValueTargets:
         """What the critic learns."""
         hidden, _ = self.target_model.hidden(segment, state)
         read = values.read(self.target_model, self.reads, hidden, segment)

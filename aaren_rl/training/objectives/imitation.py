@@ -13,5 +13,5 @@ class Imitation(Objective):
 
     def forward(self, segment: Segment, state: TrunkState | None = None) -> Loss:
         """See `Objective.forward`."""
-        loss, state = self.model.loss(segment, state)
-        return Loss(loss, {}, state)
+        hidden, after = self.model.hidden(segment, state)
+        return self.result(self.model.head_loss(hidden, segment), {}, hidden, segment, after)

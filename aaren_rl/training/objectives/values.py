@@ -58,7 +58,7 @@ def value_unit(model: DecisionModel, discount: float) -> Tensor:
     return torch.minimum(model.inputs.reward_scale / (1 - discount), model.inputs.return_scale)
 
 
-class Wanted(NamedTuple):
+class ValueTargets(NamedTuple):
     """What value networks learn.
 
     Attributes:
@@ -70,7 +70,7 @@ class Wanted(NamedTuple):
     learns: Tensor
 
 
-def values_to_end(segment: Segment, unit: Tensor, following: Tensor, discount: float) -> Wanted:
+def values_to_end(segment: Segment, unit: Tensor, following: Tensor, discount: float) -> ValueTargets:
     """Discounted rewards up to the end of the segment and, where the episode goes on there, the value of its last step.
 
     An episode that terminates has no future; one that was cut off or is longer than the segment has. A segment's last
@@ -86,12 +86,14 @@ def values_to_end(segment: Segment, unit: Tensor, following: Tensor, discount: f
     assert segment.terminated is not None
     valid = torch.ones_like(segment.terminated) if segment.valid is None else segment.valid
     counted = valid if segment.counted is None else segment.counted
-    goes_on = F.pad(valid[:, 1:] & (segment.timesteps[:, 1:] > 0), (0, 1)) & valid
-    cut = valid & ~goes_on & ~segment.terminated
+    follows = F.pad(valid[:, 1:] & (segment.timesteps[:, 1:] > 0), (0, 1)) & valid
+    # Hindsight goals terminate where they are reached, and the row goes on.
+    goes_on = follows & ~segment.terminated
+    cut = valid & ~follows & ~segment.terminated
     factor = discount * goes_on.to(following.dtype)
     summand = torch.where(cut, following, (segment.rewards / unit).to(following.dtype))
     backwards = linear_recurrence(factor.flip(1).unsqueeze(-1), summand.flip(1).unsqueeze(-1))
-    return Wanted(backwards.squeeze(-1).flip(1), counted & ~cut)
+    return ValueTargets(backwards.squeeze(-1).flip(1), counted & ~cut)
 
 
 @torch.no_grad()

@@ -1,18 +1,19 @@
 """The return in reach."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch
 from helpers import draw_segment, predict
 from tiny_training import make_data, make_learner
 
+from aaren_rl.data.segment import Segment
+from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.errors import InvalidInput
-from aaren_rl.model import DecisionModel, ModelConfig, Scaling
+from aaren_rl.model import ModelConfig, Scaling
 from aaren_rl.model.reach import EXPECTILE, ReturnReach
 from aaren_rl.stepping.model_stepper import ModelStepper
 from aaren_rl.stepping.numpy_model_stepper import NumpyModelStepper
+from aaren_rl.training.ensemble import EnsembleLearner
 
 REACHING = {"condition": "norm", "reach": True}
 
@@ -64,23 +65,47 @@ def test_the_range_is_that_of_the_returns_to_go():
     assert scaling.return_range == pytest.approx((data.returns_to_go.min(), data.returns_to_go.max()))
 
 
-def test_the_trunk_learns_nothing_from_it():
-    learner, plain = (make_learner(shape={"dropout": 0.0, **shape}) for shape in (REACHING, {"condition": "norm"}))
-    segment = learner.sampler.sample()
-    learner.model.loss(segment)[0].backward()
-    plain.model.loss(segment)[0].backward()
-    for name, parameter in plain.model.named_parameters():
-        ours = learner.model.get_parameter(name).grad
-        # The parameters start from the same random numbers, since the reach is made last.
-        assert (ours is None) == (parameter.grad is None), name
-    reach = {name for name, part in learner.model.named_parameters() if name.startswith("reach.")}
-    assert len(reach) == 4
-    assert all(learner.model.get_parameter(name).grad.abs().sum() > 0 for name in reach)
-    hidden, _ = learner.model.hidden(segment)
-    loss = learner.model.reach_loss(hidden, segment)
-    assert torch.autograd.grad(loss, learner.model.trunk.parameters(), allow_unused=True) == (None,) * len(
-        list(learner.model.trunk.parameters())
+def test_the_rest_of_the_model_learns_nothing_from_it():
+    """The gradients, and what clipping leaves of them, are those of a model without it."""
+    learner, plain = (
+        make_learner(shape={"dropout": 0.0, **shape}, clip=1e-3) for shape in (REACHING, {"condition": "norm"})
     )
+    # The reach is made last, so all else starts from the same random numbers.
+    for name, parameter in plain.model.named_parameters():
+        assert torch.equal(parameter, learner.model.get_parameter(name)), name
+    for _ in range(3):
+        found, expected = learner.update(), plain.update()
+        assert found["gradient_norm"] == expected["gradient_norm"]
+        assert found["gradient_norm/reach"] > 0
+        assert (found["loss"] - found["reach_loss"]).item() == pytest.approx(expected["loss"].item(), rel=1e-5)
+    for name, parameter in plain.model.named_parameters():
+        assert torch.equal(parameter, learner.model.get_parameter(name)), name
+
+
+@pytest.mark.parametrize("objective", ["imitation", "critic", "advantage"])
+def test_every_objective_trains_it_and_the_validation_leaves_it_out(objective):
+    learner = make_learner(objective=objective, shape={"dropout": 0.0, **REACHING})
+    before = [parameter.clone() for parameter in learner.model.reach.parameters()]
+    assert learner.update()["reach_loss"] > 0
+    for old, new in zip(before, learner.model.reach.parameters(), strict=True):
+        assert not torch.equal(old, new)
+    first = learner.validate()[0]["loss"]
+    with torch.no_grad():
+        learner.model.reach.predict.bias.add_(100.0)
+    assert learner.validate()[0]["loss"] == first
+
+
+def test_seeds_trained_together_clip_it_alone_too():
+    alone, together = (
+        [make_learner(shape={"dropout": 0.0, **REACHING}, clip=1e-3, model_seed=seed, seed=seed) for seed in range(2)]
+        for _ in range(2)
+    )
+    ensemble = EnsembleLearner(together)
+    for _ in range(3):
+        found = ensemble.update()
+        for number, learner in enumerate(alone):
+            for name, value in learner.update().items():
+                assert found[name][number].item() == pytest.approx(value.item(), rel=1e-4), name
 
 
 def test_no_more_than_what_is_in_reach_is_asked_for(make_model):
@@ -118,29 +143,33 @@ def test_auto_asks_for_what_is_in_reach_at_every_step(make_model, library):
 
 
 def test_it_learns_the_best_return_of_what_is_known():
-    """Two kinds of episodes that look alike at first: the better one is in reach, until it shows which kind it is."""
-    learner = make_learner(shape={"dropout": 0.0, "layout": "fused", **REACHING}, learning_rate=3e-3, context="episode")
-    before = copy.deepcopy(learner.model.reach)
-    for _ in range(60):
+    """Observations 0 and 1 are followed by returns of 0 to 1, and of 2 to 3."""
+    rng = np.random.default_rng(0)
+    kind, ends = rng.integers(0, 2, 600), np.ones(600, dtype=bool)
+    observations = np.repeat(kind[:, None], 3, 1).astype(float)
+    data = Trajectories(observations, np.zeros((600, 2)), 2 * kind + rng.random(600), np.arange(601), ends, ~ends)
+    shape = {"dropout": 0.0, "layout": "fused", **REACHING}
+    learner = make_learner(data, shape=shape, learning_rate=5e-3, context=1, batch_size=64)
+    learner.model.inputs.return_scale.fill_(3.0)
+    learner.model.reach.greatest.fill_(1.0)
+    for _ in range(300):
         learner.update()
-    segment = learner.sampler.sample()
+    shown, first = torch.tensor([0.0, 1.0]).view(2, 1, 1).expand(2, 1, 3), torch.zeros(2, 1, dtype=torch.long)
+    segment = Segment(shown, first, returns_to_go=torch.zeros(2, 1))
     with torch.no_grad():
         hidden, _ = learner.model.eval().hidden(segment)
-        scaled = learner.model.inputs.scaled_return(segment.returns_to_go)[segment.valid]
-        loss = learner.model.reach.loss(hidden, learner.model.inputs.scaled_return(segment.returns_to_go))
-        first = before.loss(hidden, learner.model.inputs.scaled_return(segment.returns_to_go))
-        assert loss[segment.valid].mean() < 0.5 * first[segment.valid].mean()
-        above = (learner.model.reach(hidden)[segment.valid] >= scaled - 1e-3).float().mean()
-    assert above > 0.8
+        low, high = (3 * learner.model.reach(hidden)).flatten().tolist()
+    # The 0.99 expectile of a uniform distribution on 0 to 1 is x with 0.99 (1 - x)^2 = 0.01 x^2.
+    wanted = 1 / (1 + (0.01 / 0.99) ** 0.5)
+    assert low == pytest.approx(wanted, abs=0.12)
+    assert high == pytest.approx(2 + wanted, abs=0.12)
 
 
-def test_tokens_that_hold_the_return_would_tell_it():
-    for changes in ({"reach": True}, {**REACHING, "return_to_go": False}):
-        with pytest.raises(InvalidInput, match="since tokens that hold one would tell it; pass --condition norm"):
-            ModelConfig(**changes)
-
-
-def test_a_model_without_it_loses_nothing_by_it(observation_space, action_space, scaling):
-    model = DecisionModel(ModelConfig(width=8, blocks=1), observation_space, action_space, scaling)
-    assert model.reach is None
-    assert model.reach_loss(torch.zeros(1, 1, 8), draw_segment(1)) == 0.0
+def test_models_that_cannot_have_it_are_refused():
+    with pytest.raises(InvalidInput, match="cannot be learned from tokens that hold the return; pass --condition norm"):
+        ModelConfig(reach=True)
+    with pytest.raises(InvalidInput, match="return_to_go is false; leave one out"):
+        ModelConfig(**REACHING, return_to_go=False)
+    none = np.zeros(1, np.float32)
+    with pytest.raises(InvalidInput, match="expected two finite numbers, the least first"):
+        Scaling(none, none, return_range=(1.0, 0.0))

@@ -28,7 +28,7 @@ FILES = {"agent.onnx", "export.json"}
 CARD = AgentCard(EnvironmentSpec("Hopper-v5", {"exclude": True}), "made-up/tiny-v0", "bundled", (100.0, 50.0), 7)
 SHAPES = {
     "large": {"blocks": 2, "heads": 4, "layout": "interleaved", "timesteps": "sinusoidal"},
-    "behind": {"blocks": 1, "condition": "norm"},
+    "behind": {"blocks": 1, "condition": "norm", "reach": True},
     "small": {"blocks": 1, "layout": "fused", "timesteps": "learned", "max_steps": 300},
     "ordered": {"blocks": 2, "heads": 2, "mixer": "gated-aaren,aaren(conv=3)", "layout": "interleaved"},
 }

@@ -7,6 +7,7 @@ import torch
 from helpers import assert_close, assert_same
 from tiny_training import CARD, error_in_bandit, make_learner, make_run, train, weights
 
+from aaren_rl.data.segment import Segment
 from aaren_rl.data.spaces import Box, DiscreteSpace
 from aaren_rl.errors import InvalidInput
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
@@ -14,7 +15,7 @@ from aaren_rl.model.decision_model import count_parameters
 from aaren_rl.training.config import TrainingConfig
 from aaren_rl.training.ensemble import EnsembleLearner
 from aaren_rl.training.objectives import build_objective
-from aaren_rl.training.objectives.values import value_unit
+from aaren_rl.training.objectives.values import value_unit, values_to_end
 from aaren_rl.training.run import Run
 
 BEHIND = {"condition": "norm", "dropout": 0.0}
@@ -46,7 +47,7 @@ def test_it_learns_the_rewards_to_the_end_of_the_segment_and_the_value_there(obj
         for parameter in critic.target_critic.parameters():
             parameter.add_(torch.randn(parameter.shape) * 0.3)
     segment = learner.sampler.sample()
-    found, learns = critic._wanted(segment, learner.carried)
+    found, learns = critic._targets(segment, learner.carried)
     with torch.no_grad():
         hidden, _ = critic.target_model.hidden(segment, learner.carried)
         acted = critic.target_model.predict(hidden, segment).mode
@@ -77,6 +78,15 @@ def test_it_learns_the_rewards_to_the_end_of_the_segment_and_the_value_there(obj
         assert learns[row, last] == (segment.counted[row, last] and not cut)
     assert len(cases) == 4
     assert not learns[~segment.valid].any()
+
+
+def test_a_termination_inside_a_row_ends_the_future():
+    """Hindsight goals terminate where they are reached, and the row goes on."""
+    terminated = torch.tensor([[False, False, True, False, False]])
+    segment = Segment(torch.zeros(1, 5, 3), torch.arange(5)[None], rewards=torch.ones(1, 5), terminated=terminated)
+    found, learns = values_to_end(segment, torch.tensor(1.0), torch.full((1, 5), 100.0), 0.9)
+    torch.testing.assert_close(found, torch.tensor([[1 + 0.9 + 0.81, 1.9, 1.0, 1 + 90.0, 100.0]]))
+    assert learns.tolist() == [[True, True, True, True, False]]
 
 
 def test_values_have_the_size_of_a_return():
@@ -175,6 +185,7 @@ def test_the_agent_holds_no_critic(tmp_path):
     ("objective", "message"),
     [
         ("critic(weight=-1)", "weight -1.0 and discount 0.99; expected a weight from 0 on"),
+        ("critic(weight=1e999)", "expected a weight from 0 on"),
         ("critic(discount=1)", "discount from 0 up to but not 1"),
         ("critic(reads=pixels)", "option 'reads' is 'pixels'; expected one of observation, trunk"),
         ("critic(wieght=1)", r"unknown option 'wieght'; did you mean 'weight'\?"),
@@ -185,6 +196,13 @@ def test_the_agent_holds_no_critic(tmp_path):
 def test_options_that_cannot_be_are_refused(objective, message):
     with pytest.raises(InvalidInput, match=message):
         make(objective)
+
+
+@pytest.mark.parametrize("context", [1, "10+1", "carry:1"])
+@pytest.mark.parametrize("objective", ["critic", "advantage"])
+def test_segments_of_one_step_are_refused(objective, context):
+    with pytest.raises(InvalidInput, match="segments of --context .*1 count one step; pass more"):
+        make(objective, context=context)
 
 
 def test_a_schedule_refuses_an_objective_that_cannot_be_read():

@@ -203,6 +203,11 @@ class SingleLearner:
             for name, value in {"loss": result.loss, **result.metrics}.items():
                 totals[name] = totals.get(name, 0.0) + value.detach() / config.accumulate
             self._carry(result.state)
+        if self.model.reach is not None and self.model.reach.predict.weight.grad is None:
+            raise InvalidInput(
+                f"objective {self.config.objective} does not train the return in reach; let it return self.result(...), "
+                "or leave out --reach"
+            )
         for name, network in self.objective.networks().items():
             for group, parameters in clipped_together(name, network.named_parameters()).items():
                 totals[group] = torch.nn.utils.clip_grad_norm_(parameters, config.clip)

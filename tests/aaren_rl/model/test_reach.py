@@ -14,6 +14,7 @@ from aaren_rl.model.reach import EXPECTILE, ReturnReach
 from aaren_rl.stepping.model_stepper import ModelStepper
 from aaren_rl.stepping.numpy_model_stepper import NumpyModelStepper
 from aaren_rl.training.ensemble import EnsembleLearner
+from aaren_rl.training.objectives import Loss, Objective, register_objective
 
 REACHING = {"condition": "norm", "reach": True}
 
@@ -93,6 +94,18 @@ def test_every_objective_trains_it_and_the_validation_leaves_it_out(objective):
     with torch.no_grad():
         learner.model.reach.predict.bias.add_(100.0)
     assert learner.validate()[0]["loss"] == first
+
+
+@register_objective("test-without-reach")
+class WithoutReach(Objective):
+    def forward(self, segment, state=None):
+        hidden, state = self.model.hidden(segment, state)
+        return Loss(self.model.head_loss(hidden, segment), {}, state)
+
+
+def test_an_objective_that_does_not_train_it_is_refused():
+    with pytest.raises(InvalidInput, match="objective test-without-reach does not train the return in reach"):
+        make_learner(objective="test-without-reach", shape=REACHING).update()
 
 
 def test_seeds_trained_together_clip_it_alone_too():

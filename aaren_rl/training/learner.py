@@ -205,8 +205,8 @@ class SingleLearner:
             self._carry(result.state)
         if self.model.reach is not None and self.model.reach.predict.weight.grad is None:
             raise InvalidInput(
-                f"objective {self.config.objective} does not train the return in reach; let it return self.result(...), "
-                "or leave out --reach"
+                f"objective {self.config.objective} does not train the return in reach; let it return "
+                "self.result(...), or leave out --reach"
             )
         for name, network in self.objective.networks().items():
             for group, parameters in clipped_together(name, network.named_parameters()).items():

@@ -37,7 +37,8 @@ class TrainingConfig:
     weighting: Weighting = "length"
     """Draws episodes in proportion to their length, or uniformly; "packed" and "carry" need "length"."""
     objective: str = "imitation"
-    """What is minimised: a name of aaren_rl.training.objectives, with its options as "critic(weight=0.5)"."""
+    """What is minimised: "imitation", "critic" or "advantage" (docs/scores.md), with options as "critic(weight=0.5)",
+    or an objective of your own."""
     learning_rate: float = 1e-4
     """Peak learning rate of AdamW."""
     warmup: int = 10_000

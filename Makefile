@@ -12,7 +12,7 @@ train: .venv/.installed
 
 # One thread a worker: threads of several workers that wait for each other take twice as long.
 test: .venv/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(or $(PYTEST_WORKERS),2)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(or $(PYTEST_WORKERS),2) --dist worksteal
 
 test-slow: .venv/.installed-dev
 	$(BIN)/pytest -m slow

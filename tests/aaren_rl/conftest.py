@@ -50,7 +50,12 @@ def make_model(loud, observation_space, action_space, scaling):
 
     def make(seed=0, actions=action_space, **changes):
         shape = {"blocks": 2, "width": 16, "heads": 2, "dropout": 0.0, "layout": "interleaved", **changes}
-        return loud(DecisionModel(ModelConfig(**shape), observation_space, actions, scaling), seed).eval()
+        model = loud(DecisionModel(ModelConfig(**shape), observation_space, actions, scaling), seed).eval()
+        if model.condition is not None:
+            # Otherwise its many units saturate the actions.
+            model.condition.modulate.weight.data.mul_(0.1)
+            model.condition.modulate.bias.data.mul_(0.1)
+        return model
 
     return make
 

@@ -123,3 +123,19 @@ def episode_by_episode(formula, x, reset, valid):
         for places in filter(None, episodes):
             outputs |= {(row, t): y for t, y in zip(places, formula(x[row, places]), strict=True)}
     return outputs
+
+
+def assert_goes_on(make):
+    """A learner goes on from another's state dict as that one does; `make(model_seed=...)` makes learners."""
+    learner = make(model_seed=0)
+    for _ in range(4):
+        learner.update()
+    saved = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
+    expected = [learner.update() for _ in range(3)]
+    other = make(model_seed=99)
+    other.update()
+    other.load_state_dict(saved)
+    other.updates = 4
+    assert_same("as loaded", other.state_dict(), saved)
+    assert_same("metrics", [other.update() for _ in range(3)], expected)
+    assert_same("later state", other.state_dict(), learner.state_dict())

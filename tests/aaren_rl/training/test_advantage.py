@@ -1,11 +1,12 @@
 """Imitation weighted by advantages."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from helpers import assert_same
+from helpers import assert_goes_on
 from tiny_training import error_in_bandit, make_learner
 
 from aaren_rl.data.spaces import Box, DiscreteSpace
@@ -111,16 +112,7 @@ def test_an_expectile_of_a_half_is_the_mean():
 
 @pytest.mark.parametrize("objective", ["advantage", "advantage(reads=trunk)"])
 def test_a_learner_goes_on_from_its_state_dict(objective):
-    learner = make(objective, average=0.9)
-    for _ in range(3):
-        learner.update()
-    saved = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
-    expected = [learner.update() for _ in range(2)]
-    other = make(objective, average=0.9, model_seed=99)
-    other.load_state_dict(saved)
-    other.updates = 3
-    assert_same("metrics", [other.update() for _ in range(2)], expected)
-    assert_same("later state", other.state_dict(), learner.state_dict())
+    assert_goes_on(partial(make, objective, average=0.9))
 
 
 def test_the_target_follows():

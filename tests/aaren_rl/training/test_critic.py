@@ -1,10 +1,11 @@
 """The critic: what it learns, and what the model learns from it."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
-from helpers import assert_close, assert_same
+from helpers import assert_close, assert_goes_on
 from tiny_training import CARD, error_in_bandit, make_learner, make_run, train, weights
 
 from aaren_rl.data.segment import Segment
@@ -145,16 +146,7 @@ def test_better_actions_than_those_of_the_data_are_found():
 @both_forms
 @pytest.mark.parametrize("context", [5, "episode", "packed", "carry:5"])
 def test_a_learner_goes_on_from_its_state_dict(objective, context):
-    learner = make(objective, context=context, average=0.9)
-    for _ in range(3):
-        learner.update()
-    saved = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
-    expected = [learner.update() for _ in range(2)]
-    other = make(objective, context=context, average=0.9, model_seed=99)
-    other.load_state_dict(saved)
-    other.updates = 3
-    assert_same("metrics", [other.update() for _ in range(2)], expected)
-    assert_same("later state", other.state_dict(), learner.state_dict())
+    assert_goes_on(partial(make, objective, context=context, average=0.9))
 
 
 @both_forms

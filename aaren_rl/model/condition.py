@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aaren_rl.data.bounds import SCALED_BOUND
 from aaren_rl.ops.numpy_layers import Array, to_array, transpose
 
 HIDDEN = 64
@@ -43,54 +42,23 @@ class ReturnCondition(nn.Module):
         gain, shift = self.modulate(F.relu(self.read(return_to_go.unsqueeze(-1)))).chunk(2, -1)
         return torch.addcmul(hidden + shift, hidden, gain)
 
-    def stepper(self, return_scale: Tensor) -> ConditionStepper:
-        """The condition for acting.
-
-        Args:
-            return_scale: what returns are divided by.
-        """
-        return ConditionStepper(self, return_scale)
-
-
-class ConditionStepper(nn.Module):
-    """A `ReturnCondition` for one step, of returns in the environment's units.
-
-    Args:
-        condition: as it stands now.
-        return_scale: what returns are divided by.
-    """
-
-    scale: Tensor
-
-    def __init__(self, condition: ReturnCondition, return_scale: Tensor) -> None:
-        super().__init__()
-        self.condition = condition
-        self.register_buffer("scale", return_scale.double())
-
-    def forward(self, hidden: Tensor, return_to_go: Tensor) -> Tensor:
-        """Modulated hidden vectors (batch, width) of returns (batch, 1) in float64."""
-        scaled = (return_to_go / self.scale).clamp(-SCALED_BOUND, SCALED_BOUND).to(hidden.dtype)
-        return self.condition(hidden, scaled.squeeze(-1))  # type: ignore[no-any-return]
-
     def to_numpy(self, norm: nn.LayerNorm) -> NumpyCondition:
         """The same in NumPy, with the scale and shift of the layer norm before it folded in."""
         return NumpyCondition(self, norm)
 
 
 class NumpyCondition:
-    """Computes what `ConditionStepper` computes.
+    """Computes what `ReturnCondition` computes, for a step.
 
     With the norm's scale s and shift z, it is ``(1 + g) (s n + z) + b = (s + s g) n + (z + z g + b)``, and both factors
     are linear in the perceptron's hidden units.
 
     Args:
-        stepper: to compute.
+        condition: to compute.
         norm: the layer norm before it.
     """
 
-    def __init__(self, stepper: ConditionStepper, norm: nn.LayerNorm) -> None:
-        condition = stepper.condition
-        self.scale = float(stepper.scale)
+    def __init__(self, condition: ReturnCondition, norm: nn.LayerNorm) -> None:
         self.read, self.read_bias = transpose(condition.read.weight), to_array(condition.read.bias)
         gain, shift = condition.modulate.weight.detach().chunk(2)
         gain_bias, shift_bias = condition.modulate.bias.detach().chunk(2)
@@ -100,9 +68,13 @@ class NumpyCondition:
         self.width = len(norm.weight)
 
     def __call__(self, normed: Array, return_to_go: Array) -> Array:
-        """Modulated hidden vectors (batch, width), of those after the norm without its scale and shift."""
-        scaled = np.clip(return_to_go / self.scale, -SCALED_BOUND, SCALED_BOUND).astype(np.float32)
-        hidden = np.maximum(scaled @ self.read + self.read_bias, 0.0)
+        """Modulated hidden vectors (batch, width).
+
+        Args:
+            normed: hidden vectors after the norm without its scale and shift, (batch, width).
+            return_to_go: scaled, (batch, 1) float32.
+        """
+        hidden = np.maximum(return_to_go @ self.read + self.read_bias, 0.0)
         both = hidden @ self.modulate + self.modulate_bias
         modulated: Array = both[:, : self.width] * normed + both[:, self.width :]
         return modulated

@@ -52,62 +52,26 @@ class ReturnReach(nn.Module):
         predicted: Tensor = self.predict(F.relu(self.read(hidden)))
         return predicted.squeeze(-1)
 
-    def stepper(self, return_scale: Tensor) -> ReachStepper:
-        """The prediction for acting.
-
-        Args:
-            return_scale: what returns are divided by.
-        """
-        return ReachStepper(self, return_scale)
-
-
-class ReachStepper(nn.Module):
-    """What is asked for in a step: what is left of the target, or what is in reach if that is less.
-
-    Args:
-        reach: as it stands now.
-        return_scale: what returns are divided by.
-    """
-
-    scale: Tensor
-
-    def __init__(self, reach: ReturnReach, return_scale: Tensor) -> None:
-        super().__init__()
-        self.reach = reach
-        self.register_buffer("scale", return_scale.double())
-
-    def forward(self, hidden: Tensor, return_to_go: Tensor) -> Tensor:
-        """Returns to ask for, (batch, 1).
-
-        Args:
-            hidden: (batch, width).
-            return_to_go: what is left of the targets, (batch, 1) float64, infinity for "auto".
-        """
-        in_reach = self.reach(hidden).unsqueeze(-1).double() * self.scale
-        return torch.minimum(return_to_go, in_reach)
-
     def to_numpy(self, norm: nn.LayerNorm) -> NumpyReach:
         """The same in NumPy, with the scale and shift of the layer norm before it folded in."""
         return NumpyReach(self, norm)
 
 
 class NumpyReach:
-    """Computes what `ReachStepper` computes, of hidden vectors after a norm without its scale and shift.
+    """Computes what `ReturnReach` computes, of hidden vectors after a norm without its scale and shift.
 
     Args:
-        stepper: to compute.
+        reach: to compute.
         norm: the layer norm before it.
     """
 
-    def __init__(self, stepper: ReachStepper, norm: nn.LayerNorm) -> None:
-        read, predict = stepper.reach.read, stepper.reach.predict
-        self.first, self.first_bias = fold_norm(norm, read.weight, read.bias)
-        self.second, self.second_bias = transpose(predict.weight), to_array(predict.bias)
-        self.scale = float(stepper.scale)
-        self.least, self.greatest = float(stepper.reach.least), float(stepper.reach.greatest)
+    def __init__(self, reach: ReturnReach, norm: nn.LayerNorm) -> None:
+        self.first, self.first_bias = fold_norm(norm, reach.read.weight, reach.read.bias)
+        self.second, self.second_bias = transpose(reach.predict.weight), to_array(reach.predict.bias)
+        self.least, self.greatest = float(reach.least), float(reach.greatest)
 
-    def __call__(self, normed: Array, return_to_go: Array) -> Array:
-        """See `ReachStepper.forward`."""
+    def __call__(self, normed: Array) -> Array:
+        """Scaled returns in reach, (batch, 1)."""
         predicted = np.maximum(normed @ self.first + self.first_bias, 0.0) @ self.second + self.second_bias
-        in_reach: Array = np.clip(predicted, self.least, self.greatest).astype(np.float64) * self.scale
-        return np.minimum(return_to_go, in_reach)
+        in_reach: Array = np.clip(predicted, self.least, self.greatest)
+        return in_reach

@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from aaren_rl.data.bounds import SCALED_BOUND
 from aaren_rl.data.segment import Observations
 from aaren_rl.errors import InvalidInput
 from aaren_rl.model import DecisionModel
@@ -28,6 +29,7 @@ class ModelStepper(nn.Module):
     """
 
     start: Tensor
+    return_scale: Tensor
 
     def __init__(self, model: DecisionModel) -> None:
         super().__init__()
@@ -42,10 +44,9 @@ class ModelStepper(nn.Module):
         with torch.no_grad():
             self.inputs = model.inputs.stepper()
             self.trunk = model.trunk.stepper(model.inputs.norm)
-            scale = model.inputs.return_scale
-            self.condition = None if model.condition is None else model.condition.stepper(scale)
-            self.reach = None if model.reach is None else model.reach.stepper(scale)
+            self.condition, self.reach = model.condition, model.reach
             self.head = model.head.stepper()
+        self.register_buffer("return_scale", model.inputs.return_scale.double())
         self.register_buffer("start", torch.cat([self.inputs.start(), *self.trunk.starts()]))
         self._sizes = [*self.inputs.sizes, *self.trunk.sizes]
         # Column of a row of state at which the mixers' states start.
@@ -77,8 +78,10 @@ class ModelStepper(nn.Module):
         tokens, live, return_to_go, timestep = self.inputs(observation, reward, counted)  # (batch * tokens, width)
         hidden, mixed = self.trunk(tokens, mixed, live)  # (batch, width)
         if self.condition is not None:
-            asked = return_to_go if self.reach is None else self.reach(hidden, return_to_go)
-            hidden = self.condition(hidden, asked)
+            asked = return_to_go / self.return_scale  # (batch, 1)
+            if self.reach is not None:
+                asked = torch.minimum(asked, self.reach(hidden).unsqueeze(-1).double())
+            hidden = self.condition(hidden, asked.clamp(-SCALED_BOUND, SCALED_BOUND).to(hidden.dtype).squeeze(-1))
         action = self.head(hidden, noise)
         previous = action if action.ndim == 2 else action.reshape(-1, self.inputs.action_size)  # (batch, action size)
         return action, torch.cat([return_to_go, timestep, previous.double(), *mixed], -1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
+from aaren_rl.data.bounds import SCALED_BOUND
 from aaren_rl.model.condition import NumpyCondition
 from aaren_rl.model.heads import NumpyHead
 from aaren_rl.model.inputs_stepper import ACTION, NumpyInputs
@@ -22,6 +23,7 @@ class NumpyModelStepper:
         trunk: makes hidden vectors of them.
         condition: modulates those by the return-to-go; None where it is a token, or no input.
         reach: bounds what is asked for; None for no bound.
+        return_scale: what returns are divided by.
         head: makes actions of those.
         mixed: column of a row of state at which the mixers' states start.
     """
@@ -32,11 +34,12 @@ class NumpyModelStepper:
         trunk: NumpyTrunk,
         condition: NumpyCondition | None,
         reach: NumpyReach | None,
+        return_scale: float,
         head: NumpyHead,
         mixed: int,
     ) -> None:
         self.inputs, self.trunk, self.head, self.mixed = inputs, trunk, head, mixed
-        self.condition, self.reach = condition, reach
+        self.condition, self.reach, self.return_scale = condition, reach, return_scale
 
     @classmethod
     def of(cls, step: ModelStepper) -> NumpyModelStepper | None:
@@ -51,7 +54,9 @@ class NumpyModelStepper:
             condition = step.condition.to_numpy(norm)
             norm = nn.LayerNorm(norm.normalized_shape, device=norm.weight.device)
         head = step.head.to_numpy(norm)
-        return None if head is None else cls(inputs, trunk, condition, reach, head, step.mixed)
+        return (
+            None if head is None else cls(inputs, trunk, condition, reach, float(step.return_scale), head, step.mixed)
+        )
 
     def __call__(
         self, observation: Array, reward: Array, state: Array, noise: Array | None = None
@@ -61,8 +66,10 @@ class NumpyModelStepper:
         tokens, live, return_to_go, timestep = self.inputs(observation, reward, state)  # (batch * tokens, width)
         hidden = self.trunk(tokens, state[:, self.mixed :], after[:, self.mixed :], live)  # (batch, width)
         if self.condition is not None:
-            asked = return_to_go if self.reach is None else self.reach(hidden, return_to_go)
-            hidden = self.condition(hidden, asked)
+            asked = return_to_go / self.return_scale  # (batch, 1)
+            if self.reach is not None:
+                asked = np.minimum(asked, self.reach(hidden))
+            hidden = self.condition(hidden, np.clip(asked, -SCALED_BOUND, SCALED_BOUND).astype(np.float32))
         action = self.head(hidden, noise)
         after[:, :1], after[:, 1:2] = return_to_go, timestep
         after[:, ACTION : self.mixed] = action.reshape(len(action), -1)

@@ -21,6 +21,7 @@ from aaren_rl.errors import InvalidInput
 from aaren_rl.experiments import measuring
 from aaren_rl.experiments.command_line import Group, parse
 from aaren_rl.experiments.console import run, say
+from aaren_rl.experiments.peers.worker import D3RLPY
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def measure(arguments: Arguments) -> None:
         peer = None
         if not {"step", "train"}.isdisjoint(chosen):
             if arguments.d3rlpy is None:
-                say(f"rows on d3rlpy are not measured; {d3rlpy_peer.HOW}\n")
+                say(f"rows on d3rlpy are not measured; {D3RLPY}\n")
             else:
                 peer = stack.enter_context(d3rlpy_peer.start(arguments.d3rlpy))
                 about["d3rlpy_packages"] = peer.versions

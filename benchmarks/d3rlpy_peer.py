@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Literal
 
 import torch
 
 import setting
-from aaren_rl.errors import InvalidInput
 from aaren_rl.experiments.measuring import Side
+from aaren_rl.experiments.peers import worker
 
 STEPS = 100_000
 """Steps of its made-up data, which it keeps as Python objects."""
 
-HOW = "make an environment with: python -m venv d3 && d3/bin/pip install d3rlpy; then pass --d3rlpy d3/bin/python"
 LEFT_OUT = "no --d3rlpy was given"
 
 
@@ -27,38 +23,15 @@ class D3rlpy:
     """The worker under another interpreter, for rounds that alternate with ours.
 
     Args:
-        process: process of the worker.
-        errors: file that receives its standard error.
-
-    Raises:
-        InvalidInput: the worker ended, for instance because d3rlpy is missing.
+        peer: the worker.
     """
 
-    def __init__(self, process: subprocess.Popen[str], errors: IO[str]) -> None:
-        self._process, self._errors = process, errors
-        self.versions: dict[str, str] = self._answer()["versions"]
+    def __init__(self, peer: worker.Worker) -> None:
+        self._peer, self.versions = peer, peer.versions
 
     def side(self, do: Literal["step", "update"], calls: int) -> Side:
         """A side of a comparison, timed by the worker."""
-
-        def play() -> float:
-            assert self._process.stdin is not None
-            self._process.stdin.write(json.dumps({"do": do, "calls": calls}) + "\n")
-            self._process.stdin.flush()
-            return float(self._answer()["seconds"])
-
-        return play
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            self._process.wait()
-            self._errors.seek(0)
-            said = self._errors.read().strip().splitlines() or ["no message"]
-            raise InvalidInput(f"d3rlpy's worker ended: {said[-1]}; {HOW}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        return lambda: float(self._peer.ask({"do": do, "calls": calls})["seconds"])
 
 
 @contextmanager
@@ -88,13 +61,5 @@ def start(python: Path) -> Iterator[D3rlpy]:
         "weight_decay": schedule.weight_decay,
         "clip": schedule.clip,
     }
-    # -I keeps this folder off the path, where module names could hide those of d3rlpy.
-    command = [str(python), "-I", str(Path(__file__).with_name("d3rlpy_worker.py")), json.dumps(sizes)]
-    with tempfile.TemporaryFile("w+") as errors:
-        try:
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True)
-        except OSError as error:
-            raise InvalidInput(f"--d3rlpy {python} cannot be run ({error}); {HOW}") from error
-        # Leaving closes its input, which ends the worker, and waits for it.
-        with process:
-            yield D3rlpy(process, errors)
+    with worker.start(python, Path(__file__).with_name("d3rlpy_worker.py"), sizes) as peer:
+        yield D3rlpy(peer)

@@ -7,9 +7,9 @@ from aaren_rl.experiments.comparison.compare import Request, compare
 from aaren_rl.experiments.console import run, say
 
 GROUPS = (
-    Group("run", "Folder and processes of the runs.", ("out", "jobs", "imports", "table")),
+    Group("run", "Folder and processes of the runs.", ("out", "jobs", "d3rlpy", "imports", "table")),
     Group("selection", "Part of the comparison to run and to show.", ("only", "datasets", "seeds")),
-    Group("table", "Parts of the table beside the scores.", ("against", "returns", "picture")),
+    Group("table", "Parts of the table beside the scores.", ("against", "returns", "picture", "bandit")),
 )
 
 

@@ -343,8 +343,8 @@ class SingleLearner:
                 kept.copy_(now.detach())
 
 
-def _identity(trajectories: Trajectories, config: TrainingConfig) -> dict[str, Any]:
-    """What data and split must have in common for a run to be resumed."""
+def data_digest(trajectories: Trajectories) -> str:
+    """SHA-256 of the spaces and arrays of data."""
     names = ("observations", "actions", "rewards", "offsets", "terminated", "truncated", "final_observations")
     spaces = (trajectories.observation_space, trajectories.action_space)
     said = [None if space is None else space.to_json() for space in spaces]
@@ -356,10 +356,15 @@ def _identity(trajectories: Trajectories, config: TrainingConfig) -> dict[str, A
             # The same bytes in another shape are other data, as are those of another array.
             parts.append(f"{what} {None if array is None else (array.shape, array.dtype.str)}".encode())
             parts += [] if array is None else [np.ascontiguousarray(array).data]
+    return checkpoint.digest(*parts)
+
+
+def _identity(trajectories: Trajectories, config: TrainingConfig) -> dict[str, Any]:
+    """What data and split must have in common for a run to be resumed."""
     return {
         "episodes": trajectories.episodes,
         "steps": trajectories.steps,
-        "sha256": checkpoint.digest(*parts),
+        "sha256": data_digest(trajectories),
         "seed": config.seed,
         "held_out": config.held_out,
     }

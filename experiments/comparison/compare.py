@@ -9,7 +9,7 @@ from pathlib import Path
 from aaren_rl.envs.dataset import Say
 from aaren_rl.envs.environments import import_packages
 from aaren_rl.errors import InvalidInput, unknown_name
-from aaren_rl.experiments.comparison import costs, matrix, picture, running, scores, table
+from aaren_rl.experiments.comparison import bandit, costs, matrix, picture, running, scores, table
 from aaren_rl.training.run import Interrupted
 
 
@@ -42,6 +42,10 @@ class Request:
     """Show mean returns beside the scores, and take datasets without reference returns, which have no score."""
     picture: bool = False
     """Measure the costs of training and acting once, and draw the scores over them."""
+    d3rlpy: Path | None = None
+    """Interpreter with d3rlpy, for agents with a [agents.NAME.peer]."""
+    bandit: bool = False
+    """Show the score over the number of episodes spent to choose among an agent's seeds."""
 
 
 def compare(request: Request, say: Say) -> scores.Comparison:
@@ -65,6 +69,10 @@ def compare(request: Request, say: Say) -> scores.Comparison:
     chosen = whole.select(request.only, request.datasets, request.seeds)
     if request.against is not None and request.against not in chosen.agents:
         raise InvalidInput(f"--against: {unknown_name('agent', request.against, chosen.agents)}")
+    if request.picture and (measured := [name for name in chosen.agents if name in chosen.peers]):
+        raise InvalidInput(
+            f"--picture measures this project's agents, and {', '.join(measured)} are d3rlpy's; choose others by --only"
+        )
     runs = chosen.runs(out)
     running.check_folders(runs, request.file)
     failures = [] if request.table else _run(request, runs, whole.runs(out), say)
@@ -72,11 +80,16 @@ def compare(request: Request, say: Say) -> scores.Comparison:
     comparison = scores.collect(runs, commands, request.against, request.returns)
     files = [*table.write(comparison, out), *([picture.draw(comparison, out)] if comparison.scored else [])]
     say(f"\n{table.to_markdown(comparison)}\ntable:      {', '.join(map(str, files))}")
+    more: list[str] = []
+    if request.bandit:
+        more.append(bandit.to_markdown(runs))
+        table.write(comparison, out, more[-1])
+        say(f"\n{more[-1]}")
     if request.picture:
         found = costs.measured(comparison, runs, out, say)
         flags = ["--returns", "--picture"] if request.returns else ["--picture"]
         markdown = costs.to_markdown(comparison, found, _command(request, request.only, *flags))
-        table.write(comparison, out, markdown)
+        table.write(comparison, out, "\n".join([*more, markdown]))
         say(f"\n{markdown}\ncosts:      {out / costs.FILE}, {picture.draw_costs(comparison, found, out)}")
     if failures:
         raise running.RunsFailed("\n".join([f"{len(failures)} of {len(runs)} runs failed:", *failures]))
@@ -91,10 +104,11 @@ def _run(request: Request, runs: list[matrix.Run], whole: list[matrix.Run], say:
     if len(left) < len(runs):
         say(f"{len(runs) - len(left)} of {len(runs)} runs are finished and stand")
     try:
-        failures = running.do(left, request.jobs, len(runs), say)
+        failures = running.do(left, request.jobs, len(runs), say, request.d3rlpy)
     except Interrupted as error:
         flags = ["--against", request.against] if request.against is not None else []
-        flags += [f"--{name}" for name in ("returns", "picture") if getattr(request, name)]
+        flags += [f"--{name}" for name in ("returns", "picture", "bandit") if getattr(request, name)]
+        flags += ["--d3rlpy", str(request.d3rlpy)] if request.d3rlpy is not None else []
         raise Interrupted(f"{error}; go on with {_command(request, request.only, *flags)}") from error
     if len(failures) == len(runs):
         raise running.RunsFailed("\n".join(["all runs failed:", *failures]))

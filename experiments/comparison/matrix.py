@@ -13,6 +13,8 @@ from aaren_rl.envs.catalogue import catalogue
 from aaren_rl.errors import InvalidInput, unknown_name
 from aaren_rl.experiments import config as run_config
 from aaren_rl.experiments.config import RunConfig
+from aaren_rl.experiments.peers.d3rlpy import Peer
+from aaren_rl.experiments.settings import from_table as from_settings
 from aaren_rl.experiments.settings import merge, read
 
 KEYS = ("datasets", "seeds", "settings", "agents")
@@ -27,12 +29,14 @@ class Run:
         agent: name of its table in the file.
         seed: seed of the training.
         config: whole configuration; its `run` is the run's folder.
+        peer: the agent of another library that is trained in place of one of this; None for one of this.
     """
 
     dataset: str
     agent: str
     seed: int
     config: RunConfig
+    peer: Peer | None = None
 
     @property
     def folder(self) -> Path:
@@ -55,12 +59,14 @@ class Matrix:
         datasets: names as `aaren_rl.envs.sources.load` takes them.
         seeds: seeds of the trainings.
         agents: configurations by name, still without environment, seed and folder.
+        peers: those of `agents` that are another library's.
     """
 
     file: Path
     datasets: tuple[str, ...]
     seeds: tuple[int, ...]
     agents: dict[str, RunConfig]
+    peers: dict[str, Peer]
 
     def select(self, agents: Sequence[str], datasets: Sequence[str], seeds: Sequence[int]) -> Matrix:
         """Part of the matrix with these agents, datasets and seeds; an empty list selects all.
@@ -80,12 +86,19 @@ class Matrix:
             tuple(name for name in self.datasets if name in datasets or not datasets),
             tuple(seed for seed in self.seeds if seed in seeds or not seeds),
             {name: config for name, config in self.agents.items() if name in agents or not agents},
+            self.peers,
         )
 
     def runs(self, out: Path) -> list[Run]:
         """All runs, seed by seed, so that all agents have about as many runs after an interruption."""
         return [
-            Run(dataset, agent, seed, _config(config, dataset, seed, out / folder_name(dataset) / agent))
+            Run(
+                dataset,
+                agent,
+                seed,
+                _config(config, dataset, seed, out / folder_name(dataset) / agent),
+                self.peers.get(agent),
+            )
             for seed in self.seeds
             for dataset in self.datasets
             for agent, config in self.agents.items()
@@ -137,6 +150,7 @@ def from_table(table: dict[str, Any], file: Path) -> Matrix:
         tuple(datasets),
         tuple(seeds),
         {name: _agent(file, settings, name, changes) for name, changes in agents.items()},
+        {name: _peer(file, name, changes["peer"]) for name, changes in agents.items() if "peer" in changes},
     )
 
 
@@ -159,7 +173,7 @@ def _agent(file: Path, settings: dict[str, Any], name: str, changes: dict[str, A
     where = f"{file}, agent {name}"
     if Path(name).name != name or name.startswith((".", "-")) or "|" in name:
         raise InvalidInput(f"{where}: this cannot be the name of a folder and the cell of a table; name it otherwise")
-    table = merge(settings, changes, where)
+    table = merge(settings, {key: value for key, value in changes.items() if key != "peer"}, where)
     set_here = {"env": "datasets", "seeds": "seeds", "run": "--out", "resume": "the command"}
     # Nor does a file make the program import packages.
     set_here["imports"] = "--import"
@@ -177,6 +191,13 @@ def _agent(file: Path, settings: dict[str, Any], name: str, changes: dict[str, A
     except InvalidInput as error:
         raise InvalidInput(f"{where}: {error}") from error
     return config
+
+
+def _peer(file: Path, name: str, table: Any) -> Peer:
+    where = f"{file}, agent {name}, peer"
+    if not isinstance(table, dict):
+        raise InvalidInput(f"{where} is {table!r}; expected a table, as [agents.{name}.peer] with an algorithm")
+    return from_settings(Peer, table, where)
 
 
 def _config(config: RunConfig, dataset: str, seed: int, folder: Path) -> RunConfig:

@@ -30,7 +30,9 @@ from aaren_rl.experiments import config as run_config
 from aaren_rl.experiments import console
 from aaren_rl.experiments.comparison.matrix import Run
 from aaren_rl.experiments.config import CONFIG, DATA, RunConfig, reading
-from aaren_rl.experiments.console import rounded
+from aaren_rl.experiments.console import rounded, say
+from aaren_rl.experiments.peers import d3rlpy
+from aaren_rl.experiments.peers.worker import D3RLPY
 from aaren_rl.experiments.train import train
 from aaren_rl.training.checkpoints import checkpoints
 from aaren_rl.training.run import Interrupted
@@ -70,6 +72,9 @@ def check_folders(runs: Iterable[Run], file: Path) -> None:
     for run in runs:
         saved = _saved_configuration(run)
         differing = [] if saved is None else _differences(saved, run.config)
+        was = d3rlpy.saved_peer(run.folder)
+        if saved is not None and was != run.peer:
+            differing.append(("peer", was, run.peer))
         if differing:
             raise InvalidInput(
                 f"{run.folder} holds a run of another configuration: "
@@ -84,7 +89,9 @@ def outcome(run: Run) -> dict[str, Any] | None:
     Raises:
         CheckpointError: a result cannot be read.
     """
-    ended = {"checkpoint": "last", "updates": run.config.training.updates, "episodes": run.config.episodes}
+    ended: dict[str, Any] = {"checkpoint": "last", "episodes": run.config.episodes}
+    if run.peer is None or run.peer.seconds is None:
+        ended["updates"] = run.config.training.updates
     # An evaluation by hand renames the run's result to the next free number; its result has no "train_seconds".
     for file in sorted(run.folder.glob("result*.json"), key=lambda file: file.stat().st_mtime, reverse=True):
         figures = _checked(file, read_json(file))
@@ -177,24 +184,29 @@ def prepare(runs: list[Run], whole: Iterable[Run], say: Say, without_scores: boo
     return left
 
 
-def do(runs: list[Run], jobs: int, total: int, say: Say) -> list[str]:
+def do(runs: list[Run], jobs: int, total: int, say: Say, python: Path | None = None) -> list[str]:
     """Trains runs, some at a time, each in a process with one thread of computation.
 
     One thread for any number of jobs, since results depend on the number of threads. The output of a run goes into
-    log.txt in its folder. An interrupted run goes on from its checkpoint.
+    log.txt in its folder. An interrupted run goes on from its checkpoint, but that of a peer begins anew.
 
     Args:
         runs: runs that are not finished.
         jobs: number of runs at a time.
         total: number of runs of the comparison, finished ones included.
         say: receives a line on every run that ends.
+        python: interpreter with d3rlpy, for peers.
 
     Returns:
         A line on every run that failed.
 
     Raises:
+        InvalidInput: a run is a peer's, and there is no interpreter.
         Interrupted: Ctrl-C or SIGTERM; the runs in training have saved a checkpoint and ended.
     """
+    peers = [run.name for run in runs if run.peer is not None]
+    if peers and python is None:
+        raise InvalidInput(f"{', '.join(peers)}: these train with d3rlpy, in an interpreter of its own; {D3RLPY}")
     waiting, failures = list(runs), []
     running: dict[int, tuple[SpawnProcess, Run]] = {}
     done = total - len(runs)
@@ -203,7 +215,7 @@ def do(runs: list[Run], jobs: int, total: int, say: Say) -> list[str]:
             while running or waiting:
                 while waiting and len(running) < jobs and not stop.is_set():
                     run = waiting.pop(0)
-                    process = _start(run)
+                    process = _start(run, python)
                     running[process.sentinel] = process, run
                 # The timeout lets the loop see the signal.
                 for sentinel in connection.wait(list(running), timeout=0.2):
@@ -230,11 +242,12 @@ def do(runs: list[Run], jobs: int, total: int, say: Say) -> list[str]:
     return failures
 
 
-def _start(run: Run) -> SpawnProcess:
+def _start(run: Run, python: Path | None) -> SpawnProcess:
     run.folder.mkdir(parents=True, exist_ok=True)
     resume = run.folder if checkpoints(run.folder) else None
     config = dataclasses.replace(run.config, resume=resume)
-    process = multiprocessing.get_context("spawn").Process(target=_work, args=(config, run.folder / LOG))
+    work = config, run.peer, python, run.folder / LOG
+    process = multiprocessing.get_context("spawn").Process(target=_work, args=work)
     # The process inherits this: Ctrl-C must not reach it while it starts.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -244,7 +257,7 @@ def _start(run: Run) -> SpawnProcess:
     return process
 
 
-def _work(config: RunConfig, log: Path) -> None:
+def _work(config: RunConfig, peer: d3rlpy.Peer | None, python: Path | None, log: Path) -> None:
     """Trains one run; the target of a process."""
     if sys.platform != "win32":
         # A second signal would break the saving, so Ctrl-C reaches only the command, which sends SIGTERM.
@@ -254,7 +267,12 @@ def _work(config: RunConfig, log: Path) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     torch.set_num_threads(1)
-    console.run(lambda: train(config))
+    if peer is None:
+        console.run(lambda: train(config))
+    else:
+        assert python is not None
+        interpreter = python
+        console.run(lambda: d3rlpy.train(config, peer, interpreter, say))
 
 
 def _end_with_the_command() -> None:

@@ -45,6 +45,7 @@ class Recipe:
         amount: how much is collected where nothing else is asked for.
         made_by: the players in words.
         stream: name from which, with the seed, all randomness follows.
+        evaluation: the environment to evaluate in that the data name; None for that of their collection.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Recipe:
     amount: Amount
     made_by: str
     stream: str
+    evaluation: EnvironmentSpec | None = None
 
 
 def recipe_of(entry: Entry) -> Recipe:
@@ -65,7 +67,8 @@ def recipe_of(entry: Entry) -> Recipe:
     if entry.expert not in (None, OWN_EXPERT):
         amount = Amount(entry.episodes or EPISODES, "episodes")
     made_by = _made_by(entry, players)
-    return Recipe(entry.bundled_id, entry.environments["bundled"], players, amount, made_by, entry.name)
+    environment = entry.environments["bundled"]
+    return Recipe(entry.bundled_id, environment, players, amount, made_by, entry.name, entry.evaluation)
 
 
 def recipe_for(
@@ -135,6 +138,7 @@ def collect(
             say(f"data: {recipe.id} has been made already, with these {amount.unit} and this seed; it stands")
             return folder
         described = _described(recipe.environment)
+        evaluation = None if recipe.evaluation is None else _described(recipe.evaluation).recorded
         if amount.unit == "steps":
             minari_writer.require_space(folder.parent, _least_size(described, amount.number))
         if announce is not None:
@@ -149,6 +153,7 @@ def collect(
                 recipe.made_by,
                 _description(recipe, seed),
                 [episode.infos for episode in made],
+                evaluation,
             )
             minari_writer.describe_namespaces(recipe.id, "Roll-outs of the behaviours bundled with aaren-rl.")
     say(f"data: {recipe.id}: {summary(made)}")

@@ -38,6 +38,7 @@ def write_dataset(
     algorithm: str,
     description: str,
     infos: Sequence[Infos] = (),
+    evaluation: EnvSpec | None = None,
 ) -> None:
     """Writes roll-outs in an environment in Minari's HDF5 format.
 
@@ -49,6 +50,7 @@ def write_dataset(
         algorithm: what acted.
         description: of the dataset.
         infos: of each episode, as `write_episodes`.
+        evaluation: Gymnasium's record of the environment to evaluate in; None for that of the episodes.
 
     Raises:
         DataError: the disk has too little space.
@@ -58,7 +60,10 @@ def write_dataset(
     # Readers take vectors in single precision, so they are stored in it.
     observation_space = gym.spaces.Box(*bounds_of(space)) if isinstance(space, Box) else gymnasium_space(space)
     spaces = observation_space, gymnasium_space(environment.action_space)
-    write_episodes(folder, dataset_id, *spaces, episodes, algorithm, description, environment.recorded, infos=infos)
+    recorded = environment.recorded
+    write_episodes(folder, dataset_id, *spaces, episodes, algorithm, description, recorded, infos=infos)
+    if evaluation is not None:
+        MinariStorage.read(folder / "data").update_metadata({"eval_env_spec": evaluation.to_json()})
 
 
 def write_episodes(

@@ -45,6 +45,7 @@ class Entry:
         episodes: of the expert's set; None for the usual number.
         environments: the environment to act in, by the source of the data ("minari", "d4rl", "ogbench", "bundled");
             sources whose data record their own, or that none fits, are missing.
+        evaluation: the environment to evaluate in that the bundled data name; None for that of their collection.
         target_returns: returns to ask an agent for, the first by default; None for the data's.
         return_scale: number that a model divides returns-to-go by; None for the data's.
         horizon: greatest number of steps of an episode; None for the environment's.
@@ -61,6 +62,7 @@ class Entry:
     expert_arguments: Mapping[str, Any] = field(default_factory=dict)
     episodes: int | None = None
     environments: dict[str, EnvironmentSpec] = field(default_factory=dict)
+    evaluation: EnvironmentSpec | None = None
     target_returns: tuple[float, ...] | None = None
     return_scale: float | None = None
     horizon: int | None = None
@@ -155,6 +157,8 @@ def _fields(facts: Mapping[str, Any], level: str, details: Mapping[str, Any]) ->
         # Minari's mazes hold a goal that the experts' episodes end at, so the data's own record stands alone.
         sources = ("bundled",) if details.get("environment") or details.get("expert") else ("minari", "bundled")
         fields["environments"] = dict.fromkeys(sources, spec)
+    if "evaluation" in details:
+        fields["evaluation"] = _spec(details["evaluation"])
     return {name: value for name, value in fields.items() if value is not None}
 
 

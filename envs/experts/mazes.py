@@ -47,23 +47,28 @@ class Maze:
         """Where it is to go."""
         return np.asarray(self.game.cur_goal_xy if self.is_ogbench else self.game.goal, dtype=np.float64)
 
-    def next_place(self) -> Point:
-        """Centre of the next cell on a shortest way to the goal, or the goal in its own cell.
+    def next_place(self, goal: Point) -> Point:
+        """Centre of the next cell on a shortest way to a goal, or the goal in its own cell.
 
         Two cells beside each other have no wall between them, so the way there is straight.
 
         Raises:
             InvalidInput: walls are between the body and the goal on every way.
         """
-        here, end = self._cell(self.place), self._cell(self.goal)
+        here, end = self._cell(self.place), self._cell(goal)
         if here == end:
-            return self.goal
+            return goal
         distances = self._to(end)
         reached = [cell for cell in self._beside(here) if distances[cell] >= 0]
         if not reached:
-            raise InvalidInput(f"the maze has no way from {self.place.tolist()} to the goal {self.goal.tolist()}")
+            raise InvalidInput(f"the maze has no way from {self.place.tolist()} to the goal {goal.tolist()}")
         cell = min(reached, key=lambda beside: int(distances[beside]))
-        return self.goal if cell == end else self._centre(cell)
+        return goal if cell == end else self._centre(cell)
+
+    def near(self, cells: int) -> list[Point]:
+        """Centres of the other cells that a way of at most so many cells leads to from where the body is."""
+        distances = self._to(self._cell(self.place))
+        return [self._centre((int(i), int(j))) for i, j in np.argwhere((distances > 0) & (distances <= cells))]
 
     def _to(self, end: Cell) -> npt.NDArray[np.int64]:
         """Steps from each cell to the end, (rows, columns); -1 for walls, and for what no way reaches."""
@@ -102,15 +107,30 @@ class PointMaze:
     STEP = 0.2
     """OGBench's point moves by this times the action."""
 
-    def __init__(self, env: Env, rng: np.random.Generator) -> None:
-        self.maze = Maze(env)
+    def __init__(self, env: Env, rng: np.random.Generator, cells: int = 0) -> None:
+        """See `Expert.make`.
+
+        Args:
+            env: the maze.
+            rng: draws places.
+            cells: length of an episode's route: to a place so many cells away at most, drawn at its start, as in
+                OGBench's "stitch" data (Park et al. 2025, arXiv 2410.20092); 0 goes to the environment's goal.
+
+        Raises:
+            InvalidInput: cells is no whole number from 0 on.
+        """
+        if isinstance(cells, bool) or not isinstance(cells, int) or cells < 0:
+            raise InvalidInput(f"cells is {cells!r}; expected a whole number from 0 on")
+        self.maze, self.rng, self.cells = Maze(env), rng, cells
 
     def reset(self, observation: Any, info: Mapping[str, Any]) -> None:
         """See `Policy`."""
+        if self.cells:
+            self.end = self.rng.choice(np.array(self.maze.near(self.cells)))
 
     def act(self, observation: Any, info: Mapping[str, Any], taken: Any) -> Floats:
         """See `Policy`."""
-        way = self.maze.next_place() - self.maze.place
+        way = self.maze.next_place(self.end if self.cells else self.maze.goal) - self.maze.place
         if self.maze.is_ogbench:
             action = way / self.STEP
             action = action / max(1.0, float(np.linalg.norm(action)))
@@ -132,7 +152,7 @@ class AntMaze:
 
     def act(self, observation: Any, info: Mapping[str, Any], taken: Any) -> Floats:
         """See `Policy`."""
-        game, way = self.maze.game, self.maze.next_place() - self.maze.place
+        game, way = self.maze.game, self.maze.next_place(self.maze.goal) - self.maze.place
         body = game if self.maze.is_ogbench else game.ant_env
         time = self.steps * body.dt
         self.steps += 1

@@ -1,3 +1,4 @@
+import itertools
 from types import SimpleNamespace
 
 import gymnasium as gym
@@ -5,8 +6,12 @@ import numpy as np
 import pytest
 from scipy.sparse.csgraph import shortest_path
 
+from aaren_rl.envs import sources
+from aaren_rl.envs.catalogue import find
+from aaren_rl.envs.collect import collect
+from aaren_rl.envs.environments import make
 from aaren_rl.envs.experts import ant
-from aaren_rl.envs.experts.mazes import Maze
+from aaren_rl.envs.experts.mazes import Maze, PointMaze
 from aaren_rl.errors import InvalidInput
 
 
@@ -35,19 +40,64 @@ def test_routes_are_shortest():
             maze = maze_of(walls.astype(int), (cell[1], cell[0]), (cells[end][1], cells[end][0]))
             if start == end or np.isinf(steps[start, end]):
                 continue
-            x, y = maze.next_place()
+            x, y = maze.next_place(maze.goal)
             assert steps[cells.index((round(y), round(x))), end] == steps[start, end] - 1
 
 
 def test_goal_itself_is_next_in_its_cell_and_beside_it():
     walls = [[1, 1, 1, 1], [1, 0, 0, 1], [1, 1, 1, 1]]
-    assert maze_of(walls, (1, 1), (2.3, 1.2)).next_place().tolist() == [2.3, 1.2]
-    assert maze_of(walls, (2, 1), (2.3, 1.2)).next_place().tolist() == [2.3, 1.2]
+    goal = np.array([2.3, 1.2])
+    assert maze_of(walls, (1, 1), goal).next_place(goal).tolist() == [2.3, 1.2]
+    assert maze_of(walls, (2, 1), goal).next_place(goal).tolist() == [2.3, 1.2]
+
+
+def test_near_places_are_those_within_so_many_cells():
+    rng = np.random.default_rng(1)
+    walls = rng.random((6, 7)) < 0.3
+    cells = list(zip(*np.nonzero(~walls), strict=True))
+    links = np.array([[abs(a - c) + abs(b - d) == 1 for c, d in cells] for a, b in cells], float)
+    steps = shortest_path(links, unweighted=True)
+    for start, (row, column) in enumerate(cells):
+        maze = maze_of(walls.astype(int), (column, row), (0, 0))
+        for reach in (1, 3):
+            expected = {cells[i] for i in range(len(cells)) if 0 < steps[start, i] <= reach}
+            assert {(int(y), int(x)) for x, y in maze.near(reach)} == expected
+
+
+@pytest.mark.parametrize("cells", [-1, 1.5, True])
+def test_routes_of_no_length_are_refused(cells):
+    with pytest.raises(InvalidInput, match="cells is"):
+        PointMaze(SimpleNamespace(), np.random.default_rng(0), cells)
+
+
+def test_routes_of_stitch_data_are_short_and_evaluation_asks_for_long_ones(tmp_path, monkeypatch):
+    pytest.importorskip("gymnasium_robotics")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    collect(find("pointmaze-stitch"), episodes=12, progress=False, say=lambda line: None)
+    dataset = sources.load("pointmaze-stitch", "bundled", say=lambda line: None)
+    collected_in, environment = dataset.collected_in, dataset.environment
+    assert collected_in is not None
+    assert environment is not None
+    assert (collected_in.registered_id, environment.registered_id) == ("PointMaze_Medium-v3", "PointMaze_Medium-v3")
+    data, far = make(collected_in), make(environment)
+    maze, ways = Maze(data), []
+    places = dataset.trajectories.observations["achieved_goal"]
+    for first, end in itertools.pairwise(dataset.trajectories.offsets):
+        cells = maze._to(maze._cell(np.asarray(places[first], np.float64)))
+        # Noise may end an episode's way beyond the cell that it leads to.
+        ways.append(max(cells[maze._cell(np.asarray(place, np.float64))] for place in places[first:end]))
+    assert 2 <= max(ways) <= 5
+    maze = Maze(far)
+    for seed in range(5):
+        far.reset(seed=seed)
+        assert maze._to(maze._cell(maze.goal))[maze._cell(maze.place)] >= 9
+    data.close()
+    far.close()
 
 
 def test_goal_behind_walls_is_named():
     with pytest.raises(InvalidInput, match="no way from"):
-        maze_of([[0, 1, 0]], (0, 0), (2, 0)).next_place()
+        maze_of([[0, 1, 0]], (0, 0), (2, 0)).next_place(np.array([2.0, 0.0]))
 
 
 @pytest.mark.parametrize("degrees", [0, 50, 135, -100])

@@ -76,7 +76,8 @@ class RunConfig:
     """Numbers of an observation, counted from 0, that a goal is made of, where the data have no goals; by default
     all."""
     preset: str | None = None
-    """Start from a preset ("quick"); other options override it."""
+    """Start from a preset (quick, memory, cloning, best-cloning), or from several, the later ones on top
+    ("quick+cloning"); other options override it."""
     run: Path | None = None
     """Folder of the run; by default runs/<env>-<time>."""
     resume: Path | None = None
@@ -224,7 +225,7 @@ def parse(arguments: list[str] | None = None) -> RunConfig:
         default = load(Path(resume) / CONFIG)
         refuse_files(default, _peek(arguments, "--env-kwargs"), resume)
     elif preset is not None:
-        default = load(_preset(preset))
+        default = from_table({"preset": preset}, "--preset")
     config = command_line.parse(RunConfig, "train", GROUPS, arguments=arguments, default=default, switches=False)
     return config if _peek(arguments, "--env-id") is None else _with_package(config)
 
@@ -263,7 +264,7 @@ def from_table(table: dict[str, Any], where: str) -> RunConfig:
     """
     preset = table.get("preset")
     if preset is not None:
-        table = settings.merge(settings.read(_preset(str(preset))), table, where)
+        table = settings.merge(_presets(str(preset)), table, where)
     return settings.from_table(RunConfig, table, where)
 
 
@@ -331,10 +332,14 @@ def presets() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
-def _preset(name: str) -> Path:
-    if name not in presets():
-        raise unknown_name("preset", name, presets())
-    return presets()[name]
+def _presets(names: str) -> dict[str, Any]:
+    """Settings of presets, the later ones over the earlier ones."""
+    table: dict[str, Any] = {}
+    for name in names.split("+"):
+        if name not in presets():
+            raise unknown_name("preset", name, presets())
+        table = settings.merge(table, settings.read(presets()[name]), f"preset {names}")
+    return table
 
 
 def _peek(arguments: list[str], option: str) -> str | None:

@@ -36,6 +36,17 @@ def test_presets_load():
         assert parse(["--preset", name]) == dataclasses.replace(load(path), preset=name)
 
 
+def test_presets_are_laid_over_each_other():
+    quick = parse(["--preset", "quick"])
+    both = parse(["--preset", "quick+best-cloning", "--updates", "7"])
+    assert both.training == dataclasses.replace(quick.training, updates=7)
+    assert both.model == dataclasses.replace(quick.model, return_to_go=False)
+    assert (both.keep_best, both.preset) == (0.1, "quick+best-cloning")
+    assert parse(["--preset", "cloning"]).model.return_to_go is False
+    with pytest.raises(InvalidInput, match="unknown preset 'clone'; did you mean 'cloning'"):
+        parse(["--preset", "quick+clone"])
+
+
 def test_quick_preset_is_quick():
     config = parse(["--preset", "quick"])
     assert config.training.updates <= 5_000

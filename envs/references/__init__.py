@@ -164,7 +164,8 @@ def _experts() -> Iterator[Row]:
     for line in table["environments"]:
         reference = Reference(table["name"], line["random"], line["expert"])
         source = f"this project's random and scripted actions in {line['id']}, {line['episodes']} episodes each"
-        yield Row(reference, EnvironmentSpec(line["id"]), line.get("package", "gymnasium"), False, source)
+        spec = EnvironmentSpec(line["id"], line.get("kwargs", {}), line.get("limit"))
+        yield Row(reference, spec, line.get("package", "gymnasium"), False, source)
 
 
 def _d4rl() -> Iterator[Row]:

@@ -1,0 +1,230 @@
+"""The step of an agent as one C header and one C file."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from aaren_rl.errors import InvalidInput
+from aaren_rl.model.inputs_stepper import RETURN_TO_GO
+from aaren_rl.stepping.c import graph
+from aaren_rl.stepping.c.operations import literal
+from aaren_rl.stepping.c.writer import Writer
+from aaren_rl.stepping.model_stepper import ModelStepper
+
+PRODUCT = """
+static void multiply_{type}({type} *out, const {type} *in, const {type} *weight, int rows, int inner, int columns)
+{{
+    for (int row = 0; row < rows; ++row, out += columns, in += inner) {{
+        int k = 0;
+        for (; k + 4 <= inner; k += 4) {{
+            const {type} *w = weight + (size_t)k * columns;
+            const {type} a = in[k], b = in[k + 1], c = in[k + 2], d = in[k + 3];
+            for (int j = 0; j < columns; ++j)
+                out[j] += a * w[j] + b * w[columns + j] + c * w[2 * columns + j] + d * w[3 * columns + j];
+        }}
+        for (; k < inner; ++k)
+            for (int j = 0; j < columns; ++j)
+                out[j] += in[k] * weight[(size_t)k * columns + j];
+    }}
+}}
+"""
+"""Adds a product to what is in `out`; four rows of the weight at a time, so that `out` is read and written less."""
+
+PRODUCT_INT8 = """
+static void multiply_int8(float *out, const float *in, const int8_t *weight, const float *scale, int rows, int inner,
+                          int columns)
+{
+    for (int row = 0; row < rows; ++row, out += columns, in += inner) {
+        int k = 0;
+        for (int j = 0; j < columns; ++j)
+            out[j] = 0.0f;
+        for (; k + 4 <= inner; k += 4) {
+            const int8_t *w = weight + (size_t)k * columns;
+            const float a = in[k], b = in[k + 1], c = in[k + 2], d = in[k + 3];
+            for (int j = 0; j < columns; ++j)
+                out[j] += a * w[j] + b * w[columns + j] + c * w[2 * columns + j] + d * w[3 * columns + j];
+        }
+        for (; k < inner; ++k)
+            for (int j = 0; j < columns; ++j)
+                out[j] += in[k] * weight[(size_t)k * columns + j];
+        for (int j = 0; j < columns; ++j)
+            out[j] *= scale[j];
+    }
+}
+"""
+
+NORM = """
+static void normalise_{type}({type} *out, const {type} *in, const {type} *scale, const {type} *shift, int rows,
+                             int width, {type} eps)
+{{
+    for (int row = 0; row < rows; ++row, out += width, in += width) {{
+        {type} mean = 0, variance = 0;
+        for (int j = 0; j < width; ++j)
+            mean += in[j];
+        mean /= ({type})width;
+        for (int j = 0; j < width; ++j)
+            variance += (in[j] - mean) * (in[j] - mean);
+        const {type} factor = 1 / {sqrt}(variance / ({type})width + eps);
+        for (int j = 0; j < width; ++j)
+            out[j] = (in[j] - mean) * factor * scale[j] + shift[j];
+    }}
+}}
+"""
+
+HEADER = """/* {title}
+
+   Generated. C99; needs libm; allocates nothing and has no state of its own. */
+#ifndef AGENT_H
+#define AGENT_H
+
+#define AGENT_OBSERVATION {observation} /* numbers of an observation */
+#define AGENT_ACTION {action} /* numbers of an action */
+#define AGENT_STATE {state} /* numbers of the state */
+
+typedef struct {{
+    double values[AGENT_STATE];
+}} agent_state;
+
+/* Starts an episode. target: return to ask for{auto}. */
+void agent_reset(agent_state *state, float target);
+
+/* Chooses the next action. reward: of the action before, 0 at the first step of an episode.
+   Observation, reward and action are in the environment's units. */
+void agent_step(agent_state *state, const float *observation, float reward, float *action);
+
+/* The same for environments one after another: so many states, rows of observations, rewards and rows of actions. */
+void agent_steps(int count, agent_state *states, const float *observations, const float *rewards, float *actions);
+
+#endif
+"""
+
+SOURCE = """#include "agent.h"
+
+#include <math.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+{constants}
+{functions}
+void agent_reset(agent_state *state, float target)
+{{
+    static const double start[AGENT_STATE] = {{{start}}};
+    for (int i = 0; i < AGENT_STATE; ++i)
+        state->values[i] = start[i];
+    state->values[{target}] = target;
+}}
+
+void agent_step(agent_state *state, const float *observation, float reward, float *action)
+{{
+    const float *const rewards = &reward;
+    double *const before = state->values;
+{body}
+}}
+
+void agent_steps(int count, agent_state *states, const float *observations, const float *rewards, float *actions)
+{{
+    for (int i = 0; i < count; ++i)
+        agent_step(states + i, observations + (size_t)i * AGENT_OBSERVATION, rewards[i],
+                   actions + (size_t)i * AGENT_ACTION);
+}}
+"""
+
+
+class Code(NamedTuple):
+    """A step in C.
+
+    Attributes:
+        header: text of agent.h.
+        source: text of agent.c.
+        weight_bytes: of the constants.
+        scratch_bytes: of memory on the stack that a step needs for its temporaries.
+    """
+
+    header: str
+    source: str
+    weight_bytes: int
+    scratch_bytes: int
+
+
+def generate(step: ModelStepper, title: str, int8: bool = False) -> Code:
+    """The C of a step.
+
+    Args:
+        step: to write; whatever mixers it holds.
+        title: a line about the agent.
+        int8: store the weights of large products in 8 bits, with a scale for each output.
+
+    Raises:
+        InvalidInput: observations have images, or the step has an operation that is not written in C.
+    """
+    if step.observation_space.images():
+        raise InvalidInput("observations with images are not written in C; export the agent to ONNX")
+    step = step.cpu()
+    example = step.inputs.observation.examples(1, torch.Generator().manual_seed(0))
+    assert isinstance(example, Tensor)
+    program = graph.exported(_Flat(step), (example.reshape(1, -1), torch.zeros(1), step.start[None].clone()))
+    writer = Writer(int8)
+    action, after = graph.write(program, ("observation", "rewards", "before"), writer)
+    for array, place in ((action, "action"), (after, "before")):
+        whole = writer.whole(array).reshaped((array.size,))
+        kind = "float" if place == "action" else "double"
+        writer.loop((array.size,), lambda at, whole=whole, place=place, kind=kind: f"{place}[{at[0]}] = ({kind}){whole.at(at)};")
+    body, scratch = writer.body()
+    text = "\n".join(f"    {line}" if line else line for line in body.splitlines())
+    used = {name: tensor for name, tensor in writer.constants.items() if f"{name}[" in body or _names(body, name)}
+    functions = [PRODUCT.format(type=kind) for kind in ("float", "double") if f"multiply_{kind}(" in body]
+    functions += [PRODUCT_INT8] if "multiply_int8(" in body else []
+    functions += [
+        NORM.format(type=kind, sqrt="sqrtf" if kind == "float" else "sqrt")
+        for kind in ("float", "double")
+        if f"normalise_{kind}(" in body
+    ]
+    sizes = {
+        "observation": example.numel(),
+        "action": action.size,
+        "state": len(step.start),
+    }
+    auto = ", or INFINITY for what is in reach" if step.reach is not None else ""
+    return Code(
+        HEADER.format(title=title, auto=auto, **sizes),
+        SOURCE.format(
+            constants="\n".join(_constant(name, tensor) for name, tensor in used.items()),
+            functions="".join(functions),
+            start=", ".join(literal(float(value), "double") for value in step.start),
+            target=RETURN_TO_GO,
+            body=text,
+        ),
+        sum(tensor.numel() * tensor.element_size() for tensor in used.values()),
+        scratch,
+    )
+
+
+class _Flat(nn.Module):
+    """A step of one environment whose observation is a row of numbers."""
+
+    def __init__(self, step: ModelStepper) -> None:
+        super().__init__()
+        self.step, self.shape = step, step.observation_space.packed_shapes()
+
+    def forward(self, observation: Tensor, reward: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        action, after = self.step(observation.reshape(1, *self.shape), reward, state)
+        return action, after
+
+
+def _names(body: str, name: str) -> bool:
+    """True if a text names a constant other than by an index."""
+    return any(f"{name}{end}" in body for end in (",", ")", " "))
+
+
+def _constant(name: str, tensor: Tensor) -> str:
+    kinds = {torch.float32: "float", torch.float64: "double", torch.int64: "int64_t", torch.int32: "int64_t", torch.bool: "bool", torch.int8: "int8_t"}
+    kind = kinds[tensor.dtype]
+    numbers = [literal(value, "int64_t" if kind == "int8_t" else kind) for value in tensor.reshape(-1).tolist()]
+    lines = [", ".join(numbers[first : first + 8]) for first in range(0, len(numbers), 8)]
+    body = ",\n    ".join(lines)
+    return f"\nstatic const {kind} {name}[{max(1, tensor.numel())}] = {{\n    {body}\n}};"
+
+

@@ -33,7 +33,8 @@ FILES = frozenset({WEIGHTS, CARD, TRAINING_TENSORS, TRAINING_STATE})
 """Files of such a folder: the first two make an agent, resuming needs the others too."""
 
 EXPORTED_GRAPH, EXPORTED_CARD = "agent.onnx", "export.json"
-EXPORTED = frozenset({EXPORTED_GRAPH, EXPORTED_CARD})
+EXPORTED_HEADER, EXPORTED_SOURCE = "agent.h", "agent.c"
+EXPORTED = frozenset({EXPORTED_GRAPH, EXPORTED_CARD, EXPORTED_HEADER, EXPORTED_SOURCE})
 """Files in the folder of an exported agent."""
 
 FORMAT = 5
@@ -310,12 +311,12 @@ def read_tensors(path: Path, sha256: str | None) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
-def card_digest(description: dict[str, Any], content: str) -> str:
-    """Digest of the contents of an agent.json or export.json, with the digest of the file `content` beside it.
+def card_digest(description: dict[str, Any], *contents: str) -> str:
+    """Digest of the contents of an agent.json or export.json, with the digests of the files `contents` beside it.
 
     It leaves out itself, and evaluations, which are added later.
     """
     digests = description.get("sha256")
     said = {name: value for name, value in description.items() if name != "evaluation"}
-    said["sha256"] = {content: digests.get(content)} if isinstance(digests, dict) else None
+    said["sha256"] = {name: digests.get(name) for name in contents} if isinstance(digests, dict) else None
     return digest(json.dumps(said, sort_keys=True).encode())

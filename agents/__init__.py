@@ -1,6 +1,7 @@
 """Who acts: the decision agent, and the same agent exported."""
 
+from aaren_rl.agents.c_agent import CAgent
 from aaren_rl.agents.decision_agent import DecisionAgent
 from aaren_rl.agents.onnx_agent import OnnxAgent
 
-__all__ = ["DecisionAgent", "OnnxAgent"]
+__all__ = ["CAgent", "DecisionAgent", "OnnxAgent"]

@@ -12,7 +12,7 @@ import gymnasium as gym
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from aaren_rl.actor import Actor, Target
-from aaren_rl.agents import DecisionAgent, OnnxAgent
+from aaren_rl.agents import CAgent, DecisionAgent
 from aaren_rl.agents.agent import Agent
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.data.environment_spec import EnvironmentSpec
@@ -25,8 +25,9 @@ from aaren_rl.envs.rollout import roll_out
 from aaren_rl.errors import CheckpointError, InvalidInput, unknown_name
 from aaren_rl.experiments import target_sweep
 from aaren_rl.experiments.console import device_named, progress, say
+from aaren_rl.experiments.exporting import exported_agent
 from aaren_rl.model import count_parameters
-from aaren_rl.stepping import onnx as export
+from aaren_rl.stepping.exported import CARD
 
 BASELINES = ("random", "behaviour")
 
@@ -205,13 +206,14 @@ def _agent(name: str, options: Options) -> Candidate:
 
 def _loaded(folder: Path, options: Options) -> tuple[Agent, dict[str, Any]]:
     """The agent, or the exported agent, of a folder, and the entries of a result that describe it."""
-    if (folder / export.CARD).exists():
+    if (folder / CARD).exists():
         if options.device != "cpu":
             raise InvalidInput(f"an exported agent runs on the CPU; leave out --device {options.device}")
         if options.temperature:
             raise InvalidInput("an exported agent takes the most likely action; leave out --temperature")
-        exported = OnnxAgent(folder, acting=options.acting, renew=options.renew or 0)
-        return exported, {"runtime": "onnxruntime", "int8": exported.int8, "device": "cpu"}
+        exported = exported_agent(folder, options.acting, options.renew or 0)
+        runtime = "c" if isinstance(exported, CAgent) else "onnxruntime"
+        return exported, {"runtime": runtime, "int8": exported.int8, "device": "cpu"}
     device, renew = device_named(options.device), options.renew or 0
     agent = DecisionAgent.load(folder, device, options.acting, renew, options.temperature, options.seed)
     about = {"mixer": agent.model.config.mixer, "parameters": count_parameters(agent.model)}

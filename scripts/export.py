@@ -1,33 +1,32 @@
-"""Exports an agent for machines without torch: `python scripts/export.py runs/hopper/last --to onnx`."""
+"""Exports an agent for machines without torch: `python scripts/export.py runs/hopper/last --to c`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from aaren_rl.envs.environments import import_packages
 from aaren_rl.errors import InvalidInput
 from aaren_rl.experiments import exporting
 from aaren_rl.experiments.command_line import Group, parse
 from aaren_rl.experiments.console import describe, run, say
-from aaren_rl.stepping.onnx import CARD
+from aaren_rl.stepping.exported import CARD
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Export an agent as one graph of a single step."""
+    """Export an agent as a single step: a graph for onnxruntime, or C."""
 
     agent: Path
     """Folder of an agent, as runs/<run>/last."""
-    to: Literal["onnx"] = "onnx"
-    """Format of the graph."""
+    to: exporting.Form = "onnx"
+    """Form of the step: agent.onnx, or agent.h and agent.c, which need libm alone."""
     out: Path | None = None
-    """Folder to write; by default the agent's, with -onnx or -onnx-int8 added to its name."""
+    """Folder to write; by default the agent's, with -onnx, -onnx-int8, -c or -c-int8 added to its name."""
     acting: str | None = None
     """Way of acting, stream or reset:STEPS; by default the agent's."""
     int8: bool = False
-    """Store the perceptrons' weights in 8 bits, for a third of the size and slightly other actions."""
+    """Store weights in 8 bits, for a third of the size and slightly other actions."""
     episodes: int | None = None
     """Episodes that compare the export with the agent; by default 100 with --int8, else none."""
 
@@ -40,7 +39,7 @@ class Arguments:
 
 
 GROUPS = (
-    Group("graph", "Form of the graph and its folder.", ("to", "out", "acting", "int8")),
+    Group("step", "Form of the step and its folder.", ("to", "out", "acting", "int8")),
     Group("comparison", "Evaluation of the agent and of its export.", ("episodes", "imports")),
 )
 
@@ -53,13 +52,18 @@ def main() -> None:
 def export(arguments: Arguments) -> exporting.Export:
     """Exports, compares, and prints what was written and what changed."""
     import_packages(arguments.imports)
-    exported = exporting.export(arguments.agent, arguments.out, arguments.acting, arguments.int8)
-    say(
-        f"graph:      {exported.graph}, {exported.graph.stat().st_size / 2**10:.0f} KiB"
-        f"{', int8' if arguments.int8 else ''}\n"
-        f"card:       {exported.folder / CARD}\n"
-        f"actions:    within {exported.described['largest_difference']:.1e} of torch's, as a share of their half range"
-    )
+    exported = exporting.export(arguments.agent, arguments.out, arguments.acting, arguments.int8, arguments.to)
+    described = exported.described
+    size = f"{exported.step.stat().st_size / 2**10:.0f} KiB{', int8' if arguments.int8 else ''}"
+    within = described["largest_difference"]
+    checked = "not checked: this machine has no C compiler"
+    if within is not None:
+        checked = f"within {within:.1e} of torch's, as a share of their half range"
+    say(f"{'code' if arguments.to == 'c' else 'graph'}:".ljust(12) + f"{exported.step}, {size}")
+    if arguments.to == "c":
+        sizes = ", ".join(f"{described[f'{name}_bytes']:,} bytes of {name}" for name in ("weight", "state", "scratch"))
+        say(f"memory:     {sizes}")
+    say(f"card:       {exported.folder / CARD}\nactions:    {checked}")
     episodes = arguments.episodes if arguments.episodes is not None else 100 if arguments.int8 else 0
     if episodes:
         _compare(exported, episodes)

@@ -6,42 +6,37 @@ import contextlib
 import copy
 import importlib.util
 import io
-import json
 import logging
 import warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
 
-from aaren_rl import __version__, checkpoint, folders
-from aaren_rl.actor import AUTO, target_as_number
+from aaren_rl import checkpoint
 from aaren_rl.checkpoint import AgentCard
-from aaren_rl.data.bounds import SCALED_BOUND, bounds_of
 from aaren_rl.data.packed import arrays_of
-from aaren_rl.data.segment import Segment
-from aaren_rl.data.spaces import NUMBERS, Space
-from aaren_rl.errors import AarenError, InvalidInput
+from aaren_rl.data.spaces import NUMBERS, Packed, Space
+from aaren_rl.errors import InvalidInput
 from aaren_rl.model import DecisionModel
-from aaren_rl.model.inputs_stepper import RETURN_TO_GO, TIMESTEP
+from aaren_rl.ops.numpy_layers import Array
+from aaren_rl.stepping.exported import (
+    ExportFailed,
+    check_difference,
+    check_single_step,
+    describe,
+    largest_difference,
+    write,
+)
 from aaren_rl.stepping.model_stepper import ModelStepper
 
-GRAPH, CARD = checkpoint.EXPORTED_GRAPH, checkpoint.EXPORTED_CARD
-FORMAT = 5
-STEPS, ROWS = 200, 3
+GRAPH = checkpoint.EXPORTED_GRAPH
+STEPS = 200
 """Of the check against torch."""
 
 PERCEPTRON = ("expand", "contract")
 """How the names of the perceptrons' weights end in the graph."""
-
-LARGEST_DIFFERENCE = 1e-4
-"""Between an action of the float32 graph and torch's, as a share of the action's half range."""
-
-
-class ExportFailed(AarenError):
-    """The exported graph does not compute what the agent does."""
 
 
 def to_onnx(model: DecisionModel, card: AgentCard, folder: Path, int8: bool = False) -> Path:
@@ -68,36 +63,20 @@ def to_onnx(model: DecisionModel, card: AgentCard, folder: Path, int8: bool = Fa
         CheckpointError: it cannot be written, or the folder holds something else.
     """
     require_packages("onnx", "onnxscript", "onnxruntime")
-    checkpoint.check_replaceable(folder, checkpoint.EXPORTED)
-    if card.acting.startswith("window"):
-        raise InvalidInput(f"this agent acts by {card.acting}, which is no single step; export it with --acting stream")
+    check_single_step(card, folder)
     model = copy.deepcopy(model).cpu().eval()
     step = ModelStepper(model)
     graph = _quantised(_graph(step)) if int8 else _graph(step)
-    difference = _difference(model, step, graph)
-    if not np.isfinite(difference) or (difference > LARGEST_DIFFERENCE and not int8):
-        raise ExportFailed(f"over {STEPS} steps the graph's actions differ from torch's by up to {difference:.1e}")
-    description: dict[str, Any] = {
-        "format": FORMAT,
-        "aaren_rl": __version__,
-        **card.to_json(),
-        "int8": int8,
-        "observation_space": step.observation_space.to_json(),
-        "action_space": step.action_space.to_json(),
-        "longest_episode": model.config.max_steps if model.config.timesteps == "learned" else None,
-        "greatest_return": SCALED_BOUND * float(model.inputs.return_scale) if model.config.return_to_go else None,
-        "reach": model.config.reach,
-        "state_start": step.start.tolist(),
-        "return_to_go_at": RETURN_TO_GO,
-        "timestep_at": TIMESTEP,
-        "mixers_at": step.mixed,
-        "largest_difference": difference,
-        "sha256": {GRAPH: checkpoint.digest(graph)},
-    }
-    description["sha256"][CARD] = checkpoint.card_digest(description, GRAPH)
-    with checkpoint.whole_folder(folder, checkpoint.EXPORTED) as partial:
-        folders.write_file(partial / GRAPH, graph)
-        folders.write_file(partial / CARD, (json.dumps(description, indent=2) + "\n").encode())
+    running = session(graph)
+
+    def run(observation: Packed, reward: Array, state: Array) -> tuple[Array, Array]:
+        named = zip(graph_inputs(model.observation_space), arrays_of(observation).values(), strict=True)
+        action, after = running.run(None, {**dict(named), "reward": reward, "state": state})
+        return action, after
+
+    difference = largest_difference(model, step, run, STEPS)
+    check_difference(difference, int8, f"over {STEPS} steps the graph's actions")
+    write(folder, {GRAPH: graph}, {**describe(model, step, card, int8), "largest_difference": difference})
     return folder / GRAPH
 
 
@@ -209,34 +188,3 @@ def _quantised(graph: bytes) -> bytes:
     if not any(node.op_type == "MatMulInteger" for node in onnx.load_from_string(quantised).graph.node):
         raise ExportFailed("this version of onnxruntime quantised nothing; pass no --int8")
     return quantised
-
-
-def _difference(model: DecisionModel, step: ModelStepper, graph: bytes) -> float:
-    """Largest difference of an action over an episode of made-up observations, as a share of its half range."""
-    running = session(graph)
-    generator = torch.Generator().manual_seed(0)
-    target = torch.linspace(0.5, 1.5, ROWS) * model.inputs.return_scale
-    if model.config.reach:
-        target[0] = target_as_number(AUTO)
-    ours, theirs = model.initial_state(ROWS), step.initial_state(target).numpy()
-    action, returns, largest = torch.zeros(ROWS, *model.action_space.shape), target, 0.0
-    low, high = (torch.from_numpy(bound).double() for bound in bounds_of(model.action_space))
-    half_range = torch.where(high > low, (high - low) / 2, 1.0)
-    # What float32 rounds of actions far from zero is no difference.
-    rounding = 2.0**-22 * torch.maximum(low.abs(), high.abs())
-    steps = min(STEPS, model.config.max_steps) if model.config.timesteps == "learned" else STEPS
-    with torch.inference_mode():
-        for t in range(steps):
-            observation = model.inputs.observation.examples(ROWS, generator)
-            reward = torch.rand(ROWS, generator=generator) * (t > 0)
-            returns = returns - reward
-            now = Segment.of_one_step(observation, torch.full((ROWS,), t), returns, action, reward)
-            action, ours = model.step(now, ours)
-            named = zip(graph_inputs(model.observation_space), arrays_of(observation).values(), strict=True)
-            feed = {name: part.numpy() for name, part in named} | {"reward": reward.numpy(), "state": theirs}
-            acted, theirs = running.run(None, feed)
-            if not np.isfinite(acted).all():
-                return float("inf")
-            apart = ((action.double() - torch.from_numpy(acted)).abs() - rounding).clamp(min=0) / half_range
-            largest = max(largest, float(apart.max()))
-    return largest

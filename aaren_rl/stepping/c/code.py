@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from aaren_rl.errors import InvalidInput
 from aaren_rl.model.inputs_stepper import RETURN_TO_GO
 from aaren_rl.stepping.c import graph
+from aaren_rl.stepping.c.arrays import Array
 from aaren_rl.stepping.c.operations import literal
 from aaren_rl.stepping.c.writer import Writer
 from aaren_rl.stepping.model_stepper import ModelStepper
@@ -171,7 +172,9 @@ def generate(step: ModelStepper, title: str, int8: bool = False) -> Code:
     for array, place in ((action, "action"), (after, "before")):
         whole = writer.whole(array).reshaped((array.size,))
         kind = "float" if place == "action" else "double"
-        writer.loop((array.size,), lambda at, whole=whole, place=place, kind=kind: f"{place}[{at[0]}] = ({kind}){whole.at(at)};")
+        writer.loop(
+            (array.size,), lambda at, whole=whole, place=place, kind=kind: f"{place}[{at[0]}] = ({kind}){whole.at(at)};"
+        )
     body, scratch = writer.body()
     text = "\n".join(f"    {line}" if line else line for line in body.splitlines())
     used = {name: tensor for name, tensor in writer.constants.items() if f"{name}[" in body or _names(body, name)}
@@ -214,17 +217,28 @@ class _Flat(nn.Module):
         return action, after
 
 
+def _hand_out(writer: Writer, array: Array, place: str, type: str) -> None:
+    """Copies a result to where the caller reads it."""
+    flat = writer.whole(array).reshaped((array.size,))
+    writer.loop(flat.shape, lambda at: f"{place}[{at[0]}] = ({type}){flat.at(at)};")
+
+
 def _names(body: str, name: str) -> bool:
     """True if a text names a constant other than by an index."""
     return any(f"{name}{end}" in body for end in (",", ")", " "))
 
 
 def _constant(name: str, tensor: Tensor) -> str:
-    kinds = {torch.float32: "float", torch.float64: "double", torch.int64: "int64_t", torch.int32: "int64_t", torch.bool: "bool", torch.int8: "int8_t"}
+    kinds = {
+        torch.float32: "float",
+        torch.float64: "double",
+        torch.int64: "int64_t",
+        torch.int32: "int64_t",
+        torch.bool: "bool",
+        torch.int8: "int8_t",
+    }
     kind = kinds[tensor.dtype]
     numbers = [literal(value, "int64_t" if kind == "int8_t" else kind) for value in tensor.reshape(-1).tolist()]
     lines = [", ".join(numbers[first : first + 8]) for first in range(0, len(numbers), 8)]
     body = ",\n    ".join(lines)
     return f"\nstatic const {kind} {name}[{max(1, tensor.numel())}] = {{\n    {body}\n}};"
-
-

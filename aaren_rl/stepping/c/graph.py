@@ -16,6 +16,9 @@ from aaren_rl.stepping.c.arrays import TYPES, Array, contiguous_strides
 from aaren_rl.stepping.c.operations import OPERATIONS
 from aaren_rl.stepping.c.writer import Writer
 
+PLACES = ("dtype", "layout", "device", "pin_memory", "memory_format")
+"""Keywords that say of what type a result is, which the graph says anyway, or where it lies."""
+
 SKIPPED = ("aten._assert_tensor_metadata", "aten._assert_scalar", "aten.sym_constrain_range_for_size")
 """Operations that compute nothing."""
 
@@ -44,6 +47,7 @@ class _Walk:
         self.program, self.writer = program, writer
         self.values: dict[fx.Node, Any] = {}
         self.names: dict[int, str] = {}
+        self.held: list[Tensor] = []
         given = iter(arguments)
         known = {**program.state_dict, **program.constants}
         self.inputs: dict[str, Any] = {}
@@ -80,18 +84,21 @@ class _Walk:
         base = re.sub(r"\.[A-Za-z_]+$", "", name)
         if base in SKIPPED:
             return None
-        arguments, keywords = (fx.node.map_arg(part, self.values.__getitem__) for part in (node.args, node.kwargs))
+        arguments: Any = fx.node.map_arg(node.args, self.values.__getitem__)
+        keywords: Any = fx.node.map_arg(node.kwargs, self.values.__getitem__)
         if not _any_array([arguments, keywords]):
             return node.target(*arguments, **keywords)  # type: ignore[operator]
         emit = OPERATIONS.get(name) or OPERATIONS.get(base)
         if emit is None:
             raise InvalidInput(f"the step has the operation {name}, which is not written in C; export it to ONNX")
-        arguments, keywords = (_mapped(part, self._array) for part in (arguments, keywords))
-        keywords = {key: value for key, value in keywords.items() if key not in ("dtype", "layout", "device", "pin_memory", "memory_format")}
+        arguments = _mapped(arguments, self._array)
+        keywords = {key: _mapped(value, self._array) for key, value in keywords.items() if key not in PLACES}
         try:
             return emit(self.writer, node.meta["val"], *arguments, **keywords)
         except NotImplementedError as error:
-            raise InvalidInput(f"the step has {name} with {error}, which is not written in C; export it to ONNX") from error
+            raise InvalidInput(
+                f"the step has {name} with {error}, which is not written in C; export it to ONNX"
+            ) from error
 
     def _array(self, value: Any) -> Any:
         """A value as the writer takes it: tensors become constants, each once."""
@@ -99,7 +106,7 @@ class _Walk:
             return value
         name = self.names.setdefault(id(value), f"weight_{len(self.names)}")
         # Held, so that no other tensor gets its id.
-        self.values.setdefault(name, value)  # type: ignore[arg-type, call-overload]
+        self.held.append(value)
         return self.writer.constant(name, value)
 
 
@@ -122,4 +129,5 @@ def _mapped(value: Any, change: Any) -> Any:
 def exported(step: torch.nn.Module, example: tuple[Tensor, ...]) -> ExportedProgram:
     """The graph of a step for one environment, in ATen's core operations."""
     with torch.no_grad():
-        return torch.export.export(step, example).run_decompositions()
+        program: ExportedProgram = torch.export.export(step, example).run_decompositions()
+    return program

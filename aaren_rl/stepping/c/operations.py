@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 
 from aaren_rl.stepping.c.arrays import TYPES, Array
@@ -90,6 +91,14 @@ def _unary(name: str, expression: Callable[[str, str], str]) -> None:
     OPERATIONS[f"aten.{name}"] = emit
 
 
+def _called(name: str) -> Callable[[str, str], str]:
+    return lambda x, type: f"{function(name, type)}({x})"
+
+
+def _between(sign: str) -> Callable[[str, str, str], str]:
+    return lambda a, b, type: f"{a} {sign} {b}"
+
+
 for _name, _function in {
     "exp": "exp",
     "log": "log",
@@ -103,7 +112,7 @@ for _name, _function in {
     "round": "rint",
     "erf": "erf",
 }.items():
-    _unary(_name, lambda x, type, name=_function: f"{function(name, type)}({x})")
+    _unary(_name, _called(_function))
 
 _unary("neg", lambda x, type: f"-{x}")
 _unary("reciprocal", lambda x, type: f"{literal(1, type)} / {x}")
@@ -120,7 +129,8 @@ def _gelu(writer: Writer, meta: Any, x: Array, approximate: str = "none") -> Arr
     half, root = literal(0.5, type), literal(math.sqrt(0.5), type)
     if approximate == "tanh":
         inner, cubed = literal(math.sqrt(2 / math.pi), type), literal(0.044715, type)
-        body = f"{half} * {{0}} * ({literal(1, type)} + {function('tanh', type)}({inner} * ({{0}} + {cubed} * {{0}} * {{0}} * {{0}})))"
+        bent = f"{inner} * ({{0}} + {cubed} * {{0}} * {{0}} * {{0}})"
+        body = f"{half} * {{0}} * ({literal(1, type)} + {function('tanh', type)}({bent}))"
     else:
         body = f"{half} * {{0}} * ({literal(1, type)} + {function('erf', type)}({{0}} * {root}))"
     return _map(writer, meta, body.format, x)
@@ -138,7 +148,7 @@ def _binary(names: Sequence[str], expression: Callable[[str, str, str], str], co
 
 
 for _names, _sign in {("add",): "+", ("sub",): "-", ("mul",): "*"}.items():
-    _binary(_names, lambda a, b, type, sign=_sign: f"{a} {sign} {b}")
+    _binary(_names, _between(_sign))
 for _names, _sign in {
     ("eq",): "==",
     ("ne",): "!=",
@@ -149,7 +159,7 @@ for _names, _sign in {
     ("logical_and",): "&&",
     ("logical_or",): "||",
 }.items():
-    _binary(_names, lambda a, b, type, sign=_sign: f"{a} {sign} {b}", compares=True)
+    _binary(_names, _between(_sign), compares=True)
 _binary(["bitwise_and"], lambda a, b, type: f"{a} & {b}")
 _binary(["bitwise_or"], lambda a, b, type: f"{a} | {b}")
 _binary(["maximum"], lambda a, b, type: f"{a} > {b} ? {a} : {b}")
@@ -173,7 +183,9 @@ def _div(writer: Writer, meta: Any, x: Any, y: Any, rounding_mode: str | None = 
     if rounding_mode != "floor":
         raise NotImplementedError(f"rounding_mode={rounding_mode}")
     if type == "int64_t":
-        return _map(writer, meta, lambda a, b: f"({a}) / ({b}) - (({a}) % ({b}) != 0 && (({a}) < 0) != (({b}) < 0))", x, y)
+        return _map(
+            writer, meta, lambda a, b: f"({a}) / ({b}) - (({a}) % ({b}) != 0 && (({a}) < 0) != (({b}) < 0))", x, y
+        )
     return _map(writer, meta, lambda a, b: f"{function('floor', type)}({a} / {b})", x, y)
 
 
@@ -203,12 +215,10 @@ def _where(writer: Writer, meta: Any, condition: Array, x: Any, y: Any) -> Array
     type, shape = _of(meta)
     # The condition keeps its type.
     chosen = [value if isinstance(value, Array) else writer.constant_of(value, type) for value in (x, y)]
-    return writer.elementwise(
-        type, shape, lambda c, a, b: f"{c} ? ({type}){a} : ({type}){b}", condition, *chosen
-    )
+    return writer.elementwise(type, shape, lambda c, a, b: f"{c} ? ({type}){a} : ({type}){b}", condition, *chosen)
 
 
-@operation("aten._to_copy", "aten.clone", "aten.full_like_copy")
+@operation("aten._to_copy", "aten.clone")
 def _copy(writer: Writer, meta: Any, x: Array, **more: Any) -> Array:
     type, shape = _of(meta)
     if type == x.type:
@@ -262,7 +272,7 @@ def _permute(writer: Writer, meta: Any, x: Array, order: Sequence[int]) -> Array
 def _transpose(writer: Writer, meta: Any, x: Array, first: int = 0, second: int = 1) -> Array:
     order = list(range(len(x.shape)))
     order[first], order[second] = order[second], order[first]
-    return _permute(writer, meta, x, order)
+    return x.viewed([x.shape[axis] for axis in order], [x.strides[axis] for axis in order])
 
 
 @operation("aten.slice")
@@ -378,9 +388,7 @@ def _bmm(writer: Writer, meta: Any, x: Array, y: Array) -> Array:
     def sum_of(at: list[str]) -> str:
         batch, row, column = at
         product = f"{x.at([batch, row, 'k'])} * {y.at([batch, 'k', column])}"
-        return (
-            f"{{ {type} sum = 0; for (int k = 0; k < {inner}; ++k) sum += {product}; {out.at(at)} = sum; }}"
-        )
+        return f"{{ {type} sum = 0; for (int k = 0; k < {inner}; ++k) sum += {product}; {out.at(at)} = sum; }}"
 
     writer.loop(shape, sum_of)
     return out
@@ -397,7 +405,9 @@ def _layer_norm(
     x = writer.whole(x)
     rows, out = x.size // width, writer.temporary(type, x.shape)
     one, zero = writer.constant_of(1, type).broadcast((width,)), writer.constant_of(0, type).broadcast((width,))
-    scale, shift = (writer.whole(given if given is not None else other) for given, other in ((weight, one), (bias, zero)))
+    scale, shift = (
+        writer.whole(given if given is not None else other) for given, other in ((weight, one), (bias, zero))
+    )
     writer.write(
         f"normalise_{type}({out.pointer}, {x.pointer}, {scale.pointer}, {shift.pointer}, {rows}, {width}, "
         f"{literal(eps, type)});"
@@ -555,7 +565,7 @@ def _index(writer: Writer, meta: Any, x: Array, indices: Sequence[Array | None])
     axes = [axis for axis, _ in given]
     if axes != list(range(axes[0], axes[-1] + 1)):
         raise NotImplementedError("indices with a gap between their axes")
-    common = torch.broadcast_shapes(*(one.shape for _, one in given))
+    common = np.broadcast_shapes(*(one.shape for _, one in given))
     out = writer.temporary(type, shape)
 
     def body(at: list[str]) -> str:
@@ -595,7 +605,9 @@ def _convolution(
         read = x.at([batch, f"({group} + c)", f"({time} * {stride[0]} + k * {dilation[0]})"])
         start = "0" if bias is None else bias.at([channel])
         run = f"for (int c = 0; c < {inputs}; ++c) for (int k = 0; k < {width}; ++k)"
-        return f"{{ {type} sum = {start}; {run} sum += {read} * {weight.at([channel, 'c', 'k'])}; {out.at(at)} = sum; }}"
+        return (
+            f"{{ {type} sum = {start}; {run} sum += {read} * {weight.at([channel, 'c', 'k'])}; {out.at(at)} = sum; }}"
+        )
 
     writer.loop(shape, body)
     return out

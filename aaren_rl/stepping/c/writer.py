@@ -92,7 +92,11 @@ class Writer:
             for index, length in zip(indices, shape, strict=True)
             if index != "0"
         ]
-        self.write("\n".join([*("  " * depth + head for depth, head in enumerate(heads)), ""]) + "  " * len(heads) + body(indices))
+        self.write(
+            "\n".join([*("  " * depth + head for depth, head in enumerate(heads)), ""])
+            + "  " * len(heads)
+            + body(indices)
+        )
 
     def elementwise(self, type: str, shape: Sequence[int], expression: Callable[..., str], *inputs: Array) -> Array:
         """An array computed number by number.
@@ -160,4 +164,3 @@ class Writer:
     @staticmethod
     def _meet(one: Temporary, other: Temporary) -> bool:
         return one.first <= other.last and other.first <= one.last
-

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from aaren_rl.checkpoint import shortened
 from aaren_rl.errors import InvalidInput
 from aaren_rl.model.inputs_stepper import RETURN_TO_GO
 from aaren_rl.stepping.c import graph
@@ -169,12 +170,8 @@ def generate(step: ModelStepper, title: str, int8: bool = False) -> Code:
     program = graph.exported(_Flat(step), (example.reshape(1, -1), torch.zeros(1), step.start[None].clone()))
     writer = Writer(int8)
     action, after = graph.write(program, ("observation", "rewards", "before"), writer)
-    for array, place in ((action, "action"), (after, "before")):
-        whole = writer.whole(array).reshaped((array.size,))
-        kind = "float" if place == "action" else "double"
-        writer.loop(
-            (array.size,), lambda at, whole=whole, place=place, kind=kind: f"{place}[{at[0]}] = ({kind}){whole.at(at)};"
-        )
+    _hand_out(writer, action, "action", "float")
+    _hand_out(writer, after, "before", "double")
     body, scratch = writer.body()
     text = "\n".join(f"    {line}" if line else line for line in body.splitlines())
     used = {name: tensor for name, tensor in writer.constants.items() if f"{name}[" in body or _names(body, name)}
@@ -192,7 +189,7 @@ def generate(step: ModelStepper, title: str, int8: bool = False) -> Code:
     }
     auto = ", or INFINITY for what is in reach" if step.reach is not None else ""
     return Code(
-        HEADER.format(title=title, auto=auto, **sizes),
+        HEADER.format(title=_comment(title), auto=auto, **sizes),
         SOURCE.format(
             constants="\n".join(_constant(name, tensor) for name, tensor in used.items()),
             functions="".join(functions),
@@ -223,21 +220,18 @@ def _hand_out(writer: Writer, array: Array, place: str, type: str) -> None:
     writer.loop(flat.shape, lambda at: f"{place}[{at[0]}] = ({type}){flat.at(at)};")
 
 
+def _comment(text: str) -> str:
+    """A text that ends no comment."""
+    return shortened(text).replace("*/", "* /")
+
+
 def _names(body: str, name: str) -> bool:
     """True if a text names a constant other than by an index."""
     return any(f"{name}{end}" in body for end in (",", ")", " "))
 
 
 def _constant(name: str, tensor: Tensor) -> str:
-    kinds = {
-        torch.float32: "float",
-        torch.float64: "double",
-        torch.int64: "int64_t",
-        torch.int32: "int64_t",
-        torch.bool: "bool",
-        torch.int8: "int8_t",
-    }
-    kind = kinds[tensor.dtype]
+    kind = {**TYPES, torch.int8: "int8_t"}[tensor.dtype]
     numbers = [literal(value, "int64_t" if kind == "int8_t" else kind) for value in tensor.reshape(-1).tolist()]
     lines = [", ".join(numbers[first : first + 8]) for first in range(0, len(numbers), 8)]
     body = ",\n    ".join(lines)

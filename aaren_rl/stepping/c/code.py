@@ -11,7 +11,7 @@ from aaren_rl.checkpoint import shortened
 from aaren_rl.errors import InvalidInput
 from aaren_rl.model.inputs_stepper import RETURN_TO_GO
 from aaren_rl.stepping.c import graph
-from aaren_rl.stepping.c.arrays import Array
+from aaren_rl.stepping.c.arrays import TYPES, Array
 from aaren_rl.stepping.c.operations import literal
 from aaren_rl.stepping.c.writer import Writer
 from aaren_rl.stepping.model_stepper import ModelStepper

@@ -611,3 +611,11 @@ def _convolution(
 
     writer.loop(shape, body)
     return out
+
+
+@operation("aten.embedding")
+def _embedding(writer: Writer, meta: Any, table: Array, rows: Array, *more: Any) -> Array:
+    type, shape = _of(meta)
+    out = writer.temporary(type, shape)
+    writer.loop(shape, lambda at: f"{out.at(at)} = {table.at([f'({rows.at(at[:-1])})', at[-1]])};")
+    return out

@@ -230,7 +230,8 @@ def _described(
         observation_space=fitted.observation_space,
         action_space=fitted.action_space,
         reference=found.reference,
-        target_returns=(counted and counted.target_returns) or _targets(trajectories, returns, say),
+        target_returns=(counted and counted.target_returns)
+        or _targets(trajectories, returns, counted and counted.ambition, say),
         return_scale=_scale(returns, counted) if return_scale is None else return_scale,
         relabelling=None if again is None else again.relabelling,
         returns=returns,
@@ -293,10 +294,11 @@ def _scale(returns: Floats, entry: Entry | None) -> float:
     return (entry and entry.return_scale) or largest(returns)
 
 
-def _targets(trajectories: Trajectories, returns: Floats, say: Say) -> tuple[float, ...]:
+def _targets(trajectories: Trajectories, returns: Floats, ambition: float | None, say: Say) -> tuple[float, ...]:
     """Targets where the catalogue has none: returns of the best episode, of the best tenth, the median.
 
-    Where goals pay 0 or 1, or -1 or 0, the best return alone: others ask for a later goal, or for none.
+    With an ambition, what lies so many medians beyond the best comes before these. Where goals pay 0 or 1, or -1 or 0,
+    the best return alone: others ask for a later goal, or for none.
     """
     best = float(returns.max())
     paid = set(np.unique(trajectories.rewards).tolist())
@@ -304,5 +306,12 @@ def _targets(trajectories: Trajectories, returns: Floats, say: Say) -> tuple[flo
         words = " or ".join(f"{reward:g}" for reward in sorted(paid))
         say(f"target: {best:g}, the best return in the data, whose goals pay {words} a step")
         return (best,)
-    chosen = np.quantile(returns, [1.0, 0.9, 0.5])
-    return tuple(dict.fromkeys(float(target) for target in chosen))
+    chosen = [float(target) for target in np.quantile(returns, [1.0, 0.9, 0.5])]
+    if ambition:
+        beyond = float(f"{best + ambition * max(0.0, chosen[-1]):.4g}")
+        say(
+            f"target: {beyond:g}, the best return in the data ({best:.4g}) and {ambition:g} times the median "
+            f"({chosen[-1]:.4g}); --target asks for another"
+        )
+        chosen.insert(0, beyond)
+    return tuple(dict.fromkeys(chosen))

@@ -47,6 +47,7 @@ class Entry:
             sources whose data record their own, or that none fits, are missing.
         evaluation: the environment to evaluate in that the bundled data name; None for that of their collection.
         target_returns: returns to ask an agent for, the first by default; None for the data's.
+        ambition: how many times the median return an agent is asked for beyond the best one; None for none.
         return_scale: number that a model divides returns-to-go by; None for the data's.
         horizon: greatest number of steps of an episode; None for the environment's.
         needs: why no environment here takes the data of D4RL; None where one does.
@@ -64,6 +65,7 @@ class Entry:
     environments: dict[str, EnvironmentSpec] = field(default_factory=dict)
     evaluation: EnvironmentSpec | None = None
     target_returns: tuple[float, ...] | None = None
+    ambition: float | None = None
     return_scale: float | None = None
     horizon: int | None = None
     needs: str | None = None
@@ -115,11 +117,11 @@ def find(name: str) -> Entry:
 
 
 def by_environment(spec: EnvironmentSpec) -> Entry | None:
-    """The first entry with targets that acts in an environment; None where no entry has it.
+    """The first entry that says what to ask for in an environment; None where no entry does.
 
     Targets are known for Gymnasium's and this project's environments alone.
     """
-    entries = [entry for entry in catalogue().values() if entry.target_returns]
+    entries = [entry for entry in catalogue().values() if entry.target_returns or entry.ambition]
     for entry in entries if is_own(spec) else ():
         for known in entry.environments.values():
             limits = (limit_of(known), entry.horizon)
@@ -149,6 +151,7 @@ def _fields(facts: Mapping[str, Any], level: str, details: Mapping[str, Any]) ->
         "expert_arguments": details.get("arguments"),
         "episodes": details.get("episodes"),
         "target_returns": tuple(targets) if targets else None,
+        "ambition": facts.get("ambition"),
         "return_scale": facts.get("return_scale"),
         "horizon": details.get("horizon") or facts.get("horizon"),
     }

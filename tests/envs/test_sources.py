@@ -101,7 +101,10 @@ def test_auto_prefers_minari_then_d4rl_then_bundled():
     assert said.count("cannot be reached") == 2
     assert dataset.reference.name == "D4RL v2"
     assert dataset.return_scale == 1000.0
-    assert dataset.target_returns == (3600.0, 1800.0)
+    best, tenth, median = np.quantile(dataset.trajectories.returns, [1.0, 0.9, 0.5])
+    beyond = float(f"{best + 0.7 * max(0.0, median):.4g}")
+    assert dataset.target_returns == tuple(dict.fromkeys((beyond, best, tenth, median)))
+    assert f"target: {beyond:g}, the best return in the data ({best:.4g}) and 0.7 times the median" in said
     np.testing.assert_array_equal(dataset.action_space.bounds(), [[-1, -1, -1], [1, 1, 1]])
     assert dataset.observation_space == SpaceBox.unbounded((11,), "float64")
 

@@ -51,7 +51,7 @@ def test_quick_preset_is_quick():
     config = parse(["--preset", "quick"])
     assert config.training.updates <= 5_000
     # What it does not name stays the paper's.
-    assert (config.training.batch_size, config.model.width) == (64, 128)
+    assert (config.training.context, config.model.blocks) == (20, 3)
 
 
 @pytest.mark.parametrize("preset", [["--preset", "quick"], ["--preset=quick"]])

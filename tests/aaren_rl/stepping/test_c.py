@@ -10,14 +10,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_steps import SCALING, build, play_in_torch, rows_of
 
 from aaren_rl import mixers
 from aaren_rl.agents import CAgent, DecisionAgent
 from aaren_rl.checkpoint import AgentCard, save_agent
 from aaren_rl.data.environment_spec import EnvironmentSpec
-from aaren_rl.data.spaces import Box
 from aaren_rl.errors import CheckpointError, InvalidInput
-from aaren_rl.model import DecisionModel, ModelConfig, Scaling
 from aaren_rl.stepping.c import compiled
 from aaren_rl.stepping.c.arrays import Array
 from aaren_rl.stepping.c.code import generate
@@ -50,12 +49,6 @@ int main(void)
 """
 """Reads a target and then rows of a reward and an observation; writes actions."""
 
-SCALING = Scaling(
-    np.array([1.0, -2.0, 0.5, 30.0], dtype=np.float32),
-    np.array([0.5, 2.0, 1.0, 10.0], dtype=np.float32),
-    return_scale=100.0,
-)
-SPACES = Box.unbounded((4,)), Box.bounded([-1.0, 0.0], [1.0, 5.0])
 SHAPES = {
     **{name: {"mixer": name} for name in mixers.names() if name != "softmax"},
     "interleaved": {"layout": "interleaved", "timesteps": "sinusoidal", "reward": True},
@@ -63,17 +56,6 @@ SHAPES = {
     "behind": {"condition": "norm", "reach": True},
     "several": {"mixer": "aaren(recency=true),local:4,gated-aaren", "heads": 2, "layout": "interleaved"},
 }
-
-
-def build(**shape):
-    """A model of odd action bounds in which every part shows."""
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model = DecisionModel(ModelConfig(**{"width": 16, "blocks": 2, "dropout": 0.0, **shape}), *SPACES, SCALING)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(torch.randn(parameter.shape) * 0.1)
-    return model.eval()
 
 
 def needs(compiler):
@@ -96,21 +78,6 @@ def play_in_c(step, folder, compiler, flags, rows, target, int8=False):
     )
     assert ran.returncode == 0, ran.stderr.decode()
     return np.frombuffer(ran.stdout, np.float32).reshape(len(rows), -1)
-
-
-def play_in_torch(step, rows, target):
-    state, actions = step.initial_state(torch.tensor([target])), []
-    with torch.no_grad():
-        for row in torch.from_numpy(rows):
-            action, state = step(row[None, 1:], row[:1], state)
-            actions.append(action[0].numpy())
-    return np.stack(actions)
-
-
-def rows_of(steps, seed=0):
-    rng = np.random.default_rng(seed)
-    rows = rng.normal(SCALING.observation_mean, SCALING.observation_std, (steps, 4))
-    return np.column_stack([rng.random(steps) * (np.arange(steps) > 0), rows]).astype(np.float32)
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +18,13 @@ import d3rlpy_peer
 import hugging_face
 import setting
 from aaren_rl.agents import DecisionAgent
+from aaren_rl.errors import InvalidInput
 from aaren_rl.experiments import measuring
 from aaren_rl.experiments.measuring import Chart, Report, Row, Side, compare, timed
 from aaren_rl.stepping import onnx as export
+from aaren_rl.stepping.c import compiled
+from aaren_rl.stepping.c.export import HEADER, SOURCE, to_c
+from aaren_rl.stepping.exported import CARD
 
 NEEDS = ("transformers", "onnx", "onnxscript", "onnxruntime")
 CALLS = 100
@@ -30,6 +36,9 @@ EXPORTED = {
     "exported int8 step": ("interleaved", True),
 }
 """Layout of the tokens, and True for int8, by the name of the row."""
+
+IN_C = {"C step": False, "C int8 step": True}
+"""True for int8, by the name of the row; tokens are fused, as by default."""
 
 BATCHES = (1, 16, 64, 256)
 BATCH_CALLS = 300
@@ -87,8 +96,9 @@ def _against_peers(report: Report, peer: d3rlpy_peer.D3rlpy | None) -> None:
         sides["d3rlpy"] = peer.side("step", CALLS)
     with TemporaryDirectory() as folder:
         sides |= _exported(Path(folder))
+        sides |= _in_c(Path(folder))
         taken = measuring.alternate(sides)
-    for name in EXPORTED:
+    for name in (*EXPORTED, *IN_C):
         over = "theirs / ours", "us"
         report.add(compare(f"{name} vs hugging-face", taken[name], taken["hugging-face"], taken[name], *over))
         streaming = taken[f"streaming {name}"]
@@ -113,9 +123,41 @@ def _exported(folder: Path) -> dict[str, Side]:
     return sides
 
 
+def _in_c(folder: Path) -> dict[str, Side]:
+    """Sides of the step in C, called from Python, and of one pass over as many bytes as its weights."""
+    compiler = compiled.find_compiler()
+    if compiler is None:
+        raise InvalidInput("the step in C needs a C compiler; install gcc or clang, or set CC to its path")
+    sides: dict[str, Side] = {}
+    for name, int8 in IN_C.items():
+        described = to_c(setting.make_model(layout="fused"), setting.make_card(), folder / name, int8)
+        files = {file: (folder / name / file).read_bytes() for file in (HEADER, SOURCE)}
+        built = folder / f"{name} built"
+        built.mkdir()
+        steps = compiled.Library.build(files, built, compiler).steps
+        state = np.array([described["state_start"]])
+        observation, reward = np.zeros((1, setting.OBSERVATION_SIZE), np.float32), np.ones(1, np.float32)
+        action = np.zeros((1, setting.ACTION_SIZE), np.float32)
+        arrays = state, observation, reward, action
+        sides[name] = timed(_call(steps, arrays), CALLS)
+        sides[f"streaming {name}"] = _streaming_side(described["weight_bytes"])
+    return sides
+
+
+def _call(steps: Callable[..., None], arrays: tuple[npt.NDArray[Any], ...]) -> Callable[[], None]:
+    places = [array.ctypes.data for array in arrays]
+
+    def step() -> None:
+        steps(1, *places)
+        # Named, so that the arrays live as long as the function.
+        assert arrays
+
+    return step
+
+
 def _session_side(graph: Path) -> Side:
     session = export.session(str(graph), torch.get_num_threads())
-    card = json.loads(graph.with_name(export.CARD).read_text())
+    card = json.loads(graph.with_name(CARD).read_text())
     feeds = {
         "observation": np.zeros((1, setting.OBSERVATION_SIZE), np.float32),
         "reward": np.ones(1, np.float32),

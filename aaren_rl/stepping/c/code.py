@@ -38,25 +38,26 @@ static void multiply_{type}({type} *out, const {type} *in, const {type} *weight,
 PRODUCT_INT8 = """
 static void multiply_int8(float *out, const float *in, const int8_t *weight, const float *scale, int rows, int inner,
                           int columns)
-{
-    for (int row = 0; row < rows; ++row, out += columns, in += inner) {
-        int k = 0;
-        for (int j = 0; j < columns; ++j)
-            out[j] = 0.0f;
-        for (; k + 4 <= inner; k += 4) {
-            const int8_t *w = weight + (size_t)k * columns;
-            const float a = in[k], b = in[k + 1], c = in[k + 2], d = in[k + 3];
-            for (int j = 0; j < columns; ++j)
-                out[j] += a * w[j] + b * w[columns + j] + c * w[2 * columns + j] + d * w[3 * columns + j];
-        }
-        for (; k < inner; ++k)
-            for (int j = 0; j < columns; ++j)
-                out[j] += in[k] * weight[(size_t)k * columns + j];
-        for (int j = 0; j < columns; ++j)
-            out[j] *= scale[j];
-    }
-}
+{{
+    int16_t whole[{longest}];
+    for (int row = 0; row < rows; ++row, out += columns, in += inner) {{
+        float top = 0.0f;
+        for (int k = 0; k < inner; ++k)
+            top = fabsf(in[k]) > top ? fabsf(in[k]) : top;
+        const float unit = top > 0.0f ? 4095.0f / top : 0.0f;
+        for (int k = 0; k < inner; ++k)
+            whole[k] = (int16_t)(in[k] * unit + (in[k] < 0.0f ? -0.5f : 0.5f));
+        for (int j = 0; j < columns; ++j) {{
+            const int8_t *w = weight + (size_t)j * inner;
+            int32_t sum = 0;
+            for (int k = 0; k < inner; ++k)
+                sum += whole[k] * (int16_t)w[k];
+            out[j] = (float)sum * scale[j] * (top / 4095.0f);
+        }}
+    }}
+}}
 """
+"""Weights of 8 bits and inputs of 13: products of whole numbers, whose sums hold some 4,000 inputs in 32 bits."""
 
 NORM = """
 static void normalise_{type}({type} *out, const {type} *in, const {type} *scale, const {type} *shift, int rows,
@@ -176,7 +177,9 @@ def generate(step: ModelStepper, title: str, int8: bool = False) -> Code:
     text = "\n".join(f"    {line}" if line else line for line in body.splitlines())
     used = {name: tensor for name, tensor in writer.constants.items() if f"{name}[" in body or _names(body, name)}
     functions = [PRODUCT.format(type=kind) for kind in ("float", "double") if f"multiply_{kind}(" in body]
-    functions += [PRODUCT_INT8] if "multiply_int8(" in body else []
+    if writer.longest:
+        functions.append(PRODUCT_INT8.format(longest=writer.longest))
+        scratch += 2 * writer.longest
     functions += [
         NORM.format(type=kind, sqrt="sqrtf" if kind == "float" else "sqrt")
         for kind in ("float", "double")

@@ -38,12 +38,15 @@ class Library:
 
     Args:
         file: the shared library.
+
+    Attributes:
+        steps: `agent_steps`, of a number of environments and the addresses of its arrays.
     """
 
     def __init__(self, file: Path) -> None:
-        self._steps = ctypes.CDLL(str(file)).agent_steps
-        self._steps.restype = None
-        self._steps.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 4]
+        self.steps = ctypes.CDLL(str(file)).agent_steps
+        self.steps.restype = None
+        self.steps.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 4]
 
     @classmethod
     def build(cls, files: Mapping[str, bytes], folder: Path, compiler: str, flags: Sequence[str] = FLAGS) -> Library:
@@ -84,7 +87,7 @@ class Library:
         observed = np.ascontiguousarray(observation.reshape(rows, -1), np.float32)
         rewards = np.ascontiguousarray(reward, np.float32)
         after, acted = np.array(state, np.float64, order="C"), np.empty((rows, actions), np.float32)
-        self._steps(rows, after.ctypes.data, observed.ctypes.data, rewards.ctypes.data, acted.ctypes.data)
+        self.steps(rows, after.ctypes.data, observed.ctypes.data, rewards.ctypes.data, acted.ctypes.data)
         return acted, after
 
     def run_packed(self, space: Space) -> Run:

@@ -19,8 +19,8 @@ for tensors; returns the array of the result, or several."""
 OPERATIONS: dict[str, Emit] = {}
 """By the operation's name in ATen, without its overload where all overloads are written alike."""
 
-LARGE = 1_024
-"""Weights of a product from which on they are worth storing in 8 bits."""
+LARGE, MOST_INPUTS = 1_024, 4_096
+"""Weights of a product from which on they are worth storing in 8 bits, and the inputs that 32 bits can sum."""
 
 
 def operation(*names: str) -> Callable[[Emit], Emit]:
@@ -364,7 +364,8 @@ def _product(writer: Writer, meta: Any, x: Array, weight: Array, bias: Array | N
     type, shape = _of(meta)
     rows, (inner, columns) = shape[0], weight.shape
     x = writer.whole(x)
-    narrow = writer.int8 and type == "float" and weight.storage in writer.constants and weight.size >= LARGE
+    known = type == "float" and weight.storage in writer.constants
+    narrow = writer.int8 and known and weight.size >= LARGE and inner <= MOST_INPUTS
     weight = writer.whole(weight)
     out = writer.temporary(type, shape)
     begun = f"{literal(0, type)}" if bias is None else None

@@ -40,12 +40,14 @@ class Writer:
 
     Attributes:
         int8: weights of large products are stored in 8 bits.
+        longest: most inputs of a product whose weights are so stored; 0 for none.
     """
 
     int8: bool = False
     statements: list[str] = field(default_factory=list)
     constants: dict[str, Tensor] = field(default_factory=dict)
     temporaries: list[Temporary] = field(default_factory=list)
+    longest: int = 0
 
     def constant(self, name: str, tensor: Tensor) -> Array:
         """An array of a tensor that never changes."""
@@ -60,10 +62,11 @@ class Writer:
         return self.constant(name, torch.tensor(value, dtype=dtype))
 
     def narrowed(self, weight: Array) -> tuple[str, str]:
-        """Names of a weight in 8 bits, (inputs, outputs), and of the scales of its outputs."""
-        tensor = self.constants[weight.storage]
-        scales = tensor.abs().amax(0).clamp(min=torch.finfo(torch.float32).tiny) / 127
-        self.constants[f"{weight.storage}_int8"] = (tensor / scales).round().to(torch.int8)
+        """Names of a weight in 8 bits, (outputs, inputs), and of the scales of its outputs."""
+        tensor = self.constants[weight.storage].t()
+        scales = tensor.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / 127
+        self.constants[f"{weight.storage}_int8"] = (tensor / scales[:, None]).round().to(torch.int8)
+        self.longest = max(self.longest, tensor.shape[1])
         self.constants[f"{weight.storage}_scale"] = scales
         return f"{weight.storage}_int8", f"{weight.storage}_scale"
 

@@ -231,7 +231,7 @@ def _described(
         action_space=fitted.action_space,
         reference=found.reference,
         target_returns=(counted and counted.target_returns)
-        or _targets(trajectories, returns, counted and counted.ambition, say),
+        or _targets(trajectories, returns, None if counted is None else counted.ambition, say),
         return_scale=_scale(returns, counted) if return_scale is None else return_scale,
         relabelling=None if again is None else again.relabelling,
         returns=returns,

@@ -13,15 +13,18 @@ import numpy as np
 import pytest
 import torch
 
+import aaren_rl
 import aaren_rl.stepping.onnx
-from aaren_rl.agents import DecisionAgent, OnnxAgent
+from aaren_rl.agents import CAgent, DecisionAgent, OnnxAgent
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.spaces import Box, DictSpace, ImageSpace, TextSpace, TupleSpace, space_of
 from aaren_rl.errors import AarenError, InvalidInput
 from aaren_rl.experiments.console import rounded
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
+from aaren_rl.scripts import evaluate
 from aaren_rl.scripts.export import Arguments, export, main
+from aaren_rl.stepping.c.compiled import find_compiler
 from aaren_rl.stepping.onnx import to_onnx
 
 CARD = AgentCard(EnvironmentSpec("Hopper-v5"), "aaren/hopper/medium-v0", "bundled", (3600.0, 1800.0), 5)
@@ -349,3 +352,46 @@ def test_example_refuses_what_is_no_export_in_a_line(exported, tmp_path):
         assert ran.returncode == 1
         assert re.fullmatch(r".* is no export \(.*\); make one with: .*\n", ran.stderr)
     assert "give the folder of an export" in run_example().stderr
+
+
+needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="there is no C compiler")
+
+
+@needs_compiler
+def test_the_step_in_c_lies_beside_the_agent_and_is_evaluated_like_it(command, agent):
+    status, out, _ = command(main, agent, "--to", "c", "--episodes", "2")
+    assert status == 0
+    folder = agent.with_name("last-c")
+    assert names(folder) == {"agent.h", "agent.c", "export.json"}
+    card = json.loads((folder / "export.json").read_text())
+    assert re.search(r"code:       .*last-c/agent\.c, \d+ KiB\n", out)
+    sizes = [f"{card[f'{name}_bytes']:,} bytes of {name}" for name in ("weight", "state", "scratch")]
+    assert f"memory:     {', '.join(sizes)}\n" in out
+    assert f"actions:    within {card['largest_difference']:.1e} of torch's" in out
+    before, after = card["evaluation"]["torch"], card["evaluation"]["exported"]
+    assert after["returns"] == pytest.approx(before["returns"], abs=1.0)
+    assert isinstance(aaren_rl.load(folder), CAgent)
+    with pytest.raises(InvalidInput, match="unknown option 'threads'"):
+        aaren_rl.load(folder, threads=2)
+    status, out, _ = command(evaluate.main, folder, "--episodes", "2")
+    assert status == 0
+    result = json.loads((agent.parent / "result.json").read_text())
+    assert (result["runtime"], result["int8"], result["checkpoint"]) == ("c", False, "last-c")
+    assert result["returns"] == after["returns"]
+
+
+@needs_compiler
+def test_8_bits_in_c_take_less_and_say_so(command, agent):
+    status, out, _ = command(main, agent, "--to", "c", "--int8", "--episodes", "0")
+    assert status == 0
+    assert ", int8\n" in out
+    described = json.loads((agent.with_name("last-c-int8") / "export.json").read_text())
+    assert described["int8"]
+    assert 0 < described["largest_difference"] < 0.5
+
+
+def test_without_a_compiler_nothing_was_checked_and_it_says_so(command, agent, monkeypatch):
+    monkeypatch.setattr("aaren_rl.stepping.c.compiled.find_compiler", lambda: None)
+    status, out, _ = command(main, agent, "--to", "c")
+    assert status == 0
+    assert "actions:    not checked: this machine has no C compiler" in out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -128,6 +129,7 @@ def _mapped(value: Any, change: Any) -> Any:
 
 def exported(step: torch.nn.Module, example: tuple[Tensor, ...]) -> ExportedProgram:
     """The graph of a step for one environment, in ATen's core operations."""
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         program: ExportedProgram = torch.export.export(step, example).run_decompositions()
     return program

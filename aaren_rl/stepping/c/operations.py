@@ -545,6 +545,15 @@ def _gather(writer: Writer, meta: Any, x: Array, axis: int, index: Array, **more
 
 @operation("aten.scatter")
 def _scatter(writer: Writer, meta: Any, x: Array, axis: int, index: Array, value: Any) -> Array:
+    return _scattered(writer, meta, x, axis, index, value, "=")
+
+
+@operation("aten.scatter_add")
+def _scatter_add(writer: Writer, meta: Any, x: Array, axis: int, index: Array, value: Array) -> Array:
+    return _scattered(writer, meta, x, axis, index, value, "+=")
+
+
+def _scattered(writer: Writer, meta: Any, x: Array, axis: int, index: Array, value: Any, sign: str) -> Array:
     type, shape = _of(meta)
     axis %= len(shape)
     out = writer.temporary(type, shape)
@@ -553,7 +562,7 @@ def _scatter(writer: Writer, meta: Any, x: Array, axis: int, index: Array, value
     def body(at: list[str]) -> str:
         inside = list(at)
         inside[axis] = f"({index.at(at)})"
-        return f"{out.at(inside)} = {value.at(at) if isinstance(value, Array) else literal(value, type)};"
+        return f"{out.at(inside)} {sign} {value.at(at) if isinstance(value, Array) else literal(value, type)};"
 
     writer.loop(index.shape, body)
     return out

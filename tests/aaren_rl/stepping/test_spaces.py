@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import assert_close
 
-from aaren_rl.agents import DecisionAgent, OnnxAgent
+from aaren_rl.agents import CAgent, DecisionAgent, OnnxAgent
 from aaren_rl.checkpoint import AgentCard, load_agent, save_agent
 from aaren_rl.data.packed import map_packed
 from aaren_rl.data.segment import Segment
@@ -17,6 +17,8 @@ from aaren_rl.errors import InvalidInput
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
 from aaren_rl.model.inputs_stepper import ACTION
 from aaren_rl.stepping import ModelStepper, NumpyModelStepper
+from aaren_rl.stepping.c.compiled import find_compiler
+from aaren_rl.stepping.c.export import to_c
 from aaren_rl.stepping.onnx import to_onnx
 
 G = gym.spaces
@@ -228,6 +230,19 @@ def test_agents_act_in_the_environments_own_values(observed, acted, tmp_path):
     for ours, theirs in zip(actions, exported, strict=True):
         packed = [model.action_space.pack(one, batch=1) for one in (ours, theirs)]
         np.testing.assert_allclose(packed[0], packed[1], atol=1e-4)
+    if find_compiler() is None or model.observation_space.images():
+        return
+    to_c(model, card(), tmp_path / "in c")
+    in_c = play(CAgent(tmp_path / "in c"), observations, np.roll(rewards, 1, 0))
+    for ours, theirs in zip(actions, in_c, strict=True):
+        packed = [model.action_space.pack(one, batch=1) for one in (ours, theirs)]
+        np.testing.assert_allclose(packed[0], packed[1], atol=1e-4)
+
+
+def test_pictures_are_not_written_in_c(tmp_path):
+    model, _ = build("picture", "discrete")
+    with pytest.raises(InvalidInput, match="observations with images are not written in C"):
+        to_c(model, card(), tmp_path / "in c")
 
 
 def at_row(observations, row, t):

@@ -71,6 +71,9 @@ def _without_reference() -> list[Entry]:
         environment = entry.environments.get("bundled")
         if environment is None or not entry.bundled or entry.behaviours == () or str(environment) in entries:
             continue
+        if environment.wrappers:
+            # No table is of a wrapped environment.
+            continue
         try:
             register(environment)
         except AarenError as error:

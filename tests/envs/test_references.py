@@ -80,7 +80,7 @@ def test_tables_serve_for_the_environments_that_they_are_of(spec, expected):
         (EnvironmentSpec("Hopper-v5", {"reset_noise_scale": 0.1}), r"this is Hopper-v5, reset_noise_scale=0.1"),
         (EnvironmentSpec("Hopper-v5", wrappers=(Wrapper("ClipReward", {"min_reward": 0}),)), r"this is .*ClipReward"),
         (EnvironmentSpec("Ant-v4"), "use_contact_forces=true"),
-        (EnvironmentSpec("Pendulum-v1"), "none: no table has Pendulum-v1"),
+        (EnvironmentSpec("Reacher-v5"), "none: no table has Reacher-v5"),
         (EnvironmentSpec("hopper-medium-v2"), "none: unknown environment 'hopper-medium-v2'"),
         (None, "none: nothing is rolled out"),
     ],
@@ -333,14 +333,14 @@ def test_data_without_own_returns_take_the_tables():
     ],
 )
 def test_returns_that_are_no_measure_are_refused(low, high, why):
-    record(gym.make("Pendulum-v1"))
+    record(gym.make("Reacher-v5"))
     file = local_folder("tests/scored-v0") / "data" / "metadata.json"
     metadata = json.loads(file.read_text()) | {"ref_min_score": low, "ref_max_score": high}
     file.write_text(json.dumps(metadata))
     with pytest.raises(DataError, match=f"damaged record of its reference returns: {why}.*--env-id"):
         load()
     # An environment that the user names does without the record.
-    dataset, said = load(id="Pendulum-v1")
+    dataset, said = load(id="Reacher-v5")
     assert dataset.reference is None
     assert f"warning: tests/scored-v0 has a damaged record of its reference returns: {why}" in said
 

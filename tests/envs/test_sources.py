@@ -149,7 +149,7 @@ def test_scripted_expert_needs_no_network(monkeypatch):
     assert dataset.environment == EnvironmentSpec("aaren/PassiveTMaze-v0", {"shortest": 1, "longest": 150})
     assert (dataset.return_scale, dataset.target_returns) == (1.0, (1.0,))
     assert (dataset.reference.name, dataset.reference.random, dataset.reference.expert) == ("by construction", 0.5, 1.0)
-    assert dataset.action_space.bounds() == (-1, 1)
+    np.testing.assert_array_equal(dataset.action_space.bounds(), [[-1, -1], [1, 1]])
     assert "rolling out" not in load("t-maze-expert")[1]
     for source in ("minari", "d4rl"):
         with pytest.raises(InvalidInput, match=f"t-maze-expert does not come from {source}"):
@@ -242,13 +242,13 @@ def test_dataset_that_names_no_environment_has_its_recorded_spaces():
 
 
 def test_targets_without_a_table_come_from_the_data():
-    put_minari("tests/pendulum-v0", "Pendulum-v1", ((3,), (1,)))
-    dataset, _ = load("tests/pendulum-v0")
+    put_minari("tests/reacher-v0", "Reacher-v5", ((10,), (2,)))
+    dataset, _ = load("tests/reacher-v0")
     assert dataset.reference is None
     assert dataset.return_scale == np.abs(dataset.trajectories.returns).max()
     best, tenth, median = np.quantile(dataset.trajectories.returns, [1.0, 0.9, 0.5])
     assert dataset.target_returns == tuple(dict.fromkeys((best, tenth, median)))
-    assert dataset.action_space.bounds() == (-2, 2)
+    np.testing.assert_array_equal(dataset.action_space.bounds(), [[-1, -1], [1, 1]])
 
 
 def test_unknown_names():

@@ -36,6 +36,11 @@ class CAgent(ExportedAgent):
 
     def __init__(self, folder: str | Path, acting: str | None = None, renew: int = 0) -> None:
         super().__init__(Path(folder), acting, renew)
+        if str(self.acting) != self.written_acting:
+            raise InvalidInput(
+                f"this code acts by {self.written_acting}, which is written into it, and not by {self.acting}; export the "
+                f"agent with --acting {self.acting}"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the library, which cannot be copied."""
@@ -45,9 +50,12 @@ class CAgent(ExportedAgent):
         self.__dict__.update(state)
         self._library = _built(self._contents)
 
-    def _open(self, contents: Mapping[str, bytes], observations: Space, actions: Space) -> None:
-        self._contents, self._actions = dict(contents), actions
+    def _prepare(self, contents: Mapping[str, bytes]) -> None:
+        self._contents = dict(contents)
         self._library = _built(self._contents)
+
+    def _open(self, contents: Mapping[str, bytes], observations: Space, actions: Space) -> None:
+        self._actions = actions
 
     def _run(self, observation: Packed, reward: Array, state: Array, noise: Array | None = None) -> tuple[Array, Array]:
         return self._library.run_packed(self._actions)(observation, reward, state)

@@ -43,6 +43,7 @@ class ExportedAgent(Agent):
         altered = any(known.get(name) != checkpoint.digest(content) for name, content in contents.items())
         if altered or known.get(CARD) != checkpoint.card_digest(described, *self.files):
             raise CheckpointError(f"{folder} is not as it was exported; export the agent again")
+        self._prepare(contents)
         with checkpoint.described_by(folder, CARD):
             card = AgentCard.from_json(described)
             checkpoint.check_types(card)
@@ -63,9 +64,13 @@ class ExportedAgent(Agent):
                 raise InvalidInput("state_start is no row of finite numbers, or mixers_at lies outside of it")
             self._open(contents, observations, actions)
             self._try_step(observations, actions)
+        self.written_acting = card.acting
         super().__init__(card, observations, actions, longest, greatest, reaches, acting, renew)
         if self.acting.mode == "window":
             raise InvalidInput(f"an exported agent has a single step, it cannot act by {self.acting}; pass stream")
+
+    def _prepare(self, contents: Mapping[str, bytes]) -> None:
+        """Does what may fail for other reasons than a folder that is not as it was exported."""
 
     def _open(self, contents: Mapping[str, bytes], observations: Space, actions: Space) -> None:
         """Makes the step of its files' contents, whose digests are right.

@@ -189,7 +189,7 @@ def assemble(
         told = choice.names_one, limited
         fitted = fit_to_environment(read.id, trajectories, environment, *told, reading.clip_actions, say)
     again = None if goals is None else relabelled(read.id, fitted.trajectories, environment, goals, own, say)
-    dataset = _described(name, source, read, environment, fitted, again, reading.return_scale, say)
+    dataset = _described(name, source, read, environment, fitted, again, reading, say)
     for line in _oddities(dataset):
         say(f"data: {line}")
     return dataset
@@ -211,7 +211,7 @@ def _described(
     environment: EnvironmentSpec | None,
     fitted: Fitted,
     again: Relabelled | None,
-    return_scale: float | None,
+    reading: Reading,
     say: Say,
 ) -> Dataset:
     trajectories = fitted.trajectories if again is None else again.trajectories
@@ -219,6 +219,9 @@ def _described(
     # The catalogue's returns count what the environment pays at a goal that is held; those of drawn goals end there.
     entry = None if environment is None else catalogue.by_environment(environment)
     counted = entry if again is None else None
+    # Of chosen episodes the median is about the best, and what is typical would be asked for twice.
+    chosen = reading.keep_best < 1 or reading.least_return is not None
+    ambition = None if counted is None or chosen else counted.ambition
     found = find_reference(environment, read.reference, read.evaluated_in or read.collected_in)
     return Dataset(
         name=name,
@@ -230,9 +233,8 @@ def _described(
         observation_space=fitted.observation_space,
         action_space=fitted.action_space,
         reference=found.reference,
-        target_returns=(counted and counted.target_returns)
-        or _targets(trajectories, returns, None if counted is None else counted.ambition, say),
-        return_scale=_scale(returns, counted) if return_scale is None else return_scale,
+        target_returns=(counted and counted.target_returns) or _targets(trajectories, returns, ambition, say),
+        return_scale=_scale(returns, counted) if reading.return_scale is None else reading.return_scale,
         relabelling=None if again is None else again.relabelling,
         returns=returns,
         reference_reason=found.reason,
@@ -307,8 +309,8 @@ def _targets(trajectories: Trajectories, returns: Floats, ambition: float | None
         say(f"target: {best:g}, the best return in the data, whose goals pay {words} a step")
         return (best,)
     chosen = [float(target) for target in np.quantile(returns, [1.0, 0.9, 0.5])]
-    if ambition:
-        beyond = float(f"{best + ambition * max(0.0, chosen[-1]):.4g}")
+    if ambition and chosen[-1] > 0:
+        beyond = max(best, float(f"{best + ambition * chosen[-1]:.4g}"))
         say(
             f"target: {beyond:g}, the best return in the data ({best:.4g}) and {ambition:g} times the median "
             f"({chosen[-1]:.4g}); --target asks for another"

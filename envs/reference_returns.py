@@ -49,8 +49,14 @@ def measure(entry: Entry, episodes: int, seed: int, progress: Callable[[int], ob
         progress: called with numbers of episodes done.
 
     Raises:
-        InvalidInput: nothing here makes the entry's data, or a part of the environment's actions is not bounded.
+        InvalidInput: nothing here makes the entry's data, they are not collected as an agent is evaluated, or a part of
+            the environment's actions is not bounded.
     """
+    if entry.evaluation is not None or entry.environments["bundled"].wrappers:
+        raise InvalidInput(
+            f"{entry.name} is collected otherwise than it is evaluated, or in a wrapped environment; no table of "
+            "references is of such"
+        )
     recipe, amount = recipe_of(entry), Amount(episodes, "episodes")
     stream = (zlib.crc32(recipe.stream.encode()), seed)
 

@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from aaren_rl.actor import Actor, Target
 from aaren_rl.agents import CAgent, DecisionAgent
 from aaren_rl.agents.agent import Agent
-from aaren_rl.checkpoint import AgentCard
+from aaren_rl.checkpoint import EXPORTED_SOURCE, AgentCard
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.envs import baselines, catalogue
 from aaren_rl.envs.environment_choice import EnvironmentChoice
@@ -65,6 +65,8 @@ class Options:
     """Seed of the first environment, which the others follow, and of sampled actions."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     """Device to compute on; the CPU steps small models faster."""
+    run_code: bool = False
+    """Compile and run the C of an exported agent, which is the code of whoever wrote the folder."""
 
     def __post_init__(self) -> None:
         for name in ("horizon", "renew", "instances", "processes"):
@@ -211,6 +213,11 @@ def _loaded(folder: Path, options: Options) -> tuple[Agent, dict[str, Any]]:
             raise InvalidInput(f"an exported agent runs on the CPU; leave out --device {options.device}")
         if options.temperature:
             raise InvalidInput("an exported agent takes the most likely action; leave out --temperature")
+        if (folder / EXPORTED_SOURCE).exists() and not options.run_code:
+            raise InvalidInput(
+                f"{folder} holds an agent in C, which would be compiled and run; if you trust whoever wrote it, pass "
+                "--run-code"
+            )
         exported = exported_agent(folder, options.acting, options.renew or 0)
         runtime = "c" if isinstance(exported, CAgent) else "onnxruntime"
         return exported, {"runtime": runtime, "int8": exported.int8, "device": "cpu"}
@@ -229,7 +236,12 @@ def _baseline(name: str, options: Options) -> Candidate:
     entry = catalogue.find(options.env)
     if name == "behaviour" and (options.env_id is not None or options.env_kwargs):
         raise InvalidInput("a behaviour acts in its own environment; leave out --env-id and --env-kwargs")
-    known = entry.environments.get("bundled") or next(iter(entry.environments.values()), None)
+    if entry.evaluation is not None and name == "behaviour":
+        raise InvalidInput(
+            f"what makes {options.env} goes to goals of its own, and not to those of its evaluation; evaluate random "
+            "actions, or an agent"
+        )
+    known = entry.evaluation or entry.environments.get("bundled") or next(iter(entry.environments.values()), None)
     spec = options.acting_in(known)
     if spec is None:
         raise InvalidInput(

@@ -68,7 +68,7 @@ def export(
 
 
 def exported_agent(folder: Path, acting: str | None = None, renew: int = 0) -> CAgent | OnnxAgent:
-    """The agent of an exported folder, whichever form it has.
+    """The agent of an exported folder, whichever form it has; C of the folder is compiled and run.
 
     Raises:
         CheckpointError: the folder is not as it was exported.

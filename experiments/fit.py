@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from minari import MinariDataset
 
 from aaren_rl import checkpoint
-from aaren_rl.agents import CAgent, DecisionAgent, OnnxAgent
+from aaren_rl.agents import DecisionAgent, OnnxAgent
 from aaren_rl.agents.agent import Agent
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.trajectories import Trajectories
@@ -113,23 +113,24 @@ def load(folder: str | Path, **options: Any) -> Agent:
 
     Args:
         folder: as training or `scripts/export.py` wrote it.
-        **options: of `aaren_rl.agents.DecisionAgent` (device, acting, renew), `aaren_rl.agents.OnnxAgent` (threads,
-            acting, renew) or `aaren_rl.agents.CAgent` (acting, renew).
+        **options: of `aaren_rl.agents.DecisionAgent` (device, acting, renew) or `aaren_rl.agents.OnnxAgent` (threads,
+            acting, renew).
 
     Raises:
         CheckpointError: the folder is missing, incomplete, altered or of another version.
         InvalidInput: an option does not fit.
     """
-    kind: Callable[..., DecisionAgent | CAgent | OnnxAgent] = DecisionAgent.load
-    known: tuple[str, ...] = ("device", "acting", "renew")
     if (Path(folder) / checkpoint.EXPORTED_SOURCE).exists():
-        kind, known = CAgent, ("acting", "renew")
-    elif (Path(folder) / checkpoint.EXPORTED_CARD).exists():
-        kind, known = OnnxAgent, ("threads", "acting", "renew")
+        raise InvalidInput(
+            f"{folder} holds an agent in C, which would be compiled and run; if you trust whoever wrote it, call "
+            f"aaren_rl.agents.CAgent({str(folder)!r})"
+        )
+    exported = (Path(folder) / checkpoint.EXPORTED_CARD).exists()
+    known = ("threads", "acting", "renew") if exported else ("device", "acting", "renew")
     for name in options:
         if name not in known:
             raise unknown_name("option", name, known)
-    return kind(folder, **options)
+    return OnnxAgent(folder, **options) if exported else DecisionAgent.load(folder, **options)
 
 
 def _config(settings: dict[str, Any], resume: Path | None, environment: object) -> RunConfig:

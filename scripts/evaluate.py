@@ -32,7 +32,9 @@ class Arguments:
 GROUPS = (
     Group("environment", "Environment to act in.", ("env", "env_id", "env_kwargs", "horizon", "imports")),
     Group(
-        "acting", "Way of acting and target return.", ("acting", "target", "targets", "renew", "temperature", "device")
+        "acting",
+        "Way of acting and target return.",
+        ("acting", "target", "targets", "renew", "temperature", "device", "run_code"),
     ),
     Group("protocol", "Episodes to play and to record.", ("episodes", "seed", "instances", "processes", "video")),
 )

@@ -48,6 +48,7 @@ def measure(arguments: Arguments) -> None:
         for entry in entries:
             try:
                 one = reference_returns.measure(entry, arguments.episodes, arguments.seed, bar.update)
+                reference_returns.to_toml([one])
             except AarenError as error:
                 if arguments.names:
                     raise
@@ -71,8 +72,8 @@ def _without_reference() -> list[Entry]:
         environment = entry.environments.get("bundled")
         if environment is None or not entry.bundled or entry.behaviours == () or str(environment) in entries:
             continue
-        if environment.wrappers:
-            # No table is of a wrapped environment.
+        # None of these can stand in a table.
+        if environment.wrappers or entry.evaluation is not None:
             continue
         try:
             register(environment)

@@ -131,6 +131,9 @@ def largest_difference(model: DecisionModel, step: ModelStepper, run: Run, steps
             acted, theirs = run(map_packed(lambda part: part.numpy(), observation), reward.numpy(), theirs)
             if not np.isfinite(acted).all():
                 return float("inf")
+            # A NaN of torch's against a number here would be no difference to max.
+            if not torch.isfinite(action).all():
+                return float("inf")
             apart = ((action.double() - torch.from_numpy(acted)).abs() - rounding).clamp(min=0) / half_range
             largest = max(largest, float(apart.max()))
     return largest

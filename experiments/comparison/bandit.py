@@ -57,42 +57,61 @@ def chosen_scores(
         counts[rows, arm] += 1
         sums[rows, arm] += drawn
         looks = np.where(counts > 0, sums / np.maximum(counts, 1), -np.inf)
-        found[pull] = values[looks.argmax(1)].mean()
+        best = looks == looks.max(1, keepdims=True)
+        found[pull] = values[np.argmax(best * rng.random(best.shape), 1)].mean()
     return found
 
 
 def to_markdown(runs: Sequence[Run]) -> str:
     """A table of the scores by agent and episodes spent, averaged over the datasets.
 
+    Every second episode of an evaluation chooses, and the others score what was chosen, so that luck in choosing is no
+    score. Only datasets and seeds that all agents have finished count.
+
     Args:
-        runs: of a comparison; those that are not finished are left out.
+        runs: of a comparison.
 
     Raises:
-        DataError: a result has no score, or no returns.
+        DataError: no dataset and seed is finished by all agents, or a result has no score or too few returns.
     """
-    finished: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    finished: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}
     for run in runs:
         figures = running.outcome(run)
         if figures is None:
             continue
-        if figures.get("normalized_score") is None or not isinstance(figures.get("returns"), list):
-            raise DataError(f"{run.folder} has no score or no returns of episodes; leave it out, or evaluate it anew")
-        finished.setdefault(run.agent, {}).setdefault(run.dataset, []).append(figures)
+        if figures.get("normalized_score") is None or len(figures.get("returns") or ()) < 2:
+            raise DataError(f"{run.folder} has no score or too few returns; leave it out, or evaluate two episodes")
+        finished.setdefault(run.agent, {})[run.dataset, run.seed] = figures
+    common = sorted(set.intersection(*(set(one) for one in finished.values()))) if finished else []
+    if not common:
+        raise DataError("no dataset and seed is finished by all agents, so none is chosen; finish more runs")
+    longest = max(BUDGETS)
+    datasets = sorted({dataset for dataset, _ in common})
     lines = []
-    for agent, by_dataset in finished.items():
+    for agent, by_run in finished.items():
+        arms = [[by_run[key] for key in common if key[0] == dataset] for dataset in datasets]
         curves = [
             chosen_scores(
-                [np.array(one["returns"]) for one in seeds], [one["normalized_score"] for one in seeds], max(BUDGETS)
+                [np.array(one["returns"][::2]) for one in seeds], list(map(_score_of_the_rest, seeds)), longest
             )
-            for seeds in by_dataset.values()
+            for seeds in arms
         ]
         mean = np.mean(curves, 0)
-        counts = sorted({len(seeds) for seeds in by_dataset.values()})
-        choices = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        lines.append([agent, choices, *(f"{mean[budget - 1]:.1f}" for budget in BUDGETS)])
-    head = ["agent", "seeds", *(f"{budget} episode{'s' * (budget > 1)}" for budget in BUDGETS)]
+        lines.append([agent, *(f"{mean[budget - 1]:.1f}" for budget in BUDGETS)])
+    head = ["agent", *(f"{budget} episode{'s' * (budget > 1)}" for budget in BUDGETS)]
+    counts = sorted({sum(key[0] == dataset for key in common) for dataset in datasets})
     words = (
-        "Mean score over the datasets of the one of an agent's seeds that looks best after so many episodes, which go "
-        f"to the seeds by upper confidence bounds (Jackson et al. 2025); mean of {TRIALS:,} such choices."
+        f"Mean score over {len(datasets)} datasets of the one of {' to '.join(map(str, counts))} seeds that looks best "
+        "after so many episodes, which go to the seeds by upper confidence bounds (Jackson et al. 2025). Half of an "
+        f"evaluation's episodes choose, the others score; mean of {TRIALS:,} such choices."
     )
     return f"{words}\n\n{grid(head, lines)}\n"
+
+
+def _score_of_the_rest(figures: dict[str, Any]) -> float:
+    """Normalised score of the episodes that do not choose."""
+    mean, score = figures["mean"], figures["normalized_score"]
+    low, high = zip(figures["ci95_return"] or (mean, mean), figures["ci95"] or (score, score), strict=True)
+    # Scores are linear in returns: two points of the line are known, unless all returns are equal.
+    slope = (high[1] - low[1]) / (high[0] - low[0]) if high[0] > low[0] else 0.0
+    return float(score + slope * (np.mean(figures["returns"][1::2]) - mean))

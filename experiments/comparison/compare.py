@@ -108,7 +108,6 @@ def _run(request: Request, runs: list[matrix.Run], whole: list[matrix.Run], say:
     except Interrupted as error:
         flags = ["--against", request.against] if request.against is not None else []
         flags += [f"--{name}" for name in ("returns", "picture", "bandit") if getattr(request, name)]
-        flags += ["--d3rlpy", str(request.d3rlpy)] if request.d3rlpy is not None else []
         raise Interrupted(f"{error}; go on with {_command(request, request.only, *flags)}") from error
     if len(failures) == len(runs):
         raise running.RunsFailed("\n".join(["all runs failed:", *failures]))
@@ -124,6 +123,7 @@ def _command(request: Request, only: tuple[str, ...], *flags: str) -> str:
         ("--datasets", request.datasets),
         ("--seeds", request.seeds),
         ("--import", request.imports),
+        ("--d3rlpy", () if request.d3rlpy is None else (request.d3rlpy,)),
     ):
         words += [name, *values] if values else []
     return shlex.join(map(str, [*words, *flags]))

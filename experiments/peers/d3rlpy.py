@@ -31,6 +31,7 @@ from aaren_rl.experiments.settings import from_table
 from aaren_rl.experiments.train import CHECK_SEED
 from aaren_rl.folders import replace_file
 from aaren_rl.training.learner import data_digest
+from aaren_rl.training.lock import locked
 from aaren_rl.training.run import Interrupted
 from aaren_rl.training.signals import Stopped, stop_signal
 
@@ -49,9 +50,11 @@ class Peer:
     """
 
     algorithm: str
-    """One of `ALGORITHMS`, with the settings of d3rlpy's own reproductions where it has some."""
+    """One of `ALGORITHMS`, with d3rlpy's default settings and the scalers and networks of its reproductions."""
     seconds: float | None = None
-    """Wall-clock to train for, in place of the updates of the configuration."""
+    """Wall-clock of updates to train for, in place of the updates of the configuration."""
+    target: float | None = None
+    """Return to ask the Decision Transformer for; by default the best one in the data."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further fields of the algorithm's configuration in d3rlpy."""
 
@@ -105,7 +108,9 @@ class PeerActor:
 def to_unit(actions: npt.NDArray[Any], space: Box) -> npt.NDArray[Any]:
     """Actions between -1 and 1, as d3rlpy takes them."""
     low, high = np.array(space.low), np.array(space.high)
-    return np.asarray((actions - low) / (high - low) * 2 - 1, np.float32)
+    # What has one value alone is in the middle.
+    width = np.where(high > low, high - low, 1.0)
+    return np.asarray(np.where(high > low, (actions - low) / width * 2 - 1, 0.0), np.float32)
 
 
 def from_unit(actions: npt.NDArray[Any], space: Box) -> npt.NDArray[Any]:
@@ -120,7 +125,8 @@ def train(config: RunConfig, peer: Peer, python: Path, say: Say) -> dict[str, An
     Nothing else is saved: an interrupted training begins anew.
 
     Args:
-        config: data, seed and evaluation of the run, and its number of updates; nothing else of it counts.
+        config: data, seed and evaluation of the run, and its number of updates; nothing else of it counts, the target
+            neither.
         peer: the agent.
         python: interpreter with d3rlpy.
         say: takes lines on what is done.
@@ -130,17 +136,19 @@ def train(config: RunConfig, peer: Peer, python: Path, say: Say) -> dict[str, An
         was best; "curve" has those evaluations.
 
     Raises:
-        InvalidInput: the interpreter cannot run d3rlpy, or the data are not flat observations and bounded actions.
+        InvalidInput: the interpreter cannot run d3rlpy, the data are not flat observations and flat bounded actions, or
+            another process holds the folder.
         DataError: the data cannot be had.
         Interrupted: Ctrl-C or SIGTERM.
     """
     assert config.run is not None
     dataset = sources.load(config.env, config.source, run_config.reading(config), say)
     space = _check(dataset)
-    run_config.save(dataclasses.replace(run_config.located(config), run=None, resume=None), config.run / CONFIG)
+    # The peer first: a folder with a configuration and without a peer would be another run's.
     replace_file(config.run / PEER, json.dumps(dataclasses.asdict(peer)) + "\n")
+    run_config.save(dataclasses.replace(run_config.located(config), run=None, resume=None), config.run / CONFIG)
     try:
-        with stop_signal() as stop, stop.interrupts():
+        with locked(config.run, say), stop_signal() as stop, stop.interrupts():
             return _train(config, peer, python, dataset, space, say)
     except Stopped:
         raise Interrupted("stopped; what d3rlpy trained is not kept, this run begins anew") from None
@@ -160,9 +168,12 @@ def _train(config: RunConfig, peer: Peer, python: Path, dataset: Dataset, space:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "data.npz"
         np.savez(file, **_arrays(dataset.trajectories, space))
+        options = dict(peer.options)
+        if peer.algorithm == "DecisionTransformer":
+            options.setdefault("max_timestep", int(dataset.trajectories.lengths.max()))
         settings = {
             "algorithm": peer.algorithm,
-            "options": peer.options,
+            "options": options,
             "seed": config.training.seed,
             "data": str(file),
         }
@@ -175,9 +186,12 @@ def _trained(
 ) -> dict[str, Any]:
     assert dataset.environment is not None
     assert config.run is not None
-    target = config.target if config.target is not None else dataset.target_returns[0]
+    windows = peer.algorithm == "DecisionTransformer"
+    best_return = float(dataset.trajectories.returns.max())
+    target = (best_return if peer.target is None else peer.target) if windows else None
     rows = config.instances, config.processes
-    protocol = Protocol(dataset.environment, config.episodes, 0, target, dataset.reference, *rows)
+    about_reference = dataset.reference, *rows, dataset.reference_reason
+    protocol = Protocol(dataset.environment, config.episodes, 0, target, *about_reference)
     check = dataclasses.replace(protocol, episodes=max(1, config.check_episodes), seed=CHECK_SEED)
     total = peer.seconds or config.training.updates
     pieces = max(1, config.training.updates // config.training.evaluate_every) if config.check_episodes else 1
@@ -196,14 +210,13 @@ def _trained(
             if best is None or point["return"] > best["return"]:
                 best = point
                 trained.ask({"do": "keep"})
-    windows = peer.algorithm == "DecisionTransformer"
     about = {
         "checkpoint": "last",
         "source": dataset.source,
         "dataset": dataset.id,
         "mixer": f"d3rlpy {peer.algorithm}",
         "parameters": made["parameters"],
-        "acting": "window:20" if windows else "stateless",
+        "acting": f"window:{peer.options.get('context_size', 20)}" if windows else "stateless",
         "data_sha256": data_digest(dataset.trajectories),
         "updates": made["updates"],
     }
@@ -228,9 +241,15 @@ def _check(dataset: Dataset) -> Box:
     """
     seen, done = dataset.observation_space, dataset.action_space
     flat = isinstance(seen, Box) and len(seen.shape) == 1
-    if dataset.environment is None or not flat or not isinstance(done, Box) or not done.is_bounded:
+    if (
+        dataset.environment is None
+        or not flat
+        or not isinstance(done, Box)
+        or not done.is_bounded
+        or len(done.shape) != 1
+    ):
         raise InvalidInput(
-            f"agents of d3rlpy race on flat observations, bounded actions and an environment; {dataset.name} has "
+            f"agents of d3rlpy race on flat observations, flat bounded actions and an environment; {dataset.name} has "
             f"observations in {seen}, actions in {done} and the environment {dataset.environment}; leave it out"
         )
     return done

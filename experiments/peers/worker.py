@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ class Worker:
 
     def __init__(self, process: subprocess.Popen[str], errors: IO[str]) -> None:
         self._process, self._errors = process, errors
-        self.versions: dict[str, str] = self._answer()["versions"]
+        self.versions: dict[str, str] = self._answer(f"; {D3RLPY}")["versions"]
 
     def ask(self, order: dict[str, Any]) -> dict[str, Any]:
         """The answer to an order.
@@ -45,14 +46,17 @@ class Worker:
             pass  # its last words say more
         return self._answer()
 
-    def _answer(self) -> dict[str, Any]:
+    def _answer(self, hint: str = "") -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             self._process.wait()
             self._errors.seek(0)
-            said = self._errors.read().strip().splitlines() or ["no message"]
-            raise InvalidInput(f"d3rlpy's worker ended: {said[-1]}; {D3RLPY}")
+            said = self._errors.read().strip()
+            if not hint:
+                # Into the log of the run, of which the message is the last line.
+                print(said, file=sys.stderr)
+            raise InvalidInput(f"d3rlpy's worker ended: {(said.splitlines() or ['no message'])[-1]}{hint}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 

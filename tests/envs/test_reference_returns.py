@@ -62,12 +62,18 @@ def test_no_score_is_held_against_what_is_no_better_than_random_actions():
         to_toml([returns(EnvironmentSpec("Pendulum-v1"), behaviour=(0.0, 1.0))])
 
 
-def test_environments_that_a_table_has_are_not_measured_unasked(capsys):
+def test_environments_that_a_table_has_are_not_measured_unasked():
     names = {entry.name for entry in script._without_reference()}
-    assert "hopper-medium" not in names
-    assert "cartpole-expert" not in names
-    for entry in map(find, names):
-        assert references.reference_of(entry.environments["bundled"]) is None
+    assert not names & {"hopper-medium", "cartpole-expert", "pendulum-expert", "pointmaze-stitch", "pointmaze-medium"}
+    assert "babyai-boss-level" in names
+    assert not any(name.endswith("-fullobs") for name in names)
+
+
+def test_what_no_table_can_hold_is_not_measured():
+    with pytest.raises(InvalidInput, match="pointmaze-stitch is collected otherwise than it is evaluated"):
+        measure(find("pointmaze-stitch"), 1, 0)
+    with pytest.raises(InvalidInput, match="in a wrapped environment"):
+        measure(find("babyai-boss-level-fullobs"), 1, 0)
 
 
 def test_command(command, tmp_path):

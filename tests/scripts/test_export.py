@@ -370,11 +370,14 @@ def test_the_step_in_c_lies_beside_the_agent_and_is_evaluated_like_it(command, a
     assert f"actions:    within {card['largest_difference']:.1e} of torch's" in out
     before, after = card["evaluation"]["torch"], card["evaluation"]["exported"]
     assert after["returns"] == pytest.approx(before["returns"], abs=1.0)
-    assert isinstance(aaren_rl.load(folder), CAgent)
-    with pytest.raises(InvalidInput, match="unknown option 'threads'"):
-        aaren_rl.load(folder, threads=2)
-    status, out, _ = command(evaluate.main, folder, "--episodes", "2")
-    assert status == 0
+    # Nobody's code runs unasked.
+    with pytest.raises(InvalidInput, match=r"holds an agent in C, which would be compiled and run.*CAgent\("):
+        aaren_rl.load(folder)
+    status, _, errors = command(evaluate.main, folder, "--episodes", "2")
+    assert status == 2
+    assert "pass --run-code" in errors
+    assert CAgent(folder).card.updates == 5
+    assert command(evaluate.main, folder, "--episodes", "2", "--run-code")[0] == 0
     result = json.loads((agent.parent / "result.json").read_text())
     assert (result["runtime"], result["int8"], result["checkpoint"]) == ("c", False, "last-c")
     assert result["returns"] == after["returns"]
@@ -392,6 +395,7 @@ def test_8_bits_in_c_take_less_and_say_so(command, agent):
 
 def test_without_a_compiler_nothing_was_checked_and_it_says_so(command, agent, monkeypatch):
     monkeypatch.setattr("aaren_rl.stepping.c.compiled.find_compiler", lambda: None)
-    status, out, _ = command(main, agent, "--to", "c")
+    status, out, _ = command(main, agent, "--to", "c", "--int8")
     assert status == 0
     assert "actions:    not checked: this machine has no C compiler" in out
+    assert "not evaluated: 100 episodes need the compiler too" in out

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from aaren_rl.checkpoint import shortened
 from aaren_rl.errors import InvalidInput
-from aaren_rl.model.inputs_stepper import RETURN_TO_GO
+from aaren_rl.model.inputs_stepper import RETURN_TO_GO, TIMESTEP
 from aaren_rl.stepping.c import graph
 from aaren_rl.stepping.c.arrays import TYPES, Array
 from aaren_rl.stepping.c.operations import literal
@@ -41,23 +41,43 @@ static void multiply_int8(float *out, const float *in, const int8_t *weight, con
 {{
     int16_t whole[{longest}];
     for (int row = 0; row < rows; ++row, out += columns, in += inner) {{
-        float top = 0.0f;
-        for (int k = 0; k < inner; ++k)
+        float top = 0.0f, spoilt = 0.0f;
+        for (int k = 0; k < inner; ++k) {{
             top = fabsf(in[k]) > top ? fabsf(in[k]) : top;
-        const float unit = top > 0.0f ? 4095.0f / top : 0.0f;
-        for (int k = 0; k < inner; ++k)
-            whole[k] = (int16_t)(in[k] * unit + (in[k] < 0.0f ? -0.5f : 0.5f));
+            spoilt += in[k] * 0.0f;
+        }}
+        const float unit = top > 1e-30f ? 4095.0f / top : 0.0f;
+        for (int k = 0; k < inner; ++k) {{
+            const float scaled = in[k] * unit;
+            whole[k] = scaled >= -4096.0f && scaled <= 4096.0f ? (int16_t)(scaled + (scaled < 0.0f ? -0.5f : 0.5f)) : 0;
+        }}
         for (int j = 0; j < columns; ++j) {{
             const int8_t *w = weight + (size_t)j * inner;
             int32_t sum = 0;
             for (int k = 0; k < inner; ++k)
                 sum += whole[k] * (int16_t)w[k];
-            out[j] = (float)sum * scale[j] * (top / 4095.0f);
+            out[j] = (float)sum * scale[j] * (top / 4095.0f) + spoilt;
         }}
     }}
 }}
 """
-"""Weights of 8 bits and inputs of 13: products of whole numbers, whose sums hold some 4,000 inputs in 32 bits."""
+"""Weights of 8 bits and inputs of 13: products of whole numbers, whose sums hold some 4,000 inputs in 32 bits. What is
+not finite spoils all outputs, as it does in real numbers."""
+
+REMAINDER = """
+static {type} remainder_{type}({type} number, {type} divisor)
+{{
+    const {type} rest = {fmod}(number, divisor);
+    return rest != 0 && (rest < 0) != (divisor < 0) ? rest + divisor : rest;
+}}
+"""
+
+INSIDE = """
+static int64_t inside(int64_t index, int64_t length)
+{
+    return index < 0 ? 0 : index < length ? index : length - 1;
+}
+"""
 
 NORM = """
 static void normalise_{type}({type} *out, const {type} *in, const {type} *scale, const {type} *shift, int rows,
@@ -79,7 +99,8 @@ static void normalise_{type}({type} *out, const {type} *in, const {type} *scale,
 
 HEADER = """/* {title}
 
-   Generated. C99; needs libm; allocates nothing and has no state of its own. */
+   Generated. C99; needs libm; allocates nothing and has no state of its own. What is not finite makes actions that are
+   not; numbers outside of a space make actions without meaning. */
 #ifndef AGENT_H
 #define AGENT_H
 
@@ -112,9 +133,10 @@ SOURCE = """#include "agent.h"
 #include <stdint.h>
 {constants}
 {functions}
+static const double start[AGENT_STATE] = {{{start}}};
+
 void agent_reset(agent_state *state, float target)
 {{
-    static const double start[AGENT_STATE] = {{{start}}};
     for (int i = 0; i < AGENT_STATE; ++i)
         state->values[i] = start[i];
     state->values[{target}] = target;
@@ -136,6 +158,12 @@ void agent_steps(int count, agent_state *states, const float *observations, cons
 """
 
 
+FORGET = """    if (before[{timestep}] > 0 && fmod(before[{timestep}], {every}) == 0)
+        for (int i = {mixed}; i < AGENT_STATE; ++i)
+            before[i] = start[i];
+"""
+
+
 class Code(NamedTuple):
     """A step in C.
 
@@ -152,13 +180,17 @@ class Code(NamedTuple):
     scratch_bytes: int
 
 
-def generate(step: ModelStepper, title: str, int8: bool = False) -> Code:
+def generate(
+    step: ModelStepper, title: str, int8: bool = False, reset_every: int = 0, longest: int | None = None
+) -> Code:
     """The C of a step.
 
     Args:
         step: to write; whatever mixers it holds.
         title: a line about the agent.
         int8: store the weights of large products in 8 bits, with a scale for each output.
+        reset_every: steps after which the mixers' states are emptied; 0 for never.
+        longest: steps of the longest episode that the model knows; None for any.
 
     Raises:
         InvalidInput: observations have images, or the step has an operation that is not written in C.
@@ -173,8 +205,40 @@ def generate(step: ModelStepper, title: str, int8: bool = False) -> Code:
     action, after = graph.write(program, ("observation", "rewards", "before"), writer)
     _hand_out(writer, action, "action", "float")
     _hand_out(writer, after, "before", "double")
+    written = _written(writer)
+    text = written.body
+    sizes = {"observation": example.numel(), "action": action.size, "state": len(step.start)}
+    if reset_every:
+        text = FORGET.format(timestep=TIMESTEP, every=reset_every, mixed=step.mixed) + text
+    notes = f"\n   Empties its memory every {reset_every} steps." if reset_every else ""
+    notes += f"\n   Knows episodes of {longest} steps at most." if longest else ""
+    auto = ", or INFINITY for what is in reach" if step.reach is not None else ""
+    return Code(
+        HEADER.format(title=_comment(title) + notes, auto=auto, **sizes),
+        SOURCE.format(
+            constants=written.constants,
+            functions=written.functions,
+            start=", ".join(literal(float(value), "double") for value in step.start),
+            target=RETURN_TO_GO,
+            body=text,
+        ),
+        written.weight_bytes,
+        written.scratch_bytes,
+    )
+
+
+class _Written(NamedTuple):
+    """What a writer wrote, as the parts of a file."""
+
+    constants: str
+    functions: str
+    body: str
+    weight_bytes: int
+    scratch_bytes: int
+
+
+def _written(writer: Writer) -> _Written:
     body, scratch = writer.body()
-    text = "\n".join(f"    {line}" if line else line for line in body.splitlines())
     used = {name: tensor for name, tensor in writer.constants.items() if f"{name}[" in body or _names(body, name)}
     functions = [PRODUCT.format(type=kind) for kind in ("float", "double") if f"multiply_{kind}(" in body]
     if writer.longest:
@@ -185,24 +249,32 @@ def generate(step: ModelStepper, title: str, int8: bool = False) -> Code:
         for kind in ("float", "double")
         if f"normalise_{kind}(" in body
     ]
-    sizes = {
-        "observation": example.numel(),
-        "action": action.size,
-        "state": len(step.start),
-    }
-    auto = ", or INFINITY for what is in reach" if step.reach is not None else ""
-    return Code(
-        HEADER.format(title=_comment(title), auto=auto, **sizes),
-        SOURCE.format(
-            constants="\n".join(_constant(name, tensor) for name, tensor in used.items()),
-            functions="".join(functions),
-            start=", ".join(literal(float(value), "double") for value in step.start),
-            target=RETURN_TO_GO,
-            body=text,
-        ),
+    functions += [
+        REMAINDER.format(type=kind, fmod="fmodf" if kind == "float" else "fmod")
+        for kind in ("float", "double")
+        if f"remainder_{kind}(" in body
+    ]
+    functions += [INSIDE] if "inside(" in body else []
+    return _Written(
+        "\n".join(_constant(name, tensor) for name, tensor in used.items()),
+        "".join(functions),
+        "\n".join(f"    {line}" if line else line for line in body.splitlines()),
         sum(tensor.numel() * tensor.element_size() for tensor in used.values()),
         scratch,
     )
+
+
+def file(writer: Writer, head: str, signature: str) -> str:
+    """A file of C with one function that does what was written.
+
+    Args:
+        writer: what wrote it.
+        head: lines before everything.
+        signature: of the function.
+    """
+    written = _written(writer)
+    includes = "".join(f"#include <{name}.h>\n" for name in ("stdbool", "stddef", "stdint"))
+    return f"{head}{includes}{written.constants}\n{written.functions}\n{signature}\n{{\n{written.body}\n}}\n"
 
 
 class _Flat(nn.Module):
@@ -224,8 +296,8 @@ def _hand_out(writer: Writer, array: Array, place: str, type: str) -> None:
 
 
 def _comment(text: str) -> str:
-    """A text that ends no comment."""
-    return shortened(text).replace("*/", "* /")
+    """A text that neither ends a comment nor begins one."""
+    return shortened(text).replace("*/", "* /").replace("/*", "/ *")
 
 
 def _names(body: str, name: str) -> bool:

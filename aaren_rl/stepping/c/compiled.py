@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -21,16 +22,16 @@ FLAGS = ("-std=c99", "-O3", "-march=native")
 """Of the library: for speed on this machine."""
 
 
-def find_compiler() -> str | None:
-    """Path of the C compiler: the one that CC names, else cc, gcc or clang; None if there is none."""
-    names = [os.environ["CC"]] if os.environ.get("CC") else ["cc", "gcc", "clang"]
-    return next((path for name in names if (path := shutil.which(name)) is not None), None)
+def find_compiler() -> list[str] | None:
+    """Words of the command of the C compiler: what CC says, else cc, gcc or clang; None if there is none."""
+    commands = [shlex.split(os.environ.get("CC", "")), ["cc"], ["gcc"], ["clang"]]
+    return next((command for command in commands if command and shutil.which(command[0])), None)
 
 
-def version_of(compiler: str) -> str:
+def version_of(compiler: list[str]) -> str:
     """The first line of what a compiler says of itself."""
-    said = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
-    return (said.stdout.splitlines() or [Path(compiler).name])[0]
+    said = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False)
+    return (said.stdout.splitlines() or [Path(compiler[0]).name])[0]
 
 
 class Library:
@@ -49,13 +50,15 @@ class Library:
         self.steps.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 4]
 
     @classmethod
-    def build(cls, files: Mapping[str, bytes], folder: Path, compiler: str, flags: Sequence[str] = FLAGS) -> Library:
+    def build(
+        cls, files: Mapping[str, bytes], folder: Path, compiler: Sequence[str], flags: Sequence[str] = FLAGS
+    ) -> Library:
         """Compiles an agent.
 
         Args:
             files: agent.h and agent.c.
             folder: for them and the library.
-            compiler: path of the compiler.
+            compiler: words of the compiler's command.
             flags: of the compiler.
 
         Raises:
@@ -64,11 +67,12 @@ class Library:
         for name, content in files.items():
             (folder / name).write_bytes(content)
         out = folder / "agent.so"
-        command = [compiler, *flags, "-shared", "-fPIC", "-o", str(out), str(folder / EXPORTED_SOURCE), "-lm"]
+        command = [*compiler, *flags, "-shared", "-fPIC", "-o", str(out), str(folder / EXPORTED_SOURCE), "-lm"]
         said = subprocess.run(command, capture_output=True, text=True, check=False)
         if said.returncode:
             lines = said.stderr.strip().splitlines() or ["no message"]
-            raise ExportFailed(f"{' '.join(command[:-1])} failed: {lines[0]}")
+            hint = "; CC names this compiler, which has to be one for this machine" if os.environ.get("CC") else ""
+            raise ExportFailed(f"{shlex.join(command)} failed: {lines[0]}{hint}")
         return cls(out)
 
     def run(self, observation: Array, reward: Array, state: Array, actions: int) -> tuple[Array, Array]:

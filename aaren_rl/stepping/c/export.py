@@ -11,13 +11,23 @@ from aaren_rl import checkpoint
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.model import DecisionModel
 from aaren_rl.stepping.c import compiled
-from aaren_rl.stepping.c.code import generate
+from aaren_rl.stepping.c.code import Code, generate
 from aaren_rl.stepping.exported import check_difference, check_single_step, describe, largest_difference, write
 from aaren_rl.stepping.model_stepper import ModelStepper
 
 HEADER, SOURCE = checkpoint.EXPORTED_HEADER, checkpoint.EXPORTED_SOURCE
 STEPS = 1_000
 """Of the check against torch."""
+
+
+def reset_every(acting: str) -> int:
+    """Steps after which a way of acting empties the mixers' states; 0 for never."""
+    mode, _, steps = acting.partition(":")
+    return int(steps) if mode == "reset" else 0
+
+
+def _files(code: Code) -> dict[str, bytes]:
+    return {HEADER: code.header.encode(), SOURCE: code.source.encode()}
 
 
 def to_c(model: DecisionModel, card: AgentCard, folder: Path, int8: bool = False) -> dict[str, Any]:
@@ -45,12 +55,15 @@ def to_c(model: DecisionModel, card: AgentCard, folder: Path, int8: bool = False
     model = copy.deepcopy(model).cpu().eval()
     step = ModelStepper(model)
     title = f"A decision agent, trained on {card.dataset_id}."
-    code = generate(step, title, int8)
-    files = {HEADER: code.header.encode(), SOURCE: code.source.encode()}
+    longest = model.config.max_steps if model.config.timesteps == "learned" else None
+    code = generate(step, title, int8, reset_every(card.acting), longest)
+    files = _files(code)
     compiler, difference = compiled.find_compiler(), None
     if compiler is not None:
+        # Without resets, which the model's own step has not.
+        endless = generate(step, title, int8, 0, longest)
         with TemporaryDirectory() as place:
-            library = compiled.Library.build(files, Path(place), compiler)
+            library = compiled.Library.build(_files(endless), Path(place), compiler)
             difference = largest_difference(model, step, library.run_packed(step.action_space), STEPS)
         check_difference(difference, int8, f"over {STEPS} steps the C code's actions")
     description = {

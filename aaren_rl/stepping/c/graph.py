@@ -96,7 +96,8 @@ class _Walk:
         keywords = {key: _mapped(value, self._array) for key, value in keywords.items() if key not in PLACES}
         try:
             return emit(self.writer, node.meta["val"], *arguments, **keywords)
-        except NotImplementedError as error:
+        # A type or an argument that is not known here.
+        except (NotImplementedError, KeyError, TypeError) as error:
             raise InvalidInput(
                 f"the step has {name} with {error}, which is not written in C; export it to ONNX"
             ) from error

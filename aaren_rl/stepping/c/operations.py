@@ -19,6 +19,9 @@ for tensors; returns the array of the result, or several."""
 OPERATIONS: dict[str, Emit] = {}
 """By the operation's name in ATen, without its overload where all overloads are written alike."""
 
+REAL = ("float", "double")
+"""Types of real numbers."""
+
 LARGE, MOST_INPUTS = 1_024, 4_096
 """Weights of a product from which on they are worth storing in 8 bits, and the inputs that 32 bits can sum."""
 
@@ -37,11 +40,13 @@ def literal(value: float | bool, type: str) -> str:
     """A number as C writes it."""
     if type in ("int64_t", "bool"):
         return str(int(value))
-    if math.isinf(value):
-        return "-INFINITY" if value < 0 else "INFINITY"
-    if math.isnan(value):
+    # Doubles beyond float32 are infinite in it.
+    number = float(value) if type == "double" else float(torch.tensor(value, dtype=torch.float32))
+    if math.isinf(number):
+        return "-INFINITY" if number < 0 else "INFINITY"
+    if math.isnan(number):
         return "NAN"
-    text = f"{float(value):.17g}" if type == "double" else f"{float(torch.tensor(value, dtype=torch.float32)):.9g}"
+    text = f"{number:.17g}" if type == "double" else f"{number:.9g}"
     text = text if any(mark in text for mark in ".en") else f"{text}.0"
     return text if type == "double" else f"{text}f"
 
@@ -51,18 +56,30 @@ def function(name: str, type: str) -> str:
     return name if type == "double" else f"{name}f"
 
 
+def _or_nan(value: str, type: str) -> str:
+    """The rest of a condition that takes a NaN too, so that it is handed on as torch does."""
+    return f" || {value} != {value}" if type in REAL else ""
+
+
 def _of(value: Any) -> tuple[str, tuple[int, ...]]:
     """C type and shape of what the graph says of a result."""
     return TYPES[value.dtype], tuple(value.shape)
 
 
 def _common(*values: Any) -> str:
-    """The type in which numbers are compared."""
-    found = [value.type for value in values if isinstance(value, Array)]
+    """The type in which numbers are compared: arrays without dimensions and plain numbers only make it real."""
     order = ("bool", "int64_t", "float", "double")
-    widest = max(found, key=order.index)
-    # A fraction beside whole numbers makes all of them real.
-    return "float" if widest in order[:2] and any(isinstance(value, float) for value in values) else widest
+    arrays = [value for value in values if isinstance(value, Array)]
+    weighty = [value for value in arrays if value.shape] or arrays
+    widest = max((value.type for value in weighty), key=order.index)
+    if widest in REAL:
+        return widest
+    real = [value.type for value in arrays if value.type in REAL]
+    if real:
+        return max(real, key=order.index)
+    return (
+        "float" if any(isinstance(value, float) for value in values) else max((a.type for a in arrays), key=order.index)
+    )
 
 
 def _map(writer: Writer, meta: Any, expression: Callable[..., str], *values: Any, type: str | None = None) -> Array:
@@ -84,8 +101,12 @@ def _map(writer: Writer, meta: Any, expression: Callable[..., str], *values: Any
     return writer.elementwise(out, shape, one, *arrays)
 
 
-def _unary(name: str, expression: Callable[[str, str], str]) -> None:
+def _unary(name: str, expression: Callable[[str, str], str], whole: bool = False) -> None:
+    """Offers a function of one number; `whole` says if it is right for whole numbers too."""
+
     def emit(writer: Writer, meta: Any, x: Array) -> Array:
+        if TYPES[meta.dtype] not in REAL and not whole:
+            raise NotImplementedError("whole numbers")
         return _map(writer, meta, lambda read: expression(read, TYPES[meta.dtype]), x)
 
     OPERATIONS[f"aten.{name}"] = emit
@@ -107,20 +128,18 @@ for _name, _function in {
     "sin": "sin",
     "cos": "cos",
     "tanh": "tanh",
-    "abs": "fabs",
     "floor": "floor",
-    "round": "rint",
     "erf": "erf",
 }.items():
     _unary(_name, _called(_function))
 
-_unary("neg", lambda x, type: f"-{x}")
+_unary("abs", lambda x, type: f"{function('fabs', type)}({x})" if type in REAL else f"{x} < 0 ? -{x} : {x}", whole=True)
+_unary("neg", lambda x, type: f"-{x}", whole=True)
 _unary("reciprocal", lambda x, type: f"{literal(1, type)} / {x}")
-_unary("rsqrt", lambda x, type: f"{literal(1, type)} / {function('sqrt', type)}({x})")
-_unary("relu", lambda x, type: f"{x} > 0 ? {x} : 0")
+_unary("relu", lambda x, type: f"{x} > 0{_or_nan(x, type)} ? {x} : 0")
 _unary("sigmoid", lambda x, type: f"{literal(1, type)} / ({literal(1, type)} + {function('exp', type)}(-{x}))")
-_unary("logical_not", lambda x, type: f"!{x}")
-_unary("bitwise_not", lambda x, type: f"!{x}" if type == "bool" else f"~{x}")
+_unary("logical_not", lambda x, type: f"!{x}", whole=True)
+_unary("bitwise_not", lambda x, type: f"!{x}" if type == "bool" else f"~{x}", whole=True)
 
 
 @operation("aten.gelu")
@@ -162,17 +181,17 @@ for _names, _sign in {
     _binary(_names, _between(_sign), compares=True)
 _binary(["bitwise_and"], lambda a, b, type: f"{a} & {b}")
 _binary(["bitwise_or"], lambda a, b, type: f"{a} | {b}")
-_binary(["maximum"], lambda a, b, type: f"{a} > {b} ? {a} : {b}")
-_binary(["minimum"], lambda a, b, type: f"{a} < {b} ? {a} : {b}")
+_binary(["maximum"], lambda a, b, type: f"{a} > {b}{_or_nan(a, type)} ? {a} : {b}")
+_binary(["minimum"], lambda a, b, type: f"{a} < {b}{_or_nan(a, type)} ? {a} : {b}")
 
 
 @operation("aten.remainder")
 def _remainder(writer: Writer, meta: Any, x: Any, y: Any) -> Array:
     type, _ = _of(meta)
+    # The sign is the divisor's, as in Python.
     if type == "int64_t":
-        # The sign is the divisor's, as in Python.
         return _map(writer, meta, lambda a, b: f"(({a}) % ({b}) + ({b})) % ({b})", x, y)
-    return _map(writer, meta, lambda a, b: f"{a} - {function('floor', type)}(({a}) / ({b})) * ({b})", x, y)
+    return _map(writer, meta, lambda a, b: f"remainder_{type}({a}, {b})", x, y)
 
 
 @operation("aten.div")
@@ -180,13 +199,10 @@ def _div(writer: Writer, meta: Any, x: Any, y: Any, rounding_mode: str | None = 
     type, _ = _of(meta)
     if rounding_mode is None:
         return _map(writer, meta, lambda a, b: f"{a} / {b}", x, y)
-    if rounding_mode != "floor":
-        raise NotImplementedError(f"rounding_mode={rounding_mode}")
-    if type == "int64_t":
-        return _map(
-            writer, meta, lambda a, b: f"({a}) / ({b}) - (({a}) % ({b}) != 0 && (({a}) < 0) != (({b}) < 0))", x, y
-        )
-    return _map(writer, meta, lambda a, b: f"{function('floor', type)}({a} / {b})", x, y)
+    if rounding_mode != "floor" or type != "int64_t":
+        raise NotImplementedError(f"rounding_mode={rounding_mode} of real numbers")
+    rest = "(({0}) % ({1}) != 0 && (({0}) < 0) != (({1}) < 0))"
+    return _map(writer, meta, lambda a, b: f"({a}) / ({b}) - {rest.format(a, b)}", x, y)
 
 
 @operation("aten.pow")
@@ -194,10 +210,12 @@ def _pow(writer: Writer, meta: Any, x: Any, y: Any) -> Array:
     type, _ = _of(meta)
     if y == 2:
         return _map(writer, meta, lambda a: f"{a} * {a}", x)
+    if type not in REAL:
+        raise NotImplementedError("whole numbers")
     return _map(writer, meta, lambda a, b: f"{function('pow', type)}({a}, {b})", x, y)
 
 
-@operation("aten.clamp", "aten.clamp_min", "aten.clamp_max")
+@operation("aten.clamp")
 def _clamp(writer: Writer, meta: Any, x: Array, low: Any = None, high: Any = None) -> Array:
     def bounded(read: str, *bounds: str) -> str:
         given = iter(bounds)
@@ -227,19 +245,17 @@ def _copy(writer: Writer, meta: Any, x: Array, **more: Any) -> Array:
     return writer.elementwise(type, shape, lambda read: f"({type})({read}{test})", x)
 
 
-@operation("aten.alias", "aten.detach", "aten.lift_fresh_copy")
+@operation("aten.alias")
 def _same(writer: Writer, meta: Any, x: Array) -> Array:
     return x
 
 
-@operation("aten.full", "aten.full_like", "aten.scalar_tensor", "aten.zeros", "aten.new_zeros", "aten.zeros_like")
-def _full(writer: Writer, meta: Any, *given: Any, **more: Any) -> Array:
-    # Those of constants are computed beforehand; these depend on the shape of a value alone.
-    value = next((one for one in reversed(given) if isinstance(one, bool | int | float)), 0)
+@operation("aten.full_like")
+def _full(writer: Writer, meta: Any, like: Array, value: float) -> Array:
     return writer.constant_of(value, _of(meta)[0]).broadcast(_of(meta)[1])
 
 
-@operation("aten.view", "aten._unsafe_view", "aten.reshape")
+@operation("aten.view")
 def _view(writer: Writer, meta: Any, x: Array, shape: Any) -> Array:
     return writer.whole(x).reshaped(_of(meta)[1])
 
@@ -268,13 +284,6 @@ def _permute(writer: Writer, meta: Any, x: Array, order: Sequence[int]) -> Array
     return x.viewed([x.shape[axis] for axis in order], [x.strides[axis] for axis in order])
 
 
-@operation("aten.t", "aten.transpose")
-def _transpose(writer: Writer, meta: Any, x: Array, first: int = 0, second: int = 1) -> Array:
-    order = list(range(len(x.shape)))
-    order[first], order[second] = order[second], order[first]
-    return x.viewed([x.shape[axis] for axis in order], [x.strides[axis] for axis in order])
-
-
 @operation("aten.slice")
 def _slice(
     writer: Writer, meta: Any, x: Array, axis: int = 0, start: int | None = None, end: int | None = None, step: int = 1
@@ -298,11 +307,6 @@ def _select(writer: Writer, meta: Any, x: Array, axis: int, index: int) -> Array
 def _split(writer: Writer, meta: Any, x: Array, sizes: Sequence[int], axis: int = 0) -> list[Array]:
     ends = [sum(sizes[: number + 1]) for number in range(len(sizes))]
     return [_slice(writer, None, x, axis, end - size, end) for size, end in zip(sizes, ends, strict=True)]
-
-
-@operation("aten.unbind")
-def _unbind(writer: Writer, meta: Any, x: Array, axis: int = 0) -> list[Array]:
-    return [_select(writer, None, x, axis, index) for index in range(x.shape[axis])]
 
 
 @operation("aten.cat")
@@ -455,10 +459,16 @@ def _any(writer: Writer, meta: Any, x: Array, axes: Any = None, keepdim: bool = 
 
 
 def _extreme(sign: str, least: bool) -> Emit:
+    starts = {"bool": ("0", "1"), "int64_t": ("INT64_MIN", "INT64_MAX")}
+
     def emit(writer: Writer, meta: Any, x: Array, axes: Any = (), keepdim: bool = False) -> Array:
         type, _ = _of(meta)
-        start = ("INT64_MAX" if least else "INT64_MIN") if type == "int64_t" else ("INFINITY" if least else "-INFINITY")
-        return _reduce(writer, meta, x, axes, start, lambda all, read: f"if ({read} {sign} {all}) {all} = {read};")
+        start = starts.get(type, ("-INFINITY", "INFINITY"))[least]
+
+        def step(all: str, read: str) -> str:
+            return f"if ({read} {sign} {all}{_or_nan(read, type)}) {all} = {read};"
+
+        return _reduce(writer, meta, x, axes, start, step)
 
     return emit
 
@@ -486,7 +496,9 @@ def _argmax(writer: Writer, meta: Any, x: Array, axis: int | None = None, keepdi
     def body(at: list[str]) -> str:
         first, now = list(at), list(at)
         first[axis], now[axis] = "best", "j"
-        find = f"for (int j = 1; j < {x.shape[axis]}; ++j) if ({x.at(now)} > {x.at(first)}) best = j;"
+        # A NaN counts as the largest, and the first of equals wins.
+        nan = f" || ({x.at(now)} != {x.at(now)} && {x.at(first)} == {x.at(first)})" if x.type in REAL else ""
+        find = f"for (int j = 1; j < {x.shape[axis]}; ++j) if ({x.at(now)} > {x.at(first)}{nan}) best = j;"
         return f"{{ int best = 0; {find} {out.at(at)} = best; }}"
 
     writer.loop(kept, body)
@@ -528,6 +540,11 @@ def _softmax(writer: Writer, meta: Any, x: Array, axis: int, half_to_float: bool
     return out
 
 
+def _inside(index: str, length: int) -> str:
+    """An index that depends on input, kept in the array: input that no space has must not reach other memory."""
+    return f"inside({index}, {length})"
+
+
 @operation("aten.gather")
 def _gather(writer: Writer, meta: Any, x: Array, axis: int, index: Array, **more: Any) -> Array:
     type, shape = _of(meta)
@@ -536,7 +553,7 @@ def _gather(writer: Writer, meta: Any, x: Array, axis: int, index: Array, **more
 
     def body(at: list[str]) -> str:
         inside = list(at)
-        inside[axis] = f"({index.at(at)})"
+        inside[axis] = _inside(index.at(at), x.shape[axis])
         return f"{out.at(at)} = {x.at(inside)};"
 
     writer.loop(shape, body)
@@ -561,7 +578,7 @@ def _scattered(writer: Writer, meta: Any, x: Array, axis: int, index: Array, val
 
     def body(at: list[str]) -> str:
         inside = list(at)
-        inside[axis] = f"({index.at(at)})"
+        inside[axis] = _inside(index.at(at), shape[axis])
         return f"{out.at(inside)} {sign} {value.at(at) if isinstance(value, Array) else literal(value, type)};"
 
     writer.loop(index.shape, body)
@@ -581,7 +598,11 @@ def _index(writer: Writer, meta: Any, x: Array, indices: Sequence[Array | None])
     def body(at: list[str]) -> str:
         first, count = axes[0], len(common)
         picked = at[first : first + count]
-        inside = [*at[:first], *(f"({one.broadcast(common).at(picked)})" for _, one in given), *at[first + count :]]
+        inside = [
+            *at[:first],
+            *(_inside(one.broadcast(common).at(picked), x.shape[axis]) for axis, one in given),
+            *at[first + count :],
+        ]
         return f"{out.at(at)} = {x.at(inside)};"
 
     writer.loop(shape, body)
@@ -627,5 +648,5 @@ def _convolution(
 def _embedding(writer: Writer, meta: Any, table: Array, rows: Array, *more: Any) -> Array:
     type, shape = _of(meta)
     out = writer.temporary(type, shape)
-    writer.loop(shape, lambda at: f"{out.at(at)} = {table.at([f'({rows.at(at[:-1])})', at[-1]])};")
+    writer.loop(shape, lambda at: f"{out.at(at)} = {table.at([_inside(rows.at(at[:-1]), table.shape[0]), at[-1]])};")
     return out

@@ -4,19 +4,23 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_steps import SCALING, build, play_in_torch, rows_of
+from small_steps import SCALING, SPACES, build, play_in_torch, rows_of
 
 from aaren_rl import mixers
 from aaren_rl.agents import CAgent, DecisionAgent
 from aaren_rl.checkpoint import AgentCard, save_agent
 from aaren_rl.data.environment_spec import EnvironmentSpec
+from aaren_rl.data.spaces import space_of, with_vocabularies
 from aaren_rl.errors import CheckpointError, InvalidInput
+from aaren_rl.model import DecisionModel, ModelConfig, Scaling
 from aaren_rl.stepping.c import compiled
 from aaren_rl.stepping.c.arrays import Array
 from aaren_rl.stepping.c.code import generate
@@ -113,7 +117,7 @@ def test_weights_of_8_bits_are_a_quarter_and_close(tmp_path):
     assert small.weight_bytes < 0.4 * whole.weight_bytes
     actions = play_in_c(step, tmp_path, "gcc", SANITIZED, rows, 90.0, int8=True)
     exact = play_in_torch(step, rows, 90.0)
-    assert 0 < np.abs(actions - exact).max() < 0.2
+    assert 0 < np.abs(actions - exact).max() < 0.1
     assert np.abs(actions - exact).mean() < 0.03
 
 
@@ -133,7 +137,7 @@ def test_without_a_compiler_the_card_says_so(tmp_path, monkeypatch):
     described = to_c(build(), CARD, tmp_path / "out")
     assert described["checked"] is None
     assert described["largest_difference"] is None
-    with pytest.raises(CheckpointError, match="needs a C compiler here; install gcc or clang"):
+    with pytest.raises(InvalidInput, match="needs a C compiler here; install gcc or clang"):
         CAgent(tmp_path / "out")
 
 
@@ -143,8 +147,8 @@ def test_code_that_parts_from_torch_is_not_written(tmp_path, monkeypatch):
     model = build()
     real = generate
 
-    def wrong(step, title, int8):
-        code = real(step, title, int8)
+    def wrong(*given):
+        code = real(*given)
         return code._replace(source=code.source.replace("tanhf(", "sinf("))
 
     monkeypatch.setattr("aaren_rl.stepping.c.export.generate", wrong)
@@ -173,11 +177,78 @@ def test_growing_states_and_windows_are_refused(tmp_path):
 
 
 def test_no_name_of_a_dataset_ends_the_comment(tmp_path):
+    needs("gcc")
     card = AgentCard(None, "x */ #include </etc/passwd>\n/*", "arrays", (1.0,))
     to_c(build(), card, tmp_path / "out")
     first = (tmp_path / "out" / "agent.h").read_text().splitlines()[0]
     assert "* /" in first
     assert first.count("*/") == 0
+    command = ["gcc", *STRICT, "-c", "-o", str(tmp_path / "agent.o"), str(tmp_path / "out" / "agent.c")]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def test_what_is_not_finite_is_handed_on(tmp_path):
+    needs("gcc")
+    for mixer in ("aaren", "gated-aaren", "local:4"):
+        step, rows = ModelStepper(build(mixer=mixer)), rows_of(6)
+        rows[2, 3] = np.nan
+        for int8 in (False, True):
+            actions = play_in_c(step, tmp_path, "gcc", [*STRICT, "-O2"], rows, 90.0, int8)
+            assert np.isfinite(actions[:2]).all()
+            assert np.isnan(actions[2]).all()
+
+
+def test_episodes_longer_than_the_model_knows_stay_in_memory(tmp_path):
+    needs("gcc")
+    step = ModelStepper(build(timesteps="learned", max_steps=5))
+    actions = play_in_c(step, tmp_path, "gcc", SANITIZED, rows_of(9), 90.0)
+    assert np.isfinite(actions).all()
+    assert "Knows episodes of 5 steps at most." in generate(step, "a test", longest=5).header
+
+
+def test_words_that_no_text_has_stay_in_memory(tmp_path):
+    needs("gcc")
+    space = with_vocabularies(space_of(gym.spaces.Text(10)), ["a", "b", "a b"])
+    model = DecisionModel(ModelConfig(width=16, blocks=1), space, SPACES[1], Scaling.identity(space)).eval()
+    step = ModelStepper(model)
+    size = step.inputs.observation.examples(1, torch.Generator()).numel()
+    for word in (-5.0, 1e6):
+        rows = np.full((3, size + 1), word, np.float32)
+        assert np.isfinite(play_in_c(step, tmp_path, "gcc", SANITIZED, rows, 0.0)).all()
+
+
+def test_resets_are_in_the_code(tmp_path):
+    if compiled.find_compiler() is None:
+        pytest.skip("no C compiler")
+    model = build()
+    card = replace(CARD, acting="reset:3")
+    save_agent(tmp_path / "agent", model, card)
+    to_c(model, card, tmp_path / "out")
+    assert "Empties its memory every 3 steps." in (tmp_path / "out" / "agent.h").read_text()
+    agents = DecisionAgent.load(tmp_path / "agent"), CAgent(tmp_path / "out")
+    library, state = agents[1]._library, agents[1].start.copy()[None]
+    state[0, 0] = 90.0
+    for agent in agents:
+        agent.reset(90.0)
+    for row in rows_of(10):
+        reward = float(row[0])
+        exact, ours = (agent.act(row[1:], reward) for agent in agents)
+        np.testing.assert_allclose(ours, exact, rtol=0, atol=2e-5)
+        # Without Python's help too, as on a board.
+        alone, state = library.run(row[None, 1:], row[:1], state, 2)
+        np.testing.assert_allclose(alone[0], exact, rtol=0, atol=2e-5)
+    with pytest.raises(InvalidInput, match="this code acts by reset:3, which is written into it, and not by stream"):
+        CAgent(tmp_path / "out", acting="stream")
+
+
+def test_the_compiler_that_cc_names(monkeypatch):
+    needs("gcc")
+    monkeypatch.setenv("CC", "gcc -m64")
+    assert compiled.find_compiler() == ["gcc", "-m64"]
+    monkeypatch.setenv("CC", "no-such-compiler")
+    found = compiled.find_compiler()
+    assert found is not None
+    assert found[0] in ("cc", "gcc", "clang")
 
 
 @pytest.fixture

@@ -151,7 +151,7 @@ def test_entry_is_sane(name):
     assert not entry.d4rl_file or entry.environments["d4rl"].id.endswith("-v4")
     assert entry.environments["bundled"] == entry.environments["minari"]
     assert all(spec.id in gym.registry for spec in entry.environments.values())
-    assert (entry.target_returns, entry.ambition) == (None, 0.7)
+    assert (entry.target_returns, entry.ambition) == (None, 0.35)
     assert entry.return_scale == 1000.0
     assert entry.expert is None
     assert entry.bundled == (entry.behaviours is not None)

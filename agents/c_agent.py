@@ -38,8 +38,8 @@ class CAgent(ExportedAgent):
         super().__init__(Path(folder), acting, renew)
         if str(self.acting) != self.written_acting:
             raise InvalidInput(
-                f"this code acts by {self.written_acting}, which is written into it, and not by {self.acting}; export the "
-                f"agent with --acting {self.acting}"
+                f"this code acts by {self.written_acting}, which is written into it, and not by {self.acting}; export "
+                f"the agent with --acting {self.acting}"
             )
 
     def __getstate__(self) -> dict[str, Any]:

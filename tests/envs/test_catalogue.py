@@ -254,7 +254,7 @@ def test_entry_by_environment():
 @pytest.mark.parametrize(
     "spec",
     [
-        EnvironmentSpec("Pendulum-v1"),
+        EnvironmentSpec("Reacher-v5"),
         EnvironmentSpec("Hopper-v5", {"healthy_reward": 2.0}),
         EnvironmentSpec("Hopper-v5", {}, 500),
         EnvironmentSpec("Hopper-v5", wrappers=(Wrapper("RescaleAction", {"min_action": -2.0, "max_action": 2.0}),)),

@@ -9,6 +9,7 @@ from aaren_rl.envs import references
 from aaren_rl.envs.catalogue import find
 from aaren_rl.envs.reference_returns import Returns, measure, to_toml
 from aaren_rl.errors import InvalidInput
+from aaren_rl.experiments.referencing import without_reference
 from aaren_rl.scripts import references as script
 
 if sys.version_info >= (3, 11):
@@ -63,7 +64,7 @@ def test_no_score_is_held_against_what_is_no_better_than_random_actions():
 
 
 def test_environments_that_a_table_has_are_not_measured_unasked():
-    names = {entry.name for entry in script._without_reference()}
+    names = {entry.name for entry in without_reference()}
     assert not names & {"hopper-medium", "cartpole-expert", "pendulum-expert", "pointmaze-stitch", "pointmaze-medium"}
     assert "babyai-boss-level" in names
     assert not any(name.endswith("-fullobs") for name in names)

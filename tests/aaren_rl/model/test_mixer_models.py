@@ -15,8 +15,9 @@ from aaren_rl.data.segment import Segment
 from aaren_rl.errors import InvalidInput
 from aaren_rl.mixers import state_bytes
 from aaren_rl.model import ModelConfig
+from aaren_rl.stepping.exported import CARD
 from aaren_rl.stepping.model_stepper import ModelStepper
-from aaren_rl.stepping.onnx import CARD, session, to_onnx
+from aaren_rl.stepping.onnx import session, to_onnx
 
 every_mixer = pytest.mark.parametrize("name", mixers.names())
 # Tracing one takes ten seconds; these have a base each, and all others are among the slow tests.

@@ -58,7 +58,7 @@ SHAPES = {
     "interleaved": {"layout": "interleaved", "timesteps": "sinusoidal", "reward": True},
     "post-norm": {"norm": "post", "timesteps": "learned", "max_steps": 300},
     "behind": {"condition": "norm", "reach": True},
-    "several": {"mixer": "aaren(recency=true),local:4,gated-aaren", "heads": 2, "layout": "interleaved"},
+    "several": {"mixer": "aaren(recency=true),local:4,gated-aaren", "heads": 2, "blocks": 3, "layout": "interleaved"},
 }
 
 

@@ -268,7 +268,7 @@ def test_int8_stores_the_perceptrons_in_8_bits_and_stays_near(exported, quick, t
 
 
 def test_int8_of_actions_that_are_no_numbers_is_refused(quick, monkeypatch, tmp_path):
-    monkeypatch.setattr(export, "_difference", lambda *given: float("inf"))
+    monkeypatch.setattr(export, "largest_difference", lambda *given: float("inf"))
     with pytest.raises(ExportFailed):
         to_onnx(quick, CARD, tmp_path / "out", int8=True)
     assert list(tmp_path.iterdir()) == []
@@ -316,7 +316,7 @@ def test_a_graph_that_does_something_else_is_not_written(quick, monkeypatch, tmp
         other.head.linear.bias.add_(2e-3)
     with pytest.raises(ExportFailed, match=r"over 20 steps the graph's actions differ from torch's by up to \d\.\de-"):
         to_onnx(other, CARD, tmp_path / "out")
-    monkeypatch.setattr(export, "LARGEST_DIFFERENCE", 0.0)
+    monkeypatch.setattr("aaren_rl.stepping.exported.LARGEST_DIFFERENCE", 0.0)
     for folder in ("out", "new"):
         with pytest.raises(ExportFailed):
             to_onnx(quick, CARD, tmp_path / folder)

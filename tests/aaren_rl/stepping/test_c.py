@@ -84,7 +84,12 @@ def play_in_c(step, folder, compiler, flags, rows, target, int8=False):
     return np.frombuffer(ran.stdout, np.float32).reshape(len(rows), -1)
 
 
-@pytest.mark.parametrize("name", SHAPES)
+QUICK = ("aaren", "gated-aaren", "gru", "local", "bigbird", "sinkhorn", "interleaved", "post-norm", "behind", "several")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in SHAPES]
+)
 def test_every_mixer_under_sanitizers(name, tmp_path):
     needs("gcc")
     step, rows = ModelStepper(build(**SHAPES[name])), rows_of(70)

@@ -56,12 +56,13 @@ def to_c(model: DecisionModel, card: AgentCard, folder: Path, int8: bool = False
     step = ModelStepper(model)
     title = f"A decision agent, trained on {card.dataset_id}."
     longest = model.config.max_steps if model.config.timesteps == "learned" else None
-    code = generate(step, title, int8, reset_every(card.acting), longest)
+    every = reset_every(card.acting)
+    code = generate(step, title, int8, every, longest)
     files = _files(code)
     compiler, difference = compiled.find_compiler(), None
     if compiler is not None:
         # Without resets, which the model's own step has not.
-        endless = generate(step, title, int8, 0, longest)
+        endless = generate(step, title, int8, 0, longest) if every else code
         with TemporaryDirectory() as place:
             library = compiled.Library.build(_files(endless), Path(place), compiler)
             difference = largest_difference(model, step, library.run_packed(step.action_space), STEPS)

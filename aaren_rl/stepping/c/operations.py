@@ -420,13 +420,18 @@ def _layer_norm(
     return [out]
 
 
+def _flattened(shape: Sequence[int], axes: set[int]) -> list[int]:
+    """A shape with a length of 1 along some axes, over which a statement loops itself."""
+    return [1 if axis in axes else length for axis, length in enumerate(shape)]
+
+
 def _reduce(
     writer: Writer, meta: Any, x: Array, axes: Sequence[int], start: str, step: Callable[[str, str], str]
 ) -> Array:
     """Reduces over axes; the result keeps them with a length of 1 until its shape says otherwise."""
     type, shape = _of(meta)
     over = {axis % len(x.shape) for axis in axes} if axes else set(range(len(x.shape)))
-    kept = [1 if axis in over else length for axis, length in enumerate(x.shape)]
+    kept = _flattened(x.shape, over)
     out = writer.temporary(type, kept)
 
     def body(at: list[str]) -> str:
@@ -490,7 +495,7 @@ def _argmax(writer: Writer, meta: Any, x: Array, axis: int | None = None, keepdi
     if axis is None:
         x, axis = writer.whole(x).reshaped((x.size,)), 0
     axis %= len(x.shape)
-    kept = [1 if other == axis else length for other, length in enumerate(x.shape)]
+    kept = _flattened(x.shape, {axis})
     out = writer.temporary("int64_t", kept)
 
     def body(at: list[str]) -> str:
@@ -517,7 +522,7 @@ def _cumsum(writer: Writer, meta: Any, x: Array, axis: int, **more: Any) -> Arra
         run = f"for (int j = 0; j < {shape[axis]}; ++j) {{ all += {x.at(inside)}; {out.at(inside)} = all; }}"
         return f"{{ {type} all = 0; {run} }}"
 
-    writer.loop([1 if other == axis else length for other, length in enumerate(shape)], body)
+    writer.loop(_flattened(shape, {axis}), body)
     return out
 
 
@@ -536,7 +541,7 @@ def _softmax(writer: Writer, meta: Any, x: Array, axis: int, half_to_float: bool
             f"{run} {{ {place} = {function('exp', type)}({read} - top); all += {place}; }} {run} {place} /= all; }}"
         )
 
-    writer.loop([1 if other == axis else length for other, length in enumerate(shape)], body)
+    writer.loop(_flattened(shape, {axis}), body)
     return out
 
 

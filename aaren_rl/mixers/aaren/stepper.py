@@ -109,7 +109,9 @@ class AarenStepper(Stepper):
         sums, state = (self._bounded if self.bounded else self._running)(rows, state, live)
         count = sums[..., self.dim : self.dim + 1]
         if self.folded:
-            return onto + (sums[..., : self.dim] / count).reshape(-1, self.dim).to(onto.dtype), state
+            mean = sums[..., : self.dim] / count
+            # A reshape that changes nothing is still a node of an exported graph.
+            return onto + (mean if mean.dim() == 2 else mean.reshape(-1, self.dim)).to(onto.dtype), state
         mixed = (sums / count).to(onto.dtype)
         return torch.addmm(onto, mixed.reshape(-1, len(self.output)), self.output), state
 

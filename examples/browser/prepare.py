@@ -1,0 +1,70 @@
+"""Exports agents for the page: `python prepare.py ../../runs/hopper/last ../../runs/t-maze/last`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium.envs.mujoco
+
+from aaren_rl.agents import DecisionAgent
+from aaren_rl.envs.environments import environment_of, make
+from aaren_rl.envs.memory import T_MAZE
+from aaren_rl.errors import InvalidInput
+from aaren_rl.experiments.console import run, say
+from aaren_rl.experiments.exporting import export
+
+HERE = Path(__file__).parent
+FOLDERS = {"Hopper-v5": "hopper", T_MAZE: "t-maze"}
+"""Folder of the agent that acts in an environment."""
+
+STEPS = 200
+"""Steps at most of the episode that the page compares its actions with."""
+
+
+def main() -> None:
+    """Exports each agent whose folder is given."""
+    if len(sys.argv) < 2:
+        raise InvalidInput(
+            f"no agent is given; expected folders of agents for {' or '.join(FOLDERS)}, as in runs/RUN/last"
+        )
+    for agent in sys.argv[1:]:
+        prepare(Path(agent))
+
+
+def prepare(agent: Path) -> None:
+    """Writes the export of an agent, an episode of it in PyTorch, and what its tab needs beside them."""
+    loaded = DecisionAgent.load(agent)
+    spec = environment_of(loaded.card)
+    if spec.id not in FOLDERS:
+        raise InvalidInput(f"{agent} acts in {spec.id}; this page has {' and '.join(FOLDERS)}")
+    folder = HERE / "agents" / FOLDERS[spec.id]
+    graph = export(agent, folder / "step")
+    (folder / "check.json").write_text(json.dumps(episode(loaded)))
+    if spec.id == "Hopper-v5":
+        shutil.copy(Path(gymnasium.envs.mujoco.__file__).parent / "assets" / "hopper.xml", folder)
+    say(f"{agent}: exported to {folder}, {graph.step.stat().st_size / 2**10:.0f} KiB")
+
+
+def episode(agent: DecisionAgent) -> dict[str, Any]:
+    """Observations, rewards and actions of an episode of at most `STEPS` steps, in PyTorch."""
+    env = make(environment_of(agent.card))
+    observation, _ = env.reset(seed=0)
+    agent.reset()
+    reward, ended = 0.0, False
+    rows: dict[str, list[Any]] = {"observations": [], "rewards": [], "actions": []}
+    while not ended and len(rows["actions"]) < STEPS:
+        action = agent.act(observation, reward)
+        for name, value in zip(rows, (observation.tolist(), reward, action.tolist()), strict=True):
+            rows[name].append(value)
+        observation, reward, terminated, truncated, _ = env.step(action)
+        reward, ended = float(reward), terminated or truncated
+    env.close()
+    return rows
+
+
+if __name__ == "__main__":
+    run(main)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn import functional as F
 
 import d3rlpy_peer
 import hugging_face
@@ -21,6 +23,11 @@ from aaren_rl.agents import DecisionAgent
 from aaren_rl.errors import InvalidInput
 from aaren_rl.experiments import measuring
 from aaren_rl.experiments.measuring import Chart, Report, Row, Side, compare, timed
+from aaren_rl.mixers.aaren.stepper import AarenStepper
+from aaren_rl.model import DecisionModel
+from aaren_rl.model.heads.box import BoxHeadStepper
+from aaren_rl.model.trunk_stepper import BlockStepper
+from aaren_rl.stepping import ModelStepper
 from aaren_rl.stepping import onnx as export
 from aaren_rl.stepping.c import compiled
 from aaren_rl.stepping.c.export import HEADER, SOURCE, to_c
@@ -175,6 +182,22 @@ def _streaming_side(size: int) -> Side:
     return timed(torch.rand(size // 4).sum, CALLS)
 
 
+def _products(model: DecisionModel, batch: int) -> Callable[[], object]:
+    """The matrix products of a step of one token, of a batch, and nothing else."""
+    step = ModelStepper(model)
+    blocks = [cast(BlockStepper, block) for block in step.trunk.blocks]
+    of_blocks = [(cast(AarenStepper, block.mixer).project, block.expand, block.contract.t()) for block in blocks]
+    weights = [step.inputs.weight, *itertools.chain(*of_blocks), cast(BoxHeadStepper, step.head).linear.weight]
+    inputs = [torch.randn(batch, weight.shape[1]) for weight in weights]
+
+    @torch.inference_mode()
+    def multiply() -> None:
+        for given, weight in zip(inputs, weights, strict=True):
+            F.linear(given, weight)
+
+    return multiply
+
+
 def _late_in_an_episode(report: Report, late: int) -> None:
     young, old = Acting(), Acting()
     while old.steps < late:
@@ -208,4 +231,10 @@ def _by_batch(report: Report) -> None:
         for (name, points), value in zip(lines.items(), figures, strict=True):
             points.append((batch, value))
             report.add(Row(f"agent.act, batch {batch}, {name}", value, "ms"))
+    for batch in BATCHES[1:]:
+        acting = Acting(batch, layout="fused")
+        sides = {"act": timed(acting.step, CALLS), "products": timed(_products(acting.agent.model, batch), CALLS)}
+        rounds = measuring.alternate(sides)
+        name = f"agent.act, fused, batch {batch} vs its matrix products"
+        report.add(compare(name, rounds["act"], rounds["act"], rounds["products"], "act / products", "us"))
     report.charts.append(Chart("step-latency", "environments stepped together", "milliseconds per agent.act", lines))

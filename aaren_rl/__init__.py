@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from aaren_rl.core import RecurrentCore as RecurrentCore
     from aaren_rl.data.trajectories import Episode as Episode
     from aaren_rl.data.trajectories import Trajectories as Trajectories
     from aaren_rl.experiments.fit import fit as fit
@@ -23,11 +24,12 @@ __version__ = "0.1.0"
 _PLACES = {
     "Episode": "aaren_rl.data.trajectories",
     "Trajectories": "aaren_rl.data.trajectories",
+    "RecurrentCore": "aaren_rl.core",
     "fit": "aaren_rl.experiments.fit",
     "load": "aaren_rl.experiments.fit",
 }
 
-__all__ = ["Episode", "Trajectories", "__version__", "fit", "load"]
+__all__ = ["Episode", "RecurrentCore", "Trajectories", "__version__", "fit", "load"]
 
 
 # In a checkout that was not installed the other rooms lie beside this folder, not in it.

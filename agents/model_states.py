@@ -13,7 +13,8 @@ from aaren_rl.data.packed import arrays_of, map_packed
 from aaren_rl.data.segment import Segment
 from aaren_rl.data.spaces import Packed
 from aaren_rl.errors import InvalidInput
-from aaren_rl.mixers import State, state_bytes
+from aaren_rl.mixers import State, state_bytes, state_tensors
+from aaren_rl.mixers.base.state import rebuild_state
 from aaren_rl.model import DecisionModel
 
 
@@ -39,6 +40,31 @@ class _Counted(OnDevice):
     def ask(self, rows: Array, target: Array) -> None:
         """See `ActingState.ask`."""
         self._return_to_go[rows] = target[rows]
+
+    def save(self) -> tuple[Array, ...]:
+        """See `ActingState.save`."""
+        parts = (part.cpu().numpy().copy() for part in self._tensors())
+        return (self._return_to_go.copy(), self._timestep.copy(), *parts)
+
+    def restore(self, saved: tuple[Array, ...]) -> None:
+        """See `ActingState.restore`."""
+        # Tensors grow from step to step, so their number and their rows alone have to fit.
+        rows = {len(part) for part in saved}
+        if len(saved) != len(self._tensors()) + 2 or rows != {len(self._timestep)}:
+            raise InvalidInput(
+                f"the state has {len(saved)} arrays of {sorted(rows)} rows; this agent carries "
+                f"{len(self._tensors()) + 2} of {len(self._timestep)}"
+            )
+        self._return_to_go, self._timestep = (np.array(part) for part in saved[:2])
+        self._set_tensors([self.to_device(part) for part in saved[2:]])
+
+    def _tensors(self) -> list[Tensor]:
+        """All tensors that are carried; the first dimension of each is the batch."""
+        raise NotImplementedError
+
+    def _set_tensors(self, tensors: list[Tensor]) -> None:
+        """Puts others in their place, in the same order."""
+        raise NotImplementedError
 
     @property
     def return_to_go(self) -> Array:
@@ -91,6 +117,13 @@ class GrowingState(_Counted):
         with torch.inference_mode():
             self.previous_action, self.state = self.model.step(now, self.state, drawn)
         return self.previous_action.cpu().numpy()
+
+    def _tensors(self) -> list[Tensor]:
+        return [self.previous_action, *state_tensors(self.state)]
+
+    def _set_tensors(self, tensors: list[Tensor]) -> None:
+        self.previous_action, *parts = tensors
+        self.state = rebuild_state(self.state, iter(parts))
 
     @property
     def state_bytes(self) -> int:
@@ -169,7 +202,14 @@ class Window(_Counted):
     def _appended(self, kept: Tensor, now: Tensor) -> Tensor:
         return torch.cat([kept[:, -self.steps :], now.unsqueeze(1)], 1)
 
+    def _tensors(self) -> list[Tensor]:
+        return [part for kept in self.kept.values() for part in arrays_of(kept).values()]
+
+    def _set_tensors(self, tensors: list[Tensor]) -> None:
+        given = iter(tensors)
+        self.kept = {name: map_packed(lambda _: next(given), kept) for name, kept in self.kept.items()}
+
     @property
     def state_bytes(self) -> int:
         """See `ActingState.state_bytes`."""
-        return state_bytes([part for kept in self.kept.values() for part in arrays_of(kept).values()])
+        return state_bytes(self._tensors())

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
@@ -24,6 +25,8 @@ class StableBaselines3Policy:
     temperature: float
     _state: ActingState | None
     _timestep: Array
+    _starting: bool
+    _waits_for_reset: bool
 
     def __init__(self) -> None:
         self._observed_reward: Array | None = None
@@ -67,11 +70,14 @@ class StableBaselines3Policy:
     ) -> tuple[Any, tuple[Array, ...] | None]:
         """Stable-Baselines3's `predict`.
 
+        The state is all that the agent carries: environments can be interleaved, and states kept and gone back to.
+        States of an agent and of its export are not the same numbers, so keep them apart. The agent asks for the target
+        return of the last `reset`. A second call without a state in a row, which would start anew again, warns, unless
+        `reset` was called in between or `episode_start` says so.
+
         That convention hands over no rewards, without which the return-to-go cannot count down: pass
-        `callback=agent.sb3_callback` to `evaluate_policy`, or call `observe_reward` after every step. It asks for the
-        target return of the last `reset`. The state is kept inside the agent; what is returned and taken back is a
-        token that says that an episode is under way. A second call without it in a row, which would start anew again,
-        warns, unless `reset` was called in between or `episode_start` says so.
+        `callback=agent.sb3_callback` to `evaluate_policy`, wrap the environment in `ObserveReward`, or call
+        `observe_reward` before every `predict`.
 
         Args:
             observation: of the observation space's shape, or (rows, *shape), or a mapping of such parts.
@@ -80,10 +86,12 @@ class StableBaselines3Policy:
             deterministic: True for the most likely action; False samples one, which takes an agent with a temperature.
 
         Returns:
-            The action, with the batch dimension of the observation, and the state to hand in next.
+            The action, with the batch dimension of the observation, and the state to hand in next: arrays whose first
+            dimension is the rows.
 
         Raises:
-            InvalidInput: deterministic is False and the agent has no temperature, or as `act`.
+            InvalidInput: deterministic is False and the agent has no temperature, the state is not one of this agent,
+                or as `act`.
         """
         if not deterministic and not self.temperature:
             raise InvalidInput(
@@ -92,7 +100,7 @@ class StableBaselines3Policy:
             )
         rows = self._rows(observation)
         batch = observation if rows else _with_batch(observation)
-        if state is None or self._state is None:
+        if state is None:
             if self._predicted_anew and (episode_start is None or not np.all(episode_start)):
                 warnings.warn(
                     "predict was called again without a state, so it starts a new episode and forgets all that it saw; "
@@ -101,14 +109,12 @@ class StableBaselines3Policy:
                     RuntimeWarning,
                     stacklevel=2,
                 )
-            # An SB3 vector environment returns the first observation of the next episode with the end of the last.
-            goal = _with_batch(self._goal_given) if self._single and self._goal_given is not None else self._goal_given
-            self.reset(self._target_given, rows or 1, AutoresetMode.SAME_STEP, goal)
-            self._observed_reward = None
+            self._reset_for_predict(rows)
             self._predicted_anew = self._checks_environment = True
             action = self.act(batch, deterministic=deterministic)
         else:
             self._predicted_anew = False
+            self._restore(state, rows)
             starts = np.zeros(len(self._timestep), dtype=np.bool_) if episode_start is None else episode_start
             if self._observed_reward is None and not np.all(starts):
                 warnings.warn(
@@ -118,9 +124,33 @@ class StableBaselines3Policy:
                     stacklevel=2,
                 )
             reward = np.zeros(len(self._timestep)) if self._observed_reward is None else self._observed_reward
-            self._observed_reward = None
             action = self.act(batch, reward, terminated=starts, deterministic=deterministic)
-        return (action if rows else _first(action)), (self._timestep.copy(),)
+        self._observed_reward = None
+        assert self._state is not None
+        return (action if rows else _first(action)), (self._timestep.copy(), *self._state.save())
+
+    def _reset_for_predict(self, rows: int | None) -> None:
+        # An SB3 vector environment returns the first observation of the next episode with the end of the last.
+        goal = _with_batch(self._goal_given) if self._single and self._goal_given is not None else self._goal_given
+        self.reset(self._target_given, rows or 1, AutoresetMode.SAME_STEP, goal)
+
+    def _restore(self, state: tuple[Array, ...], rows: int | None) -> None:
+        """Goes on from a state that `predict` returned.
+
+        Raises:
+            InvalidInput: it is not a state of this agent, or of another number of rows.
+        """
+        if not isinstance(state, tuple) or not state or np.shape(state[0]) != (rows or 1,):
+            given = [np.shape(part) for part in state] if isinstance(state, tuple) else type(state).__name__
+            raise InvalidInput(
+                f"the state is {given}, and the observation has {rows or 1} rows; pass what predict returned for them"
+            )
+        # Not every state knows if its episodes are under way; those that were saved are.
+        if self._state is None or self._single or self._waits_for_reset or len(self._timestep) != len(state[0]):
+            self._reset_for_predict(rows)
+        assert self._state is not None
+        self._state.restore(state[1:])
+        self._timestep, self._starting = np.array(state[0]), False
 
     def _rows(self, observation: Any) -> int | None:
         """Rows of a batch of observations; None for a single observation."""
@@ -146,6 +176,25 @@ class StableBaselines3Policy:
             self.check_environment(local_variables["env"])
         self._checks_environment = False
         self.observe_reward(local_variables["rewards"])
+
+
+class ObserveReward(gym.Wrapper[Any, Any, Any, Any]):
+    """Hands every reward of an environment to an agent, for loops that call `predict` and have no place for rewards.
+
+    Args:
+        env: to wrap.
+        agent: that acts in it.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], agent: StableBaselines3Policy) -> None:
+        super().__init__(env)
+        self._agent = agent
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Steps the environment, and hands its reward on."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self._agent.observe_reward(float(reward))
+        return observation, reward, terminated, truncated, info
 
 
 def _with_batch(observation: Any) -> Any:

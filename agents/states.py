@@ -13,6 +13,7 @@ from torch import Tensor
 from aaren_rl.cuda_graph import CudaGraph
 from aaren_rl.data.packed import map_packed
 from aaren_rl.data.spaces import Packed
+from aaren_rl.errors import InvalidInput
 from aaren_rl.mixers import state_bytes
 from aaren_rl.model.inputs_stepper import ACTION, RETURN_TO_GO
 from aaren_rl.stepping import ModelStepper
@@ -60,6 +61,18 @@ class ActingState(Protocol):
         """
         ...
 
+    def save(self) -> tuple[Array, ...]:
+        """A copy of all that is carried, arrays whose first dimension is the batch."""
+        ...
+
+    def restore(self, saved: tuple[Array, ...]) -> None:
+        """Goes on from what `save` returned for as many rows.
+
+        Raises:
+            InvalidInput: it is not a state of this agent.
+        """
+        ...
+
     @property
     def return_to_go(self) -> Array:
         """What is still asked for in each row, (batch,) float64."""
@@ -69,6 +82,18 @@ class ActingState(Protocol):
     def state_bytes(self) -> int:
         """Bytes of the state of all rows."""
         ...
+
+
+def like(kept: tuple[Array, ...], saved: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Copies of saved arrays, of the dtypes of those that are kept.
+
+    Raises:
+        InvalidInput: their number or a shape differs.
+    """
+    shapes, found = ([np.shape(part) for part in parts] for parts in (kept, saved))
+    if shapes != found:
+        raise InvalidInput(f"the state has arrays of shapes {found}; this agent carries {shapes}")
+    return tuple(np.array(part, dtype=one.dtype) for part, one in zip(saved, kept, strict=True))
 
 
 class Rows:
@@ -112,6 +137,14 @@ class Rows:
         """See `ActingState.step`."""
         action, self.state = self.function(observation, reward, self.state, noise)
         return action
+
+    def save(self) -> tuple[Array, ...]:
+        """See `ActingState.save`."""
+        return (self.state.copy(),)
+
+    def restore(self, saved: tuple[Array, ...]) -> None:
+        """See `ActingState.restore`."""
+        (self.state,) = like((self.state,), saved)
 
     @property
     def return_to_go(self) -> Array:
@@ -202,6 +235,16 @@ class DeviceRows(OnDevice):
         action, after = self.module(self.observation, self.reward, self.state, self.noise)
         self.state.copy_(after)
         return cast(Tensor, action)
+
+    def save(self) -> tuple[Array, ...]:
+        """See `ActingState.save`."""
+        return (self.state.cpu().numpy().copy(),)
+
+    def restore(self, saved: tuple[Array, ...]) -> None:
+        """See `ActingState.restore`."""
+        (rows,) = like(self.save(), saved)
+        # In place: a captured graph reads this tensor.
+        self.state.copy_(self.to_device(rows))
 
     @property
     def return_to_go(self) -> Array:

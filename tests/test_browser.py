@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import aaren_rl
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.data.environment_spec import EnvironmentSpec
+from aaren_rl.stepping.exported import FORMAT
 
 PAGE = Path(__file__).parents[1] / "examples" / "browser"
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
@@ -25,14 +27,18 @@ def page(tmp_path):
     return shutil.copytree(PAGE, tmp_path / "page", ignore=shutil.ignore_patterns("node_modules", "agents"))
 
 
-def prepare(page, *agents, **variables):
+def prepare(page, *arguments):
     return subprocess.run(
-        [sys.executable, page / "prepare.py", *agents],
-        env={**os.environ, **variables},
-        capture_output=True,
-        text=True,
-        timeout=120,
+        [sys.executable, page / "prepare.py", *arguments], capture_output=True, text=True, timeout=120
     )
+
+
+def save_with(folder, environment):
+    """The agent of a folder with another environment, in a folder beside it."""
+    agent = DecisionAgent.load(folder)
+    agent.card = dataclasses.replace(agent.card, environment=environment)
+    agent.save(folder.parent / "other")
+    return folder.parent / "other"
 
 
 def test_prepare_writes_what_the_page_reads(page, run_folder):
@@ -47,13 +53,23 @@ def test_prepare_writes_what_the_page_reads(page, run_folder):
         np.testing.assert_allclose(agent.act(np.array(observation), reward), action, atol=1e-4)
 
 
-def test_prepare_refuses_agents_of_other_worlds(page, run_folder):
-    agent = DecisionAgent.load(run_folder / "last")
-    agent.card = dataclasses.replace(agent.card, environment=EnvironmentSpec("Walker2d-v5"))
-    agent.save(run_folder / "walker")
-    done = prepare(page, run_folder / "walker")
+OTHERS = [
+    (EnvironmentSpec("Walker2d-v5"), "Walker2d-v5; this page has Hopper-v5 and aaren/PassiveTMaze-v0"),
+    (EnvironmentSpec("Hopper-v5", {"ctrl_cost_weight": 1.0}), "this page has Hopper-v5 as it is registered"),
+    (EnvironmentSpec("Hopper-v5", max_episode_steps=500), "this page has Hopper-v5 as it is registered"),
+]
+
+
+@pytest.mark.parametrize(("environment", "message"), OTHERS)
+def test_prepare_refuses_agents_of_other_worlds(page, run_folder, environment, message):
+    done = prepare(page, save_with(run_folder / "last", environment))
     assert done.returncode == 2
-    assert "Walker2d-v5; this page has Hopper-v5 and aaren/PassiveTMaze-v0" in done.stderr
+    assert message in done.stderr
+
+
+def test_the_page_reads_exports_of_this_version():
+    (written,) = re.findall(r"const FORMAT = (\d+);", (PAGE / "agent.js").read_text())
+    assert int(written) == FORMAT
 
 
 def test_prepare_without_agents_says_what_it_takes(page):

@@ -35,37 +35,36 @@ export class Agent {
     return new Agent(card, await ort.InferenceSession.create(graph));
   }
 
-  /** Return that the agent asks for by default; Infinity for what is in reach. */
+  /** Target return by default; Infinity for what is in reach. */
   get defaultTarget() {
     const target = this.card.target_returns[0];
     return target === "auto" ? Infinity : target;
   }
 
-  /** What is still asked for, before the reward of the last action. */
+  /** Return-to-go before the reward of the last action. */
   get returnToGo() {
     return this.state[this.card.return_to_go_at];
   }
 
-  /** All that the agent carries from step to step: return-to-go, timestep, previous action, mixers' memory. */
   get stateBytes() {
     return this.state.byteLength;
   }
 
-  /** The mixers' part of the state. */
-  get memory() {
-    return this.state.subarray(this.card.mixers_at);
-  }
-
-  /** Starts an episode that asks for a return. */
+  /** Starts an episode with a target return. */
   reset(target) {
+    // All that the agent carries: return-to-go, timestep, previous action, and what the mixers remember.
     this.state = this.start.slice();
     this.timestep = 0;
-    this.ask(target);
+    this.ask(target, 0);
   }
 
-  /** Asks for another return from now on; rewards earned before do not count. */
-  ask(target) {
-    this.state[this.card.return_to_go_at] = target;
+  /**
+   * Sets what is left to earn from now on.
+   * @param {number} target - return of all rewards that are still to come
+   * @param {number} reward - of the last action, which the next step takes off
+   */
+  ask(target, reward) {
+    this.state[this.card.return_to_go_at] = target + reward;
   }
 
   /**
@@ -75,10 +74,12 @@ export class Agent {
    * @returns {Promise<Float32Array>}
    */
   async act(observation, reward) {
-    if (this.timestep > 0 && this.timestep % this.forgetsEvery === 0) {
-      this.state.set(this.start.subarray(this.card.mixers_at), this.card.mixers_at);
+    const { longest_episode: longest } = this.card;
+    if (longest !== null && this.timestep >= longest) {
+      throw new Error(`This agent knows episodes of at most ${longest} steps.`);
     }
     const { action, new_state: state } = await this.#run(observation, reward);
+    if (!action.data.every(Number.isFinite)) throw new Error("The agent's action is no number. Export it again.");
     this.state = state.data;
     this.timestep += 1;
     return action.data;
@@ -108,14 +109,22 @@ export class Agent {
     return this.session.run({
       observation: new ort.Tensor("float32", Float32Array.from(observation), [1, observation.length]),
       reward: new ort.Tensor("float32", Float32Array.of(reward), [1]),
-      state: new ort.Tensor("float64", this.state, [1, this.state.length]),
+      state: new ort.Tensor("float64", this.#before(), [1, this.state.length]),
     });
+  }
+
+  /** The state before the next step, in which an agent of "reset:STEPS" has forgotten when it is time. */
+  #before() {
+    if (this.timestep === 0 || this.timestep % this.forgetsEvery !== 0) return this.state;
+    const { mixers_at: at } = this.card;
+    return Float64Array.from([...this.state.subarray(0, at), ...this.start.subarray(at)]);
   }
 }
 
 /** A file of this page; an Error that says how to make it where it is missing. */
 export async function fetched(path) {
-  const response = await fetch(path);
+  // Files of an earlier prepare.py in the browser's cache would be mixed with later ones.
+  const response = await fetch(path, { cache: "no-cache" });
   if (!response.ok) throw new Error(`${path} is missing (${response.status}). Run prepare.py with an agent for this tab.`);
   return response;
 }

@@ -1,4 +1,4 @@
-// What the canvases show: the hopper, the maze, and the agent's memory as a strip of coloured cells.
+// What the canvases show: the hopper, the maze, and the agent's state as a strip of coloured cells.
 
 const METRES = 3.4; // of the hopper's world that fit the picture's width
 
@@ -69,7 +69,7 @@ export function drawMaze(canvas, maze, remembered) {
 }
 
 /** Numbers as cells: one colour above 0, another below, stronger the larger. */
-export function drawMemory(canvas, numbers) {
+export function drawState(canvas, numbers) {
   const { context, width, height, colour } = cleared(canvas);
   const columns = Math.ceil(Math.sqrt((numbers.length * width) / height));
   const rows = Math.ceil(numbers.length / columns);

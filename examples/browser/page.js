@@ -11,45 +11,48 @@ class HopperPanel extends Panel {
   constructor(section) {
     super(section, "agents/hopper");
     this.seed = 0;
-    this.input("asked").addEventListener("input", () => {
-      this.showAsked();
-      // What was earned counts: the agent is asked for the rest.
-      this.agent?.ask(this.asked - this.earned);
+    this.input("target").addEventListener("input", () => {
+      this.showTarget();
+      // What was earned counts: the rest is left to earn.
+      this.agent.ask(this.target - this.earned, this.reward);
     });
   }
 
   async loadWorld() {
     this.world = await Hopper.load(`${this.folder}/hopper.xml`);
-    const slider = this.input("asked");
-    const best = this.agent.card.data_returns.at(-1);
-    slider.max = Math.ceil(best / 1000) * 2000;
-    slider.value = Number.isFinite(this.agent.defaultTarget) ? this.agent.defaultTarget : best;
-    this.showAsked();
+    const { card, defaultTarget } = this.agent;
+    const best = card.data_returns.at(-1) ?? 0;
+    const target = Number.isFinite(defaultTarget) ? defaultTarget : best;
+    const slider = this.input("target");
+    slider.max = Math.max(2 * best, 1.5 * target, 100);
+    slider.value = target;
+    this.showTarget();
     return 1 / this.world.dt;
   }
 
-  get asked() {
-    return Number(this.input("asked").value);
+  get target() {
+    return Number(this.input("target").value);
   }
 
-  showAsked() {
-    this.show("asked", this.asked);
+  showTarget() {
+    this.show("target", this.target);
   }
 
   beginEpisode() {
     this.observation = this.world.reset(this.seed++);
-    this.agent.reset(this.asked);
+    this.agent.reset(this.target);
   }
 
   describeEpisode({ terminated }) {
-    return [this.asked, this.earned.toFixed(0), this.steps, terminated ? "fell" : "time is up"];
+    return [this.target, this.earned.toFixed(0), this.steps, terminated ? "fell" : "time is up"];
   }
 
   draw() {
     drawHopper(this.section.querySelector(".scene"), this.world);
     this.show("earned", this.earned.toFixed(0));
-    this.show("left", this.agent.returnToGo.toFixed(0));
-    const share = Math.min(Math.max(this.earned / Math.max(this.asked, 1), 0), 1);
+    // The agent takes the last reward off at its next step.
+    this.show("left", (this.agent.returnToGo - this.reward).toFixed(0));
+    const share = Math.min(Math.max(this.earned / Math.max(this.target, 1), 0), 1);
     this.section.querySelector('[data-bar="earned"]').style.width = `${100 * share}%`;
   }
 }
@@ -57,19 +60,29 @@ class HopperPanel extends Panel {
 class TMazePanel extends Panel {
   constructor(section) {
     super(section, "agents/t-maze");
-    this.input("length").addEventListener("input", () => this.show("length", this.length.toLocaleString("en")));
-    for (const name of ["length", "cue"]) this.input(name).addEventListener("change", () => this.agent && this.restart());
+    this.input("length").addEventListener("input", () => this.showLength());
+    for (const name of ["length", "cue"]) this.input(name).addEventListener("change", () => this.restart());
   }
 
   async loadWorld() {
     this.world = new TMaze();
-    this.show("length", this.length.toLocaleString("en"));
+    const { environment, longest_episode: longest } = this.agent.card;
+    const { shortest = 1, longest: farthest = 150 } = environment.kwargs;
+    this.show("trained", `${shortest} to ${farthest}`);
+    const slider = this.input("length");
+    // An agent with a longest episode cannot act in longer corridors.
+    while (longest !== null && lengthOf(slider.max) >= longest && slider.max > 0) slider.max -= 1;
+    this.showLength();
     return MAZE_STEPS_PER_SECOND;
   }
 
-  /** 37 steps, 75, 150, and so on by doubling, up to 38,400. */
   get length() {
-    return Math.floor(37.5 * 2 ** Number(this.input("length").value));
+    return lengthOf(this.input("length").value);
+  }
+
+  showLength() {
+    this.show("length", this.length.toLocaleString("en"));
+    this.input("length").setAttribute("aria-valuetext", `${this.length} steps`);
   }
 
   beginEpisode() {
@@ -85,11 +98,17 @@ class TMazePanel extends Panel {
   }
 
   async draw() {
-    // Before the first step the agent has seen nothing.
-    const [remembered] = this.steps ? await this.agent.consider(JUNCTION, 0) : [0];
-    this.show("remembered", this.steps ? turn(remembered) : "nothing seen yet");
+    // Before its first step the agent has seen nothing.
+    const seen = this.steps > 0 && this.endedAt === null;
+    const [remembered] = seen ? await this.agent.consider(JUNCTION, 0) : [0];
+    this.show("remembered", seen ? turn(remembered) : "nothing");
     drawMaze(this.section.querySelector(".scene"), this.world, remembered);
   }
+}
+
+/** 37 steps, 75, 150, and so on by doubling. */
+function lengthOf(place) {
+  return Math.floor(37.5 * 2 ** Number(place));
 }
 
 function turn(number) {
@@ -101,17 +120,21 @@ const tabs = [...document.querySelectorAll('[role="tab"]')];
 const trouble = document.getElementById("trouble");
 const troubles = new Map();
 
+function shown() {
+  return panels.find((panel) => !panel.section.hidden);
+}
+
 function select(chosen) {
   for (const tab of tabs) {
     tab.setAttribute("aria-selected", tab === chosen);
     tab.tabIndex = tab === chosen ? 0 : -1;
     document.getElementById(tab.getAttribute("aria-controls")).hidden = tab !== chosen;
   }
-  trouble.textContent = troubles.get(shown()) ?? "";
+  showTrouble();
 }
 
-function shown() {
-  return panels.find((panel) => !panel.section.hidden);
+function showTrouble() {
+  trouble.textContent = troubles.get(shown()) ?? "";
 }
 
 tabs.forEach((tab, i) => {
@@ -126,19 +149,26 @@ tabs.forEach((tab, i) => {
 });
 
 document.addEventListener("keydown", (event) => {
-  // Controls keep their own keys: Space presses a button that has the focus.
-  if (event.target.closest("button, select, input") || event.ctrlKey || event.metaKey || event.altKey) return;
   const button = { " ": "pause", r: "restart", R: "restart" }[event.key];
-  if (!button) return;
+  // Controls keep their own keys: Space presses a button, and letters choose in a list.
+  const taken = event.target.closest(event.key === " " ? "button, select" : "select");
+  if (!button || taken || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (shown().section.inert) return;
   event.preventDefault();
   shown().section.querySelector(`[data-do="${button}"]`).click();
 });
 
-trouble.textContent = "";
+showTrouble();
 for (const panel of panels) {
-  panel.load().catch((error) => {
-    troubles.set(panel, error.message);
-    select(tabs.find((tab) => tab.getAttribute("aria-selected") === "true"));
+  const run = async () => {
+    await panel.load();
+    await panel.play();
+  };
+  run().catch((error) => {
+    // What WebAssembly throws may be a number.
+    troubles.set(panel, error?.message ?? `Stopped by error ${error}. Reload the page.`);
+    panel.section.inert = true;
+    showTrouble();
     console.error(error);
   });
 }

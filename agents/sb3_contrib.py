@@ -1,0 +1,99 @@
+"""A policy for sb3-contrib's RecurrentPPO whose LSTM is replaced by a recurrent core over any mixer."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from torch import Tensor, nn
+
+from aaren_rl.core import RecurrentCore, pack, unpack
+from aaren_rl.errors import InvalidInput
+
+States = tuple[Tensor, Tensor]
+
+
+class CorePolicy(RecurrentActorCriticPolicy):
+    """A recurrent actor-critic policy: `RecurrentPPO(CorePolicy, env, policy_kwargs={"mixer": "gated-aaren"})`.
+
+    Vectors, or what a features extractor makes one of. Actor and critic have a core each, as sb3-contrib's default has
+    an LSTM each; `shared_lstm` and `enable_critic_lstm` change that as they do there.
+
+    Args:
+        *arguments: as for sb3-contrib's `RecurrentActorCriticPolicy`.
+        mixer: of the cores, as for `RecurrentCore`; its state must not grow.
+        width: numbers of an output of a core; takes the place of `lstm_hidden_size`.
+        blocks: number of blocks; takes the place of `n_lstm_layers`.
+        heads: heads of each mixer.
+        **options: as for sb3-contrib's `RecurrentActorCriticPolicy`.
+
+    Raises:
+        InvalidInput: an option is one of the LSTM's, or as for `RecurrentCore`.
+    """
+
+    def __init__(
+        self,
+        *arguments: Any,
+        mixer: str = "aaren",
+        width: int = 64,
+        blocks: int = 1,
+        heads: int = 1,
+        **options: Any,
+    ) -> None:
+        for name, instead in (("lstm_hidden_size", "width"), ("n_lstm_layers", "blocks"), ("lstm_kwargs", "mixer")):
+            if name in options:
+                raise InvalidInput(f"{name} belongs to an LSTM; pass {instead}")
+        super().__init__(*arguments, lstm_hidden_size=width, **options)
+        self._core_options = {"mixer": mixer, "width": width, "blocks": blocks, "heads": heads}
+        self.lstm_actor = _CoreAsLstm(RecurrentCore(self.features_dim, **self._core_options))
+        if self.lstm_critic is not None:
+            self.lstm_critic = _CoreAsLstm(RecurrentCore(self.features_dim, **self._core_options))
+        self.lstm_hidden_state_shape = (1, 1, self.lstm_actor.hidden_size)
+        # It holds the weights of the LSTMs that are gone.
+        learning_rate = self.optimizer.param_groups[0]["lr"]
+        self.optimizer = self.optimizer_class(self.parameters(), lr=learning_rate, **self.optimizer_kwargs)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {**super()._get_constructor_parameters(), **self._core_options}
+
+    @staticmethod
+    def _process_sequence(
+        features: Tensor, lstm_states: States, episode_starts: Tensor, lstm: _CoreAsLstm
+    ) -> tuple[Tensor, States]:
+        rows = lstm_states[0].shape[1]
+        x, starts = features.reshape(rows, -1, lstm.input_size), episode_starts.reshape(rows, -1)
+        y, states = lstm(x, lstm_states, starts)
+        return y.flatten(0, 1), states
+
+
+class _CoreAsLstm(nn.Module):
+    """A core whose state looks like an LSTM's: two tensors (1, batch, hidden size), and zeros start an episode.
+
+    Args:
+        core: to wrap.
+    """
+
+    num_layers = 1
+
+    def __init__(self, core: RecurrentCore) -> None:
+        super().__init__()
+        if any(mixer.memory == "growing" for mixer in core.trunk.mixers()):
+            raise InvalidInput("the mixer's state grows with every step, and RecurrentPPO keeps states of one size")
+        self.core, self.input_size = core, core.input_size
+        # One number more says whether an episode is under way: zeros are no mixer's initial state.
+        self.size = pack(core.initial_state(1)).shape[1] + 1
+        self.hidden_size = math.ceil(self.size / 2)
+
+    def forward(self, x: Tensor, states: States, starts: Tensor) -> tuple[Tensor, States]:
+        """Outputs (batch, time, width) of inputs (batch, time, input size), and the states after them."""
+        row = torch.cat([part.squeeze(0) for part in states], 1)[:, : self.size]
+        nothing = row[:, -1] == 0
+        resets = starts != 0
+        resets[:, 0] |= nothing
+        y, state = self.core(x, unpack(self.core, row[:, :-1]), resets)
+        after = torch.cat([pack(state), torch.ones_like(row[:, :1])], 1)
+        after = nn.functional.pad(after, (0, 2 * self.hidden_size - self.size))
+        first, second = after.unsqueeze(0).chunk(2, -1)
+        return y, (first, second)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+import gymnasium as gym
 import torch
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from torch import Tensor, nn
@@ -22,7 +24,9 @@ class CorePolicy(RecurrentActorCriticPolicy):
     an LSTM each; `shared_lstm` and `enable_critic_lstm` change that as they do there.
 
     Args:
-        *arguments: as for sb3-contrib's `RecurrentActorCriticPolicy`.
+        observation_space: of the environment.
+        action_space: of the environment.
+        lr_schedule: learning rate by what is left of the training, from 1 to 0.
         mixer: of the cores, as for `RecurrentCore`; its state must not grow.
         width: numbers of an output of a core; takes the place of `lstm_hidden_size`.
         blocks: number of blocks; takes the place of `n_lstm_layers`.
@@ -35,7 +39,10 @@ class CorePolicy(RecurrentActorCriticPolicy):
 
     def __init__(
         self,
-        *arguments: Any,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+        lr_schedule: Callable[[float], float],
+        *,
         mixer: str = "aaren",
         width: int = 64,
         blocks: int = 1,
@@ -45,21 +52,24 @@ class CorePolicy(RecurrentActorCriticPolicy):
         for name, instead in (("lstm_hidden_size", "width"), ("n_lstm_layers", "blocks"), ("lstm_kwargs", "mixer")):
             if name in options:
                 raise InvalidInput(f"{name} belongs to an LSTM; pass {instead}")
-        super().__init__(*arguments, lstm_hidden_size=width, **options)
-        self._core_options = {"mixer": mixer, "width": width, "blocks": blocks, "heads": heads}
-        self.lstm_actor = _CoreAsLstm(RecurrentCore(self.features_dim, **self._core_options))
+        super().__init__(observation_space, action_space, lr_schedule, lstm_hidden_size=width, **options)
+        self._core_options: dict[str, Any] = {"mixer": mixer, "width": width, "blocks": blocks, "heads": heads}
+        # sb3-contrib calls them LSTMs and reads sizes of theirs, which these have too.
+        core: Any = _CoreAsLstm(RecurrentCore(self.features_dim, **self._core_options))
+        self.lstm_actor, self.lstm_hidden_state_shape = core, (1, 1, core.hidden_size)
         if self.lstm_critic is not None:
-            self.lstm_critic = _CoreAsLstm(RecurrentCore(self.features_dim, **self._core_options))
-        self.lstm_hidden_state_shape = (1, 1, self.lstm_actor.hidden_size)
-        # It holds the weights of the LSTMs that are gone.
+            critic: Any = _CoreAsLstm(RecurrentCore(self.features_dim, **self._core_options))
+            self.lstm_critic = critic
+        # The one that is there holds the weights of the LSTMs that are gone.
+        make_optimiser: Any = self.optimizer_class
         learning_rate = self.optimizer.param_groups[0]["lr"]
-        self.optimizer = self.optimizer_class(self.parameters(), lr=learning_rate, **self.optimizer_kwargs)
+        self.optimizer = make_optimiser(self.parameters(), lr=learning_rate, **self.optimizer_kwargs)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), **self._core_options}
 
     @staticmethod
-    def _process_sequence(
+    def _process_sequence(  # type: ignore[override]
         features: Tensor, lstm_states: States, episode_starts: Tensor, lstm: _CoreAsLstm
     ) -> tuple[Tensor, States]:
         rows = lstm_states[0].shape[1]

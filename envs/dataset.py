@@ -13,7 +13,7 @@ from aaren_rl.data.hindsight import Relabelling, with_goal_scaling
 from aaren_rl.data.oddities import describe_oddities
 from aaren_rl.data.reference import Reference
 from aaren_rl.data.spaces import Space
-from aaren_rl.data.trajectories import Floats, Trajectories
+from aaren_rl.data.trajectories import Floats, Trajectories, among_best
 from aaren_rl.envs import catalogue
 from aaren_rl.envs.catalogue import Entry
 from aaren_rl.envs.environment_choice import EnvironmentChoice
@@ -278,8 +278,7 @@ def _kept(trajectories: Trajectories, reading: Reading, say: Say) -> Trajectorie
     if reading.least_return is not None:
         keep = returns >= reading.least_return
     if reading.keep_best < 1:
-        count = max(1, round(reading.keep_best * len(returns)))
-        keep &= returns >= np.sort(returns)[-count]
+        keep &= among_best(returns, reading.keep_best)
     if keep.all():
         return trajectories
     if not keep.any():

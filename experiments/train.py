@@ -212,7 +212,8 @@ def _outcome_before(job: Job) -> dict[str, Any] | None:
     return outcome
 
 
-def _card(job: Job) -> AgentCard:
+def make_card(job: Job) -> AgentCard:
+    """Card of the agents of a job, before their first update."""
     dataset, environment, target = job.dataset, job.dataset.environment, job.target
     quantiles = np.quantile(dataset.returns, np.linspace(0, 1, QUANTILES))
     return AgentCard(
@@ -227,7 +228,7 @@ def _card(job: Job) -> AgentCard:
 
 
 def _run(job: Job, learner: Learner) -> Run:
-    card = _card(job)
+    card = make_card(job)
     return Run(learner, card, job.folder, _check(job, card), job.callbacks, job.say)
 
 

@@ -173,6 +173,63 @@ class Trajectories:
             self.action_space,
         )
 
+    @classmethod
+    def join(cls, parts: Iterable[Trajectories]) -> Trajectories:
+        """The episodes of several datasets, one dataset after another.
+
+        Raises:
+            DataError: none are given, or they differ in their spaces, in their shapes, or in whether they have final
+                observations.
+        """
+        given = list(parts)
+        if not given:
+            raise DataError("no datasets; expected at least one")
+        first = given[0]
+        for number, part in enumerate(given):
+            for what, one, other in (
+                ("observations of shape", part.observation_shapes, first.observation_shapes),
+                ("actions of shape", part.actions.shape[1:], first.actions.shape[1:]),
+                ("final observations", part.final_observations is not None, first.final_observations is not None),
+                ("the observation space", part.observation_space, first.observation_space),
+                ("the action space", part.action_space, first.action_space),
+            ):
+                if one != other:
+                    raise DataError(f"dataset {number} has {what} {one}, dataset 0 {other}; they cannot be joined")
+        ends = np.cumsum([0, *(part.steps for part in given)])
+        final = [part.final_observations for part in given]
+        return cls(
+            _joined([part.observations for part in given]),
+            _joined([part.actions for part in given]),
+            _joined([part.rewards for part in given]),
+            np.concatenate([[0], *(end + part.offsets[1:] for end, part in zip(ends, given, strict=False))]),
+            np.concatenate([part.terminated for part in given]),
+            np.concatenate([part.truncated for part in given]),
+            None if first.final_observations is None else _joined(final),
+            first.observation_space,
+            first.action_space,
+        )
+
+    def best(self, share: float) -> Trajectories:
+        """The share of the episodes with the highest returns, at least one; all that equal the last of them count too.
+
+        Raises:
+            DataError: the share is not above 0 and up to 1.
+        """
+        if not 0 < share <= 1:
+            raise DataError(f"share is {share}; expected a number above 0, up to 1")
+        return self.select(np.flatnonzero(among_best(self.returns, share)))
+
+    def at_least(self, least: float) -> Trajectories:
+        """The episodes whose return is at least this much.
+
+        Raises:
+            DataError: there are none.
+        """
+        returns = self.returns
+        if not (returns >= least).any():
+            raise DataError(f"no episode has a return of {least}; the best has {returns.max():.6g}")
+        return self.select(np.flatnonzero(returns >= least))
+
     @property
     def numbers(self) -> Floats:
         """The numbers of the observations, (steps, *shape); of images alone none, (steps, 0)."""
@@ -332,6 +389,12 @@ class Trajectories:
     def episode_of(self, step: int) -> int:
         """The episode that a step belongs to, both counted from 0 over all data."""
         return int(np.searchsorted(self.offsets, step, side="right")) - 1
+
+
+def among_best(returns: Floats, share: float) -> npt.NDArray[np.bool_]:
+    """Which episodes are among the share with the highest returns, at least one."""
+    count = max(1, round(share * len(returns)))
+    return returns >= np.sort(returns)[-count]  # type: ignore[no-any-return]
 
 
 def returns_to_go(rewards: Floats, offsets: npt.NDArray[np.int64]) -> Floats:

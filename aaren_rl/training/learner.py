@@ -137,20 +137,8 @@ class SingleLearner:
         self.acting = copy.deepcopy(model).eval() if config.average else model
         self.models, self.seeds, self.updates = [self.acting], [config.seed], 0
         train_on, held_out = hold_out(trajectories.episodes, config.held_out, config.seed)
-        self.sampler = Sampler(
-            trajectories,
-            train_on,
-            config.batch_size,
-            config.context,
-            config.weighting,
-            self.device,
-            config.seed,
-            self.objective.needs_next_observations,
-            relabelling,
-        )
-        if self.device.type == "cuda":
-            # To look at the lengths drawn would hold up the GPU, and shapes that change could not be captured.
-            self.sampler.pad_to = self.sampler.longest
+        self.relabels = relabelling is not None
+        self.sampler = self._make_sampler(trajectories, train_on, relabelling)
         self.validation = self.sampler.over(trajectories, held_out) if len(held_out) else None
         self.optimisers = {
             name: make_optimiser(network.parameters(), config, self.device)
@@ -168,6 +156,48 @@ class SingleLearner:
     def steps_per_update(self) -> float:
         """See `Learner.steps_per_update`."""
         return self.sampler.steps_per_segment * self.config.batch_size * self.config.accumulate
+
+    def take(self, trajectories: Trajectories) -> None:
+        """Draws segments of other episodes from the next update on; weights, moments and random numbers go on.
+
+        The validation stays as it is. Resuming would ask for these data.
+
+        Args:
+            trajectories: of the same spaces.
+
+        Raises:
+            InvalidInput: segments are relabelled or carry their state, which belongs to the data before; or an episode
+                is too long for the model.
+        """
+        if self.relabels or self.carried is not None:
+            raise InvalidInput("segments with other goals, and those that carry a state, belong to the data before")
+        _check_lengths(self.model, trajectories)
+        generator = self.sampler.generator
+        self.sampler = self._make_sampler(trajectories, np.arange(trajectories.episodes), None)
+        self.sampler.generator = generator
+        self.data = _identity(trajectories, self.config)
+        # A captured update reads the tensors of the data before.
+        self._graph = None
+
+    def _make_sampler(
+        self, trajectories: Trajectories, episodes: np.ndarray, relabelling: Relabelling | None
+    ) -> Sampler:
+        config = self.config
+        sampler = Sampler(
+            trajectories,
+            episodes,
+            config.batch_size,
+            config.context,
+            config.weighting,
+            self.device,
+            config.seed,
+            self.objective.needs_next_observations,
+            relabelling,
+        )
+        if self.device.type == "cuda":
+            # To look at the lengths drawn would hold up the GPU, and shapes that change could not be captured.
+            sampler.pad_to = sampler.longest
+        return sampler
 
     def update(self) -> dict[str, Tensor]:
         """See `Learner.update`."""

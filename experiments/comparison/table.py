@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +138,7 @@ def _words(comparison: Comparison) -> str:
         f"{score if comparison.scored else 'Mean return'} of the agent after the last update, by dataset: mean over "
         f"seeds (lowest to highest). {_or(protocol['episodes'])} episodes a run in {environments} "
         f"({_listed(packages)}), acting: {_or(protocol['acting'])}, target return {targets}. Trained on data of the "
-        f"source {protocol['source']} for {_or(protocol['updates'])} updates, seeds "
+        f"source {protocol['source']} for {_amounts(protocol['updates'])} updates, seeds "
         f"{_listed(map(str, protocol['seeds']))}.",
     ]
     compared, left_out = protocol["compared"], protocol["left_out"]
@@ -168,9 +168,15 @@ def _or(values: Iterable[Any]) -> str:
     return " or ".join(map(str, values))
 
 
+def _amounts(values: Sequence[int]) -> str:
+    """Each of a few numbers, or the least and the greatest of many: runs by wall-clock make as many as they can."""
+    return _or(values) if len(values) <= 3 else f"{min(values):,} to {max(values):,}"
+
+
 def _listed(values: Iterable[str]) -> str:
     return ", ".join(values)
 
 
-def _exactly(target: Target) -> str:
-    return target if isinstance(target, str) else f"{target:g}"
+def _exactly(target: Target | None) -> str:
+    # Peers that clone, or learn from values, are not asked for a return.
+    return "none" if target is None else target if isinstance(target, str) else f"{target:g}"

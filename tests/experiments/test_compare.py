@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from aaren_rl.envs.evaluation import write_result
 from aaren_rl.envs.statistics import interquartile_mean
 from aaren_rl.errors import InvalidInput
 from aaren_rl.experiments import config as run_config
-from aaren_rl.experiments.comparison import matrix
+from aaren_rl.experiments.comparison import matrix, table
 from aaren_rl.scripts.compare import main
 
 COMPARE = Path(__file__).parents[2] / "scripts" / "compare.py"
@@ -388,6 +389,22 @@ def test_no_run_in_common_means_no_mean(command, finish, tmp_path):
     assert status == 0
     assert "No IQM: the agents shown have no dataset and seed in common." in out
     assert json.loads((tmp_path / "runs/tiny/table.json").read_text())["iqm"] == {}
+
+
+def test_agents_that_are_asked_for_no_return_are_in_the_table(command, folder):
+    for result in results(folder)[:2]:
+        edit(result, target=None)
+    status, out, _ = command(main, "tiny.toml", "--table")
+    assert status == 0
+    (targets,) = re.findall(r"target return (.*?) \(hopper-medium\)", out)
+    assert "none" in targets.split(" or ")
+
+
+@pytest.mark.parametrize(
+    ("updates", "said"), [([80], "80"), ([80, 7917], "80 or 7917"), ([3000, 977, 8134, 5], "5 to 8,134")]
+)
+def test_numbers_of_updates_in_words(updates, said):
+    assert table._amounts(updates) == said
 
 
 def test_table_of_nothing(command, tmp_path):

@@ -300,3 +300,39 @@ def test_an_episode_that_does_not_fit_is_named(changes, message):
 def test_no_episodes_are_refused():
     with pytest.raises(DataError, match="no episodes; expected at least one"):
         Trajectories.from_episodes([])
+
+
+@pytest.mark.parametrize("final", [True, False])
+def test_joined_datasets_have_the_episodes_of_all(final):
+    parts = [
+        make(lengths, seed, **({"final_observations": np.full((len(lengths), 2), seed)} if final else {}))
+        for seed, lengths in enumerate(((3, 1), (4,), (2, 2, 5)))
+    ]
+    joined = Trajectories.join(parts)
+    assert joined.lengths.tolist() == [3, 1, 4, 2, 2, 5]
+    np.testing.assert_array_equal(joined.returns, np.concatenate([part.returns for part in parts]))
+    third = joined.select(np.array([2]))
+    np.testing.assert_array_equal(third.observations, parts[1].observations)
+    if final:
+        np.testing.assert_array_equal(joined.final_observations[:, 0], [0, 0, 1, 2, 2, 2])
+
+
+def test_datasets_that_differ_are_not_joined():
+    with pytest.raises(DataError, match=r"dataset 1 has actions of shape \(2,\), dataset 0 \(1,\)"):
+        Trajectories.join([make(), make(actions=np.zeros((8, 2)))])
+    with pytest.raises(DataError, match="dataset 1 has final observations True, dataset 0 False"):
+        Trajectories.join([make(), make(final_observations=np.zeros((3, 2)))])
+    with pytest.raises(DataError, match="no datasets; expected at least one"):
+        Trajectories.join([])
+
+
+def test_the_best_episodes_are_kept_in_their_order():
+    rewards = np.arange(8.0)
+    trajectories = make((2, 2, 2, 2), rewards=rewards[::-1].copy())
+    assert trajectories.best(0.5).returns.tolist() == [13.0, 9.0]
+    assert trajectories.best(0.01).returns.tolist() == [13.0]
+    assert trajectories.at_least(5).returns.tolist() == [13.0, 9.0, 5.0]
+    with pytest.raises(DataError, match="no episode has a return of 14; the best has 13"):
+        trajectories.at_least(14)
+    with pytest.raises(DataError, match="share is 0; expected a number above 0, up to 1"):
+        trajectories.best(0)

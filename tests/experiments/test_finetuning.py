@@ -1,0 +1,189 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode
+
+from aaren_rl.agents import DecisionAgent
+from aaren_rl.agents.explorer import Explorer
+from aaren_rl.checkpoint import AgentCard
+from aaren_rl.data.environment_spec import EnvironmentSpec
+from aaren_rl.data.spaces import Box, DiscreteSpace
+from aaren_rl.data.trajectories import Trajectories
+from aaren_rl.envs.environments import make_vector
+from aaren_rl.envs.evaluation import Protocol, evaluate
+from aaren_rl.envs.rollout import roll_out
+from aaren_rl.errors import InvalidInput
+from aaren_rl.experiments.finetuning import Options, _best_last
+from aaren_rl.model import DecisionModel, ModelConfig, Scaling
+from aaren_rl.scripts.finetune import main
+from aaren_rl.training.config import TrainingConfig
+from aaren_rl.training.learner import SingleLearner
+
+SHORT = [
+    *("--steps", "60", "--round-episodes", "2", "--round-updates", "3"),
+    *("--buffer", "4", "--episodes", "3"),
+]
+
+
+def test_a_run_goes_on_in_its_environment(command, run_folder, tmp_path):
+    before = DecisionAgent.load(run_folder / "last")
+    status, out, errors = command(main, run_folder / "last", *SHORT, "--out", "online")
+    assert status == 0, errors
+    assert "exploring: the agent adds noise of 0.1 to its actions" in out
+    found = json.loads((tmp_path / "online" / "result.json").read_text())
+    assert found["online_steps"] >= 60
+    assert found["updates"] == 6 + 3 * found["online_rounds"]
+    assert found["before"]["updates"] == 6
+    protocol = Protocol(EnvironmentSpec("Hopper-v5"), 3, 0, found["target"], None)
+    np.testing.assert_allclose(found["before"]["returns"], evaluate(before, protocol).returns, atol=2e-3)
+    after = DecisionAgent.load(tmp_path / "online" / "last")
+    assert after.card.updates == found["updates"]
+    np.testing.assert_allclose(found["returns"], evaluate(after, protocol).returns, atol=2e-3)
+    points = [json.loads(line) for line in (tmp_path / "online" / "metrics.jsonl").read_text().splitlines()]
+    assert [point["update"] for point in points] == [9 + 3 * number for number in range(found["online_rounds"])]
+    assert points[-1]["online/steps"] == found["online_steps"]
+    # The offline run is as it was.
+    assert not (run_folder / "online").exists()
+    np.testing.assert_array_equal(
+        before.model.head.linear.weight.detach(),
+        DecisionAgent.load(run_folder / "last").model.head.linear.weight.detach(),
+    )
+
+
+def test_the_folder_of_the_run_will_do_and_agents_that_sample_sample(command, tiny, tmp_path):
+    from aaren_rl.scripts.train import main as train
+
+    status, _, errors = command(train, *tiny, "--head", "gaussian", "--run", "run")
+    assert status == 0, errors
+    status, out, errors = command(main, "run", *SHORT)
+    assert status == 0, errors
+    assert "exploring: the agent samples its actions" in out
+    assert (tmp_path / "run-online" / "last" / "model.safetensors").exists()
+
+
+def test_what_cannot_go_on_is_refused(command, run_folder, tmp_path):
+    shutil.copytree(run_folder / "last", tmp_path / "alone" / "agent")
+    status, _, errors = command(main, tmp_path / "alone" / "agent")
+    assert status == 2
+    assert "has a config.toml; fine-tuning goes on from a run's checkpoint" in errors
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "note.txt").write_text("mine")
+    status, _, errors = command(main, run_folder, "--out", "taken")
+    assert status == 2
+    assert "taken is there already" in errors
+    shutil.rmtree(run_folder / "checkpoints")
+    status, _, errors = command(main, run_folder, "--out", "online")
+    assert status == 2
+    assert "has no checkpoint to resume from" in errors
+
+
+@pytest.mark.parametrize("field", ["steps", "round_episodes", "round_updates", "buffer", "episodes"])
+def test_options_below_one_are_refused(field):
+    with pytest.raises(InvalidInput, match=f"{field} is 0; expected at least 1"):
+        Options(**{field: 0})
+
+
+def trajectories(lengths, value, seed=0):
+    rng = np.random.default_rng(seed)
+    steps = sum(lengths)
+    ends = np.zeros(len(lengths), dtype=bool)
+    return Trajectories(
+        np.full((steps, 2), value),
+        rng.uniform(-1, 1, (steps, 1)),
+        rng.normal(size=steps),
+        np.concatenate([[0], np.cumsum(lengths)]),
+        ends,
+        ~ends,
+    )
+
+
+def test_other_data_leave_weights_moments_and_draws_as_they_are():
+    torch.manual_seed(0)
+    spaces = Box.unbounded((2,)), Box.bounded([-1.0], [1.0])
+    model = DecisionModel(ModelConfig(width=8, blocks=1), *spaces, Scaling.identity(spaces[0]))
+    learner = SingleLearner(model, trajectories((9, 7, 5), 1.0), TrainingConfig(updates=9, batch_size=4, context=3))
+    for _ in range(3):
+        learner.update()
+    before, drawn = learner.state_dict(), learner.sampler.generator.get_state()
+    learner.take(trajectories((4, 6), 2.0))
+    after = learner.state_dict()
+    assert set(before) == set(after)
+    for name, value in before.items():
+        assert torch.equal(value, after[name]), name
+    assert torch.equal(learner.sampler.generator.get_state(), drawn)
+    segment = learner.sampler.sample()
+    assert (segment.observations[segment.valid] == 2.0).all()
+    learner.update()
+    steps = [value for name, value in learner.state_dict().items() if name.endswith(".step")]
+    assert {float(step) for step in steps} == {4.0}
+
+
+def test_data_of_a_carried_state_stay():
+    spaces = Box.unbounded((2,)), Box.bounded([-1.0], [1.0])
+    model = DecisionModel(ModelConfig(width=8, blocks=1), *spaces, Scaling.identity(spaces[0]))
+    config = TrainingConfig(updates=9, batch_size=2, context="carry:3", held_out=0)
+    learner = SingleLearner(model, trajectories((9, 7, 5), 1.0), config)
+    with pytest.raises(InvalidInput, match="those that carry a state, belong to the data before"):
+        learner.take(trajectories((4, 6), 2.0))
+
+
+def test_the_best_episodes_come_last():
+    data = trajectories((2, 3, 4, 1), 0.0, seed=3)
+    kept = _best_last(data, 3)
+    assert kept.returns.tolist() == sorted(data.returns)[1:]
+
+
+def make_agent(actions):
+    torch.manual_seed(0)
+    spaces = Box.unbounded((3,)), actions
+    model = DecisionModel(ModelConfig(width=8, blocks=1), *spaces, Scaling.identity(spaces[0]))
+    return DecisionAgent(model, AgentCard(EnvironmentSpec("Pendulum-v1"), "mine", "arrays", (-100.0,)))
+
+
+def test_an_explorer_does_what_the_agent_learns_of():
+    agent = make_agent(Box.bounded([-2.0], [2.0]))
+    envs = make_vector(EnvironmentSpec("Pendulum-v1", max_episode_steps=20), 3)
+    seen = []
+    act = agent.act
+
+    def watched(*arguments, executed_action=None):
+        seen.append(executed_action)
+        return act(*arguments, executed_action=executed_action)
+
+    agent.act = watched
+    found = roll_out(Explorer(agent, 0.3, seed=1), envs, 3, -100.0, 0, record=True)
+    envs.close()
+    done = np.stack([episode.actions for episode in found.recorded], 1)  # (steps, rows, 1)
+    assert seen[0] is None
+    np.testing.assert_array_equal(np.stack(seen[1:]), done[: len(seen) - 1])
+    assert np.abs(done).max() <= 2.0
+    quiet = roll_out(
+        make_agent(Box.bounded([-2.0], [2.0])),
+        make_vector(EnvironmentSpec("Pendulum-v1"), 1),
+        1,
+        -100.0,
+        0,
+        record=True,
+    )
+    assert np.abs(done[:5, 0] - quiet.recorded[0].actions[:5]).max() > 0.05
+
+
+def test_an_explorer_without_noise_is_the_agent():
+    explorer, agent = Explorer(make_agent(Box.bounded([-2.0], [2.0])), 0.0, 0), make_agent(Box.bounded([-2.0], [2.0]))
+    for actor in (explorer, agent):
+        actor.reset(-100.0, 2, AutoresetMode.NEXT_STEP)
+    none = np.zeros(2, dtype=bool)
+    for step in range(6):
+        observation, reward = np.full((2, 3), step / 5), None if step == 0 else np.full(2, -1.0)
+        ours = explorer.act(observation, reward, none, none)
+        np.testing.assert_allclose(ours, agent.act(observation, reward, none, none), atol=1e-6)
+
+
+def test_noise_that_fits_no_action_is_refused():
+    with pytest.raises(InvalidInput, match="noise is for actions that are vectors"):
+        Explorer(make_agent(DiscreteSpace((), (3,), (0,))), 0.1, 0)
+    with pytest.raises(InvalidInput, match="noise is -1; expected a number from 0 on"):
+        Explorer(make_agent(Box.bounded([-2.0], [2.0])), -1, 0)

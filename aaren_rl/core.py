@@ -110,19 +110,32 @@ def detached(state: CoreState) -> CoreState:
 
 
 def pack(state: CoreState) -> Tensor:
-    """The state as one row of float32 for each environment, (batch, size), for buffers that hold plain arrays."""
-    return torch.cat([part.flatten(1).float() for part in state], 1)
+    """The state as one row of float32 for each environment, for buffers that hold plain arrays.
+
+    Returns:
+        (batch, `packed_size`); the last number is 1. Buffers start with zeros, which `unpack` takes for no state.
+    """
+    parts = [part.flatten(1).float() for part in state]
+    return torch.cat([*parts, torch.ones_like(parts[0][:, :1])], 1)
+
+
+def packed_size(core: RecurrentCore) -> int:
+    """Numbers of a row of `pack`."""
+    return pack(core.initial_state(1)).shape[1]
 
 
 def unpack(core: RecurrentCore, rows: Tensor) -> CoreState:
-    """The state of a core from the rows of `pack`.
+    """The state of a core from the rows of `pack`; the initial one where a row is 0.
 
     Raises:
         InvalidInput: the rows are not those of this core.
     """
-    like = core.initial_state(1)
-    sizes = [part.numel() for part in like]
-    if rows.dim() != 2 or rows.shape[1] != sum(sizes):
-        raise InvalidInput(f"rows have shape {tuple(rows.shape)}; expected (batch, {sum(sizes)})")
-    parts = torch.split(rows, sizes, 1)
-    return tuple(part.reshape(-1, *to.shape[1:]).to(to.dtype) for part, to in zip(parts, like, strict=True))
+    start = core.initial_state(len(rows))
+    sizes = [part[0].numel() for part in start]
+    if rows.dim() != 2 or rows.shape[1] != sum(sizes) + 1:
+        raise InvalidInput(f"rows have shape {tuple(rows.shape)}; expected (batch, {sum(sizes) + 1})")
+    *parts, known = torch.split(rows, [*sizes, 1], 1)
+    return tuple(
+        torch.where((known != 0).view(-1, *[1] * (to.dim() - 1)), part.reshape(to.shape).to(to.dtype), to)
+        for part, to in zip(parts, start, strict=True)
+    )

@@ -11,7 +11,7 @@ import torch
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from torch import Tensor, nn
 
-from aaren_rl.core import RecurrentCore, pack, unpack
+from aaren_rl.core import RecurrentCore, pack, packed_size, unpack
 from aaren_rl.errors import InvalidInput
 
 States = tuple[Tensor, Tensor]
@@ -92,18 +92,13 @@ class _CoreAsLstm(nn.Module):
         if any(mixer.memory == "growing" for mixer in core.trunk.mixers()):
             raise InvalidInput("the mixer's state grows with every step, and RecurrentPPO keeps states of one size")
         self.core, self.input_size = core, core.input_size
-        # One number more says whether an episode is under way: zeros are no mixer's initial state.
-        self.size = pack(core.initial_state(1)).shape[1] + 1
+        self.size = packed_size(core)
         self.hidden_size = math.ceil(self.size / 2)
 
     def forward(self, x: Tensor, states: States, starts: Tensor) -> tuple[Tensor, States]:
         """Outputs (batch, time, width) of inputs (batch, time, input size), and the states after them."""
-        row = torch.cat([part.squeeze(0) for part in states], 1)[:, : self.size]
-        nothing = row[:, -1] == 0
-        resets = starts != 0
-        resets[:, 0] |= nothing
-        y, state = self.core(x, unpack(self.core, row[:, :-1]), resets)
-        after = torch.cat([pack(state), torch.ones_like(row[:, :1])], 1)
-        after = nn.functional.pad(after, (0, 2 * self.hidden_size - self.size))
+        rows = torch.cat([part.squeeze(0) for part in states], 1)[:, : self.size]
+        y, state = self.core(x, unpack(self.core, rows), starts)
+        after = nn.functional.pad(pack(state), (0, 2 * self.hidden_size - self.size))
         first, second = after.unsqueeze(0).chunk(2, -1)
         return y, (first, second)

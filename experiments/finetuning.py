@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -57,7 +57,10 @@ class Options:
     round_updates: int = 300
     """Updates after each round of episodes."""
     buffer: int = 200
-    """Episodes to learn from: the best of the offline data at first, whose worst make room first, then the newest."""
+    """Episodes to learn from, the best of the offline data at first."""
+    keep: Literal["best", "newest"] = "best"
+    """Episodes that stay when there are more: those with the highest returns, or the newest, as in Online Decision
+    Transformer."""
     noise: float = 0.1
     """Standard deviation of the noise on actions, as a share of half their range, where the head predicts one action;
     other heads sample."""
@@ -189,8 +192,10 @@ class _Finetuning:
         if self.buffer.final_observations is None:
             new = dataclasses.replace(new, final_observations=None)
         joined = Trajectories.join([self.buffer, new])
-        kept = np.arange(max(0, joined.episodes - self.options.buffer), joined.episodes)
-        self.buffer = joined.select(kept)
+        if self.options.keep == "best":
+            self.buffer = _best_last(joined, self.options.buffer)
+        else:
+            self.buffer = joined.select(np.arange(max(0, joined.episodes - self.options.buffer), joined.episodes))
         self.learner.take(self.buffer)
 
     def _evaluated(self, name: str) -> dict[str, Any]:

@@ -100,10 +100,42 @@ def test_code_of_the_python_page_runs_in_order(run, tmp_path):
     assert (tmp_path / "agents" / "example" / "model.safetensors").exists()
 
 
+def test_code_of_the_pipelines_page_runs_in_order(run):
+    pytest.importorskip("sb3_contrib")
+    pytest.importorskip("torchrl")
+    printed = run("\n".join(blocks("docs/pipelines.md")))
+    assert printed.splitlines()[-1] == "1 30"
+
+
+def test_recurrent_ppo_learns_to_remember():
+    """On one thread and seed; by chance half of the turns are right."""
+    example = ROOT / "examples" / "recurrent_ppo.py"
+    ran = subprocess.run(
+        [sys.executable, example, "--steps", "41000", "--length", "10"], capture_output=True, text=True, timeout=240
+    )
+    assert ran.returncode == 0, ran.stderr
+    (right,) = re.findall(r"40,960 steps: ([\d.]+) of the turns are right", ran.stdout)
+    assert float(right) > 0.8
+
+
+def test_recurrent_ppo_of_sb3_contrib_runs():
+    pytest.importorskip("sb3_contrib")
+    example = ROOT / "examples" / "recurrent_ppo_sb3.py"
+    for core in ("aaren", "sb3-lstm"):
+        ran = subprocess.run(
+            [sys.executable, example, "--steps", "20480", "--length", "2", "--core", core],
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert ran.returncode == 0, ran.stderr
+        assert re.search(r"20,480 steps: [\d.]+ of the turns are right", ran.stdout)
+
+
 def test_every_name_of_the_front_door_has_an_example():
     code = "\n".join(blocks("docs/python.md"))
     names = set(aaren_rl.__all__) - {"__version__"}
-    assert names == {"Episode", "Trajectories", "fit", "load"}
+    assert names == {"Episode", "RecurrentCore", "Trajectories", "fit", "load"}
     for name in names:
         assert f"aaren_rl.{name}" in code
         assert getattr(aaren_rl, name).__doc__

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aaren_rl import mixers
-from aaren_rl.core import RecurrentCore, detached, pack, unpack
+from aaren_rl.core import RecurrentCore, detached, pack, packed_size, unpack
 from aaren_rl.errors import InvalidInput
 
 BATCH, TIME, INPUT = 3, 11, 5
@@ -14,6 +14,10 @@ BATCH, TIME, INPUT = 3, 11, 5
 def make_core(mixer="aaren", **options):
     torch.manual_seed(0)
     return open_norms(RecurrentCore(INPUT, 8, mixer=mixer, heads=2, **options)).eval()
+
+
+def row_of(number, part):
+    return (torch.arange(BATCH) == number).view(-1, *[1] * (part.dim() - 1))
 
 
 def play(core, x, state, resets):
@@ -79,8 +83,13 @@ def test_a_state_survives_packing(mixer):
     rows = pack(state)
     assert rows.shape[0] == BATCH
     assert rows.dtype == torch.float32
-    back = unpack(core, rows)
-    for one, other in zip(back, state, strict=True):
+    assert rows.shape[1] == packed_size(core)
+    # Zeros, as of a buffer that was never written, are no state.
+    rows[1] = 0
+    expected = [
+        torch.where(row_of(1, part), start, part) for part, start in zip(state, core.initial_state(BATCH), strict=True)
+    ]
+    for one, other in zip(unpack(core, rows), expected, strict=True):
         assert_close("state", one, other)
 
 

@@ -1,0 +1,128 @@
+"""TorchRL: a recurrent core as a module of tensordicts, and training data from its replay buffers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torchrl.data import Unbounded
+from torchrl.envs import TensorDictPrimer
+from torchrl.modules.tensordict_module.rnn import recurrent_mode
+
+from aaren_rl.core import RecurrentCore, pack, packed_size, unpack
+from aaren_rl.data.trajectories import Episode, Trajectories
+from aaren_rl.errors import DataError, InvalidInput
+
+STATE = "core_state"
+
+
+class CoreModule(TensorDictModuleBase):  # type: ignore[misc]
+    """A core that reads and writes tensordicts, as TorchRL's `LSTMModule` and `GRUModule` do.
+
+    It steps the state that it finds under "core_state", and computes whole sequences within
+    `torchrl.modules.set_recurrent_mode(True)`, where the last dimension of the batch is time. Episodes start where
+    "is_init" says so, which TorchRL's transform `InitTracker` writes. Append `make_tensordict_primer()` to the
+    environment's transforms, so that the state is kept from step to step.
+
+    Args:
+        core: to wrap; its state must not grow.
+        in_key: key of its inputs, vectors.
+        out_key: key of its outputs.
+
+    Raises:
+        InvalidInput: the state of a mixer grows.
+    """
+
+    def __init__(self, core: RecurrentCore, in_key: str = "observation", out_key: str = "features") -> None:
+        super().__init__()
+        if any(mixer.memory == "growing" for mixer in core.trunk.mixers()):
+            raise InvalidInput("the mixer's state grows with every step, and tensordicts keep states of one size")
+        self.core = core
+        self.in_keys, self.out_keys = [in_key, STATE, "is_init"], [out_key, ("next", STATE)]
+
+    def make_tensordict_primer(self) -> TensorDictPrimer:
+        """A transform that puts an empty state into the first tensordict of every episode."""
+        return TensorDictPrimer({STATE: Unbounded(shape=(packed_size(self.core),))}, expand_specs=True)
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Writes outputs and the state after them.
+
+        Args:
+            tensordict: with inputs (..., input size), "is_init" (..., 1) and, except for the first step of all,
+                "core_state" (..., size). Of a sequence the state before its first step alone is read, and the one after
+                its last written; the others are 0.
+        """
+        in_key, out_key = self.in_keys[0], self.out_keys[0]
+        shape = tensordict.shape
+        sequence = bool(recurrent_mode())
+        if sequence and not shape:
+            raise InvalidInput("the tensordict has no batch, whose last dimension would be the time of the sequence")
+        time = shape[-1] if sequence else 1
+        x = tensordict.get(in_key).reshape(-1, time, self.core.input_size)
+        starts = tensordict.get("is_init").reshape(-1, time)
+        size = packed_size(self.core)
+        kept = tensordict.get(STATE, None)
+        rows = x.new_zeros(len(x), time, size) if kept is None else kept.reshape(-1, time, size)
+        y, state = self.core(x, unpack(self.core, rows[:, 0]), starts)
+        after = torch.cat([rows.new_zeros(len(x), time - 1, size), pack(state).unsqueeze(1)], 1)
+        tensordict.set(out_key, y.reshape(*shape, -1))
+        tensordict.set(("next", STATE), after.reshape(*shape, size))
+        return tensordict
+
+
+def trajectories_of(
+    steps: TensorDictBase,
+    observation: str = "observation",
+    action: str = "action",
+    reward: str = "reward",
+) -> Trajectories:
+    """Episodes of TorchRL's steps, as a collector, a roll-out or a replay buffer (`buffer[:]`) holds them.
+
+    Args:
+        steps: one tensordict a step, (steps,) or (environments, time), in the order in which they were made. They have
+            the keys below, and under "next" the observation after, the reward, "terminated", and "truncated" if any.
+        observation: key of the observations, vectors.
+        action: key of the actions; one-hot actions become choices.
+        reward: key of the rewards.
+
+    Returns:
+        The episodes; the last one of each environment counts as cut off if the steps end within it.
+
+    Raises:
+        DataError: a key is missing, or the arrays make no episodes.
+    """
+    steps = steps.detach()
+    environments = steps.unsqueeze(0) if steps.ndim == 1 else steps.flatten(0, -2)
+    try:
+        episodes = [one for row in environments for one in _episodes(row, observation, action, reward)]
+    except KeyError as error:
+        raise DataError(f"the steps lack the key {error}; they have {sorted(map(str, steps.keys(True)))}") from error
+    return Trajectories.from_episodes(episodes)
+
+
+def _episodes(row: TensorDictBase, observation: str, action: str, reward: str) -> list[Episode]:
+    """The episodes of the steps of one environment, (time,)."""
+    observed, after = row[observation], row["next", observation]
+    acted: Any = row[action]
+    if acted.dtype == torch.bool or (not acted.is_floating_point() and acted.ndim > 1 and acted.shape[-1] > 1):
+        acted = acted.long().argmax(-1)
+    terminated = row["next", "terminated"].flatten()
+    truncated = row["next", "truncated"].flatten() if ("next", "truncated") in row.keys(True) else terminated & False
+    ends = (terminated | truncated).nonzero().flatten().tolist()
+    ends = [*ends, len(row) - 1] if not ends or ends[-1] < len(row) - 1 else ends
+    found, start = [], 0
+    for end in ends:
+        part = slice(start, end + 1)
+        found.append(
+            Episode(
+                torch.cat([observed[part], after[end : end + 1]]).cpu().numpy(),
+                acted[part].cpu().numpy(),
+                row["next", reward][part].flatten().cpu().numpy(),
+                terminated=bool(terminated[end]),
+                truncated=not terminated[end],
+            )
+        )
+        start = end + 1
+    return found

@@ -137,8 +137,8 @@ def collect(
                 raise DataError(f"{recipe.id} exists already at {folder}; pass --overwrite to make it anew")
             say(f"data: {recipe.id} has been made already, with these {amount.unit} and this seed; it stands")
             return folder
-        described = _described(recipe.environment)
-        evaluation = None if recipe.evaluation is None else _described(recipe.evaluation).recorded
+        described = recordable(recipe.environment)
+        evaluation = None if recipe.evaluation is None else recordable(recipe.evaluation).recorded
         if amount.unit == "steps":
             minari_writer.require_space(folder.parent, _least_size(described, amount.number))
         if announce is not None:
@@ -175,7 +175,7 @@ def _without_empty_folders(namespace: Path) -> Iterator[None]:
         raise
 
 
-def _described(spec: EnvironmentSpec) -> Description:
+def recordable(spec: EnvironmentSpec) -> Description:
     """What an environment says of itself, with a record that a file can hold.
 
     Raises:

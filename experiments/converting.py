@@ -69,7 +69,7 @@ def convert(
             written.
     """
     choice = choice or EnvironmentChoice()
-    _check_id(dataset_id)
+    check_id(dataset_id)
     folder = minari.local_folder(dataset_id)
     if folder.exists() and not overwrite:
         raise DataError(f"{dataset_id} exists already at {folder}; pass --overwrite to replace it")
@@ -97,7 +97,12 @@ def convert(
     return folder
 
 
-def _check_id(dataset_id: str) -> None:
+def check_id(dataset_id: str) -> None:
+    """Checks that a new dataset can have an id.
+
+    Raises:
+        InvalidInput: Minari would not read it.
+    """
     expected = (
         "expected NAME-vN of letters, digits, - and _, and perhaps folders in front, which Minari wants to be two "
         "letters or more, as mine/cube-v0"

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
+from aaren_rl.actor import Target
 from aaren_rl.envs import catalogue
 from aaren_rl.envs.collect import Recipe, collect, recipe_for, recipe_of
 from aaren_rl.envs.environment_choice import EnvironmentChoice, parse_argument
+from aaren_rl.envs.environments import import_packages
 from aaren_rl.errors import InvalidInput
 from aaren_rl.experiments.command_line import Group, parse
 from aaren_rl.experiments.console import run, say
+from aaren_rl.experiments.recording import Recording, record
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,7 @@ class Arguments:
     """Roll out bundled behaviours and scripted experts, and save the steps as local Minari datasets."""
 
     names: list[str]
-    """Names of the catalogue, as hopper-medium; none with --expert."""
+    """Names of the catalogue, as hopper-medium; none with --expert or --agent."""
     steps: int | None = None
     """Least number of steps in each dataset, whose last episode is whole; default: 200000 of behaviours."""
     episodes: int | None = None
@@ -32,7 +36,14 @@ class Arguments:
     expert_arguments: tuple[str, ...] = ()
     """Arguments of the expert as NAME=VALUE, with values in JSON, as noise=0.1."""
     dataset_id: str | None = None
-    """Minari id of the expert's dataset; default: aaren/ENVIRONMENT/EXPERT-v0."""
+    """Minari id of the expert's dataset, by default aaren/ENVIRONMENT/EXPERT-v0; or of the agent's, as mine/hopper-v0.
+    """
+    agent: Path | None = None
+    """Folder of an agent, as runs/<run>/last, whose episodes to record in its environment; default: 100 episodes."""
+    target: Target | None = None
+    """Target return of the agent; default: its own."""
+    temperature: float = 0.0
+    """Temperature of the agent's actions; 0 takes the most likely ones."""
     env_id: str | None = None
     """Gymnasium id of the expert's environment, or "package:Id"."""
     env_kwargs: tuple[str, ...] = ()
@@ -45,7 +56,11 @@ class Arguments:
     def __post_init__(self) -> None:
         if self.steps is not None and self.episodes is not None:
             raise InvalidInput("--steps and --episodes are two ways to say how much; leave one out")
-        if self.expert is None:
+        if self.agent is not None:
+            self._check_agent()
+        elif self.target is not None or self.temperature:
+            raise InvalidInput("--target and --temperature go with --agent; leave them out")
+        elif self.expert is None:
             for option in ("expert_arguments", "dataset_id", "env_id", "env_kwargs", "horizon"):
                 if getattr(self, option):
                     raise InvalidInput(
@@ -56,10 +71,19 @@ class Arguments:
         elif self.names or self.env_id is None:
             raise InvalidInput(f"--expert {self.expert} goes with --env-id ID, and with no names of the catalogue")
 
+    def _check_agent(self) -> None:
+        if self.names or self.expert is not None or self.steps is not None or self.env_id is not None:
+            raise InvalidInput(
+                "--agent plays whole --episodes in its own environment; leave out names and other options"
+            )
+        if self.dataset_id is None:
+            raise InvalidInput("an agent's dataset needs a name; pass --dataset-id, as mine/hopper-v0")
+
 
 GROUPS = (
     Group("dataset", "Size and noise of each dataset.", ("steps", "episodes", "seed", "overwrite")),
     Group("expert", "Expert in an environment of any package.", ("expert", "expert_arguments", "dataset_id")),
+    Group("agent", "Agent whose episodes to record.", ("agent", "target", "temperature")),
     Group("environment", "Environment of the expert.", ("env_id", "env_kwargs", "horizon", "imports")),
 )
 
@@ -71,6 +95,12 @@ def main() -> None:
 
 def collect_named(arguments: Arguments) -> None:
     """Collects, and prints where each dataset lies."""
+    if arguments.agent is not None and arguments.dataset_id is not None:
+        import_packages(arguments.imports)
+        asked = arguments.episodes or 100, arguments.target, arguments.temperature, arguments.seed
+        folder = record(Recording(arguments.agent, arguments.dataset_id, *asked), arguments.overwrite)
+        say(f"{arguments.dataset_id}: {folder}")
+        return
     for recipe in _recipes(arguments):
         began = time.perf_counter()
         folder = collect(

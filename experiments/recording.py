@@ -1,0 +1,107 @@
+"""Records an agent's episodes as a Minari dataset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from aaren_rl.actor import Target
+from aaren_rl.agents import DecisionAgent
+from aaren_rl.envs import minari_writer
+from aaren_rl.envs.collect import recordable
+from aaren_rl.envs.environments import environment_of, make_vector
+from aaren_rl.envs.evaluation import INSTANCES
+from aaren_rl.envs.minari_writer import Infos
+from aaren_rl.envs.readers import minari
+from aaren_rl.envs.rollout import roll_out
+from aaren_rl.envs.turns import one_at_a_time
+from aaren_rl.errors import DataError, InvalidInput
+from aaren_rl.experiments.console import progress, say
+from aaren_rl.experiments.converting import check_id
+from aaren_rl.folders import whole_folder
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Whose episodes are recorded, and how many.
+
+    Attributes:
+        agent: folder of the agent.
+        dataset_id: of the new dataset, as "mine/hopper-v0".
+        episodes: number of them.
+        target: return to ask for; None for the agent's default.
+        temperature: of sampled actions; 0 for the most likely ones.
+        seed: of the environments and of sampled actions.
+
+    Raises:
+        InvalidInput: the id is none, or the number of episodes is below 1.
+    """
+
+    agent: Path
+    dataset_id: str
+    episodes: int = 100
+    target: Target | None = None
+    temperature: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_id(self.dataset_id)
+        if self.episodes < 1:
+            raise InvalidInput(f"{self.episodes} episodes; expected at least 1")
+
+
+def record(recording: Recording, overwrite: bool = False) -> Path:
+    """Rolls an agent out in its environment, and writes the episodes under the local Minari root.
+
+    The folder takes its name only once it is whole.
+
+    Returns:
+        The folder of the dataset.
+
+    Raises:
+        CheckpointError: the agent cannot be read.
+        InvalidInput: the agent has no environment, or does not fit it.
+        DataError: the dataset exists already, or it cannot be written.
+        EpisodeFailed: the environment failed.
+    """
+    folder = minari.local_folder(recording.dataset_id)
+    if folder.exists() and not overwrite:
+        raise DataError(f"{recording.dataset_id} exists already at {folder}; pass --overwrite to replace it")
+    agent = DecisionAgent.load(recording.agent, temperature=recording.temperature, seed=recording.seed)
+    environment = environment_of(agent.card)
+    described = recordable(environment)
+    envs = make_vector(environment, min(INSTANCES, recording.episodes))
+    try:
+        asked = recording.episodes, recording.target, recording.seed
+        with progress(recording.episodes, "episode", recording.dataset_id) as advance:
+            found = roll_out(agent, envs, *asked, advance, record=True)
+    finally:
+        envs.close()
+    infos: list[Infos] = []
+    if found.success is not None:
+        # The roll-out says of whole episodes whether they succeeded, not when.
+        infos = [
+            {"success": _at_end(len(one.rewards), won)} for one, won in zip(found.recorded, found.success, strict=True)
+        ]
+    described_as = f"Roll-out of the agent {recording.agent.resolve().name} trained on {agent.card.dataset_id} for "
+    described_as += f"{agent.card.updates} updates, temperature {recording.temperature:g}, seed {recording.seed}."
+    with one_at_a_time(folder, say), whole_folder(folder, DataError, replace=overwrite) as partial:
+        minari_writer.write_dataset(
+            partial, recording.dataset_id, described, found.recorded, "aaren-rl agent", described_as, infos
+        )
+        minari_writer.describe_namespaces(recording.dataset_id, "Roll-outs of agents of aaren-rl.")
+    returns = found.returns
+    say(
+        f"data: {recording.dataset_id}: {len(returns)} episodes, {int(found.lengths.sum())} steps, returns "
+        f"{returns.mean():.4g} +- {returns.std():.4g}"
+    )
+    return folder
+
+
+def _at_end(steps: int, flag: bool) -> np.ndarray:
+    """(steps + 1,) bool, all False but the last."""
+    found = np.zeros(steps + 1, dtype=np.bool_)
+    found[-1] = flag
+    return found

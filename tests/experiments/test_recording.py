@@ -1,0 +1,57 @@
+import minari
+import numpy as np
+import pytest
+
+from aaren_rl.agents import DecisionAgent
+from aaren_rl.data.environment_spec import EnvironmentSpec
+from aaren_rl.envs.environments import make
+from aaren_rl.errors import InvalidInput
+from aaren_rl.experiments.recording import Recording
+from aaren_rl.scripts.collect import main
+
+
+def test_an_agents_episodes_become_a_dataset(command, run_folder):
+    arguments = ["--agent", run_folder / "last", "--dataset-id", "mine/hopper-v0", "--episodes", "3", "--seed", "5"]
+    status, out, errors = command(main, *arguments)
+    assert status == 0, errors
+    assert "data: mine/hopper-v0: 3 episodes" in out
+    dataset = minari.load_dataset("mine/hopper-v0")
+    assert dataset.total_episodes == 3
+    assert dataset.spec.env_spec.id == "Hopper-v5"
+    # The same by hand: row i is seeded with seed + i.
+    agent, env = DecisionAgent.load(run_folder / "last"), make(EnvironmentSpec("Hopper-v5"))
+    for number, episode in enumerate(dataset.iterate_episodes()):
+        observation, _ = env.reset(seed=5 + number)
+        agent.reset()
+        for t, action in enumerate(episode.actions):
+            np.testing.assert_allclose(episode.observations[t], observation, atol=1e-3)
+            acted = agent.act(observation, episode.rewards[t - 1] if t else None)
+            np.testing.assert_allclose(action, acted, atol=1e-3)
+            observation, _, terminated, truncated, _ = env.step(action)
+        assert (terminated, truncated) == (episode.terminations[-1], episode.truncations[-1])
+    status, _, errors = command(main, *arguments)
+    assert status == 2
+    assert "mine/hopper-v0 exists already" in errors
+    assert command(main, *arguments, "--overwrite")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--agent", "x"], "needs a name; pass --dataset-id, as mine/hopper-v0"),
+        (["--agent", "x", "--dataset-id", "mine/h-v0", "--steps", "9"], "leave out names and other options"),
+        (["hopper-medium", "--agent", "x", "--dataset-id", "mine/h-v0"], "leave out names and other options"),
+        (["hopper-medium", "--target", "9"], "--target and --temperature go with --agent"),
+        (["--agent", "x", "--dataset-id", "mine"], "is no id of a Minari dataset"),
+        (["--agent", "nowhere", "--dataset-id", "mine/h-v0"], "nowhere"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(command, arguments, said):
+    status, _, errors = command(main, *arguments)
+    assert status == 2
+    assert said in errors
+
+
+def test_no_episodes_are_refused(tmp_path):
+    with pytest.raises(InvalidInput, match="0 episodes; expected at least 1"):
+        Recording(tmp_path, "mine/h-v0", 0)

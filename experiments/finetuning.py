@@ -3,7 +3,7 @@
 After Online Decision Transformer (Zheng et al. 2022, arXiv 2202.05607, algorithm 1): a buffer of episodes that starts
 with the best of the offline data, and whose oldest make room for new ones. The returns-to-go of new episodes are those
 that they had, whatever was asked for (hindsight return relabelling). Unlike there, episodes come in rounds of several,
-and agents whose head predicts one action explore by noise.
+all of them are kept unless asked otherwise, and agents whose head predicts one action explore by noise.
 """
 
 from __future__ import annotations
@@ -56,8 +56,9 @@ class Options:
     """Episodes between two rounds of updates, rolled out side by side."""
     round_updates: int = 300
     """Updates after each round of episodes."""
-    buffer: int = 200
-    """Episodes to learn from, the best of the offline data at first."""
+    buffer: int | None = None
+    """Most episodes to learn from, the best of the offline data at first; by default all of the data, and all that
+    follow."""
     keep: Literal["best", "newest"] = "best"
     """Episodes that stay when there are more: those with the highest returns, or the newest, as in Online Decision
     Transformer."""
@@ -77,8 +78,8 @@ class Options:
 
     def __post_init__(self) -> None:
         for name in ("steps", "round_episodes", "round_updates", "buffer", "episodes"):
-            if getattr(self, name) < 1:
-                raise InvalidInput(f"{name} is {getattr(self, name)}; expected at least 1")
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InvalidInput(f"{name} is {value}; expected at least 1")
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise InvalidInput(f"learning_rate is {self.learning_rate}; expected a positive number")
 
@@ -137,7 +138,8 @@ class _Finetuning:
             raise InvalidInput(f"{job.config.env} has no environment to act in; fine-tuning needs one")
         self.protocol = dataclasses.replace(protocol, episodes=options.episodes)
         self.target: Target = job.target if options.explore is None else options.explore
-        self.buffer = _described(_best_last(job.dataset.trajectories, options.buffer), job.dataset)
+        offline = job.dataset.trajectories
+        self.buffer = _described(_best_last(offline, options.buffer or offline.episodes), job.dataset)
         self.steps = self.rounds = 0
 
     def run(self) -> dict[str, Any]:
@@ -192,10 +194,11 @@ class _Finetuning:
         if self.buffer.final_observations is None:
             new = dataclasses.replace(new, final_observations=None)
         joined = Trajectories.join([self.buffer, new])
+        most = self.options.buffer or joined.episodes
         if self.options.keep == "best":
-            self.buffer = _best_last(joined, self.options.buffer)
+            self.buffer = _best_last(joined, most)
         else:
-            self.buffer = joined.select(np.arange(max(0, joined.episodes - self.options.buffer), joined.episodes))
+            self.buffer = joined.select(np.arange(max(0, joined.episodes - most), joined.episodes))
         self.learner.take(self.buffer)
 
     def _evaluated(self, name: str) -> dict[str, Any]:

@@ -90,6 +90,8 @@ class RecurrentCore(nn.Module):
         """
         if x.dim() != 2:
             raise InvalidInput(f"x has shape {tuple(x.shape)}; expected (batch, {self.input_size})")
+        if done is not None and done.shape != x.shape[:1]:
+            raise InvalidInput(f"done has shape {tuple(done.shape)}; expected {tuple(x.shape[:1])}")
         y, state = self(x.unsqueeze(1), state, None if done is None else done.unsqueeze(1))
         return y.squeeze(1), state
 

@@ -142,6 +142,7 @@ class Agent(StableBaselines3Policy):
         self._goal = self._checked_goal(goal, num_envs)
         self._warned_of_flags = False
         self._target_given, self._goal_given, self._predicted_anew = target_return, goal, False
+        self.drop_reward()
         self._single = num_envs is None
         self._waits_for_reset = autoreset_mode == AutoresetMode.NEXT_STEP and not self._single
         self._target, self._asks_anew = np.broadcast_to(target, (rows,)), False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
@@ -46,6 +46,7 @@ class Explorer:
         """See `aaren_rl.actor.Actor.act`."""
         action = self.agent.act(observation, reward, terminated, truncated, executed_action=self._done)
         noisy = action + self._deviation * self._generator.standard_normal(action.shape)
-        done: Array = np.clip(noisy, *self._low_high).astype(action.dtype)
+        done = np.clip(noisy, *self._low_high)
+        done = (done if action.dtype.kind == "f" else np.rint(done)).astype(action.dtype)
         self._done = done
-        return done
+        return cast(Array, done)

@@ -31,6 +31,7 @@ class _Counted(OnDevice):
         super().__init__(device)
         self.model = model
         self._return_to_go, self._timestep = np.zeros(rows), np.zeros(rows, dtype=np.int64)
+        self._start_shapes: list[tuple[int, ...]] = []
 
     def restart(self, rows: Array, target: Array) -> None:
         """See `ActingState.restart`."""
@@ -48,13 +49,15 @@ class _Counted(OnDevice):
 
     def restore(self, saved: tuple[Array, ...]) -> None:
         """See `ActingState.restore`."""
-        # Tensors grow from step to step, so their number and their rows alone have to fit.
-        rows = {len(part) for part in saved}
-        if len(saved) != len(self._tensors()) + 2 or rows != {len(self._timestep)}:
-            raise InvalidInput(
-                f"the state has {len(saved)} arrays of {sorted(rows)} rows; this agent carries "
-                f"{len(self._tensors()) + 2} of {len(self._timestep)}"
-            )
+        start = [self._return_to_go.shape, self._timestep.shape, *self._start_shapes]
+        found = [np.shape(part) for part in saved]
+        # What grows has a length of 0 at the start.
+        fits = len(found) == len(start) and all(
+            len(one) == len(other) and all(b in (a, 0) for a, b in zip(one, other, strict=True))
+            for one, other in zip(found, start, strict=True)
+        )
+        if not fits:
+            raise InvalidInput(f"the state has arrays of shapes {found}; this agent begins with {start}")
         self._return_to_go, self._timestep = (np.array(part) for part in saved[:2])
         self._set_tensors([self.to_device(part) for part in saved[2:]])
 
@@ -94,6 +97,7 @@ class GrowingState(_Counted):
         super().__init__(model, rows, device)
         self.state: State = model.initial_state(rows)
         self.previous_action = torch.zeros(rows, *model.action_space.shape, device=device)
+        self._start_shapes = [tuple(part.shape) for part in self._tensors()]
 
     def restart(self, rows: Array, target: Array) -> None:
         """See `ActingState.restart`."""
@@ -156,6 +160,7 @@ class Window(_Counted):
             "returns_to_go": torch.zeros(rows, 0, device=device),
             "valid": torch.zeros(rows, 0, dtype=torch.bool, device=device),
         }
+        self._start_shapes = [tuple(part.shape) for part in self._tensors()]
 
     def restart(self, rows: Array, target: Array) -> None:
         """See `ActingState.restart`."""

@@ -27,6 +27,8 @@ class StableBaselines3Policy:
     _timestep: Array
     _starting: bool
     _waits_for_reset: bool
+    _asks_anew: bool
+    _target: Array
 
     def __init__(self) -> None:
         self._observed_reward: Array | None = None
@@ -70,10 +72,11 @@ class StableBaselines3Policy:
     ) -> tuple[Any, tuple[Array, ...] | None]:
         """Stable-Baselines3's `predict`.
 
-        The state is all that the agent carries: environments can be interleaved, and states kept and gone back to.
-        States of an agent and of its export are not the same numbers, so keep them apart. The agent asks for the target
-        return of the last `reset`. A second call without a state in a row, which would start anew again, warns, unless
-        `reset` was called in between or `episode_start` says so.
+        The state is all that the agent carries, the target return of each row included: environments can be
+        interleaved, and states kept and gone back to. A goal is not in it: all follow the goal of the last `reset`.
+        States of an agent and of its export are not the same numbers, so keep them apart. Without a state, the agent
+        asks for the target return of the last `reset`. A second call without a state in a row, which would start anew
+        again, warns, unless `reset` was called in between or `episode_start` says so.
 
         That convention hands over no rewards, without which the return-to-go cannot count down: pass
         `callback=agent.sb3_callback` to `evaluate_policy`, wrap the environment in `ObserveReward`, or call
@@ -127,7 +130,8 @@ class StableBaselines3Policy:
             action = self.act(batch, reward, terminated=starts, deterministic=deterministic)
         self._observed_reward = None
         assert self._state is not None
-        return (action if rows else _first(action)), (self._timestep.copy(), *self._state.save())
+        carried = self._timestep.copy(), self._target.astype(np.float64), *self._state.save()
+        return (action if rows else _first(action)), carried
 
     def _reset_for_predict(self, rows: int | None) -> None:
         # An SB3 vector environment returns the first observation of the next episode with the end of the last.
@@ -140,17 +144,21 @@ class StableBaselines3Policy:
         Raises:
             InvalidInput: it is not a state of this agent, or of another number of rows.
         """
-        if not isinstance(state, tuple) or not state or np.shape(state[0]) != (rows or 1,):
+        if not isinstance(state, tuple) or len(state) < 2 or {np.shape(part) for part in state[:2]} != {(rows or 1,)}:
             given = [np.shape(part) for part in state] if isinstance(state, tuple) else type(state).__name__
             raise InvalidInput(
                 f"the state is {given}, and the observation has {rows or 1} rows; pass what predict returned for them"
             )
         # Not every state knows if its episodes are under way; those that were saved are.
         if self._state is None or self._single or self._waits_for_reset or len(self._timestep) != len(state[0]):
+            reward = self._observed_reward
             self._reset_for_predict(rows)
+            self._observed_reward = reward
         assert self._state is not None
-        self._state.restore(state[1:])
+        self._state.restore(state[2:])
         self._timestep, self._starting = np.array(state[0]), False
+        if not self._asks_anew:
+            self._target = np.array(state[1])
 
     def _rows(self, observation: Any) -> int | None:
         """Rows of a batch of observations; None for a single observation."""
@@ -165,6 +173,15 @@ class StableBaselines3Policy:
     def observe_reward(self, reward: float | Array) -> None:
         """Takes the reward of the last step, for the next `predict`."""
         self._observed_reward = np.atleast_1d(np.asarray(reward, dtype=np.float64)).copy()
+
+    def drop_reward(self) -> None:
+        """Forgets a reward that no `predict` has taken."""
+        self._observed_reward = None
+
+    @property
+    def has_reward(self) -> bool:
+        """True if a reward waits for the next `predict`."""
+        return self._observed_reward is not None
 
     def sb3_callback(self, local_variables: Mapping[str, Any], _global_variables: Mapping[str, Any]) -> None:
         """A callback for Stable-Baselines3's `evaluate_policy` that passes the rewards on to the agent.
@@ -181,6 +198,8 @@ class StableBaselines3Policy:
 class ObserveReward(gym.Wrapper[Any, Any, Any, Any]):
     """Hands every reward of an environment to an agent, for loops that call `predict` and have no place for rewards.
 
+    One environment at a time: a step before `predict` has taken the reward of the last one is an error.
+
     Args:
         env: to wrap.
         agent: that acts in it.
@@ -190,8 +209,22 @@ class ObserveReward(gym.Wrapper[Any, Any, Any, Any]):
         super().__init__(env)
         self._agent = agent
 
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        """Starts an episode; the last reward of the one before is dropped."""
+        self._agent.drop_reward()
+        return self.env.reset(**options)
+
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Steps the environment, and hands its reward on."""
+        """Steps the environment, and hands its reward on.
+
+        Raises:
+            InvalidInput: the agent still has the reward of the step before.
+        """
+        if self._agent.has_reward:
+            raise InvalidInput(
+                "the agent still has a reward that no predict has taken; call predict after every step, and where "
+                "several environments take turns agent.observe_reward before each predict, without this wrapper"
+            )
         observation, reward, terminated, truncated, info = self.env.step(action)
         self._agent.observe_reward(float(reward))
         return observation, reward, terminated, truncated, info

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import gymnasium as gym
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
@@ -12,6 +13,7 @@ from torchrl.envs import TensorDictPrimer
 from torchrl.modules.tensordict_module.rnn import recurrent_mode
 
 from aaren_rl.core import RecurrentCore, pack, packed_size, unpack
+from aaren_rl.data.spaces import Space
 from aaren_rl.data.trajectories import Episode, Trajectories
 from aaren_rl.errors import DataError, InvalidInput
 
@@ -77,6 +79,7 @@ def trajectories_of(
     observation: str = "observation",
     action: str = "action",
     reward: str = "reward",
+    action_space: Space | gym.Space[Any] | None = None,
 ) -> Trajectories:
     """Episodes of TorchRL's steps, as a collector, a roll-out or a replay buffer (`buffer[:]`) holds them.
 
@@ -86,31 +89,60 @@ def trajectories_of(
         observation: key of the observations, vectors.
         action: key of the actions; one-hot actions become choices.
         reward: key of the rewards.
+        action_space: of the actions as they are, Gymnasium's or ours; None for what they show. With one, nothing counts
+            as one-hot.
 
     Returns:
         The episodes; the last one of each environment counts as cut off if the steps end within it.
 
     Raises:
-        DataError: a key is missing, or the arrays make no episodes.
+        DataError: a key is missing, a step does not follow the one before, actions are bits or whole numbers whose
+            meaning only a space could tell, or the arrays make no episodes.
     """
     steps = steps.detach()
     environments = steps.unsqueeze(0) if steps.ndim == 1 else steps.flatten(0, -2)
-    try:
-        episodes = [one for row in environments for one in _episodes(row, observation, action, reward)]
-    except KeyError as error:
-        raise DataError(f"the steps lack the key {error}; they have {sorted(map(str, steps.keys(True)))}") from error
-    return Trajectories.from_episodes(episodes)
+    for key in (observation, action, ("next", observation), ("next", reward), ("next", "terminated")):
+        if key not in steps.keys(True):
+            raise DataError(f"the steps lack the key {key!r}; they have {sorted(map(str, steps.keys(True)))}")
+    if "is_init" in steps and not environments["is_init"][:, 0].all():
+        raise DataError(
+            "the steps begin within an episode, whose return would be wrong; leave those before its end out"
+        )
+    acted = environments[action]
+    if action_space is None:
+        acted = _choices(acted)
+    episodes = [
+        one for number, row in enumerate(environments) for one in _episodes(row, acted[number], observation, reward)
+    ]
+    return Trajectories.from_episodes(episodes, action_space=action_space)
 
 
-def _episodes(row: TensorDictBase, observation: str, action: str, reward: str) -> list[Episode]:
+def _choices(acted: torch.Tensor) -> torch.Tensor:
+    """One-hot actions, (environments, time, choices), as their numbers; others as they are."""
+    if acted.is_floating_point() or acted.ndim < 3 or acted.shape[-1] == 1:
+        if acted.dtype == torch.bool:
+            raise DataError("the actions are bits; pass their action_space, as gymnasium.spaces.MultiBinary(1)")
+        return acted
+    whole = acted.long()
+    if not ((whole == 0) | (whole == 1)).all() or not (whole.sum(-1) == 1).all():
+        raise DataError("the actions are whole numbers and not one-hot; pass their action_space")
+    return whole.argmax(-1)
+
+
+def _episodes(row: TensorDictBase, acted: torch.Tensor, observation: str, reward: str) -> list[Episode]:
     """The episodes of the steps of one environment, (time,)."""
     observed, after = row[observation], row["next", observation]
-    acted: Any = row[action]
-    if acted.dtype == torch.bool or (not acted.is_floating_point() and acted.ndim > 1 and acted.shape[-1] > 1):
-        acted = acted.long().argmax(-1)
     terminated = row["next", "terminated"].flatten()
     truncated = row["next", "truncated"].flatten() if ("next", "truncated") in row.keys(True) else terminated & False
-    ends = (terminated | truncated).nonzero().flatten().tolist()
+    ended = terminated | truncated
+    follows = (observed[1:] == after[:-1]).flatten(1).all(1) | ended[:-1]
+    if not follows.all():
+        step = int((~follows).nonzero()[0]) + 1
+        raise DataError(
+            f"step {step} does not follow the one before: its observation is another. Pass steps of several "
+            "environments as (environments, time), and a replay buffer before it has begun to overwrite"
+        )
+    ends = ended.nonzero().flatten().tolist()
     ends = [*ends, len(row) - 1] if not ends or ends[-1] < len(row) - 1 else ends
     found, start = [], 0
     for end in ends:

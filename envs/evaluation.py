@@ -102,7 +102,7 @@ def evaluate(actor: Actor, protocol: Protocol, progress: Callable[[int], object]
     """
     envs = make_vector(protocol.environment, protocol.rows, protocol.processes)
     try:
-        longest = _longest(protocol.environment)
+        longest = longest_episode(protocol.environment)
         asked = protocol.episodes, protocol.target_return, protocol.seed
         rule = success.rule_of(protocol.environment, envs.single_observation_space)
         return roll_out(actor, envs, *asked, progress, longest=longest, rule=rule)
@@ -110,8 +110,8 @@ def evaluate(actor: Actor, protocol: Protocol, progress: Callable[[int], object]
         envs.close()
 
 
-def _longest(environment: EnvironmentSpec) -> int | None:
-    """Steps after which an episode has no end; None where Gymnasium truncates it."""
+def longest_episode(environment: EnvironmentSpec) -> int | None:
+    """Steps after which an episode is taken to have no end; None where Gymnasium truncates it."""
     if limit_of(environment) is not None:
         return None
     return LIMITS_ITSELF if limits_itself(environment) else UNLIMITED

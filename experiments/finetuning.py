@@ -3,11 +3,12 @@
 After Online Decision Transformer (Zheng et al. 2022, arXiv 2202.05607, algorithm 1): a buffer of episodes that starts
 with the best of the offline data, and whose oldest make room for new ones. The returns-to-go of new episodes are those
 that they had, whatever was asked for (hindsight return relabelling). Unlike there, episodes come in rounds of several,
-all of them are kept unless asked otherwise, and agents whose head predicts one action explore by noise.
+and agents whose head predicts one action explore by noise and keep all episodes.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,22 +22,24 @@ from aaren_rl.actor import Actor, Target
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.agents.explorer import Explorer
 from aaren_rl.checkpoint import AgentCard
+from aaren_rl.data.context import Context
+from aaren_rl.data.spaces import Box
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.envs import sources
 from aaren_rl.envs.dataset import ARRAYS, Dataset
 from aaren_rl.envs.environments import make_vector
-from aaren_rl.envs.evaluation import evaluate, result, write_result
+from aaren_rl.envs.evaluation import evaluate, longest_episode, result, write_result
 from aaren_rl.envs.rollout import roll_out
 from aaren_rl.errors import CheckpointError, InvalidInput
 from aaren_rl.experiments import config as run_config
 from aaren_rl.experiments.config import CONFIG, RunConfig
-from aaren_rl.experiments.console import describe, device_named, progress, say
+from aaren_rl.experiments.console import describe, device_named, progress, say, target_in_words
 from aaren_rl.experiments.report import Job, final_protocol
 from aaren_rl.experiments.train import make_card, make_learner, save_config
 from aaren_rl.training.learner import SingleLearner
 from aaren_rl.training.lock import locked
 from aaren_rl.training.log import RunLog
-from aaren_rl.training.run import Run
+from aaren_rl.training.run import Interrupted, Run
 
 EXPLORING_SEED = 1_000_000
 """First environment seed of exploration; evaluations have those from 0 and from 10,000 on."""
@@ -57,11 +60,10 @@ class Options:
     round_updates: int = 300
     """Updates after each round of episodes."""
     buffer: int | None = None
-    """Most episodes to learn from, the best of the offline data at first; by default all of the data, and all that
-    follow."""
-    keep: Literal["best", "newest"] = "best"
-    """Episodes that stay when there are more: those with the highest returns, or the newest, as in Online Decision
-    Transformer."""
+    """Most episodes to learn from, the best of the offline data at first; by default 200 where the head samples, and
+    all where it predicts one action."""
+    keep: Literal["newest", "best"] = "newest"
+    """Episodes that stay when there are more: the newest, or those with the highest returns."""
     noise: float = 0.1
     """Standard deviation of the noise on actions, as a share of half their range, where the head predicts one action;
     other heads sample."""
@@ -70,18 +72,26 @@ class Options:
     learning_rate: float | None = None
     """Learning rate, constant; by default the run's peak."""
     seed: int = 0
-    """Seed of environments and exploration."""
+    """Seed of environments and exploration, from 0 on."""
     episodes: int = 100
     """Episodes of the evaluations before and after."""
     out: Path | None = None
     """Folder of the new run; by default the old one's, with -online added."""
+    imports: tuple[str, ...] = ()
+    """Packages that register environments, to be imported first."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "round_episodes", "round_updates", "buffer", "episodes"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InvalidInput(f"{name} is {value}; expected at least 1")
-        if self.learning_rate is not None and not self.learning_rate > 0:
+        if self.learning_rate is not None and not 0 < self.learning_rate < np.inf:
             raise InvalidInput(f"learning_rate is {self.learning_rate}; expected a positive number")
+        if not 0 <= self.noise < np.inf:
+            raise InvalidInput(f"noise is {self.noise}; expected a number from 0 on")
+        if self.explore is not None and not np.isfinite(self.explore):
+            raise InvalidInput(f"explore is {self.explore}; expected a return")
+        if self.seed < 0:
+            raise InvalidInput(f"seed is {self.seed}; expected at least 0")
 
 
 def finetune(agent: Path, options: Options) -> dict[str, Any]:
@@ -97,9 +107,11 @@ def finetune(agent: Path, options: Options) -> dict[str, Any]:
     Raises:
         CheckpointError: the folder is no run's, or its checkpoints are gone.
         InvalidInput: the run cannot go on online.
+        Interrupted: Ctrl-C; the agent of the last whole round is saved.
+        EpisodeFailed: the environment failed; likewise.
     """
-    run = _run_of(agent)
-    config = run_config.load(run / CONFIG)
+    run = _run_of(agent.resolve())
+    config = dataclasses.replace(run_config.load(run / CONFIG), imports=options.imports)
     run_config.refuse_files(config, None, str(run))
     _check(config, run)
     folder = options.out or run.with_name(f"{run.name}-online")
@@ -110,15 +122,14 @@ def finetune(agent: Path, options: Options) -> dict[str, Any]:
     learner = make_learner(job)
     card = make_card(job)
     Run(learner, card, run, say=say).restore()
-    learner.config = dataclasses.replace(
-        learner.config,
-        decay="none",
-        warmup=0,
-        learning_rate=options.learning_rate or config.training.learning_rate,
-    )
+    say(f"going on from update {learner.updates} of {run}")
+    rate = options.learning_rate or config.training.learning_rate
+    learner.config = dataclasses.replace(learner.config, decay="none", warmup=0, learning_rate=rate)
+    # What does not fit is found here, before anything is written.
+    finetuning = _Finetuning(job, learner, card, options)
     with locked(folder, say):
-        save_config(job)
-        return _Finetuning(job, learner, card, options).run()
+        save_config(dataclasses.replace(job, config=dataclasses.replace(config, training=learner.config)))
+        return finetuning.run()
 
 
 class _Finetuning:
@@ -138,22 +149,40 @@ class _Finetuning:
             raise InvalidInput(f"{job.config.env} has no environment to act in; fine-tuning needs one")
         self.protocol = dataclasses.replace(protocol, episodes=options.episodes)
         self.target: Target = job.target if options.explore is None else options.explore
-        offline = job.dataset.trajectories
-        self.buffer = _described(_best_last(offline, options.buffer or offline.episodes), job.dataset)
+        self.samples = learner.model.head.noise_size > 0
+        self.most = options.buffer or (200 if self.samples else None)
+        self.buffer = _described(_best_last(job.dataset.trajectories, self.most), job.dataset)
         self.steps = self.rounds = 0
+        self._check_exploration()
+
+    def _check_exploration(self) -> None:
+        space, head = self.job.dataset.action_space, self.job.config.model.head
+        vectors = isinstance(space, Box) or any(isinstance(part.space, Box) for part in space.parts())
+        if vectors and not isinstance(space, Box) and head != "gaussian":
+            raise InvalidInput(
+                "some parts of the actions are vectors, which this head cannot sample; train with --head gaussian"
+            )
 
     def run(self) -> dict[str, Any]:
+        """Explores and learns, between an evaluation before and one after; see `finetune`."""
         job, options = self.job, self.options
-        sampled = self.learner.model.head.noise_size > 0
-        ways = "samples its actions" if sampled else f"adds noise of {options.noise:g} to its actions"
-        job.say(f"exploring: the agent {ways}, target {self.target}; run folder {job.folder}")
+        way = "samples its actions" if self.samples else f"adds noise of {options.noise:g} to its actions"
+        kept = "all episodes" if self.most is None else f"the {options.keep} {self.most} episodes"
+        job.say(f"exploring: the agent {way}, target {target_in_words(self.target)}, and learns from {kept}")
         before = self._evaluated("before")
-        with RunLog(job.folder) as log, progress(options.steps, "step", "online") as advance:
-            while self.steps < options.steps:
-                metrics = self._round(advance)
-                log(self.learner.updates, metrics)
-                self._save()
-        after = self._evaluated("after")
+        self._save()
+        try:
+            with RunLog(job.folder) as log, progress(options.steps, "step", "online") as advance:
+                while self.steps < options.steps:
+                    metrics = self._round(advance)
+                    log(self.learner.updates, metrics)
+                    self._save()
+            after = self._evaluated("after")
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"stopped after {self.steps} steps; the agent of the last whole round is {job.folder / 'last'}, "
+                "evaluate it with scripts/evaluate.py; a fine-tuning cannot be resumed"
+            ) from None
         outcome = {**after, "before": before, "online_steps": self.steps, "online_rounds": self.rounds}
         outcome["options"] = {name: value for name, value in dataclasses.asdict(options).items() if name != "out"}
         job.say(f"agent:      {job.folder / 'last'}\nresult:     {write_result(job.folder, outcome)}")
@@ -165,7 +194,9 @@ class _Finetuning:
         envs = make_vector(self.protocol.environment, options.round_episodes)
         try:
             seed = EXPLORING_SEED * (options.seed + 1) + self.rounds * options.round_episodes
-            found = roll_out(self._explorer(seed), envs, options.round_episodes, self.target, seed, record=True)
+            asked = options.round_episodes, self.target, seed
+            longest = longest_episode(self.protocol.environment)
+            found = roll_out(self._explorer(seed), envs, *asked, record=True, longest=longest)
         finally:
             envs.close()
         self.rounds += 1
@@ -182,11 +213,14 @@ class _Finetuning:
             "online/buffer_return": float(self.buffer.returns.mean()),
         }
 
+    def _agent(self, **options: Any) -> DecisionAgent:
+        """An agent of the weights as they stand; a copy, since an agent's model leaves its training mode."""
+        return DecisionAgent(copy.deepcopy(self.learner.acting), self.card, self.job.device, **options)
+
     def _explorer(self, seed: int) -> Actor:
-        model, device = self.learner.acting, self.job.device
-        if self.learner.model.head.noise_size > 0:
-            return DecisionAgent(model, self.card, device, temperature=1.0, seed=seed)
-        return Explorer(DecisionAgent(model, self.card, device), self.options.noise, seed)
+        if self.samples:
+            return self._agent(temperature=1.0, seed=seed)
+        return Explorer(self._agent(), self.options.noise, seed)
 
     def _take(self, recorded: tuple[Any, ...]) -> None:
         spaces = self.job.dataset.observation_space, self.job.dataset.action_space
@@ -194,18 +228,18 @@ class _Finetuning:
         if self.buffer.final_observations is None:
             new = dataclasses.replace(new, final_observations=None)
         joined = Trajectories.join([self.buffer, new])
-        most = self.options.buffer or joined.episodes
         if self.options.keep == "best":
-            self.buffer = _best_last(joined, most)
+            self.buffer = _best_last(joined, self.most)
         else:
-            self.buffer = joined.select(np.arange(max(0, joined.episodes - most), joined.episodes))
+            self.buffer = joined.select(
+                np.arange(max(0, joined.episodes - (self.most or joined.episodes)), joined.episodes)
+            )
         self.learner.take(self.buffer)
 
     def _evaluated(self, name: str) -> dict[str, Any]:
-        agent = DecisionAgent(self.learner.acting, self.card, self.job.device)
         about = {"checkpoint": name, "source": self.job.dataset.source, "dataset": self.job.dataset.id}
         with progress(self.protocol.episodes, "episode", name) as advance:
-            found = result(evaluate(agent, self.protocol, advance), self.protocol, **about)
+            found = result(evaluate(self._agent(), self.protocol, advance), self.protocol, **about)
         self.job.say(describe(name, found))
         return {**found, "updates": self.learner.updates}
 
@@ -216,27 +250,41 @@ class _Finetuning:
 
 def _run_of(agent: Path) -> Path:
     """The folder of the run that an agent is from."""
-    for folder in (agent, agent.parent):
-        if (folder / CONFIG).exists():
-            return folder
+    if (agent / CONFIG).exists():
+        return agent
+    if agent.name == "last" and (agent.parent / CONFIG).exists():
+        return agent.parent
     raise CheckpointError(
-        f"neither {agent} nor the folder above it has a {CONFIG}; fine-tuning goes on from a run's checkpoint: give "
-        "runs/RUN or runs/RUN/last"
+        f"{agent} is neither a run, with its {CONFIG}, nor the last agent in one; fine-tuning goes on from a run's "
+        "last checkpoint: give runs/RUN or runs/RUN/last"
     )
 
 
 def _check(config: RunConfig, run: Path) -> None:
+    """Refuses runs that cannot go on with other data."""
     if config.env == ARRAYS:
         raise InvalidInput(f"{run} was trained on arrays, which are not saved, and fine-tuning begins with the data")
     if config.seeds > 1:
-        raise InvalidInput(f"{run} has several seeds; give the folder of one, as {run / 'seed-0'}")
+        raise InvalidInput(
+            f"{run} has several seeds; give the folder of one, as {run / 'seed-0'}, if they were trained one after "
+            "another, or train one alone"
+        )
     if not config.model.return_to_go:
         raise InvalidInput("this agent was trained without returns, so nothing tells it better episodes from worse")
+    if config.goals != "data":
+        raise InvalidInput(
+            "this agent was trained with hindsight goals, which fine-tuning does not give; train without"
+        )
+    if Context.parse(config.training.context).mode == "carry":
+        raise InvalidInput(
+            f"this agent was trained with --context {config.training.context}, which carries a state through its data; "
+            "fine-tuning needs windows or whole episodes"
+        )
 
 
-def _best_last(trajectories: Trajectories, most: int) -> Trajectories:
+def _best_last(trajectories: Trajectories, most: int | None) -> Trajectories:
     """The episodes with the highest returns, at most so many, the best last."""
-    return trajectories.select(np.argsort(trajectories.returns, kind="stable")[-most:])
+    return trajectories.select(np.argsort(trajectories.returns, kind="stable")[-(most or trajectories.episodes) :])
 
 
 def _described(trajectories: Trajectories, dataset: Dataset) -> Trajectories:

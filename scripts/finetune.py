@@ -22,7 +22,11 @@ class Arguments:
 GROUPS = (
     Group("exploration", "Episodes in the environment.", ("steps", "round_episodes", "explore", "noise", "seed")),
     Group("training", "Buffer and updates.", ("buffer", "keep", "round_updates", "learning_rate")),
-    Group("evaluation", "Episodes before and after, and the folder of the result.", ("episodes", "out")),
+    Group(
+        "evaluation",
+        "Episodes before and after, packages to import, and the folder of the result.",
+        ("episodes", "out", "imports"),
+    ),
 )
 
 

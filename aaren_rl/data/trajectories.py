@@ -194,7 +194,10 @@ class Trajectories:
                 ("the action space", part.action_space, first.action_space),
             ):
                 if one != other:
-                    raise DataError(f"dataset {number} has {what} {one}, dataset 0 {other}; they cannot be joined")
+                    raise DataError(
+                        f"dataset {number} has {what} {one}, dataset 0 {other}; they cannot be joined (spaces that are "
+                        "inferred may differ: give observation_space and action_space to from_episodes)"
+                    )
         ends = np.cumsum([0, *(part.steps for part in given)])
         final = [part.final_observations for part in given]
         return cls(

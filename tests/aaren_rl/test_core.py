@@ -104,6 +104,8 @@ def test_shapes_that_do_not_fit_are_named():
         core(torch.zeros(2, TIME, INPUT), state)
     with pytest.raises(InvalidInput, match=r"x has shape \(3, 11, 5\); expected \(batch, 5\)"):
         core.step(torch.zeros(BATCH, TIME, INPUT), state)
+    with pytest.raises(InvalidInput, match=r"done has shape \(3, 1\); expected \(3,\)"):
+        core.step(torch.zeros(BATCH, INPUT), state, torch.zeros(BATCH, 1))
     with pytest.raises(InvalidInput, match="rows have shape"):
         unpack(core, torch.zeros(BATCH, 3))
     with pytest.raises(InvalidInput, match="input_size is 0; expected at least 1"):

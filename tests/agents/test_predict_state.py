@@ -112,6 +112,45 @@ def test_a_reward_counts_in_the_state():
     assert agent.return_to_go == pytest.approx([3.0])
 
 
+def test_states_keep_the_target_that_they_were_asked_for():
+    agent = make_agent()
+    observations, _ = episode(0)
+    states = []
+    for target in (5.0, -3.0):
+        agent.reset(target)
+        states.append(agent.predict(observations[0])[1])
+    for state, target in zip(states, (5.0, -3.0), strict=True):
+        agent.observe_reward(0.0)
+        # The next episode of this row asks for the same.
+        _, after = agent.predict(observations[1], state, np.array([True]))
+        assert agent.return_to_go == pytest.approx([target])
+        assert after[1] == pytest.approx([target])
+
+
+def test_an_agent_asks_anew_across_states_of_other_rows():
+    agent = make_agent()
+    _, single = agent.predict(np.zeros(3))
+    _, batch = agent.predict(np.zeros((2, 3)), None, np.ones(2, dtype=bool))
+    agent.ask(50.0)
+    agent.observe_reward(np.zeros(2))
+    agent.predict(np.ones((2, 3)), batch)
+    assert agent.return_to_go == pytest.approx([50.0, 50.0])
+    agent.observe_reward(0.0)
+    agent.predict(np.ones(3), single)
+    assert agent.return_to_go == pytest.approx([5.0])
+
+
+def test_a_growing_state_of_another_width_is_refused():
+    agent = make_agent(mixer="softmax")
+    _, state = agent.predict(np.zeros(3))
+    _, other = make_agent(mixer="softmax", width=8).predict(np.zeros(3))
+    agent.observe_reward(0.0)
+    with pytest.raises(InvalidInput, match=r"the state has arrays of shapes .*; this agent begins with"):
+        agent.predict(np.zeros(3), other)
+    # What was there before is still whole.
+    agent.predict(np.zeros(3), state)
+
+
 def test_exported_agents_of_one_folder_share_states(tmp_path):
     pytest.importorskip("onnxruntime")
     agent, (observations, rewards) = make_agent(), episode(0)
@@ -130,10 +169,10 @@ def test_other_states_are_refused(acting):
         agent.predict(np.zeros(3), state)
     with pytest.raises(InvalidInput, match="the state is int, and"):
         agent.predict(np.zeros((2, 3)), 7)
-    with pytest.raises(InvalidInput, match=r"the state has .*; this agent carries"):
+    with pytest.raises(InvalidInput, match=r"the state is \[\(2,\)\], and"):
         agent.predict(np.zeros((2, 3)), state[:1])
     _, other = make_agent(width=8).predict(np.zeros((2, 3)))
-    with pytest.raises(InvalidInput, match=r"the state has .*; this agent carries"):
+    with pytest.raises(InvalidInput, match=r"the state has .*; this agent (carries|begins with)"):
         agent.predict(np.zeros((2, 3)), other)
 
 
@@ -166,3 +205,17 @@ def test_a_wrapper_hands_rewards_over(recwarn):
         seen, reward, over, _, _ = plain.step(expected)
         expected = None if over else other.act(seen, reward)
     assert not [one for one in recwarn if re.search("predict", str(one.message))]
+
+
+def test_a_wrapper_refuses_environments_that_take_turns():
+    agent = make_agent()
+    envs = [ObserveReward(Line(), agent) for _ in range(2)]
+    observations = [env.reset(seed=0)[0] for env in envs]
+    states, actions = [None, None], [None, None]
+    for turn in range(2):
+        actions[turn], states[turn] = agent.predict(observations[turn], None, np.array([True]))
+    envs[0].step(actions[0])
+    with pytest.raises(InvalidInput, match="a reward that no predict has taken"):
+        envs[1].step(actions[1])
+    envs[0].reset()
+    assert not agent.has_reward

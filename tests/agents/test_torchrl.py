@@ -1,3 +1,4 @@
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -109,7 +110,48 @@ def test_one_hot_actions_become_choices(categorical):
     assert found.terminated.sum() == ended.sum() > 0
 
 
+def test_steps_that_do_not_follow_each_other_are_refused():
+    env = SerialEnv(2, lambda: TransformedEnv(GymEnv("Pendulum-v1"), StepCounter(7)))
+    steps = env.rollout(10, break_when_any_done=False)
+    assert trajectories_of(steps).lengths.tolist() == [7, 3, 7, 3]
+    with pytest.raises(DataError, match=r"step 10 does not follow the one before.*\(environments, time\)"):
+        trajectories_of(steps.reshape(-1))
+    buffer = ReplayBuffer(storage=LazyTensorStorage(12))
+    buffer.extend(steps[0])
+    buffer.extend(steps[0])
+    with pytest.raises(DataError, match="a replay buffer before it has begun to overwrite"):
+        trajectories_of(buffer[:])
+
+
+def test_steps_from_the_middle_of_an_episode_are_refused():
+    steps = TransformedEnv(GymEnv("Pendulum-v1"), Compose(InitTracker(), StepCounter(7))).rollout(7)
+    with pytest.raises(DataError, match="the steps begin within an episode"):
+        trajectories_of(steps[3:])
+
+
+def steps_with(actions):
+    count = len(actions)
+    seen = torch.arange(count + 1.0).unsqueeze(-1)
+    ends = torch.zeros(count, 1, dtype=torch.bool)
+    ends[-1] = True
+    after = {"observation": seen[1:], "reward": torch.ones(count, 1), "terminated": ends}
+    return TensorDict({"observation": seen[:-1], "action": actions, "next": after}, batch_size=[count])
+
+
+def test_actions_whose_meaning_is_not_known_need_their_space():
+    several = torch.tensor([[3, 0, 2], [1, 4, 0], [0, 0, 1]])
+    with pytest.raises(DataError, match="whole numbers and not one-hot; pass their action_space"):
+        trajectories_of(steps_with(several))
+    found = trajectories_of(steps_with(several), action_space=gym.spaces.MultiDiscrete([5, 5, 5]))
+    np.testing.assert_array_equal(found.actions, several)
+    bits = torch.tensor([[True], [False], [True]])
+    with pytest.raises(DataError, match="the actions are bits; pass their action_space"):
+        trajectories_of(steps_with(bits))
+    found = trajectories_of(steps_with(bits), action_space=gym.spaces.MultiBinary(1))
+    assert found.actions.flatten().tolist() == [1, 0, 1]
+
+
 def test_missing_keys_are_named():
     steps = TensorDict({"observation": torch.zeros(4, 3), "action": torch.zeros(4, 1)}, batch_size=[4])
-    with pytest.raises(DataError, match="the steps lack the key"):
+    with pytest.raises(DataError, match=r"the steps lack the key \('next', 'observation'\); they have"):
         trajectories_of(steps)

@@ -16,7 +16,9 @@ from aaren_rl.envs.environments import make_vector
 from aaren_rl.envs.evaluation import Protocol, evaluate
 from aaren_rl.envs.rollout import roll_out
 from aaren_rl.errors import InvalidInput
-from aaren_rl.experiments.finetuning import Options, _best_last
+from aaren_rl.experiments import finetuning
+from aaren_rl.experiments.config import RunConfig
+from aaren_rl.experiments.finetuning import Options, _best_last, _check
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
 from aaren_rl.scripts.finetune import main
 from aaren_rl.training.config import TrainingConfig
@@ -45,8 +47,13 @@ def test_a_run_goes_on_in_its_environment(command, run_folder, tmp_path):
     points = [json.loads(line) for line in (tmp_path / "online" / "metrics.jsonl").read_text().splitlines()]
     assert [point["update"] for point in points] == [9 + 3 * number for number in range(found["online_rounds"])]
     assert points[-1]["online/steps"] == found["online_steps"]
+    changed = [
+        name
+        for name, weight in after.model.state_dict().items()
+        if not torch.equal(weight, before.model.state_dict()[name])
+    ]
+    assert "head.linear.weight" in changed
     # The offline run is as it was.
-    assert not (run_folder / "online").exists()
     np.testing.assert_array_equal(
         before.model.head.linear.weight.detach(),
         DecisionAgent.load(run_folder / "last").model.head.linear.weight.detach(),
@@ -66,9 +73,10 @@ def test_the_folder_of_the_run_will_do_and_agents_that_sample_sample(command, ti
 
 def test_what_cannot_go_on_is_refused(command, run_folder, tmp_path):
     shutil.copytree(run_folder / "last", tmp_path / "alone" / "agent")
-    status, _, errors = command(main, tmp_path / "alone" / "agent")
-    assert status == 2
-    assert "has a config.toml; fine-tuning goes on from a run's checkpoint" in errors
+    for agent in (tmp_path / "alone" / "agent", run_folder / "best"):
+        status, _, errors = command(main, agent)
+        assert status == 2
+        assert "is neither a run, with its config.toml, nor the last agent in one" in errors
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "note.txt").write_text("mine")
     status, _, errors = command(main, run_folder, "--out", "taken")
@@ -78,12 +86,77 @@ def test_what_cannot_go_on_is_refused(command, run_folder, tmp_path):
     status, _, errors = command(main, run_folder, "--out", "online")
     assert status == 2
     assert "has no checkpoint to resume from" in errors
+    assert not (tmp_path / "online").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seeds": 2}, "has several seeds; give the folder of one"),
+        ({"env": "arrays"}, "was trained on arrays, which are not saved"),
+        ({"goals": "hindsight"}, "trained with hindsight goals"),
+        ({"model": ModelConfig(return_to_go=False)}, "trained without returns"),
+        ({"training": TrainingConfig(context="carry:5")}, "--context carry:5, which carries a state"),
+    ],
+)
+def test_runs_that_cannot_go_on_are_refused(changes, said, tmp_path):
+    with pytest.raises(InvalidInput, match=said):
+        _check(RunConfig(**changes), tmp_path)
+
+
+def test_ctrl_c_says_what_is_kept(command, run_folder, tmp_path, monkeypatch):
+    rounds = []
+
+    def stopped(*arguments, **options):
+        rounds.append(1)
+        if len(rounds) == 2:
+            raise KeyboardInterrupt
+        return roll_out(*arguments, **options)
+
+    monkeypatch.setattr(finetuning, "roll_out", stopped)
+    status, _, errors = command(main, run_folder, *SHORT, "--steps", "1000", "--out", "online")
+    assert status == 130
+    assert "the agent of the last whole round is online/last" in errors
+    assert DecisionAgent.load(tmp_path / "online" / "last").card.updates == 9
+
+
+def test_dropout_stays_on_without_an_average(command, tiny, tmp_path, monkeypatch):
+    from aaren_rl.scripts.train import main as train
+
+    status, _, errors = command(train, *tiny, "--average", "0", "--dropout", "0.1", "--run", "run")
+    assert status == 0, errors
+    modes = []
+    update = SingleLearner.update
+
+    def watched(self):
+        modes.append(self.model.training)
+        return update(self)
+
+    monkeypatch.setattr(SingleLearner, "update", watched)
+    status, _, errors = command(main, "run", *SHORT)
+    assert status == 0, errors
+    assert modes
+    assert all(modes)
 
 
 @pytest.mark.parametrize("field", ["steps", "round_episodes", "round_updates", "buffer", "episodes"])
 def test_options_below_one_are_refused(field):
     with pytest.raises(InvalidInput, match=f"{field} is 0; expected at least 1"):
         Options(**{field: 0})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"seed": -1}, "seed is -1; expected at least 0"),
+        ({"noise": float("nan")}, "noise is nan; expected a number from 0 on"),
+        ({"explore": float("inf")}, "explore is inf; expected a return"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; expected a positive number"),
+    ],
+)
+def test_options_out_of_range_are_refused(options, said):
+    with pytest.raises(InvalidInput, match=said):
+        Options(**options)
 
 
 def trajectories(lengths, value, seed=0):
@@ -132,8 +205,8 @@ def test_data_of_a_carried_state_stay():
 
 def test_the_best_episodes_come_last():
     data = trajectories((2, 3, 4, 1), 0.0, seed=3)
-    kept = _best_last(data, 3)
-    assert kept.returns.tolist() == sorted(data.returns)[1:]
+    assert _best_last(data, 3).returns.tolist() == sorted(data.returns)[1:]
+    assert _best_last(data, None).returns.tolist() == sorted(data.returns)
 
 
 def make_agent(actions):
@@ -180,6 +253,15 @@ def test_an_explorer_without_noise_is_the_agent():
         observation, reward = np.full((2, 3), step / 5), None if step == 0 else np.full(2, -1.0)
         ours = explorer.act(observation, reward, none, none)
         np.testing.assert_allclose(ours, agent.act(observation, reward, none, none), atol=1e-6)
+
+
+def test_noise_on_whole_numbers_goes_both_ways():
+    explorer = Explorer(make_agent(Box.bounded([0], [10], dtype="int64")), 0.1, 0)
+    explorer.agent.act = lambda *arguments, **options: np.full((500, 1), 5)
+    done = explorer.act(np.zeros((500, 3)), None, None, None)
+    assert done.dtype.kind == "i"
+    assert abs(done.mean() - 5) < 0.15
+    assert {4, 5, 6} <= set(done.flatten().tolist())
 
 
 def test_noise_that_fits_no_action_is_refused():

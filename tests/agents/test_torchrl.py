@@ -1,3 +1,5 @@
+import multiprocessing
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -15,6 +17,9 @@ from torchrl.modules import set_recurrent_mode
 from aaren_rl.agents.torchrl import CoreModule, trajectories_of
 from aaren_rl.core import RecurrentCore
 from aaren_rl.errors import DataError, InvalidInput
+
+# TorchRL makes "spawn" the start method of all processes when it is imported, which other tests would meet.
+multiprocessing.set_start_method(None, force=True)
 
 
 def make_core(mixer="gated-aaren", size=3):

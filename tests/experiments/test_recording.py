@@ -1,3 +1,6 @@
+import shutil
+from pathlib import Path
+
 import minari
 import numpy as np
 import pytest
@@ -10,8 +13,24 @@ from aaren_rl.experiments.recording import Recording
 from aaren_rl.scripts.collect import main
 
 
-def test_an_agents_episodes_become_a_dataset(command, run_folder):
-    arguments = ["--agent", run_folder / "last", "--dataset-id", "mine/hopper-v0", "--episodes", "3", "--seed", "5"]
+@pytest.fixture
+def namespace(surroundings):
+    """Name of a namespace whose datasets are gone after the test."""
+    yield "mine"
+    shutil.rmtree(Path(surroundings["MINARI_DATASETS_PATH"]) / "mine", ignore_errors=True)
+
+
+def test_an_agents_episodes_become_a_dataset(command, run_folder, namespace):
+    arguments = [
+        "--agent",
+        run_folder / "last",
+        "--dataset-id",
+        f"{namespace}/hopper-v0",
+        "--episodes",
+        "3",
+        "--seed",
+        "5",
+    ]
     status, out, errors = command(main, *arguments)
     assert status == 0, errors
     assert "data: mine/hopper-v0: 3 episodes" in out

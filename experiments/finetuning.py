@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ class Options:
     """
 
     steps: int = 100_000
-    """Least number of steps in the environment, in whole episodes."""
+    """Least number of steps in the environment, in whole rounds."""
     round_episodes: int = 10
     """Episodes between two rounds of updates, rolled out side by side."""
     round_updates: int = 300
@@ -114,6 +115,10 @@ def finetune(agent: Path, options: Options) -> dict[str, Any]:
     config = dataclasses.replace(run_config.load(run / CONFIG), imports=options.imports)
     run_config.refuse_files(config, None, str(run))
     _check(config, run)
+    if not (run / "checkpoints").is_dir() and run.name.endswith("-online"):
+        raise InvalidInput(
+            f"{run} is a fine-tuning, which keeps no checkpoint; give the run that it began with, and more --steps"
+        )
     folder = options.out or run.with_name(f"{run.name}-online")
     if folder.exists() and any(folder.iterdir()):
         raise InvalidInput(f"{folder} is there already; give another --out, or remove it")
@@ -169,9 +174,9 @@ class _Finetuning:
         way = "samples its actions" if self.samples else f"adds noise of {options.noise:g} to its actions"
         kept = "all episodes" if self.most is None else f"the {options.keep} {self.most} episodes"
         job.say(f"exploring: the agent {way}, target {target_in_words(self.target)}, and learns from {kept}")
-        before = self._evaluated("before")
-        self._save()
+        before: dict[str, Any] | None = None
         try:
+            before = self._evaluated("before")
             with RunLog(job.folder) as log, progress(options.steps, "step", "online") as advance:
                 while self.steps < options.steps:
                     metrics = self._round(advance)
@@ -179,14 +184,26 @@ class _Finetuning:
                     self._save()
             after = self._evaluated("after")
         except KeyboardInterrupt:
-            raise Interrupted(
-                f"stopped after {self.steps} steps; the agent of the last whole round is {job.folder / 'last'}, "
-                "evaluate it with scripts/evaluate.py; a fine-tuning cannot be resumed"
-            ) from None
-        outcome = {**after, "before": before, "online_steps": self.steps, "online_rounds": self.rounds}
-        outcome["options"] = {name: value for name, value in dataclasses.asdict(options).items() if name != "out"}
+            raise Interrupted(self._stopped(before)) from None
+        outcome = {**after, "before": before, **self._about()}
         job.say(f"agent:      {job.folder / 'last'}\nresult:     {write_result(job.folder, outcome)}")
         return outcome
+
+    def _about(self) -> dict[str, Any]:
+        """What was done, with the values that stand behind the defaults."""
+        options = {name: value for name, value in dataclasses.asdict(self.options).items() if name != "out"}
+        chosen = {"buffer": self.most, "explore": self.target, "learning_rate": self.learner.config.learning_rate}
+        return {"online_steps": self.steps, "online_rounds": self.rounds, "options": {**options, **chosen}}
+
+    def _stopped(self, before: dict[str, Any] | None) -> str:
+        """Cleans up after Ctrl-C, and says what is kept."""
+        folder = self.job.folder
+        if not (folder / "last").exists():
+            shutil.rmtree(folder)
+            return f"stopped before the first round was whole; nothing was learned, and {folder} is removed"
+        kept = f"the agent after {self.rounds} rounds ({self.steps} steps) is {folder / 'last'}"
+        write_result(folder, {"before": before, **self._about(), "stopped": True})
+        return f"stopped; {kept}, evaluate it with scripts/evaluate.py; a fine-tuning cannot be resumed"
 
     def _round(self, advance: Callable[[int], object]) -> dict[str, float]:
         """Rolls out, takes the episodes into the buffer, and updates; the round's metrics."""
@@ -199,12 +216,13 @@ class _Finetuning:
             found = roll_out(self._explorer(seed), envs, *asked, record=True, longest=longest)
         finally:
             envs.close()
-        self.rounds += 1
-        self.steps += int(found.lengths.sum())
         self._take(found.recorded)
         losses = [float(self.learner.update()["loss"]) for _ in range(options.round_updates)]
         if not np.isfinite(losses).all():
-            raise InvalidInput(f"the loss is not finite in round {self.rounds}; pass a smaller --learning-rate")
+            raise InvalidInput(f"the loss is not finite in round {self.rounds + 1}; pass a smaller --learning-rate")
+        # Counted once it is whole.
+        self.rounds += 1
+        self.steps += int(found.lengths.sum())
         advance(int(found.lengths.sum()))
         return {
             "train/loss": float(np.mean(losses)),
@@ -256,8 +274,13 @@ def _run_of(agent: Path) -> Path:
         return agent.parent
     raise CheckpointError(
         f"{agent} is neither a run, with its {CONFIG}, nor the last agent in one; fine-tuning goes on from a run's "
-        "last checkpoint: give runs/RUN or runs/RUN/last"
+        "last checkpoint, and other agents have no optimiser's state: give runs/RUN or runs/RUN/last"
     )
+
+
+def _result_of(run: Path) -> dict[str, Any]:
+    """The run's result; empty where it has none."""
+    return checkpoint.read_json(run / "result.json") if (run / "result.json").exists() else {}
 
 
 def _check(config: RunConfig, run: Path) -> None:

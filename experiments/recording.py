@@ -22,6 +22,9 @@ from aaren_rl.experiments.console import progress, say
 from aaren_rl.experiments.converting import check_id
 from aaren_rl.folders import whole_folder
 
+RECORDING_SEED = 500_000
+"""First environment seed of recorded episodes; evaluations have those from 0 and from 10,000 on."""
+
 
 @dataclass(frozen=True)
 class Recording:
@@ -74,7 +77,7 @@ def record(recording: Recording, overwrite: bool = False) -> Path:
     described = recordable(environment)
     envs = make_vector(environment, min(INSTANCES, recording.episodes))
     try:
-        asked = recording.episodes, recording.target, recording.seed
+        asked = recording.episodes, recording.target, RECORDING_SEED + recording.seed
         with progress(recording.episodes, "episode", recording.dataset_id) as advance:
             found = roll_out(agent, envs, *asked, advance, record=True)
     finally:

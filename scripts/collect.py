@@ -67,15 +67,18 @@ class Arguments:
                         f"--{option.replace('_', '-')} goes with --expert; name an expert, or leave it out"
                     )
             if not self.names:
-                raise InvalidInput("nothing to collect; give names of the catalogue, or --expert NAME --env-id ID")
+                raise InvalidInput(
+                    "nothing to collect; give names of the catalogue, --expert NAME --env-id ID, or --agent AGENT "
+                    "--dataset-id ID"
+                )
         elif self.names or self.env_id is None:
             raise InvalidInput(f"--expert {self.expert} goes with --env-id ID, and with no names of the catalogue")
 
     def _check_agent(self) -> None:
-        if self.names or self.expert is not None or self.steps is not None or self.env_id is not None:
-            raise InvalidInput(
-                "--agent plays whole --episodes in its own environment; leave out names and other options"
-            )
+        for option in ("names", "expert", "steps", "env_id", "env_kwargs", "horizon"):
+            if getattr(self, option):
+                name = option if option == "names" else f"--{option.replace('_', '-')}"
+                raise InvalidInput(f"--agent plays whole --episodes in its own environment; leave out {name}")
         if self.dataset_id is None:
             raise InvalidInput("an agent's dataset needs a name; pass --dataset-id, as mine/hopper-v0")
 
@@ -97,7 +100,8 @@ def collect_named(arguments: Arguments) -> None:
     """Collects, and prints where each dataset lies."""
     if arguments.agent is not None and arguments.dataset_id is not None:
         import_packages(arguments.imports)
-        asked = arguments.episodes or 100, arguments.target, arguments.temperature, arguments.seed
+        count = 100 if arguments.episodes is None else arguments.episodes
+        asked = count, arguments.target, arguments.temperature, arguments.seed
         folder = record(Recording(arguments.agent, arguments.dataset_id, *asked), arguments.overwrite)
         say(f"{arguments.dataset_id}: {folder}")
         return

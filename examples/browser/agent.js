@@ -125,6 +125,9 @@ export class Agent {
 export async function fetched(path) {
   // Files of an earlier prepare.py in the browser's cache would be mixed with later ones.
   const response = await fetch(path, { cache: "no-cache" });
-  if (!response.ok) throw new Error(`${path} is missing (${response.status}). Run prepare.py with an agent for this tab.`);
+  if (!response.ok) {
+    const how = "Run prepare.py with an agent for this tab: python prepare.py ../../runs/RUN/last";
+    throw new Error(`${path} is missing (${response.status}). ${how}`);
+  }
   return response;
 }

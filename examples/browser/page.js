@@ -158,10 +158,11 @@ document.addEventListener("keydown", (event) => {
   shown().section.querySelector(`[data-do="${button}"]`).click();
 });
 
-showTrouble();
+trouble.textContent = "Loading …";
 for (const panel of panels) {
   const run = async () => {
     await panel.load();
+    showTrouble();
     await panel.play();
   };
   run().catch((error) => {

@@ -104,20 +104,37 @@ def test_runs_that_cannot_go_on_are_refused(changes, said, tmp_path):
         _check(RunConfig(**changes), tmp_path)
 
 
-def test_ctrl_c_says_what_is_kept(command, run_folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("whole", [0, 1])
+def test_ctrl_c_says_what_is_kept(command, run_folder, tmp_path, monkeypatch, whole):
     rounds = []
 
     def stopped(*arguments, **options):
         rounds.append(1)
-        if len(rounds) == 2:
+        if len(rounds) > whole:
             raise KeyboardInterrupt
         return roll_out(*arguments, **options)
 
     monkeypatch.setattr(finetuning, "roll_out", stopped)
     status, _, errors = command(main, run_folder, *SHORT, "--steps", "1000", "--out", "online")
     assert status == 130
-    assert "the agent of the last whole round is online/last" in errors
+    if not whole:
+        assert "nothing was learned, and online is removed" in errors
+        assert not (tmp_path / "online").exists()
+        return
+    assert "the agent after 1 rounds (" in errors
     assert DecisionAgent.load(tmp_path / "online" / "last").card.updates == 9
+    found = json.loads((tmp_path / "online" / "result.json").read_text())
+    assert found["stopped"]
+    assert found["before"]["episodes"] == 3
+    assert found["options"]["learning_rate"] == pytest.approx(1e-4)
+
+
+def test_a_fine_tuning_is_not_gone_on_with(command, run_folder):
+    status, _, errors = command(main, run_folder, *SHORT)
+    assert status == 0, errors
+    status, _, errors = command(main, run_folder.with_name("copy-online"), *SHORT)
+    assert status == 2
+    assert "is a fine-tuning, which keeps no checkpoint; give the run that it began with" in errors
 
 
 def test_dropout_stays_on_without_an_average(command, tiny, tmp_path, monkeypatch):

@@ -37,10 +37,10 @@ def test_an_agents_episodes_become_a_dataset(command, run_folder, namespace):
     dataset = minari.load_dataset("mine/hopper-v0")
     assert dataset.total_episodes == 3
     assert dataset.spec.env_spec.id == "Hopper-v5"
-    # The same by hand: row i is seeded with seed + i.
+    # The same by hand: row i is seeded with 500,000 + seed + i.
     agent, env = DecisionAgent.load(run_folder / "last"), make(EnvironmentSpec("Hopper-v5"))
     for number, episode in enumerate(dataset.iterate_episodes()):
-        observation, _ = env.reset(seed=5 + number)
+        observation, _ = env.reset(seed=500_005 + number)
         agent.reset()
         for t, action in enumerate(episode.actions):
             np.testing.assert_allclose(episode.observations[t], observation, atol=1e-3)
@@ -58,8 +58,10 @@ def test_an_agents_episodes_become_a_dataset(command, run_folder, namespace):
     ("arguments", "said"),
     [
         (["--agent", "x"], "needs a name; pass --dataset-id, as mine/hopper-v0"),
-        (["--agent", "x", "--dataset-id", "mine/h-v0", "--steps", "9"], "leave out names and other options"),
-        (["hopper-medium", "--agent", "x", "--dataset-id", "mine/h-v0"], "leave out names and other options"),
+        (["--agent", "x", "--dataset-id", "mine/h-v0", "--steps", "9"], "leave out --steps"),
+        (["--agent", "x", "--dataset-id", "mine/h-v0", "--episodes", "0"], "0 episodes; expected at least 1"),
+        ([], "nothing to collect; give names of the catalogue, --expert NAME --env-id ID, or --agent"),
+        (["hopper-medium", "--agent", "x", "--dataset-id", "mine/h-v0"], "leave out names"),
         (["hopper-medium", "--target", "9"], "--target and --temperature go with --agent"),
         (["--agent", "x", "--dataset-id", "mine"], "is no id of a Minari dataset"),
         (["--agent", "nowhere", "--dataset-id", "mine/h-v0"], "nowhere"),

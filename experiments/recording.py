@@ -1,4 +1,4 @@
-"""Records an agent's episodes as a Minari dataset."""
+"""Writes Minari datasets: of an agent's episodes, and of trajectories in memory."""
 
 from __future__ import annotations
 
@@ -9,17 +9,22 @@ import numpy as np
 
 from aaren_rl.actor import Target
 from aaren_rl.agents import DecisionAgent
+from aaren_rl.data.environment_spec import EnvironmentSpec
+from aaren_rl.data.packed import map_packed
+from aaren_rl.data.spaces import Space, gymnasium_space
+from aaren_rl.data.trajectories import Episode, Trajectories
 from aaren_rl.envs import minari_writer
 from aaren_rl.envs.collect import recordable
 from aaren_rl.envs.environments import environment_of, make_vector
 from aaren_rl.envs.evaluation import INSTANCES
+from aaren_rl.envs.fitting import fit_to_data
 from aaren_rl.envs.minari_writer import Infos
 from aaren_rl.envs.readers import minari
 from aaren_rl.envs.rollout import roll_out
 from aaren_rl.envs.turns import one_at_a_time
 from aaren_rl.errors import DataError, InvalidInput
 from aaren_rl.experiments.console import progress, say
-from aaren_rl.experiments.converting import check_id
+from aaren_rl.experiments.converting import SUFFIX, check_id
 from aaren_rl.folders import whole_folder
 
 RECORDING_SEED = 500_000
@@ -101,6 +106,67 @@ def record(recording: Recording, overwrite: bool = False) -> Path:
         f"{returns.mean():.4g} +- {returns.std():.4g}"
     )
     return folder
+
+
+def to_minari(
+    trajectories: Trajectories,
+    dataset_id: str,
+    environment: EnvironmentSpec | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Writes trajectories under the local Minari root, from where `--env` and Minari itself load them.
+
+    The folder takes its name only once it is whole. Minari keeps the observation after the last action: where the
+    trajectories have none, the last one is repeated, which is said.
+
+    Args:
+        trajectories: to write.
+        dataset_id: of the new dataset, as "mine/cube-v0".
+        environment: to record; None for none.
+        overwrite: replace a dataset of this id.
+
+    Returns:
+        The folder of the dataset.
+
+    Raises:
+        InvalidInput: the id is none, or there is no such environment.
+        DataError: the dataset exists already, or it cannot be written.
+    """
+    check_id(dataset_id)
+    folder = minari.local_folder(dataset_id)
+    if folder.exists() and not overwrite:
+        raise DataError(f"{dataset_id} exists already at {folder}; pass overwrite=True to replace it")
+    fitted = fit_to_data(trajectories)
+    spaces = fitted.observation_space, fitted.action_space
+    if trajectories.final_observations is None:
+        say(f"data: {SUFFIX}, since Minari keeps one")
+    episodes = [_episode(trajectories, number, *spaces) for number in range(trajectories.episodes)]
+    recorded = None if environment is None else recordable(environment).recorded
+    with one_at_a_time(folder, say), whole_folder(folder, DataError, replace=overwrite) as partial:
+        as_gymnasium = gymnasium_space(spaces[0]), gymnasium_space(spaces[1])
+        about = "Trajectories written by aaren-rl."
+        minari_writer.write_episodes(partial, dataset_id, *as_gymnasium, episodes, "unknown", about, recorded)
+        minari_writer.describe_namespaces(dataset_id, "Trajectories written by aaren-rl.")
+    return folder
+
+
+def _episode(trajectories: Trajectories, number: int, observations: Space, actions: Space) -> Episode:
+    """An episode with values as its environment has them, T + 1 observations."""
+    start, end = trajectories.offsets[number : number + 2]
+    final = trajectories.final_observations
+    last = (
+        map_packed(lambda part: part[end - 1 : end], trajectories.observations)
+        if final is None
+        else map_packed(lambda part: part[number : number + 1], final)
+    )
+    seen = map_packed(lambda part, after: np.concatenate([part[start:end], after]), trajectories.observations, last)
+    return Episode(
+        observations.unpack(seen, batch=1),
+        actions.unpack(trajectories.actions[start:end], batch=1),
+        trajectories.rewards[start:end],
+        bool(trajectories.terminated[number]),
+        bool(trajectories.truncated[number]),
+    )
 
 
 def _at_end(steps: int, flag: bool) -> np.ndarray:

@@ -44,6 +44,11 @@ class RecurrentCore(nn.Module):
         self.trunk = Trunk(ModelConfig(mixer=mixer, blocks=blocks, width=width, heads=heads, dropout=0.0))
         self._like = self.trunk.initial_state(1)
 
+    @property
+    def fixed_size(self) -> bool:
+        """True if the state is of one size, however many inputs were seen; buffers need that."""
+        return all(mixer.memory != "growing" for mixer in self.trunk.mixers())
+
     def initial_state(self, batch_size: int) -> CoreState:
         """The state before the first input of an episode, in every row."""
         return tuple(state_tensors(self.trunk.initial_state(batch_size)))

@@ -89,7 +89,7 @@ class _CoreAsLstm(nn.Module):
 
     def __init__(self, core: RecurrentCore) -> None:
         super().__init__()
-        if any(mixer.memory == "growing" for mixer in core.trunk.mixers()):
+        if not core.fixed_size:
             raise InvalidInput("the mixer's state grows with every step, and RecurrentPPO keeps states of one size")
         self.core, self.input_size = core, core.input_size
         self.size = packed_size(core)

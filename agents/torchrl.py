@@ -39,7 +39,7 @@ class CoreModule(TensorDictModuleBase):  # type: ignore[misc]
 
     def __init__(self, core: RecurrentCore, in_key: str = "observation", out_key: str = "features") -> None:
         super().__init__()
-        if any(mixer.memory == "growing" for mixer in core.trunk.mixers()):
+        if not core.fixed_size:
             raise InvalidInput("the mixer's state grows with every step, and tensordicts keep states of one size")
         self.core = core
         self.in_keys, self.out_keys = [in_key, STATE, "is_init"], [out_key, ("next", STATE)]

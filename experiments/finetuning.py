@@ -122,7 +122,7 @@ def finetune(agent: Path, options: Options) -> dict[str, Any]:
     folder = options.out or run.with_name(f"{run.name}-online")
     if folder.exists() and any(folder.iterdir()):
         raise InvalidInput(f"{folder} is there already; give another --out, or remove it")
-    dataset = sources.load(config.env, config.source, run_config.reading(config), say)
+    dataset = sources.load(config.env, config.source, run_config.reading(config), _say_data)
     job = Job(config, dataset, folder, device_named(config.device), (), say, True)
     learner = make_learner(job)
     card = make_card(job)
@@ -264,6 +264,11 @@ class _Finetuning:
     def _save(self) -> None:
         card = dataclasses.replace(self.card, updates=self.learner.updates)
         checkpoint.save_agent(self.job.folder / "last", self.learner.acting, card)
+
+
+def _say_data(line: str) -> None:
+    """Says what loading says, less the hint at an option of training."""
+    say(line.removesuffix("; --target asks for another"))
 
 
 def _run_of(agent: Path) -> Path:

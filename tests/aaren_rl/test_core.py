@@ -93,6 +93,12 @@ def test_a_state_survives_packing(mixer):
         assert_close("state", one, other)
 
 
+def test_only_growing_states_are_not_of_one_size():
+    assert make_core("gated-aaren").fixed_size
+    assert make_core("local:3").fixed_size
+    assert not make_core("aaren,softmax", blocks=2).fixed_size
+
+
 def test_shapes_that_do_not_fit_are_named():
     core = make_core()
     state = core.initial_state(BATCH)

@@ -35,6 +35,7 @@ def test_a_run_goes_on_in_its_environment(command, run_folder, tmp_path):
     status, out, errors = command(main, run_folder / "last", *SHORT, "--out", "online")
     assert status == 0, errors
     assert "exploring: the agent adds noise of 0.1 to its actions" in out
+    assert "--target" not in out
     found = json.loads((tmp_path / "online" / "result.json").read_text())
     assert found["online_steps"] >= 60
     assert found["updates"] == 6 + 3 * found["online_rounds"]

@@ -41,12 +41,12 @@ class CoreModule(TensorDictModuleBase):  # type: ignore[misc]
         super().__init__()
         if not core.fixed_size:
             raise InvalidInput("the mixer's state grows with every step, and tensordicts keep states of one size")
-        self.core = core
+        self.core, self.size = core, packed_size(core)
         self.in_keys, self.out_keys = [in_key, STATE, "is_init"], [out_key, ("next", STATE)]
 
     def make_tensordict_primer(self) -> TensorDictPrimer:
         """A transform that puts an empty state into the first tensordict of every episode."""
-        return TensorDictPrimer({STATE: Unbounded(shape=(packed_size(self.core),))}, expand_specs=True)
+        return TensorDictPrimer({STATE: Unbounded(shape=(self.size,))}, expand_specs=True)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Writes outputs and the state after them.
@@ -64,7 +64,7 @@ class CoreModule(TensorDictModuleBase):  # type: ignore[misc]
         time = shape[-1] if sequence else 1
         x = tensordict.get(in_key).reshape(-1, time, self.core.input_size)
         starts = tensordict.get("is_init").reshape(-1, time)
-        size = packed_size(self.core)
+        size = self.size
         kept = tensordict.get(STATE, None)
         rows = x.new_zeros(len(x), time, size) if kept is None else kept.reshape(-1, time, size)
         y, state = self.core(x, unpack(self.core, rows[:, 0]), starts)

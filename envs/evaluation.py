@@ -93,8 +93,16 @@ class Protocol:
         }
 
 
-def evaluate(actor: Actor, protocol: Protocol, progress: Callable[[int], object] = lambda done: None) -> Episodes:
+def evaluate(
+    actor: Actor, protocol: Protocol, progress: Callable[[int], object] = lambda done: None, record: bool = False
+) -> Episodes:
     """Rolls an actor out as the protocol says; all environments are closed afterwards, whatever happened.
+
+    Args:
+        actor: to roll out.
+        protocol: says where, and how often.
+        progress: called with the number of episodes done since the last call.
+        record: keeps the episodes as well as their returns.
 
     Raises:
         EpisodeFailed: an environment cannot be made, fails, or returns what nobody can act on.
@@ -102,15 +110,15 @@ def evaluate(actor: Actor, protocol: Protocol, progress: Callable[[int], object]
     """
     envs = make_vector(protocol.environment, protocol.rows, protocol.processes)
     try:
-        longest = longest_episode(protocol.environment)
+        longest = _longest(protocol.environment)
         asked = protocol.episodes, protocol.target_return, protocol.seed
         rule = success.rule_of(protocol.environment, envs.single_observation_space)
-        return roll_out(actor, envs, *asked, progress, longest=longest, rule=rule)
+        return roll_out(actor, envs, *asked, progress, record, longest, rule)
     finally:
         envs.close()
 
 
-def longest_episode(environment: EnvironmentSpec) -> int | None:
+def _longest(environment: EnvironmentSpec) -> int | None:
     """Steps after which an episode is taken to have no end; None where Gymnasium truncates it."""
     if limit_of(environment) is not None:
         return None

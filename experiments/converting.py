@@ -69,10 +69,7 @@ def convert(
             written.
     """
     choice = choice or EnvironmentChoice()
-    check_id(dataset_id)
-    folder = minari.local_folder(dataset_id)
-    if folder.exists() and not overwrite:
-        raise DataError(f"{dataset_id} exists already at {folder}; pass --overwrite to replace it")
+    folder = free_folder(dataset_id, overwrite)
     found = sources.locate(source, "auto", say)
     parsed = _read(source, found, choice, part, videos, last_steps)
     known = next(iter(found.environments), parsed.environment)
@@ -114,6 +111,25 @@ def check_id(dataset_id: str) -> None:
     except (ValueError, TypeError) as error:
         # Minari itself fails on an id without a version.
         raise InvalidInput(f"{dataset_id!r} is no id of a Minari dataset; {expected}") from error
+
+
+def free_folder(dataset_id: str, overwrite: bool, option: str = "--overwrite") -> Path:
+    """The folder of a new dataset.
+
+    Args:
+        dataset_id: of the dataset.
+        overwrite: takes a folder that is there already.
+        option: that asks for this, for the message.
+
+    Raises:
+        InvalidInput: no dataset can have the id.
+        DataError: the dataset exists already.
+    """
+    check_id(dataset_id)
+    folder = minari.local_folder(dataset_id)
+    if folder.exists() and not overwrite:
+        raise DataError(f"{dataset_id} exists already at {folder}; pass {option} to replace it")
+    return folder
 
 
 def _read(

@@ -28,9 +28,7 @@ from aaren_rl.data.spaces import Box
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.envs import sources
 from aaren_rl.envs.dataset import ARRAYS, Dataset
-from aaren_rl.envs.environments import make_vector
-from aaren_rl.envs.evaluation import evaluate, longest_episode, result, write_result
-from aaren_rl.envs.rollout import roll_out
+from aaren_rl.envs.evaluation import evaluate, result, write_result
 from aaren_rl.errors import CheckpointError, InvalidInput
 from aaren_rl.experiments import config as run_config
 from aaren_rl.experiments.config import CONFIG, RunConfig
@@ -208,14 +206,12 @@ class _Finetuning:
     def _round(self, advance: Callable[[int], object]) -> dict[str, float]:
         """Rolls out, takes the episodes into the buffer, and updates; the round's metrics."""
         options = self.options
-        envs = make_vector(self.protocol.environment, options.round_episodes)
-        try:
-            seed = EXPLORING_SEED * (options.seed + 1) + self.rounds * options.round_episodes
-            asked = options.round_episodes, self.target, seed
-            longest = longest_episode(self.protocol.environment)
-            found = roll_out(self._explorer(seed), envs, *asked, record=True, longest=longest)
-        finally:
-            envs.close()
+        count = options.round_episodes
+        seed = EXPLORING_SEED * (options.seed + 1) + self.rounds * count
+        protocol = dataclasses.replace(
+            self.protocol, episodes=count, instances=count, seed=seed, target_return=self.target
+        )
+        found = evaluate(self._explorer(seed), protocol, record=True)
         self._take(found.recorded)
         losses = [float(self.learner.update()["loss"]) for _ in range(options.round_updates)]
         if not np.isfinite(losses).all():

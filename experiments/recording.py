@@ -15,16 +15,15 @@ from aaren_rl.data.spaces import Space, gymnasium_space
 from aaren_rl.data.trajectories import Episode, Trajectories
 from aaren_rl.envs import minari_writer
 from aaren_rl.envs.collect import recordable
-from aaren_rl.envs.environments import environment_of, make_vector
-from aaren_rl.envs.evaluation import INSTANCES
+from aaren_rl.envs.environments import environment_of
+from aaren_rl.envs.evaluation import Protocol, evaluate
 from aaren_rl.envs.fitting import fit_to_data
 from aaren_rl.envs.minari_writer import Infos
-from aaren_rl.envs.readers import minari
-from aaren_rl.envs.rollout import roll_out
+from aaren_rl.envs.success import BY_INFO
 from aaren_rl.envs.turns import one_at_a_time
 from aaren_rl.errors import DataError, InvalidInput
 from aaren_rl.experiments.console import progress, say
-from aaren_rl.experiments.converting import SUFFIX, check_id
+from aaren_rl.experiments.converting import SUFFIX, check_id, free_folder
 from aaren_rl.folders import whole_folder
 
 RECORDING_SEED = 500_000
@@ -74,21 +73,16 @@ def record(recording: Recording, overwrite: bool = False) -> Path:
         DataError: the dataset exists already, or it cannot be written.
         EpisodeFailed: the environment failed.
     """
-    folder = minari.local_folder(recording.dataset_id)
-    if folder.exists() and not overwrite:
-        raise DataError(f"{recording.dataset_id} exists already at {folder}; pass --overwrite to replace it")
+    folder = free_folder(recording.dataset_id, overwrite)
     agent = DecisionAgent.load(recording.agent, temperature=recording.temperature, seed=recording.seed)
     environment = environment_of(agent.card)
     described = recordable(environment)
-    envs = make_vector(environment, min(INSTANCES, recording.episodes))
-    try:
-        asked = recording.episodes, recording.target, RECORDING_SEED + recording.seed
-        with progress(recording.episodes, "episode", recording.dataset_id) as advance:
-            found = roll_out(agent, envs, *asked, advance, record=True)
-    finally:
-        envs.close()
+    protocol = Protocol(environment, recording.episodes, RECORDING_SEED + recording.seed, recording.target, None)
+    with progress(recording.episodes, "episode", recording.dataset_id) as advance:
+        found = evaluate(agent, protocol, advance, record=True)
     infos: list[Infos] = []
-    if found.success is not None:
+    # A success by rule follows from the rewards, and no info said it.
+    if found.success is not None and found.success_rule == BY_INFO:
         # The roll-out says of whole episodes whether they succeeded, not when.
         infos = [
             {"success": _at_end(len(one.rewards), won)} for one, won in zip(found.recorded, found.success, strict=True)
@@ -132,10 +126,7 @@ def to_minari(
         InvalidInput: the id is none, or there is no such environment.
         DataError: the dataset exists already, or it cannot be written.
     """
-    check_id(dataset_id)
-    folder = minari.local_folder(dataset_id)
-    if folder.exists() and not overwrite:
-        raise DataError(f"{dataset_id} exists already at {folder}; pass overwrite=True to replace it")
+    folder = free_folder(dataset_id, overwrite, "overwrite=True")
     fitted = fit_to_data(trajectories)
     spaces = fitted.observation_space, fitted.action_space
     if trajectories.final_observations is None:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium.envs.mujoco
+import numpy as np
 import tyro
 
 from aaren_rl.agents import DecisionAgent
-from aaren_rl.envs.environments import environment_of, make, registered_limit
+from aaren_rl.envs.environments import environment_of, registered_limit
+from aaren_rl.envs.evaluation import Protocol, evaluate
 from aaren_rl.envs.memory import T_MAZE
 from aaren_rl.errors import InvalidInput
 from aaren_rl.experiments.console import run, say
@@ -55,20 +57,15 @@ def prepare(agent: Path, acting: str | None) -> None:
 
 
 def episode(agent: DecisionAgent) -> dict[str, Any]:
-    """Observations, rewards and actions of an episode of at most `STEPS` steps, in PyTorch."""
-    env = make(environment_of(agent.card))
-    observation, _ = env.reset(seed=0)
-    agent.reset()
-    reward, ended = 0.0, False
-    rows: dict[str, list[Any]] = {"observations": [], "rewards": [], "actions": []}
-    while not ended and len(rows["actions"]) < STEPS:
-        action = agent.act(observation, reward)
-        for name, value in zip(rows, (observation.tolist(), reward, action.tolist()), strict=True):
-            rows[name].append(value)
-        observation, reward, terminated, truncated, _ = env.step(action)
-        reward, ended = float(reward), terminated or truncated
-    env.close()
-    return rows
+    """Observations, rewards before them, and actions of an episode, at most `STEPS` steps, in Python."""
+    protocol = Protocol(environment_of(agent.card), episodes=1, seed=0, target_return=None, reference=None)
+    (played,) = evaluate(agent, protocol, record=True).recorded
+    rows = {
+        "observations": played.observations[:-1],
+        "rewards": np.concatenate([[0.0], played.rewards[:-1]]),
+        "actions": played.actions,
+    }
+    return {name: values[:STEPS].tolist() for name, values in rows.items()}
 
 
 def main(arguments: Arguments) -> None:

@@ -109,13 +109,13 @@ def test_runs_that_cannot_go_on_are_refused(changes, said, tmp_path):
 def test_ctrl_c_says_what_is_kept(command, run_folder, tmp_path, monkeypatch, whole):
     rounds = []
 
-    def stopped(*arguments, **options):
-        rounds.append(1)
+    def stopped(*arguments, record=False, **options):
+        rounds.extend([1] * record)
         if len(rounds) > whole:
             raise KeyboardInterrupt
-        return roll_out(*arguments, **options)
+        return evaluate(*arguments, record=record, **options)
 
-    monkeypatch.setattr(finetuning, "roll_out", stopped)
+    monkeypatch.setattr(finetuning, "evaluate", stopped)
     status, _, errors = command(main, run_folder, *SHORT, "--steps", "1000", "--out", "online")
     assert status == 130
     if not whole:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -14,15 +15,23 @@ from tqdm import tqdm
 from aaren_rl.actor import Target
 from aaren_rl.envs.environments import registered_limit
 from aaren_rl.errors import AarenError, InvalidInput
+from aaren_rl.training.processes import launched
 from aaren_rl.training.run import Interrupted
 
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 """Unicode categories of what is no visible character: controls, directions of text, halves of pairs, unassigned."""
 
 
-def run(command: Callable[[], object]) -> None:
-    """Runs a command. Errors that a user can mend are printed without a traceback; exit status 2, after Ctrl-C 130."""
+def run(command: Callable[[], object], together: bool = False) -> None:
+    """Runs a command. Errors that a user can mend are printed without a traceback; exit status 2, after Ctrl-C 130.
+
+    Args:
+        command: to run.
+        together: True if several processes may run it as one, under torchrun.
+    """
     try:
+        if not together and launched() > 1:
+            raise InvalidInput("torchrun is for scripts/train.py; start this command by itself")
         command()
     except Interrupted as error:
         print(f"\n{printable(str(error))}", file=sys.stderr)
@@ -68,7 +77,14 @@ def device_named(name: str) -> torch.device:
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise InvalidInput("--device cuda was asked for, but torch sees no GPU; pass --device cpu or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if launched() == 1:
+        return torch.device("cuda")
+    # torchrun gives each process of a machine a GPU of its own.
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(device)
+    return device
 
 
 def rounded(value: float) -> str:

@@ -23,6 +23,7 @@ from aaren_rl.training.callbacks import Callback
 from aaren_rl.training.evaluations import failure
 from aaren_rl.training.learner import SingleLearner
 from aaren_rl.training.log import draw_curve, log_hyperparameters
+from aaren_rl.training.processes import ALONE, Processes
 from aaren_rl.training.run import Interrupted, Trained
 
 
@@ -42,6 +43,7 @@ class Job:
         callbacks: called after every update.
         say: takes lines on what is done.
         progress: shows progress bars.
+        processes: that train together.
     """
 
     config: RunConfig
@@ -51,6 +53,7 @@ class Job:
     callbacks: tuple[Callback, ...]
     say: Say
     progress: bool
+    processes: Processes = ALONE
 
     @property
     def target(self) -> Target:

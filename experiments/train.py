@@ -34,9 +34,11 @@ from aaren_rl.training.callbacks import Callback
 from aaren_rl.training.checkpoints import checkpoints
 from aaren_rl.training.ensemble import EnsembleLearner
 from aaren_rl.training.evaluations import Evaluate
+from aaren_rl.training.follower import Follower
 from aaren_rl.training.learner import Learner, SingleLearner
 from aaren_rl.training.lock import Locked, locked
 from aaren_rl.training.optimiser import learning_rate
+from aaren_rl.training.processes import LostProcess, Processes, joined, may_restart, was_restarted
 from aaren_rl.training.run import Interrupted, Run
 
 QUANTILES = 11
@@ -55,6 +57,8 @@ def train(
 ) -> dict[str, Any]:
     """Trains as configured, evaluates, and writes everything into the run's folder.
 
+    Under torchrun all processes train one agent; the first one logs, evaluates and saves.
+
     Args:
         config: the whole of it.
         dataset: the data; None to load what the configuration names.
@@ -63,32 +67,98 @@ def train(
         progress: shows progress bars.
 
     Returns:
-        The final result, as in result.json, and under "agents" the folders of the agents.
+        The final result, as in result.json, and under "agents" the folders of the agents. In processes that follow
+        the first one, the folders alone.
 
     Raises:
         AarenError: the configuration, the data or the run's folder do not fit; the message says how to go on.
         Interrupted: Ctrl-C or SIGTERM, after saving.
         EvaluationFailed: the final evaluation failed; all else is done and saved, result.json says what failed.
+        LostProcess: another process ended; the message says what is saved.
     """
     device = device_named(config.device)
+    with joined(device) as processes:
+        config = _launched(config, processes)
+        if not processes.leads:
+            return _follow(config, dataset, device, processes)
+        outcome = _lead(config, dataset, device, processes, tuple(callbacks), say, progress)
+        with suppress(LostProcess):
+            processes.wait()
+    if "failure" in outcome:
+        raise EvaluationFailed(
+            f"the final evaluation failed: {outcome['failure']}; the training is saved, evaluate its agent with "
+            f"scripts/evaluate.py {outcome['agents'][0]}, or again by --resume {config.run or config.resume}"
+        )
+    return outcome
+
+
+def _launched(config: RunConfig, processes: Processes) -> RunConfig:
+    """The configuration, with the run to resume where torchrun started the processes again.
+
+    Raises:
+        InvalidInput: several seeds are asked of several processes, or a restart would not find the run.
+    """
+    if processes.count > 1 and config.seeds > 1:
+        raise InvalidInput(
+            f"--seeds {config.seeds} with {processes.count} processes, which train one agent together; start one "
+            "training for each --seed, or several at once with scripts/compare.py"
+        )
+    if may_restart() and config.run is None and config.resume is None:
+        raise InvalidInput(
+            "torchrun may restart this training, which then has to find its run again; pass --run FOLDER"
+        )
+    if was_restarted() and config.run is not None and checkpoints(config.run):
+        return dataclasses.replace(config, run=None, resume=config.run)
+    return config
+
+
+def _lead(
+    config: RunConfig,
+    dataset: Dataset | None,
+    device: torch.device,
+    processes: Processes,
+    callbacks: tuple[Callback, ...],
+    say: Say,
+    progress: bool,
+) -> dict[str, Any]:
+    """The training in its only, or first, process."""
     if dataset is None and config.resume is not None and config.env == ARRAYS:
         raise InvalidInput(
             f"{config.resume} was trained on arrays, which are not saved; go on with "
             f"aaren_rl.fit(data, folder={str(config.resume)!r}, resume=True)"
         )
     with _claimed(config, say) as folder:
+        processes.told(str(folder))
         if config.resume is not None and run_config.was_edited(folder / CONFIG):
             say(f"{folder / CONFIG} was edited since the run wrote it; its settings count as they stand now")
-        if dataset is None:
-            dataset = sources.load(config.env, config.source, run_config.reading(config), say)
-        job = Job(config, dataset, folder, device, tuple(callbacks), say, progress)
-        outcome = _train_alone(job) if config.seeds == 1 else _train_seeds(job)
-    if "failure" in outcome:
-        raise EvaluationFailed(
-            f"the final evaluation failed: {outcome['failure']}; the training is saved, evaluate its agent with "
-            f"scripts/evaluate.py {outcome['agents'][0]}, or again by --resume {folder}"
-        )
-    return outcome
+        job = Job(config, _loaded(config, dataset, processes, say), folder, device, callbacks, say, progress, processes)
+        return _train_alone(job) if config.seeds == 1 else _train_seeds(job)
+
+
+def _follow(config: RunConfig, dataset: Dataset | None, device: torch.device, processes: Processes) -> dict[str, Any]:
+    """The training in a process that follows the first one, which speaks for all."""
+    folder = Path(processes.told(""))
+    job = Job(config, _loaded(config, dataset, processes, _nothing), folder, device, (), _nothing, False, processes)
+    learner = make_learner(job)
+    follower = Follower(learner, make_card(job), folder)
+    if config.resume is not None:
+        processes.wait()
+        follower.restore()
+    processes.check_same(str(learner.updates), "the update to go on from")
+    follower.follow()
+    with suppress(LostProcess):
+        processes.wait()
+    return {"agents": [str(folder / "last")]}
+
+
+def _loaded(config: RunConfig, dataset: Dataset | None, processes: Processes, say: Say) -> Dataset:
+    """The data, downloaded by one process of each machine."""
+    with processes.in_turn():
+        return dataset or sources.load(config.env, config.source, run_config.reading(config), say)
+
+
+def _nothing(line: str) -> None:
+    """Says nothing."""
 
 
 def _train_seeds(job: Job) -> dict[str, Any]:
@@ -108,7 +178,7 @@ def make_learner(job: Job) -> SingleLearner:
     config, dataset = job.config, job.dataset
     torch.manual_seed(config.training.seed)
     model = DecisionModel(config.model, dataset.observation_space, dataset.action_space, dataset.scaling())
-    return SingleLearner(model, dataset.trajectories, config.training, job.device, dataset.relabelling)
+    return SingleLearner(model, dataset.trajectories, config.training, job.device, dataset.relabelling, job.processes)
 
 
 def save_config(job: Job) -> None:
@@ -127,7 +197,9 @@ def _train_alone(job: Job) -> dict[str, Any]:
         run = _run(job, learner)
         if job.config.resume is not None:
             run.restore()
+            job.processes.wait()
             job.say(f"resuming {job.folder} after update {learner.updates}")
+        job.processes.check_same(str(learner.updates), "the update to go on from")
         save_config(job)
         job.say(_describe(job, learner))
         _warn_of_warmup(job)
@@ -319,6 +391,7 @@ def _describe(job: Job, learner: SingleLearner) -> str:
         tokens = learner.sampler.longest_segment * config.tokens_per_step
         scan = f", {prefix_attention.choose_form(tokens, device)} scan"
     on = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({torch.get_num_threads()} threads)"
+    on = f"{job.processes.count} processes, each on {on}" if job.processes.count > 1 else on
     return (
         f"model: {config.blocks} blocks of {config.mixer}, {count_parameters(learner.model)} parameters, "
         f"{config.layout} tokens{scan}; training on {on}, {', '.join(parts)}; run folder {job.folder}"

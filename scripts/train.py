@@ -9,7 +9,7 @@ from aaren_rl.experiments.train import train
 
 def main() -> None:
     """Entry point of `aaren-train`."""
-    run(lambda: train(config.parse()))
+    run(lambda: train(config.parse()), together=True)
 
 
 if __name__ == "__main__":

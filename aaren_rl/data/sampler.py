@@ -65,6 +65,10 @@ class Sampler:
         self.generator = torch.Generator(self.device).manual_seed(seed)
         # Steps that whole episodes are padded to; None for the longest one drawn.
         self.pad_to: int | None = None
+        # Rows of each drawn batch that `sample` returns, where several samplers share a batch; None for all.
+        self.share: slice | None = None
+        # Counted steps of those rows, as a share of the batch's.
+        self.share_of_counted = torch.ones((), device=self.device)
         self._observations: Observations = map_packed(self._to_device, trajectories.observations)
         self._actions = self._to_device(trajectories.actions)
         self._rewards = self._to_device(trajectories.rewards)
@@ -144,7 +148,7 @@ class Sampler:
         return self.longest if self.context.mode == "episode" else self.context.burn_in + self.context.steps
 
     def sample(self) -> Segment:
-        """The next random batch; for "carry" the segments that follow those of the last one."""
+        """The next random batch, or its share; for "carry" the segments that follow those of the last one."""
         if self.context.mode == "packed":
             steps, timesteps, valid = self._rows
             row = self._random(torch.full((self.batch_size,), len(steps), device=self.device))
@@ -203,6 +207,12 @@ class Sampler:
         counted: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Segment:
+        counted = valid if counted is None else valid & counted
+        share = self.share if generator is None else None
+        if share is not None:
+            self.share_of_counted = counted[share].sum() / counted.sum()
+            if self._relabeller is None:
+                steps, timesteps, valid, counted = steps[share], timesteps[share], valid[share], counted[share]
         before, starts = (steps[:, 0] - 1).clamp(min=0), timesteps[:, 0] == 0
         segment = Segment(
             observations=map_packed(lambda part: _blank(part[steps], ~valid), self._observations),
@@ -211,7 +221,7 @@ class Sampler:
             rewards=_blank(self._rewards[steps], ~valid),
             returns_to_go=_blank(self._returns_to_go[steps], ~valid),
             valid=valid,
-            counted=valid if counted is None else valid & counted,
+            counted=counted,
             previous_action=_blank(self._actions[before], starts),
             previous_reward=_blank(self._rewards[before], starts),
             terminated=self._terminated[steps] & valid,
@@ -224,7 +234,9 @@ class Sampler:
         if generator is not None:
             # A sweep carries nothing on.
             return self._relabeller.relabel(segment, steps, pool, generator, whole)
-        return self._relabeller.relabel(segment, steps, pool, self.generator, whole, self.carried_goal)
+        relabelled = self._relabeller.relabel(segment, steps, pool, self.generator, whole, self.carried_goal)
+        # Goals are drawn for all rows, so that they are the same however many samplers share them.
+        return relabelled if share is None else relabelled.map(lambda part: part[share])
 
     def _next_observations(self, steps: Tensor, valid: Tensor) -> Observations | None:
         if self._final is None:

@@ -16,6 +16,7 @@ from aaren_rl.errors import InvalidInput
 from aaren_rl.training.learner import SingleLearner
 from aaren_rl.training.objectives import check_metrics
 from aaren_rl.training.optimiser import autocast, clipped_together, learning_rate, make_optimiser, set_learning_rate
+from aaren_rl.training.processes import ALONE
 from aaren_rl.training.state_check import Expected
 
 
@@ -39,6 +40,7 @@ class EnsembleLearner:
         self.models = [learner.acting for learner in learners]
         self.seeds = [learner.config.seed for learner in learners]
         self.data = {f"seed-{seed}": learner.data for seed, learner in zip(self.seeds, learners, strict=True)}
+        self.processes = ALONE
         self.precision, self.compiled, self.cuda_graph = first.precision, False, first.cuda_graph
         self.parameters = _stacked([learner.objective for learner in learners])
         self.averages = _stacked([learner.acting for learner in learners]) if first.config.average else {}

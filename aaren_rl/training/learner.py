@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -32,6 +33,8 @@ from aaren_rl.training.optimiser import (
     resolve_auto,
     set_learning_rate,
 )
+from aaren_rl.training.processes import ALONE, LostProcess, Processes
+from aaren_rl.training.shared_loss import SharedLoss
 from aaren_rl.training.state_check import Expected
 
 VALIDATION_STEPS = 20_000
@@ -48,6 +51,7 @@ class Learner(Protocol):
         device: where everything lies.
         updates: made so far.
         data: what identifies the data; resuming checks it.
+        processes: that train together.
     """
 
     models: list[DecisionModel]
@@ -56,6 +60,7 @@ class Learner(Protocol):
     device: torch.device
     updates: int
     data: dict[str, Any]
+    processes: Processes
 
     @property
     def steps_per_update(self) -> float:
@@ -68,6 +73,9 @@ class Learner(Protocol):
         Returns:
             Its metrics on the device, scalars or one value for each model: "loss" and "gradient_norm" of the model, and
             what the objective adds. The next update may overwrite them.
+
+        Raises:
+            LostProcess: another process ended; the learner is as it was before.
         """
         ...
 
@@ -76,7 +84,7 @@ class Learner(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All that goes on from update to update, by name."""
+        """All that goes on from update to update, by name; called in all processes at once."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -97,10 +105,12 @@ class SingleLearner:
         config: the schedule.
         device: to train on.
         relabelling: gives segments other goals; None for none.
+        processes: that train together; each takes its share of the rows of every batch.
 
     Raises:
         InvalidInput: an episode is longer than the model's learned timestep embedding, a state that grows is to be
-            carried from segment to segment, or an option does not go with the device or the relabelling.
+            carried from segment to segment, there are fewer rows than processes, or an option does not go with the
+            device or the relabelling.
         DataError: the objective needs next observations, and the data lack some, or they cannot be relabelled.
     """
 
@@ -111,12 +121,15 @@ class SingleLearner:
         config: TrainingConfig,
         device: torch.device | str = "cpu",
         relabelling: Relabelling | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         _check_lengths(model, trajectories)
-        self.config, self.device = config, torch.device(device)
+        self.config, self.device, self.processes = config, torch.device(device), processes
         self.precision, self.compiled, self.cuda_graph = resolve_auto(config, self.device, model.config)
         if relabelling is not None and relabelling.rewards.compute is not None:
-            self.cuda_graph = self._uncaptured()
+            self.cuda_graph = self._uncaptured("the environment computes the rewards of other goals on the CPU")
+        if processes.count > 1:
+            self.cuda_graph = self._uncaptured("several processes exchange gradients")
         self.objective = build_objective(config.objective, model).to(self.device)
         check_networks(self.objective)
         if model.config.reach and relabelling is not None:
@@ -146,11 +159,13 @@ class SingleLearner:
         }
         # The state that the segments before left to those that follow; None where segments stand alone.
         self.carried = self._initial_carried()
-        self._loss = cast(nn.Module, torch.compile(self.objective)) if self.compiled else self.objective
+        loss = cast(nn.Module, torch.compile(self.objective)) if self.compiled else self.objective
+        self._loss = SharedLoss(loss) if processes.count > 1 else loss
         # How far the average goes to the new weights; a tensor, so that a captured update reads its present value.
         self.blend = torch.zeros((), device=self.device)
         self._graph: CudaGraph[dict[str, Tensor]] | None = None
         self.data = _identity(trajectories, config)
+        processes.check_same(self.data["sha256"], "their data")
 
     @property
     def steps_per_update(self) -> float:
@@ -197,6 +212,8 @@ class SingleLearner:
         if self.device.type == "cuda":
             # To look at the lengths drawn would hold up the GPU, and shapes that change could not be captured.
             sampler.pad_to = sampler.longest
+        if self.processes.count > 1:
+            sampler.share = self.processes.share(config.batch_size)
         return sampler
 
     def update(self) -> dict[str, Tensor]:
@@ -207,7 +224,7 @@ class SingleLearner:
                 self._graph = CudaGraph(self._do_update, [self.sampler.generator], self.device)
             metrics = self._graph()
         else:
-            metrics = self._do_update()
+            metrics = self._do_update() if self.processes.count == 1 else self._update_together()
         # Not in the graph, of which only the work on the device is replayed.
         self.objective.after_update()
         self.updates += 1
@@ -219,20 +236,38 @@ class SingleLearner:
             set_learning_rate(optimiser, learning_rate(self.config, self.updates + 1))
         # A short memory at first, so that the average does not start from the untrained weights.
         self.blend.fill_(1 - min(self.config.average, (2 + self.updates) / (11 + self.updates)))
+        if not self.processes.leads:
+            # The first process's go on from update to update. Others get theirs anew, so that nobody has to save them.
+            entropy = (self.config.seed, self.processes.rank, self.updates)
+            torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+
+    def _update_together(self) -> dict[str, Tensor]:
+        """An update with other processes, all of it or nothing: weights change after the last word with the others."""
+        before = self._position()
+        try:
+            return self._do_update()
+        except LostProcess:
+            self._go_to(before)
+            raise
 
     def _do_update(self) -> dict[str, Tensor]:
         config = self.config
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
         totals: dict[str, Tensor] = {"loss": torch.zeros((), device=self.device)}
-        for _ in range(config.accumulate):
-            with autocast(self.device, self.precision):
-                result: Loss = self._loss(self.sampler.sample(), self.carried)
-            check_metrics(result)
-            (result.loss / config.accumulate).backward()  # type: ignore[no-untyped-call]
+        for turn in range(config.accumulate):
+            segment = self.sampler.sample()
+            # Processes are averaged; each counts as many times as its share of the steps is above the average share.
+            weight = self.sampler.share_of_counted * self.processes.count if self.processes.count > 1 else 1.0
+            with self._exchanging(last=turn == config.accumulate - 1):
+                with autocast(self.device, self.precision):
+                    result: Loss = self._loss(segment, self.carried)
+                check_metrics(result)
+                (result.loss * weight / config.accumulate).backward()  # type: ignore[no-untyped-call]
             for name, value in {"loss": result.loss, **result.metrics}.items():
-                totals[name] = totals.get(name, 0.0) + value.detach() / config.accumulate
+                totals[name] = totals.get(name, 0.0) + value.detach() * weight / config.accumulate
             self._carry(result.state)
+        totals = self.processes.mean(totals)
         if self.model.reach is not None and self.model.reach.predict.weight.grad is None:
             raise InvalidInput(
                 f"objective {self.config.objective} does not train the return in reach; let it return "
@@ -247,6 +282,10 @@ class SingleLearner:
                 for average, now in zip(self.acting.parameters(), self.model.parameters(), strict=True):
                     average.lerp_(now, self.blend)
         return totals
+
+    def _exchanging(self, last: bool) -> AbstractContextManager[None]:
+        """Encloses a loss and its gradient, which processes exchange after the last part of a batch."""
+        return self._loss.exchanging(last) if isinstance(self._loss, SharedLoss) else nullcontext()
 
     def validate(self) -> list[dict[str, float]]:
         """See `Learner.validate`: the head's mean loss, whatever the objective."""
@@ -268,6 +307,10 @@ class SingleLearner:
 
     def state_dict(self) -> dict[str, Tensor]:
         """See `Learner.state_dict`: `objective.`, `average.`, `optimiser.`, `random.`, `carried.`."""
+        return self._state_dict(lambda part: self.processes.gathered(part, self.config.batch_size))
+
+    def _state_dict(self, rows_of_all: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """The state, with the carried rows of this process replaced by those of all."""
         state = _prefixed("objective", self.objective.state_dict())
         if self.acting is not self.model:
             state |= _prefixed("average", self.acting.state_dict())
@@ -276,16 +319,34 @@ class SingleLearner:
             for parameter_name, parameter in _trainable(networks[name]):
                 parts = {part: value for part, value in optimiser.state[parameter].items() if value is not None}
                 state |= _prefixed(f"optimiser.{name}.{parameter_name}", parts)
-        state |= {"random.cpu": torch.get_rng_state(), "random.sampler": self.sampler.generator.get_state()}
+        state |= self._position()
+        for name in [name for name in state if _is_carried(name)]:
+            state[name] = rows_of_all(state[name])
+        # Copies, since a file takes no tensor twice, and networks may share buffers.
+        return {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
+
+    def _position(self) -> dict[str, Tensor]:
+        """Where random numbers, and the states of the rows of this process, stand."""
+        state = {"random.cpu": torch.get_rng_state(), "random.sampler": self.sampler.generator.get_state()}
         if self.device.type == "cuda":
             state["random.cuda"] = torch.cuda.get_rng_state(self.device)
         if self.carried is not None:
-            state["carried.cursor"] = self.sampler.cursor
+            state["carried.cursor"] = self.sampler.cursor.clone()
             if self.sampler.carried_goal is not None:
-                state["carried.goal"] = self.sampler.carried_goal
-            state |= {f"carried.{i}": part for i, part in enumerate(state_tensors(self.carried))}
-        # Copies, since a file takes no tensor twice, and networks may share buffers.
-        return {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
+                state["carried.goal"] = self.sampler.carried_goal.clone()
+            state |= {f"carried.{i}": part.clone() for i, part in enumerate(state_tensors(self.carried))}
+        return state
+
+    def _go_to(self, position: Mapping[str, Tensor]) -> None:
+        """Goes to what `_position` gave, on a device of either type."""
+        self._load_random_states(position)
+        if self.carried is None:
+            return
+        self.sampler.cursor.copy_(position["carried.cursor"])
+        if self.sampler.carried_goal is not None:
+            self.sampler.carried_goal.copy_(position["carried.goal"])
+        for i, kept in enumerate(state_tensors(self.carried)):
+            kept.copy_(position[f"carried.{i}"])
 
     def expected_state(self, names: Collection[str]) -> Expected:
         """Tensors that `load_state_dict` takes.
@@ -294,7 +355,9 @@ class SingleLearner:
             names: of the tensors at hand, which tell a state from another type of device. Its random states are
                 ignored, but for the CPU's.
         """
-        required = {name: part for name, part in self.state_dict().items() if not name.startswith("optimiser.")}
+        # Their shapes count. Processes that load may not wait for each other.
+        state = self._state_dict(lambda part: part.new_zeros(self.config.batch_size, *part.shape[1:]))
+        required = {name: part for name, part in state.items() if not name.startswith("optimiser.")}
         ignored: frozenset[str] = frozenset()
         if self._from_other_device(names):
             ignored = frozenset({"random.cuda", "random.sampler"})
@@ -321,13 +384,8 @@ class SingleLearner:
                 for number, (parameter_name, _) in enumerate(_trainable(networks[name]))
             }
             optimiser.load_state_dict({**saved, "state": {k: v for k, v in saved["state"].items() if v}})
-        self._load_random_states(state)
-        if self.carried is not None:
-            self.sampler.cursor.copy_(state["carried.cursor"])
-            if self.sampler.carried_goal is not None:
-                self.sampler.carried_goal.copy_(state["carried.goal"])
-            for i, kept in enumerate(state_tensors(self.carried)):
-                kept.copy_(state[f"carried.{i}"])
+        rows = self.processes.share(self.config.batch_size)
+        self._go_to({name: part[rows] if _is_carried(name) else part for name, part in state.items()})
         # The optimisers hold new tensors, which a captured update would not read.
         self._graph = None
 
@@ -348,13 +406,14 @@ class SingleLearner:
         """True if a state was saved on a GPU and is to go on on a CPU, or the other way round."""
         return ("random.cuda" in names) != (self.device.type == "cuda")
 
-    def _uncaptured(self) -> bool:
-        """False: the environment's rewards of other goals are computed on the CPU, which no CUDA graph holds."""
+    def _uncaptured(self, why: str) -> bool:
+        """False: updates have no CUDA graph, for a reason.
+
+        Raises:
+            InvalidInput: a CUDA graph was asked for.
+        """
         if self.cuda_graph and self.config.cuda_graph == "yes":
-            raise InvalidInput(
-                "the environment computes the rewards of other goals on the CPU, so updates have no CUDA graph; pass "
-                "--cuda-graph auto"
-            )
+            raise InvalidInput(f"{why}, so updates have no CUDA graph; pass --cuda-graph auto")
         return False
 
     def _initial_carried(self) -> TrunkState | None:
@@ -365,7 +424,8 @@ class SingleLearner:
                 f"--context {self.config.context} carries a state of constant size; that of mixer "
                 f"{self.model.config.mixer!r} grows; pass another --context or --mixer aaren"
             )
-        return self.model.initial_state(self.config.batch_size)
+        rows = self.processes.share(self.config.batch_size)
+        return self.model.initial_state(rows.stop - rows.start)
 
     def _carry(self, after: TrunkState) -> None:
         if self.carried is not None:
@@ -412,6 +472,12 @@ def _check_lengths(model: DecisionModel, trajectories: Trajectories) -> None:
 def _trainable(network: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """The parameters of a network that its optimiser has, in the optimiser's order."""
     return [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
+
+
+def _is_carried(name: str) -> bool:
+    """True for tensors of the carried state, which have a row for each row of the batch; all draw the others."""
+    group, _, number = name.partition(".")
+    return group == "carried" and number.isdecimal()
 
 
 def _prefixed(prefix: str, state: Mapping[str, Any]) -> dict[str, Tensor]:

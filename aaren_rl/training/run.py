@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -27,11 +27,13 @@ from aaren_rl.training.checkpoints import (
     write_checkpoint,
 )
 from aaren_rl.training.evaluations import EVALUATIONS, Evaluate, Evaluations, evaluate_model
+from aaren_rl.training.follower import save_alone
 from aaren_rl.training.learner import Learner
 from aaren_rl.training.lock import locked
 from aaren_rl.training.log import CHECKING, RunLog
 from aaren_rl.training.meter import Meter
 from aaren_rl.training.optimiser import learning_rate
+from aaren_rl.training.processes import LostProcess, Word
 from aaren_rl.training.signals import Stopped, StopSignal, stop_signal
 
 
@@ -112,8 +114,9 @@ class Run:
                 in the folder.
             InvalidInput: the folder holds another run.
             Diverged: the loss, its gradient or the weights are not finite; checkpoints from before are still there.
+            LostProcess: another process of the training ended; the message says what is saved.
         """
-        with locked(self.folder, self.say), stop_signal() as stop, ExitStack() as stack:
+        with self._leading(), locked(self.folder, self.say), stop_signal() as stop, ExitStack() as stack:
             if self.learner.updates == 0:
                 if checkpoints(self.folder):
                     raise InvalidInput(
@@ -130,7 +133,10 @@ class Run:
             for callback in self._called:
                 if isinstance(callback, AbstractContextManager):
                     stack.enter_context(callback)
-            ended = self._train(stop)
+            try:
+                ended = self._train(stop)
+            except LostProcess as error:
+                raise LostProcess(f"{error}; {self._saved_alone()}") from error
             if not ended or stop.is_set():
                 raise Interrupted(self._stopped())
             # While signals wait, so that no agent is left half replaced.
@@ -158,6 +164,8 @@ class Run:
         Raises:
             CheckpointError: it cannot be written; earlier ones are still there.
         """
+        # Others hand in the rows of the state that they carry.
+        self.learner.processes.agree(Word.SAVE)
         card = replace(self.card, updates=self.learner.updates)
         written = write_checkpoint(self.folder, self.learner, card, self.seconds)
         # Two, so that a damaged one costs little. Later ones were damaged when the run was resumed.
@@ -181,7 +189,7 @@ class Run:
         # A run that failed in an evaluation has saved its checkpoint: the evaluation is made up for.
         ended = self._evaluate(stop) if self._owes_evaluation() else False
         meter, saved = Meter(), learner.updates
-        while learner.updates < config.updates and not ended and not stop.is_set():
+        while learner.updates < config.updates and not ended and self._goes_on(stop):
             meter.add(learner.update())
             update = learner.updates
             ended = update == config.updates
@@ -205,6 +213,27 @@ class Run:
             self._check_finite(meter, saves=True)
             self.save()
         return ended or learner.updates >= config.updates
+
+    def _goes_on(self, stop: StopSignal) -> bool:
+        """False if this or another process was asked to stop."""
+        _, stopped = self.learner.processes.agree(Word.UPDATE, stop.is_set())
+        if stopped:
+            stop.set()
+        return not stopped
+
+    @contextmanager
+    def _leading(self) -> Iterator[None]:
+        """Lets go the processes that follow, however the run ends."""
+        try:
+            yield
+        finally:
+            with suppress(LostProcess):
+                self.learner.processes.agree(Word.END)
+
+    def _saved_alone(self) -> str:
+        """Saves where another process was lost, unless that had a part of what has to be saved; says what is saved."""
+        card = replace(self.card, updates=self.learner.updates)
+        return save_alone(self.folder, self.learner, card, self.seconds)
 
     def _owes_evaluation(self) -> bool:
         """True if the evaluation of this update was cut short, or failed, before the run was resumed."""

@@ -75,7 +75,7 @@ def test_an_environments_rewards_are_in_no_cuda_graph():
     # Without a GPU only the request is seen; the check comes before anything is moved there.
     learner = make_learner(Relabelling(Hindsight(), SPARSE))
     learner.cuda_graph = True
-    assert learner._uncaptured() is False
+    assert learner._uncaptured("rewards are computed") is False
     learner.config = TrainingConfig(cuda_graph="yes")
     with pytest.raises(InvalidInput, match="no CUDA graph; pass --cuda-graph auto"):
-        learner._uncaptured()
+        learner._uncaptured("rewards are computed")

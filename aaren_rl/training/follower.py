@@ -1,0 +1,102 @@
+"""A run in the processes that follow its first one: they update, and save if the first one dies."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from aaren_rl.checkpoint import AgentCard
+from aaren_rl.model.weights_check import first_not_finite
+from aaren_rl.training.checkpoints import checkpoint_folder, checkpoints, read_checkpoint, write_checkpoint
+from aaren_rl.training.learner import Learner
+from aaren_rl.training.lock import Locked, locked
+from aaren_rl.training.processes import LostProcess, Word
+from aaren_rl.training.signals import stop_signal
+
+
+class Follower:
+    """Does what the first process of a training says (see `aaren_rl.training.run.Run`).
+
+    Args:
+        learner: what an update is.
+        card: goes into a checkpoint.
+        folder: of the run.
+    """
+
+    def __init__(self, learner: Learner, card: AgentCard, folder: Path) -> None:
+        self.learner, self.card, self.folder = learner, card, folder
+        self.seconds = 0.0
+
+    def restore(self) -> None:
+        """Goes back to the newest whole checkpoint of the run's folder.
+
+        Raises:
+            CheckpointError: as `Run.restore`.
+        """
+        self.seconds = read_checkpoint(self.folder, self.learner, _nothing)
+
+    def follow(self) -> None:
+        """Updates until the run ends, however it does.
+
+        Raises:
+            LostProcess: another process ended; the message says what is saved.
+        """
+        learner = self.learner
+        with stop_signal() as stop:
+            try:
+                while True:
+                    word, stopped = learner.processes.agree(Word.UPDATE, stop.is_set())
+                    if word is Word.END:
+                        return
+                    if word is Word.SAVE:
+                        learner.state_dict()
+                    elif not stopped:
+                        began = time.perf_counter()
+                        learner.update()
+                        self.seconds += time.perf_counter() - began
+            except LostProcess as error:
+                raise LostProcess(f"{error}; {self._saved()}") from error
+
+    def _saved(self) -> str:
+        """Saves if the first process is gone; says what is saved."""
+        card = replace(self.card, updates=self.learner.updates)
+        try:
+            with locked(self.folder, _nothing):
+                return save_alone(self.folder, self.learner, card, self.seconds)
+        except Locked:
+            return "the process that holds the run's folder saves"
+
+
+def save_alone(folder: Path, learner: Learner, card: AgentCard, seconds: float) -> str:
+    """Saves a checkpoint where another process was lost, if this one has all of it.
+
+    Args:
+        folder: of the run, locked.
+        learner: as it was after its last whole update.
+        card: of its agents.
+        seconds: spent in updates.
+
+    Returns:
+        What is saved.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be written.
+    """
+    updates = learner.updates
+    if updates and not checkpoint_folder(folder, updates).exists():
+        finite = all(first_not_finite(model.state_dict()) is None for model in learner.models)
+        try:
+            if finite:
+                write_checkpoint(folder, learner, card, seconds)
+        except LostProcess:
+            # It carried a share of the states from segment to segment.
+            pass
+    saved = checkpoints(folder)
+    if not saved:
+        return "nothing is saved, start anew"
+    return f"the checkpoint of update {int(saved[-1].name)} is saved, go on with --resume {folder}"
+
+
+def _nothing(line: str) -> None:
+    """Says nothing: the first process speaks for all."""

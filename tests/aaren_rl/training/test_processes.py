@@ -1,0 +1,89 @@
+"""One training over several processes, held against the same training in one."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import several_processes as several
+import torch
+from helpers import assert_close
+from safetensors.torch import load_file
+
+from aaren_rl.errors import InvalidInput
+from aaren_rl.training.processes import ALONE, Processes, Word, launched
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def together(request, tmp_path_factory):
+    """States of all cases, trained by several processes, and their number."""
+    folder, count = tmp_path_factory.mktemp("together"), request.param
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}")
+    done = subprocess.run(
+        [*torchrun, several.__file__, folder],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return {case: load_file(folder / f"{case}.safetensors") for case in several.CASES}, count
+
+
+@pytest.mark.parametrize("case", several.CASES)
+def test_several_processes_train_as_one_does(case, together):
+    theirs, count = together
+    theirs = theirs[case]
+    learner = several.make_learner(case)
+    metrics = [learner.update() for _ in range(several.UPDATES)]
+    # Each process divides by its own mean size of values, so with a critic the sum is another one.
+    tolerance = {"rtol": 0.1, "atol": 0.02} if case == "critic" else {"rtol": 2e-4, "atol": 2e-5}
+    for name in metrics[0]:
+        ours = torch.stack([of_update[name] for of_update in metrics])
+        assert_close(f"{name} of {count}", theirs.pop(f"metrics.{name}"), ours, **tolerance)
+    state = learner.state_dict()
+    assert theirs.keys() == state.keys()
+    for name in ("random.cpu", "random.sampler", "carried.cursor", "carried.goal"):
+        if name in state:
+            assert torch.equal(theirs[name], state[name]), f"{name} of {count}"
+    for name in state:
+        if name.startswith("carried.") and state[name].is_floating_point():
+            assert_close(f"{name} of {count}", theirs[name], state[name], rtol=1e-2, atol=1e-3)
+
+
+def test_shares_are_all_rows_once():
+    for rows in range(1, 12):
+        for count in range(1, rows + 1):
+            shares = [range(rows)[Processes(rank, count).share(rows)] for rank in range(count)]
+            assert [row for share in shares for row in share] == list(range(rows))
+            assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_fewer_rows_than_processes_are_refused():
+    with pytest.raises(InvalidInput, match="batches of 2 rows for 3 processes; expected at least one row for each"):
+        Processes(0, 3).share(2)
+
+
+def test_one_process_talks_to_nobody():
+    assert ALONE.leads
+    assert ALONE.agree(Word.SAVE, True) == (Word.SAVE, True)
+    assert ALONE.told("text") == "text"
+    ALONE.check_same("text", "nothing")
+
+
+def test_half_of_torchruns_variables_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(InvalidInput, match="WORLD_SIZE is '4' and LOCAL_RANK, MASTER_ADDR, MASTER_PORT is missing"):
+        launched()
+
+
+def test_other_scripts_refuse_several_processes(command, monkeypatch):
+    from aaren_rl.scripts import compare
+
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    status, _, said = command(compare.main, "some.toml")
+    assert status == 2
+    assert "torchrun is for scripts/train.py; start this command by itself" in said

@@ -1,0 +1,75 @@
+"""A few updates of several kinds, for all processes of `torchrun several_processes.py FOLDER`."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from aaren_rl.checkpoint import digest
+from aaren_rl.data.hindsight import GoalRewards, Hindsight, Relabelling
+from aaren_rl.data.spaces import Box
+from aaren_rl.data.trajectories import Episode, Trajectories
+from aaren_rl.model import DecisionModel, ModelConfig, Scaling
+from aaren_rl.training.config import TrainingConfig
+from aaren_rl.training.learner import SingleLearner
+from aaren_rl.training.processes import ALONE, joined
+
+UPDATES = 3
+
+CASES = {
+    "windows": {},
+    "uneven": {"batch_size": 7},
+    "accumulated": {"accumulate": 3},
+    "episodes": {"context": "episode"},
+    "packed": {"context": "packed"},
+    "carried": {"context": "carry:4"},
+    "critic": {"objective": "critic"},
+    "unused parameters": {"mixer": "none"},
+    "hindsight": {"goals": True},
+    "carried hindsight": {"goals": True, "context": "carry:4"},
+}
+
+
+def make_data():
+    rng = np.random.default_rng(0)
+    episodes = []
+    for length in (6, 9, 4, 12, 7, 10, 5, 8, 3, 11):
+        points = rng.normal(size=(length + 1, 2)).cumsum(0)
+        goals = np.tile(rng.normal(size=2), (length + 1, 1))
+        observations = {"observation": points, "achieved_goal": points, "desired_goal": goals}
+        episodes.append(Episode(observations, rng.uniform(-1, 1, (length, 1)), rng.normal(size=length)))
+    return Trajectories.from_episodes(episodes)
+
+
+def make_learner(case, processes=ALONE):
+    settings = dict(CASES[case])
+    goals = Relabelling(Hindsight(0.7, 0.6, 0.2, 0.2), GoalRewards(distance=1.0)) if settings.pop("goals", 0) else None
+    config = ModelConfig(mixer=settings.pop("mixer", "aaren"), blocks=2, width=16, dropout=0.0)
+    torch.manual_seed(0)
+    data = make_data()
+    scaling = Scaling(*data.observation_statistics())
+    model = DecisionModel(config, data.observation_space, Box.bounded(-np.ones(1), np.ones(1)), scaling)
+    schedule = {"updates": 20, "batch_size": 8, "context": 5, "warmup": 2, "held_out": 0.2, **settings}
+    return SingleLearner(model, data, TrainingConfig(**schedule), relabelling=goals, processes=processes)
+
+
+def main(folder):
+    torch.set_num_threads(1)
+    with joined(torch.device("cpu")) as processes:
+        for case in CASES:
+            learner = make_learner(case, processes)
+            metrics = [learner.update() for _ in range(UPDATES)]
+            state = learner.state_dict()
+            for name in metrics[0]:
+                state[f"metrics.{name}"] = torch.stack([of_update[name] for of_update in metrics])
+            # Weights stay equal without being exchanged.
+            weights = torch.cat([parameter.detach().flatten() for parameter in learner.objective.parameters()])
+            processes.check_same(digest(weights.numpy().data), "their weights")
+            if processes.leads:
+                save_file(state, folder / f"{case}.safetensors")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

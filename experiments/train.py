@@ -74,13 +74,13 @@ def train(
         AarenError: the configuration, the data or the run's folder do not fit; the message says how to go on.
         Interrupted: Ctrl-C or SIGTERM, after saving.
         EvaluationFailed: the final evaluation failed; all else is done and saved, result.json says what failed.
-        LostProcess: another process ended; the message says what is saved.
+        LostProcess: another process ended; what is saved was said.
     """
     device = device_named(config.device)
     with joined(device) as processes:
         config = _launched(config, processes)
         if not processes.leads:
-            return _follow(config, dataset, device, processes)
+            return _follow(config, dataset, device, processes, say)
         outcome = _lead(config, dataset, device, processes, tuple(callbacks), say, progress)
         with suppress(LostProcess):
             processes.wait()
@@ -135,12 +135,14 @@ def _lead(
         return _train_alone(job) if config.seeds == 1 else _train_seeds(job)
 
 
-def _follow(config: RunConfig, dataset: Dataset | None, device: torch.device, processes: Processes) -> dict[str, Any]:
+def _follow(
+    config: RunConfig, dataset: Dataset | None, device: torch.device, processes: Processes, say: Say
+) -> dict[str, Any]:
     """The training in a process that follows the first one, which speaks for all."""
     folder = Path(processes.told(""))
     job = Job(config, _loaded(config, dataset, processes, _nothing), folder, device, (), _nothing, False, processes)
     learner = make_learner(job)
-    follower = Follower(learner, make_card(job), folder)
+    follower = Follower(learner, make_card(job), folder, say)
     if config.resume is not None:
         processes.wait()
         follower.restore()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,10 +24,11 @@ class Follower:
         learner: what an update is.
         card: goes into a checkpoint.
         folder: of the run.
+        say: takes a line on what is saved if the first process dies.
     """
 
-    def __init__(self, learner: Learner, card: AgentCard, folder: Path) -> None:
-        self.learner, self.card, self.folder = learner, card, folder
+    def __init__(self, learner: Learner, card: AgentCard, folder: Path, say: Callable[[str], object] = print) -> None:
+        self.learner, self.card, self.folder, self.say = learner, card, folder, say
         self.seconds = 0.0
 
     def restore(self) -> None:
@@ -40,7 +43,7 @@ class Follower:
         """Updates until the run ends, however it does.
 
         Raises:
-            LostProcess: another process ended; the message says what is saved.
+            LostProcess: another process ended; what is saved was said.
         """
         learner = self.learner
         with stop_signal() as stop:
@@ -55,20 +58,18 @@ class Follower:
                         began = time.perf_counter()
                         learner.update()
                         self.seconds += time.perf_counter() - began
-            except LostProcess as error:
-                raise LostProcess(f"{error}; {self._saved()}") from error
+            except LostProcess:
+                self._save_if_first()
+                raise
 
-    def _saved(self) -> str:
-        """Saves if the first process is gone; says what is saved."""
+    def _save_if_first(self) -> None:
+        """Saves, unless a process that still lives holds the run's folder, which then saves."""
         card = replace(self.card, updates=self.learner.updates)
-        try:
-            with locked(self.folder, _nothing):
-                return save_alone(self.folder, self.learner, card, self.seconds)
-        except Locked:
-            return "the process that holds the run's folder saves"
+        with suppress(Locked), locked(self.folder, _nothing):
+            save_alone(self.folder, self.learner, card, self.seconds, self.say)
 
 
-def save_alone(folder: Path, learner: Learner, card: AgentCard, seconds: float) -> str:
+def save_alone(folder: Path, learner: Learner, card: AgentCard, seconds: float, say: Callable[[str], object]) -> None:
     """Saves a checkpoint where another process was lost, if this one has all of it.
 
     Args:
@@ -76,9 +77,7 @@ def save_alone(folder: Path, learner: Learner, card: AgentCard, seconds: float) 
         learner: as it was after its last whole update.
         card: of its agents.
         seconds: spent in updates.
-
-    Returns:
-        What is saved.
+        say: takes a line on what is saved.
 
     Raises:
         CheckpointError: the checkpoint cannot be written.
@@ -86,16 +85,15 @@ def save_alone(folder: Path, learner: Learner, card: AgentCard, seconds: float) 
     updates = learner.updates
     if updates and not checkpoint_folder(folder, updates).exists():
         finite = all(first_not_finite(model.state_dict()) is None for model in learner.models)
-        try:
+        # States that are carried from segment to segment are shared out: without all processes they are not whole.
+        with suppress(LostProcess):
             if finite:
                 write_checkpoint(folder, learner, card, seconds)
-        except LostProcess:
-            # It carried a share of the states from segment to segment.
-            pass
     saved = checkpoints(folder)
     if not saved:
-        return "nothing is saved, start anew"
-    return f"the checkpoint of update {int(saved[-1].name)} is saved, go on with --resume {folder}"
+        say("nothing is saved, start anew")
+    else:
+        say(f"the checkpoint of update {int(saved[-1].name)} is saved, go on with --resume {folder}")
 
 
 def _nothing(line: str) -> None:

@@ -114,7 +114,7 @@ class Run:
                 in the folder.
             InvalidInput: the folder holds another run.
             Diverged: the loss, its gradient or the weights are not finite; checkpoints from before are still there.
-            LostProcess: another process of the training ended; the message says what is saved.
+            LostProcess: another process of the training ended; what is saved was said.
         """
         with self._leading(), locked(self.folder, self.say), stop_signal() as stop, ExitStack() as stack:
             if self.learner.updates == 0:
@@ -135,8 +135,10 @@ class Run:
                     stack.enter_context(callback)
             try:
                 ended = self._train(stop)
-            except LostProcess as error:
-                raise LostProcess(f"{error}; {self._saved_alone()}") from error
+            except LostProcess:
+                # While signals wait: torchrun ends the processes that are left.
+                self._save_alone()
+                raise
             if not ended or stop.is_set():
                 raise Interrupted(self._stopped())
             # While signals wait, so that no agent is left half replaced.
@@ -230,10 +232,9 @@ class Run:
             with suppress(LostProcess):
                 self.learner.processes.agree(Word.END)
 
-    def _saved_alone(self) -> str:
-        """Saves where another process was lost, unless that had a part of what has to be saved; says what is saved."""
+    def _save_alone(self) -> None:
         card = replace(self.card, updates=self.learner.updates)
-        return save_alone(self.folder, self.learner, card, self.seconds)
+        save_alone(self.folder, self.learner, card, self.seconds, self.say)
 
     def _owes_evaluation(self) -> bool:
         """True if the evaluation of this update was cut short, or failed, before the run was resumed."""

@@ -18,23 +18,30 @@ class Acting:
             of an episode. "window" keeps no state and runs the last steps through the model again, as public Decision
             Transformers do.
         steps: between two resets, or of the window.
+        closed: True for a window without the action and the reward of the step before it, as Hugging Face's Decision
+            Transformers act.
     """
 
     mode: Literal["stream", "reset", "window"] = "stream"
     steps: int = 0
+    closed: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Acting:
-        """Reads the written form: "stream", "reset:20" or "window:20".
+        """Reads the written form: "stream", "reset:20", "window:20" or "closed-window:20".
 
         Raises:
             InvalidInput: it is none of these.
         """
         if text == "stream":
             return cls()
-        if found := re.fullmatch(r"(reset|window):([1-9]\d{0,8})", text):
-            return cls("reset" if found[1] == "reset" else "window", int(found[2]))
-        raise InvalidInput(f"acting is {text!r}; expected stream, reset:STEPS or window:STEPS, as window:20")
+        if found := re.fullmatch(r"(reset|window|closed-window):([1-9]\d{0,8})", text):
+            mode: Literal["reset", "window"] = "reset" if found[1] == "reset" else "window"
+            return cls(mode, int(found[2]), closed=found[1] == "closed-window")
+        raise InvalidInput(
+            f"acting is {text!r}; expected stream, reset:STEPS, window:STEPS or closed-window:STEPS, as window:20"
+        )
 
     def __str__(self) -> str:
-        return self.mode if self.mode == "stream" else f"{self.mode}:{self.steps}"
+        name = "closed-window" if self.closed else self.mode
+        return name if self.mode == "stream" else f"{name}:{self.steps}"

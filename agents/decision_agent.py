@@ -44,8 +44,8 @@ class DecisionAgent(Agent):
         model: a trained model; it is switched to evaluation mode.
         card: what the model was trained on and for.
         device: where to compute.
-        acting: "stream", "reset:STEPS" or "window:STEPS" (see `aaren_rl.agents.acting.Acting`); None for what the card
-            says.
+        acting: "stream", "reset:STEPS", "window:STEPS" or "closed-window:STEPS" (see
+            `aaren_rl.agents.acting.Acting`); None for what the card says.
         renew: resets the return-to-go to the target every this many steps of an episode; 0 for never.
         temperature: of sampled actions; 0 for the most likely ones.
         seed: of sampled actions; None for another one each time.
@@ -109,7 +109,7 @@ class DecisionAgent(Agent):
 
     def _begin(self, rows: int) -> ActingState:
         if self.acting.mode == "window":
-            return Window(self.model, rows, self.device, self.acting.steps)
+            return Window(self.model, rows, self.device, self.acting)
         if not self.model.fixed_size:
             return GrowingState(self.model, rows, self.device)
         # Nothing has to be folded or captured again while neither the weights nor the number of rows change.

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aaren_rl.agents.acting import Acting
 from aaren_rl.agents.states import Array, OnDevice
 from aaren_rl.data.packed import arrays_of, map_packed
 from aaren_rl.data.segment import Segment
@@ -145,12 +146,12 @@ class Window(_Counted):
         model: to act with.
         rows: number of environments.
         device: of the model.
-        steps: of the window.
+        acting: the window's steps, and whether it is closed.
     """
 
-    def __init__(self, model: DecisionModel, rows: int, device: torch.device, steps: int) -> None:
+    def __init__(self, model: DecisionModel, rows: int, device: torch.device, acting: Acting) -> None:
         super().__init__(model, rows, device)
-        self.steps = steps
+        self.steps, self.closed = acting.steps, acting.closed
         example = model.inputs.observation.examples(rows, torch.Generator())
         self.kept: dict[str, Any] = {
             "observations": map_packed(lambda part: part.unsqueeze(1)[:, :0].to(device), example),
@@ -190,7 +191,7 @@ class Window(_Counted):
         }
         self.kept = {name: map_packed(self._appended, part, now[name]) for name, part in self.kept.items()}
         window = Segment(**self.kept).map(lambda part: part[:, -self.steps :])  # (rows, steps, ...)
-        if self.kept["timesteps"].shape[1] > self.steps:
+        if self.kept["timesteps"].shape[1] > self.steps and not self.closed:
             actions, rewards = self.kept["actions"], self.kept["rewards"]
             window = window._replace(previous_action=actions[:, 0], previous_reward=rewards[:, 0])
         with torch.inference_mode():

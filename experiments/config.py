@@ -91,7 +91,7 @@ class RunConfig:
     """Divisor of returns-to-go; by default the catalogue's, or the largest return in the data."""
     acting: str = "stream"
     """"stream" carries the state through an episode, "reset:20" empties it every 20 steps, "window:20" runs the last 20
-    steps through the model at every step."""
+    steps through the model at every step; "closed-window:20" leaves out the outcome of the step before them."""
     check_episodes: int = 10
     """Episodes of each evaluation during training; 0 for none."""
     episodes: int = 100

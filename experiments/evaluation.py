@@ -49,7 +49,7 @@ class Options:
     target: Target | None = None
     """Target return, or "auto" for what is in reach; by default the agent's first."""
     acting: str | None = None
-    """Way of acting, stream, reset:STEPS or window:STEPS; by default the agent's."""
+    """Way of acting, stream, reset:STEPS, window:STEPS or closed-window:STEPS; by default the agent's."""
     horizon: int | None = None
     """Steps after which an episode is truncated; by default the limit of the agent's environment."""
     instances: int = INSTANCES

@@ -104,7 +104,7 @@ def test_code_of_the_pipelines_page_runs_in_order(run):
     pytest.importorskip("sb3_contrib")
     pytest.importorskip("torchrl")
     printed = run("\n".join(blocks("docs/pipelines.md")))
-    assert printed.splitlines()[-1] == "1 30"
+    assert "1 30" in printed.splitlines()
 
 
 def test_recurrent_ppo_learns_to_remember():

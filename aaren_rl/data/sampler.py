@@ -168,6 +168,16 @@ class Sampler:
             return self._gather(episode, torch.zeros_like(episode), longest)
         return self._gather(episode, self._random(self._lengths[episode]), self.context.steps)
 
+    def starting_at(self, steps: Tensor) -> Segment:
+        """The windows that start at steps.
+
+        Args:
+            steps: (batch,), counted over the episodes in use, one after another.
+        """
+        episode = torch.searchsorted(self._cumulative, steps, right=True)
+        first = (self._cumulative - self._lengths)[episode]
+        return self._gather(episode, steps - first, self.context.steps)
+
     def sweep(self, steps: int) -> Iterator[Segment]:
         """Windows or whole episodes of about `steps` steps in all, spread evenly, none twice; the same each time.
 

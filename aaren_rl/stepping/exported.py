@@ -47,7 +47,7 @@ def check_single_step(card: AgentCard, folder: Path) -> None:
         CheckpointError: the folder holds something else.
     """
     checkpoint.check_replaceable(folder, checkpoint.EXPORTED)
-    if card.acting.startswith("window"):
+    if "window" in card.acting:
         raise InvalidInput(f"this agent acts by {card.acting}, which is no single step; export it with --acting stream")
 
 

@@ -106,7 +106,7 @@ def acting_as(agent, acting):
 @pytest.mark.parametrize(
     "shape", [{}, {"layout": "fused", "reward": True}, {"mixer": "softmax"}, {"timesteps": "learned"}]
 )
-@pytest.mark.parametrize("acting", ["reset:7", "window:7", "window:1"])
+@pytest.mark.parametrize("acting", ["reset:7", "window:7", "window:1", "closed-window:7", "closed-window:1"])
 def test_ways_of_acting_equal_a_forward_over_the_steps_they_see(shape, acting):
     agent = acting_as(make_agent("HalfCheetah-v5", **shape), acting)
     steps, target = agent.acting.steps, 20.0
@@ -116,7 +116,8 @@ def test_ways_of_acting_equal_a_forward_over_the_steps_they_see(shape, acting):
     for t in range(40):
         first = t - t % steps if acting.startswith("reset") else max(0, t - steps + 1)
         seen = slice(first, t + 1)
-        before = (acted[:, first - 1], earned[:, first - 1]) if first else (None, None)
+        known = first and not agent.acting.closed
+        before = (acted[:, first - 1], earned[:, first - 1]) if known else (None, None)
         segment = Segment(
             observations[:, seen],
             torch.arange(first, t + 1).unsqueeze(0),
@@ -131,7 +132,7 @@ def test_ways_of_acting_equal_a_forward_over_the_steps_they_see(shape, acting):
         np.testing.assert_allclose(actions[t], prediction.mode[0, -1], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("acting", ["reset:100", "window:100"])
+@pytest.mark.parametrize("acting", ["reset:100", "window:100", "closed-window:100"])
 def test_a_window_or_reset_longer_than_the_episode_is_streaming(agent, acting):
     env = make_env(limit=30)
     _, streamed, _ = run_episode(agent, env, seed=3)
@@ -141,17 +142,20 @@ def test_a_window_or_reset_longer_than_the_episode_is_streaming(agent, acting):
     assert np.abs(run_episode(acting_as(agent, acting.replace("100", "3")), env, seed=3)[1] - streamed).max() > 1e-3
 
 
-@pytest.mark.parametrize("acting", ["", "streaming", "window", "window:0", "reset:-1", "stream:20", "window:2.5"])
+@pytest.mark.parametrize(
+    "acting", ["", "streaming", "window", "window:0", "reset:-1", "stream:20", "window:2.5", "closed"]
+)
 def test_ways_of_acting_that_are_not_understood_are_refused(agent, acting):
-    with pytest.raises(InvalidInput, match="expected stream, reset:STEPS or window:STEPS"):
+    with pytest.raises(InvalidInput, match="expected stream, reset:STEPS, window:STEPS or closed-window:STEPS"):
         Acting.parse(acting)
 
 
-def test_the_card_says_how_an_agent_acts(agent, tmp_path):
-    agent = DecisionAgent(agent.model, replace(agent.card, acting="window:5"))
+@pytest.mark.parametrize("acting", ["window:5", "closed-window:5"])
+def test_the_card_says_how_an_agent_acts(agent, tmp_path, acting):
+    agent = DecisionAgent(agent.model, replace(agent.card, acting=acting))
     agent.save(tmp_path / "agent")
     loaded = DecisionAgent.load(tmp_path / "agent")
-    assert str(loaded.acting) == "window:5"
+    assert str(loaded.acting) == acting
     assert str(DecisionAgent.load(tmp_path / "agent", acting="stream").acting) == "stream"
 
 

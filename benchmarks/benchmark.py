@@ -1,4 +1,4 @@
-"""Prints measurements of this machine: `python benchmarks/benchmark.py [train|scan|step|mixers|data|eval]`."""
+"""Prints measurements of this machine: `python benchmarks/benchmark.py SUBJECT`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import d3rlpy_peer
 import evaluating
 import loading
 import scanning
+import sharing
 import stepping
 import training
 from aaren_rl.errors import InvalidInput
@@ -28,9 +29,9 @@ from aaren_rl.experiments.peers.worker import D3RLPY
 class Arguments:
     """Measure this machine beside the peers in alternating rounds; ratios come with the lowest and the highest."""
 
-    what: Literal["all", "train", "scan", "step", "mixers", "data", "eval"] = "all"
+    what: Literal["all", "train", "scan", "step", "mixers", "data", "eval", "processes"] = "all"
     """Subject: updates (train), forms of the scan (scan), acting (step), both by mixer (mixers), loading (data),
-    evaluation (eval), or all."""
+    evaluation (eval), updates shared by two processes (processes), or all."""
     threads: int = 1
     """Threads of torch and onnxruntime."""
     json: Path | None = None
@@ -63,7 +64,11 @@ def measure(arguments: Arguments) -> None:
     if arguments.threads < 1:
         raise InvalidInput(f"--threads {arguments.threads}; expected at least 1")
     # Loading comes first: the others raise the peak memory of the process, which it measures.
-    chosen = ("data", "scan", "step", "train", "mixers", "eval") if arguments.what == "all" else (arguments.what,)
+    chosen = (
+        ("data", "scan", "step", "train", "mixers", "eval", "processes")
+        if arguments.what == "all"
+        else (arguments.what,)
+    )
     needs = {"step": stepping.NEEDS, "train": training.NEEDS, "mixers": training.NEEDS}
     measuring.require(dict.fromkeys(module for what in chosen for module in needs.get(what, ())))
     torch.set_num_threads(arguments.threads)
@@ -88,6 +93,7 @@ def measure(arguments: Arguments) -> None:
             "train": lambda: training.measure(report, peer),
             "mixers": lambda: by_mixer.measure(report),
             "eval": lambda: evaluating.measure(report),
+            "processes": lambda: sharing.measure(report),
         }
         for what in chosen:
             measures[what]()

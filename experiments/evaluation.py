@@ -12,9 +12,9 @@ import gymnasium as gym
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from aaren_rl.actor import Actor, Target
-from aaren_rl.agents import CAgent, DecisionAgent
+from aaren_rl.agents import DecisionAgent
 from aaren_rl.agents.agent import Agent
-from aaren_rl.checkpoint import EXPORTED_SOURCE, AgentCard
+from aaren_rl.checkpoint import AgentCard
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.envs import baselines, catalogue
 from aaren_rl.envs.environment_choice import EnvironmentChoice
@@ -25,7 +25,7 @@ from aaren_rl.envs.rollout import roll_out
 from aaren_rl.errors import CheckpointError, InvalidInput, unknown_name
 from aaren_rl.experiments import target_sweep
 from aaren_rl.experiments.console import device_named, progress, say
-from aaren_rl.experiments.exporting import exported_agent
+from aaren_rl.experiments.exporting import exported_form
 from aaren_rl.model import count_parameters
 from aaren_rl.stepping.exported import CARD
 
@@ -66,7 +66,7 @@ class Options:
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     """Device to compute on; the CPU steps small models faster."""
     run_code: bool = False
-    """Compile and run the C of an exported agent, which is the code of whoever wrote the folder."""
+    """Run an exported agent in C or as a torch program, which is the code of whoever wrote the folder."""
 
     def __post_init__(self) -> None:
         for name in ("horizon", "renew", "instances", "processes"):
@@ -213,14 +213,11 @@ def _loaded(folder: Path, options: Options) -> tuple[Agent, dict[str, Any]]:
             raise InvalidInput(f"an exported agent runs on the CPU; leave out --device {options.device}")
         if options.temperature:
             raise InvalidInput("an exported agent takes the most likely action; leave out --temperature")
-        if (folder / EXPORTED_SOURCE).exists() and not options.run_code:
-            raise InvalidInput(
-                f"{folder} holds an agent in C, which would be compiled and run; if you trust whoever wrote it, pass "
-                "--run-code"
-            )
-        exported = exported_agent(folder, options.acting, options.renew or 0)
-        runtime = "c" if isinstance(exported, CAgent) else "onnxruntime"
-        return exported, {"runtime": runtime, "int8": exported.int8, "device": "cpu"}
+        form = exported_form(folder)
+        if form.code is not None and not options.run_code:
+            raise InvalidInput(f"{folder} holds {form.code}; if you trust whoever wrote it, pass --run-code")
+        exported = form(folder, acting=options.acting, renew=options.renew or 0)
+        return exported, {"runtime": form.runtime, "int8": exported.int8, "device": "cpu"}
     device, renew = device_named(options.device), options.renew or 0
     agent = DecisionAgent.load(folder, device, options.acting, renew, options.temperature, options.seed)
     about = {"mixer": agent.model.config.mixer, "parameters": count_parameters(agent.model)}

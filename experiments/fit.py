@@ -22,6 +22,7 @@ from aaren_rl.errors import InvalidInput, unknown_name
 from aaren_rl.experiments import config as run_config
 from aaren_rl.experiments.config import CONFIG, RunConfig
 from aaren_rl.experiments.console import say
+from aaren_rl.experiments.exporting import exported_form
 from aaren_rl.experiments.settings import merge, to_table
 from aaren_rl.experiments.train import train
 from aaren_rl.model import ModelConfig
@@ -120,12 +121,12 @@ def load(folder: str | Path, **options: Any) -> Agent:
         CheckpointError: the folder is missing, incomplete, altered or of another version.
         InvalidInput: an option does not fit.
     """
-    if (Path(folder) / checkpoint.EXPORTED_SOURCE).exists():
+    exported, form = (Path(folder) / checkpoint.EXPORTED_CARD).exists(), exported_form(Path(folder))
+    if form.code is not None:
         raise InvalidInput(
-            f"{folder} holds an agent in C, which would be compiled and run; if you trust whoever wrote it, call "
-            f"aaren_rl.agents.CAgent({str(folder)!r})"
+            f"{folder} holds {form.code}; if you trust whoever wrote it, call "
+            f"aaren_rl.agents.{form.__name__}({str(folder)!r})"
         )
-    exported = (Path(folder) / checkpoint.EXPORTED_CARD).exists()
     known = ("threads", "acting", "renew") if exported else ("device", "acting", "renew")
     for name in options:
         if name not in known:

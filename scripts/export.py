@@ -15,14 +15,14 @@ from aaren_rl.stepping.exported import CARD
 
 @dataclass(frozen=True)
 class Arguments:
-    """Export an agent as a single step: a graph for onnxruntime, or C."""
+    """Export an agent as a single step: a graph for onnxruntime, C, or a program for torch."""
 
     agent: Path
     """Folder of an agent, as runs/<run>/last."""
     to: exporting.Form = "onnx"
-    """Form of the step: agent.onnx, or agent.h and agent.c, which need libm alone."""
+    """Form of the step: agent.onnx, agent.h and agent.c, which need libm alone, or agent.pt2 of torch.export."""
     out: Path | None = None
-    """Folder to write; by default the agent's, with -onnx, -onnx-int8, -c or -c-int8 added to its name."""
+    """Folder to write; by default the agent's, with the form added to its name, as -onnx or -c-int8."""
     acting: str | None = None
     """Way of acting, stream or reset:STEPS; by default the agent's."""
     int8: bool = False

@@ -14,6 +14,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from aaren_rl.actor import Actor, Target
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.agents.agent import Agent
+from aaren_rl.agents.hub import find
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.envs import baselines, catalogue
@@ -116,7 +117,7 @@ def prepare(name: str, options: Options) -> Candidate:
     """Loads an agent, or makes a baseline.
 
     Args:
-        name: folder of an agent or of an exported agent, or one of `BASELINES`.
+        name: folder of an agent or of an exported agent, name of an agent on the Hub, or one of `BASELINES`.
         options: environment, episodes and way of acting.
 
     Raises:
@@ -182,14 +183,16 @@ def record(candidate: Candidate) -> Path:
 
 
 def _agent(name: str, options: Options) -> Candidate:
-    folder = Path(name).resolve()
     if options.env is not None:
         raise InvalidInput(
             f"--env {options.env} is for baselines; to act elsewhere pass --env-id, as --env-id Hopper-v4"
         )
-    if not folder.exists() and "/" not in name:
-        raise CheckpointError(f"{folder} is no agent folder here, and {unknown_name('baseline', name, BASELINES)}")
-    agent, how = _loaded(folder, options)
+    if not Path(name).exists() and "/" not in name:
+        raise CheckpointError(
+            f"{Path(name).resolve()} is no agent folder here, and {unknown_name('baseline', name, BASELINES)}"
+        )
+    found = find(name)
+    agent, how = _loaded(found.folder, options)
     card = agent.card
     spec = options.acting_in(card.environment) or environment_of(card)
     if is_special(spec):
@@ -201,9 +204,10 @@ def _agent(name: str, options: Options) -> Candidate:
         env.close()
     target = card.target_returns[0] if options.target is None else options.target
     protocol = options.protocol(spec, target, card)
-    about = {"checkpoint": folder.name, "source": card.source, "dataset": card.dataset_id, "updates": card.updates}
+    about = {"checkpoint": found.name, "source": card.source, "dataset": card.dataset_id, "updates": card.updates}
     about |= how | {"acting": str(agent.acting), "renew": options.renew}
-    return Candidate(agent, protocol, about, folder.parent)
+    about |= {"hub": found.address} if found.address else {}
+    return Candidate(agent, protocol, about, found.beside)
 
 
 def _loaded(folder: Path, options: Options) -> tuple[Agent, dict[str, Any]]:

@@ -134,4 +134,5 @@ def exported(step: torch.nn.Module, example: tuple[Tensor, ...]) -> ExportedProg
     program = graph_of(step, example)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return program.run_decompositions()
+        core: ExportedProgram = program.run_decompositions()
+    return core

@@ -141,7 +141,9 @@ def test_a_program_that_parts_from_the_model_is_not_written(tmp_path, monkeypatc
         other.head.linear.bias.add_(2e-3)
     step = ModelStepper(other)
     monkeypatch.setattr("aaren_rl.stepping.torch_program.ModelStepper", lambda model: step)
-    with pytest.raises(ExportFailed, match=r"over 200 steps the program's actions differ from torch's by up to \d\.\de-"):
+    with pytest.raises(
+        ExportFailed, match=r"over 200 steps the program's actions differ from torch's by up to \d\.\de-"
+    ):
         to_torch(build(), CARD, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from aaren_rl import __version__, checkpoint
+from aaren_rl import checkpoint
+from aaren_rl.actor import Target
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.errors import CheckpointError
 from aaren_rl.figures import drawn
@@ -170,11 +171,10 @@ def _metadata(card: AgentCard, repo: str, licence: str | None, figures: dict[str
 def _introduction(model: DecisionModel, card: AgentCard) -> str:
     acts = "whose actions nobody rolled out" if card.environment is None else f"for {_code(card.environment)}"
     memory = "a state of constant size" if model.fixed_size else "a state that grows with the episode"
-    targets = ", ".join(str(target) for target in card.target_returns)
     return (
-        f"An agent {acts}, trained offline by aaren-rl {__version__}: a Decision Transformer whose attention is the "
-        f"mixer {_code(model.config.mixer)}, {count_parameters(model):,} parameters, {card.updates:,} updates. It acts "
-        f"from {memory}, and is asked for a return of {targets}."
+        f"An agent of aaren-rl {acts}: a Decision Transformer whose attention is the mixer "
+        f"{_code(model.config.mixer)}, {count_parameters(model):,} parameters, {card.updates:,} updates. It acts from "
+        f"{memory}, and asks for a return of {_target(card.target_returns[0])} unless told otherwise."
     )
 
 
@@ -186,10 +186,10 @@ def _use(card: AgentCard, repo: str) -> str:
 def _scores(card: AgentCard, figures: dict[str, Any] | None) -> str:
     if figures is None:
         return "No evaluation was recorded with this agent."
-    mean = f"{figures['mean']:.5g} +- {figures['std']:.3g}"
-    rows = [("return, mean and standard deviation", mean + _interval(figures["ci95_return"]))]
+    mean = f"{figures['mean']:.2f} +- {figures['std']:.2f}"
+    rows = [("return, mean and standard deviation", mean + _interval(figures["ci95_return"], 2))]
     if figures["normalized_score"] is not None:
-        score = f"{figures['normalized_score']:.1f}{_interval(figures['ci95'])}"
+        score = f"{figures['normalized_score']:.1f}{_interval(figures['ci95'], 1)}"
         rows.append(("normalised score, 0 = random, 100 = expert", f"{score}, by {_code(figures['reference'])}"))
     if figures["success_rate"] is not None:
         rows.append(("success rate", f"{100 * figures['success_rate']:.0f}%"))
@@ -197,21 +197,24 @@ def _scores(card: AgentCard, figures: dict[str, Any] | None) -> str:
     seeds = figures["seeds"]
     rows += [
         ("environment", ", ".join(map(_code, [*played, *figures["wrappers"]]))),
-        ("an episode is limited by", figures["time_limit"]),
+        ("an episode is limited by", figures["time_limit"] or "nothing that is known"),
         ("episodes", f"{figures['episodes']} whole ones; environments are seeded {seeds[0]} to {seeds[-1]}"),
-        ("return asked for", figures["target"]),
+        ("return asked for", _target(figures["target"])),
         ("acts by", _code(figures.get("acting", card.acting))),
+        *((name, figures[name]) for name in ("temperature", "renew") if figures.get(name)),
         ("versions", ", ".join(f"{name} {version}" for name, version in figures["versions"].items())),
     ]
+    reason = figures["reference_reason"]
+    last = "It is the agent after the last update, which no roll-out chose. "
     chosen = {
         "best": "It is the agent that evaluated best in training, so roll-outs of this environment chose it. ",
-        "last": "It is the agent after the last update, which no roll-out chose. ",
+        **{"last": last, "after": last},
     }
     table = "\n".join(f"| {name} | {_plain(value)} |" for name, value in rows)
     return (
         f"| | |\n|---|---|\n{table}\n\n{chosen.get(figures['checkpoint'], '')}Brackets hold 95% bootstrap intervals of "
         "the mean over the episodes of this one training; they say nothing of other seeds. "
-        f"{_plain(figures['reference_reason'] or '')}\n\n"
+        f"{f'Reference returns: {_plain(reason)}.' if reason else ''}\n\n"
         f"![Returns of the evaluation]({PICTURE})\n\n[{RESULT}]({RESULT}) has all of it, episode by episode."
     )
 
@@ -226,8 +229,12 @@ def _origins(card: AgentCard, licence: str | None, figures: dict[str, Any] | Non
     )
 
 
-def _interval(bounds: list[float] | None) -> str:
-    return "" if bounds is None else f" [{bounds[0]:.5g}, {bounds[1]:.5g}]"
+def _interval(bounds: list[float] | None, digits: int) -> str:
+    return "" if bounds is None else f" [{bounds[0]:.{digits}f}, {bounds[1]:.{digits}f}]"
+
+
+def _target(target: Target) -> str:
+    return target if isinstance(target, str) else f"{target:.5g}"
 
 
 def _plain(value: object) -> str:

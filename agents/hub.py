@@ -10,7 +10,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from aaren_rl import __version__, checkpoint
 from aaren_rl.agents import model_card
@@ -86,6 +91,8 @@ def _download(given: str, repo: str, revision: str | None) -> Path:
         # It says whether the Hub can be reached, which the download does not where it falls back to a copy.
         api.model_info(repo, revision=revision, timeout=TIMEOUT)
         return snapshot()
+    except HFValidationError as error:
+        raise CheckpointError(f"{given} is no folder here, and no name that the Hugging Face Hub takes") from error
     except RevisionNotFoundError as error:
         raise CheckpointError(f"{repo} on the Hugging Face Hub has no revision {revision}") from error
     except RepositoryNotFoundError as error:

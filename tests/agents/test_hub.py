@@ -153,6 +153,12 @@ def test_other_names_are_folders_and_never_asked_for(hub, name):
     assert hub.asked == []
 
 
+@pytest.mark.parametrize("name", ["user/a--b", "user/a..b@main"])
+def test_names_that_the_hub_does_not_take_are_one_error(hub, name):
+    with pytest.raises(CheckpointError, match=f"{name} is no folder here, and no name that the Hugging Face Hub takes"):
+        aaren_rl.load(name)
+
+
 def nowhere(monkeypatch):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from aaren_rl.agents.hub import push_to_hub as push_to_hub
     from aaren_rl.core import RecurrentCore as RecurrentCore
     from aaren_rl.data.trajectories import Episode as Episode
     from aaren_rl.data.trajectories import Trajectories as Trajectories
@@ -27,9 +28,10 @@ _PLACES = {
     "RecurrentCore": "aaren_rl.core",
     "fit": "aaren_rl.experiments.fit",
     "load": "aaren_rl.experiments.fit",
+    "push_to_hub": "aaren_rl.agents.hub",
 }
 
-__all__ = ["Episode", "RecurrentCore", "Trajectories", "__version__", "fit", "load"]
+__all__ = ["Episode", "RecurrentCore", "Trajectories", "__version__", "fit", "load", "push_to_hub"]
 
 
 # In a checkout that was not installed the other rooms lie beside this folder, not in it.

@@ -33,6 +33,8 @@ class CAgent(ExportedAgent):
     """
 
     files: ClassVar[tuple[str, ...]] = (checkpoint.EXPORTED_HEADER, checkpoint.EXPORTED_SOURCE)
+    runtime: ClassVar[str] = "c"
+    code: ClassVar[str | None] = "an agent in C, which would be compiled and run"
 
     def __init__(self, folder: str | Path, acting: str | None = None, renew: int = 0) -> None:
         super().__init__(Path(folder), acting, renew)

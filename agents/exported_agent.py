@@ -18,7 +18,7 @@ from aaren_rl.stepping.exported import CARD, FORMAT
 
 
 class ExportedAgent(Agent):
-    """Acts by an exported step; see `OnnxAgent` and `CAgent`.
+    """Acts by an exported step; see `OnnxAgent`, `CAgent` and `TorchAgent`.
 
     Args:
         folder: with export.json and the files of the step.
@@ -32,6 +32,12 @@ class ExportedAgent(Agent):
 
     files: ClassVar[tuple[str, ...]]
     """Files of the step."""
+
+    runtime: ClassVar[str]
+    """What runs the step, as results name it."""
+
+    code: ClassVar[str | None] = None
+    """What in the folder may do anything on this machine, in words; None if nothing may."""
 
     def __init__(self, folder: Path, acting: str | None, renew: int) -> None:
         described = checkpoint.read_json(folder / CARD)

@@ -39,6 +39,7 @@ class OnnxAgent(ExportedAgent):
     """
 
     files: ClassVar[tuple[str, ...]] = (checkpoint.EXPORTED_GRAPH,)
+    runtime: ClassVar[str] = "onnxruntime"
 
     def __init__(self, folder: str | Path, threads: int = 1, acting: str | None = None, renew: int = 0) -> None:
         export.require_packages("onnxruntime")

@@ -12,9 +12,10 @@ import gymnasium as gym
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from aaren_rl.actor import Actor, Target
-from aaren_rl.agents import CAgent, DecisionAgent
+from aaren_rl.agents import DecisionAgent
 from aaren_rl.agents.agent import Agent
-from aaren_rl.checkpoint import EXPORTED_SOURCE, AgentCard
+from aaren_rl.agents.hub import find
+from aaren_rl.checkpoint import AgentCard
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.envs import baselines, catalogue
 from aaren_rl.envs.environment_choice import EnvironmentChoice
@@ -25,7 +26,7 @@ from aaren_rl.envs.rollout import roll_out
 from aaren_rl.errors import CheckpointError, InvalidInput, unknown_name
 from aaren_rl.experiments import target_sweep
 from aaren_rl.experiments.console import device_named, progress, say
-from aaren_rl.experiments.exporting import exported_agent
+from aaren_rl.experiments.exporting import exported_form
 from aaren_rl.model import count_parameters
 from aaren_rl.stepping.exported import CARD
 
@@ -66,7 +67,7 @@ class Options:
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     """Device to compute on; the CPU steps small models faster."""
     run_code: bool = False
-    """Compile and run the C of an exported agent, which is the code of whoever wrote the folder."""
+    """Run an exported agent in C or as a torch program, which is the code of whoever wrote the folder."""
 
     def __post_init__(self) -> None:
         for name in ("horizon", "renew", "instances", "processes"):
@@ -116,7 +117,7 @@ def prepare(name: str, options: Options) -> Candidate:
     """Loads an agent, or makes a baseline.
 
     Args:
-        name: folder of an agent or of an exported agent, or one of `BASELINES`.
+        name: folder of an agent or of an exported agent, name of an agent on the Hub, or one of `BASELINES`.
         options: environment, episodes and way of acting.
 
     Raises:
@@ -182,14 +183,16 @@ def record(candidate: Candidate) -> Path:
 
 
 def _agent(name: str, options: Options) -> Candidate:
-    folder = Path(name).resolve()
     if options.env is not None:
         raise InvalidInput(
             f"--env {options.env} is for baselines; to act elsewhere pass --env-id, as --env-id Hopper-v4"
         )
-    if not folder.exists() and "/" not in name:
-        raise CheckpointError(f"{folder} is no agent folder here, and {unknown_name('baseline', name, BASELINES)}")
-    agent, how = _loaded(folder, options)
+    if not Path(name).exists() and "/" not in name:
+        raise CheckpointError(
+            f"{Path(name).resolve()} is no agent folder here, and {unknown_name('baseline', name, BASELINES)}"
+        )
+    found = find(name)
+    agent, how = _loaded(found.folder, options)
     card = agent.card
     spec = options.acting_in(card.environment) or environment_of(card)
     if is_special(spec):
@@ -201,9 +204,10 @@ def _agent(name: str, options: Options) -> Candidate:
         env.close()
     target = card.target_returns[0] if options.target is None else options.target
     protocol = options.protocol(spec, target, card)
-    about = {"checkpoint": folder.name, "source": card.source, "dataset": card.dataset_id, "updates": card.updates}
+    about = {"checkpoint": found.name, "source": card.source, "dataset": card.dataset_id, "updates": card.updates}
     about |= how | {"acting": str(agent.acting), "renew": options.renew}
-    return Candidate(agent, protocol, about, folder.parent)
+    about |= {"hub": found.address} if found.address else {}
+    return Candidate(agent, protocol, about, found.beside)
 
 
 def _loaded(folder: Path, options: Options) -> tuple[Agent, dict[str, Any]]:
@@ -213,14 +217,11 @@ def _loaded(folder: Path, options: Options) -> tuple[Agent, dict[str, Any]]:
             raise InvalidInput(f"an exported agent runs on the CPU; leave out --device {options.device}")
         if options.temperature:
             raise InvalidInput("an exported agent takes the most likely action; leave out --temperature")
-        if (folder / EXPORTED_SOURCE).exists() and not options.run_code:
-            raise InvalidInput(
-                f"{folder} holds an agent in C, which would be compiled and run; if you trust whoever wrote it, pass "
-                "--run-code"
-            )
-        exported = exported_agent(folder, options.acting, options.renew or 0)
-        runtime = "c" if isinstance(exported, CAgent) else "onnxruntime"
-        return exported, {"runtime": runtime, "int8": exported.int8, "device": "cpu"}
+        form = exported_form(folder)
+        if form.code is not None and not options.run_code:
+            raise InvalidInput(f"{folder} holds {form.code}; if you trust whoever wrote it, pass --run-code")
+        exported = form(folder, acting=options.acting, renew=options.renew or 0)
+        return exported, {"runtime": form.runtime, "int8": exported.int8, "device": "cpu"}
     device, renew = device_named(options.device), options.renew or 0
     agent = DecisionAgent.load(folder, device, options.acting, renew, options.temperature, options.seed)
     about = {"mixer": agent.model.config.mixer, "parameters": count_parameters(agent.model)}

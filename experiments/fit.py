@@ -13,6 +13,7 @@ from minari import MinariDataset
 from aaren_rl import checkpoint
 from aaren_rl.agents import DecisionAgent, OnnxAgent
 from aaren_rl.agents.agent import Agent
+from aaren_rl.agents.hub import find
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.envs import sources
@@ -22,6 +23,7 @@ from aaren_rl.errors import InvalidInput, unknown_name
 from aaren_rl.experiments import config as run_config
 from aaren_rl.experiments.config import CONFIG, RunConfig
 from aaren_rl.experiments.console import say
+from aaren_rl.experiments.exporting import exported_form
 from aaren_rl.experiments.settings import merge, to_table
 from aaren_rl.experiments.train import train
 from aaren_rl.model import ModelConfig
@@ -109,28 +111,30 @@ def fit(
 
 
 def load(folder: str | Path, **options: Any) -> Agent:
-    """Loads an agent from its folder, or an exported agent from its own.
+    """Loads an agent from its folder or from the Hugging Face Hub, or an exported agent from its folder.
 
     Args:
-        folder: as training or `scripts/export.py` wrote it.
+        folder: as training or `scripts/export.py` wrote it; where there is none of that name, a repository on the Hub,
+            as user/repo or user/repo@revision (see `aaren_rl.agents.hub.find`).
         **options: of `aaren_rl.agents.DecisionAgent` (device, acting, renew) or `aaren_rl.agents.OnnxAgent` (threads,
             acting, renew).
 
     Raises:
-        CheckpointError: the folder is missing, incomplete, altered or of another version.
-        InvalidInput: an option does not fit.
+        CheckpointError: the agent is missing, incomplete, altered or of another version, or the Hub cannot be reached.
+        InvalidInput: an option does not fit, or an exported agent is code.
     """
-    if (Path(folder) / checkpoint.EXPORTED_SOURCE).exists():
+    found = find(folder).folder
+    exported, form = (found / checkpoint.EXPORTED_CARD).exists(), exported_form(found)
+    if form.code is not None:
         raise InvalidInput(
-            f"{folder} holds an agent in C, which would be compiled and run; if you trust whoever wrote it, call "
-            f"aaren_rl.agents.CAgent({str(folder)!r})"
+            f"{folder} holds {form.code}; if you trust whoever wrote it, call "
+            f"aaren_rl.agents.{form.__name__}({str(folder)!r})"
         )
-    exported = (Path(folder) / checkpoint.EXPORTED_CARD).exists()
     known = ("threads", "acting", "renew") if exported else ("device", "acting", "renew")
     for name in options:
         if name not in known:
             raise unknown_name("option", name, known)
-    return OnnxAgent(folder, **options) if exported else DecisionAgent.load(folder, **options)
+    return OnnxAgent(found, **options) if exported else DecisionAgent.load(found, **options)
 
 
 def _config(settings: dict[str, Any], resume: Path | None, environment: object) -> RunConfig:

@@ -9,6 +9,7 @@ import numpy as np
 
 from aaren_rl.actor import Target
 from aaren_rl.agents import DecisionAgent
+from aaren_rl.agents.hub import find
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.packed import map_packed
 from aaren_rl.data.spaces import Space, gymnasium_space
@@ -35,7 +36,7 @@ class Recording:
     """Whose episodes are recorded, and how many.
 
     Attributes:
-        agent: folder of the agent.
+        agent: folder of the agent, or its name on the Hub.
         dataset_id: of the new dataset, as "mine/hopper-v0".
         episodes: number of them.
         target: return to ask for; None for the agent's default.
@@ -74,7 +75,8 @@ def record(recording: Recording, overwrite: bool = False) -> Path:
         EpisodeFailed: the environment failed.
     """
     folder = free_folder(recording.dataset_id, overwrite)
-    agent = DecisionAgent.load(recording.agent, temperature=recording.temperature, seed=recording.seed)
+    found_agent = find(recording.agent)
+    agent = DecisionAgent.load(found_agent.folder, temperature=recording.temperature, seed=recording.seed)
     environment = environment_of(agent.card)
     described = recordable(environment)
     protocol = Protocol(environment, recording.episodes, RECORDING_SEED + recording.seed, recording.target, None)
@@ -87,7 +89,9 @@ def record(recording: Recording, overwrite: bool = False) -> Path:
         infos = [
             {"success": _at_end(len(one.rewards), won)} for one, won in zip(found.recorded, found.success, strict=True)
         ]
-    described_as = f"Roll-out of the agent {recording.agent.resolve().name} trained on {agent.card.dataset_id} for "
+    described_as = (
+        f"Roll-out of the agent {found_agent.address or found_agent.name} trained on {agent.card.dataset_id} for "
+    )
     described_as += f"{agent.card.updates} updates, temperature {recording.temperature:g}, seed {recording.seed}."
     with one_at_a_time(folder, say), whole_folder(folder, DataError, replace=overwrite) as partial:
         minari_writer.write_dataset(

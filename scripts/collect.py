@@ -39,7 +39,7 @@ class Arguments:
     """Minari id of the expert's dataset, by default aaren/ENVIRONMENT/EXPERT-v0; or of the agent's, as mine/hopper-v0.
     """
     agent: Path | None = None
-    """Folder of an agent, as runs/<run>/last, whose episodes to record in its environment; default: 100 episodes."""
+    """Agent whose episodes to record in its environment, as runs/<run>/last or user/repo; default: 100 episodes."""
     target: Target | None = None
     """Target return of the agent; default: its own."""
     temperature: float = 0.0

@@ -17,7 +17,8 @@ class Arguments:
     """Evaluate an agent, or a baseline, by whole episodes."""
 
     agent: str
-    """Folder of an agent or of an exported agent, as runs/<run>/last; or a baseline, "random" or "behaviour"."""
+    """Folder of an agent or of an exported agent, as runs/<run>/last; name on the Hugging Face Hub, as user/repo or
+    user/repo@revision; or a baseline, "random" or "behaviour"."""
     options: evaluation.Options = field(default_factory=evaluation.Options)
     targets: Literal["sweep"] | tuple[float, ...] | None = None
     """Evaluate at several target returns and draw the outcome; "sweep" takes quantiles of the data's returns."""

@@ -7,7 +7,9 @@ import sys
 import urllib.request
 from pathlib import Path
 
+import huggingface_hub
 import pytest
+from hub_server import TOKEN, HubServer
 from hypothesis import settings
 
 from aaren_rl.envs import collect
@@ -94,6 +96,26 @@ def command(surroundings, tmp_path, monkeypatch, capsys):
         return status, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hugging Face Hub on this machine, to which this process is logged in, and an empty cache."""
+    with HubServer() as server:
+        values = {
+            "ENDPOINT": server.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": str(tmp_path / "hub"),
+            "HF_HUB_DISABLE_XET": True,
+        }
+        for name, value in values.items():
+            monkeypatch.setattr(huggingface_hub.constants, name, value)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        # Its client takes proxies from the environment when it is made.
+        huggingface_hub.close_session()
+        huggingface_hub.get_session()
+        yield server
+        huggingface_hub.close_session()
 
 
 @pytest.fixture(scope="session")

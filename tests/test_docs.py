@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hub_server import HubServer
 
 import aaren_rl
 
@@ -22,11 +23,11 @@ def blocks(page):
 def run(surroundings, tmp_path):
     """Runs code as a user's script does, in a process of its own and without a network."""
 
-    def run(code):
+    def run(code, **variables):
         ran = subprocess.run(
             [sys.executable, "-c", code],
             cwd=tmp_path,
-            env={**os.environ, **surroundings},
+            env={**os.environ, **surroundings, **variables},
             capture_output=True,
             text=True,
             timeout=240,
@@ -93,8 +94,10 @@ print(agent.card.environment, agent.card.source)
 
 
 def test_code_of_the_python_page_runs_in_order(run, tmp_path):
-    for _ in range(2):
-        printed = run("\n".join(blocks("docs/python.md")))
+    with HubServer() as hub:
+        for _ in range(2):
+            printed = run("\n".join(blocks("docs/python.md")), **hub.environment(tmp_path / "home"))
+        assert hub.repositories["user/example"].private
     assert "4 155 (4,) (4, 4)" in printed
     assert "(2,)" in printed
     assert (tmp_path / "agents" / "example" / "model.safetensors").exists()
@@ -135,7 +138,7 @@ def test_recurrent_ppo_of_sb3_contrib_runs():
 def test_every_name_of_the_front_door_has_an_example():
     code = "\n".join(blocks("docs/python.md"))
     names = set(aaren_rl.__all__) - {"__version__"}
-    assert names == {"Episode", "RecurrentCore", "Trajectories", "fit", "load"}
+    assert names == {"Episode", "RecurrentCore", "Trajectories", "fit", "load", "push_to_hub"}
     for name in names:
         assert f"aaren_rl.{name}" in code
         assert getattr(aaren_rl, name).__doc__

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from torch.export import Dim, ExportedProgram
 
 from aaren_rl import __version__, checkpoint, folders
 from aaren_rl.actor import AUTO, target_as_number
@@ -49,6 +51,22 @@ def check_single_step(card: AgentCard, folder: Path) -> None:
     checkpoint.check_replaceable(folder, checkpoint.EXPORTED)
     if "window" in card.acting:
         raise InvalidInput(f"this agent acts by {card.acting}, which is no single step; export it with --acting stream")
+
+
+def graph_of(step: torch.nn.Module, example: tuple[Any, ...], free_batch: bool = False) -> ExportedProgram:
+    """The graph of a step, as torch exports it.
+
+    Args:
+        step: to export.
+        example: its inputs, tensors or dicts of them. With a free batch, of two rows or more: a single row would be
+            taken for a constant.
+        free_batch: lets the first dimension of every input take any length; otherwise all shapes are the example's.
+    """
+    batch = Dim("batch", min=1)
+    shapes = tuple(map_packed(lambda _: {0: batch}, part) for part in example) if free_batch else None
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.export.export(step, example, dynamic_shapes=shapes)
 
 
 def describe(model: DecisionModel, step: ModelStepper, card: AgentCard, int8: bool) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from aaren_rl.agents import DecisionAgent
+from aaren_rl.agents.hub import find
 from aaren_rl.envs.environments import make
 from aaren_rl.envs.evaluation import Protocol
 from aaren_rl.envs.memory import LENGTH_ARGUMENTS, with_length
@@ -32,7 +33,7 @@ class Request:
     """Agents to measure, and the lengths."""
 
     agents: list[str]
-    """Folders of agents, as runs/<run>/last or LABEL=FOLDER."""
+    """Agents, each as AGENT or LABEL=AGENT: folders, as runs/<run>/last, or names on the Hub, as user/repo."""
     lengths: tuple[int, ...] = (20, 50, 100, 150, 300, 600, 1200, 2400, 4800, 9600)
     """Lengths of the agents' tasks, one measurement each: steps between the cue and the question, or of an episode."""
     json: Path | None = None
@@ -84,7 +85,7 @@ def load(folders: Sequence[str], device: torch.device) -> dict[str, DecisionAgen
     """Agents by their labels.
 
     Args:
-        folders: folders of agents, each as FOLDER or LABEL=FOLDER.
+        folders: agents, each as AGENT or LABEL=AGENT: folders, or names on the Hub.
         device: device to compute on.
 
     Raises:
@@ -96,7 +97,7 @@ def load(folders: Sequence[str], device: torch.device) -> dict[str, DecisionAgen
         label, _, folder = given.partition("=") if "=" in given else (given, "", given)
         if not label or label in agents:
             raise InvalidInput(f"{given} needs a label of its own; pass LABEL=FOLDER")
-        agents[label] = DecisionAgent.load(folder, device)
+        agents[label] = DecisionAgent.load(find(folder).folder, device)
     return agents
 
 

@@ -16,6 +16,7 @@ from aaren_rl.errors import InvalidInput
 from aaren_rl.stepping.c.arrays import TYPES, Array, contiguous_strides
 from aaren_rl.stepping.c.operations import OPERATIONS
 from aaren_rl.stepping.c.writer import Writer
+from aaren_rl.stepping.exported import graph_of
 
 PLACES = ("dtype", "layout", "device", "pin_memory", "memory_format")
 """Keywords that say of what type a result is, which the graph says anyway, or where it lies."""
@@ -130,7 +131,8 @@ def _mapped(value: Any, change: Any) -> Any:
 
 def exported(step: torch.nn.Module, example: tuple[Tensor, ...]) -> ExportedProgram:
     """The graph of a step for one environment, in ATen's core operations."""
+    program = graph_of(step, example)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program: ExportedProgram = torch.export.export(step, example).run_decompositions()
-    return program
+        core: ExportedProgram = program.run_decompositions()
+    return core

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import assert_close
 
-from aaren_rl.agents import CAgent, DecisionAgent, OnnxAgent
+from aaren_rl.agents import CAgent, DecisionAgent, OnnxAgent, TorchAgent
 from aaren_rl.checkpoint import AgentCard, load_agent, save_agent
 from aaren_rl.data.packed import map_packed
 from aaren_rl.data.segment import Segment
@@ -20,6 +20,7 @@ from aaren_rl.stepping import ModelStepper, NumpyModelStepper
 from aaren_rl.stepping.c.compiled import find_compiler
 from aaren_rl.stepping.c.export import to_c
 from aaren_rl.stepping.onnx import to_onnx
+from aaren_rl.stepping.torch_program import to_torch
 
 G = gym.spaces
 TEXTS = ["go to the red ball", "open a blue door", "go to a door"]
@@ -224,6 +225,12 @@ def test_agents_act_in_the_environments_own_values(observed, acted, tmp_path):
             assert ACTIONS[acted].contains(action)
             ours = model.action_space.pack(actions[t], batch=1)[row]
             np.testing.assert_allclose(model.action_space.pack(action), ours, atol=1e-5)
+    to_torch(model, card(), tmp_path / "program")
+    for ours, theirs in zip(
+        actions, play(TorchAgent(tmp_path / "program"), observations, np.roll(rewards, 1, 0)), strict=True
+    ):
+        packed = [model.action_space.pack(one, batch=1) for one in (ours, theirs)]
+        np.testing.assert_allclose(packed[0], packed[1], atol=1e-5)
     pytest.importorskip("onnxruntime")
     to_onnx(model, card(), tmp_path / "exported")
     exported = play(OnnxAgent(tmp_path / "exported"), observations, np.roll(rewards, 1, 0))

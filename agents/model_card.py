@@ -1,0 +1,247 @@
+"""The model card of an agent on the Hugging Face Hub: what it is, how it scored, and a picture of its returns."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from aaren_rl import checkpoint
+from aaren_rl.actor import Target
+from aaren_rl.checkpoint import AgentCard
+from aaren_rl.errors import CheckpointError
+from aaren_rl.figures import drawn
+from aaren_rl.model import DecisionModel, count_parameters
+
+README, RESULT, PICTURE = "README.md", "result.json", "returns.png"
+FILES = (README, RESULT, PICTURE)
+"""Files beside an agent's own."""
+
+TAGS = ("reinforcement-learning", "deep-reinforcement-learning", "offline-rl", "decision-transformer")
+
+SOURCES = {
+    "minari": "a Minari dataset",
+    "d4rl": "a dataset of D4RL",
+    "bundled": "roll-outs of aaren-rl's bundled policies and scripted experts",
+    "arrays": "the author's own arrays",
+}
+"""Sources of data in words; others are named by their format."""
+
+NEEDED = (
+    *("mean", "std", "ci95_return", "normalized_score", "ci95", "success_rate", "returns", "episodes", "seeds"),
+    *("target", "environment", "environment_kwargs", "time_limit", "wrappers", "reference", "reference_reason"),
+    "versions",
+)
+"""Entries of a result that a card tells of."""
+
+IN_ENVIRONMENT = """
+import aaren_rl
+from aaren_rl.envs.environments import environment_of, make
+
+agent = aaren_rl.load("{repo}")
+env = make(environment_of(agent.card))
+observation, _ = env.reset(seed=0)
+agent.reset()
+action, done, total = agent.act(observation), False, 0.0
+while not done:
+    observation, reward, terminated, truncated, _ = env.step(action)
+    total, done = total + float(reward), terminated or truncated
+    action = None if done else agent.act(observation, reward)
+print(f"return {{total:.1f}}")
+"""
+
+WITHOUT_ENVIRONMENT = """
+import aaren_rl
+
+agent = aaren_rl.load("{repo}")
+agent.reset()
+# Then agent.act(observation), and from the second step on agent.act(observation, reward).
+"""
+
+
+def write(out: Path, folder: Path, repo: str, licence: str | None) -> list[str]:
+    """Writes an agent's card, and what belongs to it, into a folder.
+
+    Args:
+        out: to write into.
+        folder: of the agent; the result of its run lies beside it.
+        repo: name on the Hub.
+        licence: as the Hub names it; None for none.
+
+    Returns:
+        Names of the files.
+
+    Raises:
+        CheckpointError: the agent cannot be read.
+    """
+    model, card = checkpoint.load_agent(folder)
+    figures = result_of(folder, card)
+    written = [README]
+    if figures is not None:
+        (out / RESULT).write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+        draw_returns(out / PICTURE, figures)
+        written += [RESULT, PICTURE]
+    text = "\n\n".join(
+        [
+            f"---\n{_metadata(card, repo, licence, figures)}\n---",
+            f"# {repo.rpartition('/')[2]}",
+            _introduction(model, card),
+            f"## Use\n\n{_use(card, repo)}",
+            f"## Scores\n\n{_scores(card, figures)}",
+            f"## Data and licence\n\n{_origins(card, licence, figures)}",
+        ]
+    )
+    (out / README).write_text(text + "\n", "utf-8")
+    return written
+
+
+def result_of(folder: Path, card: AgentCard) -> dict[str, Any] | None:
+    """The result of an agent's evaluation, from the result.json of its run.
+
+    Warns where the run's result is of another agent.
+
+    Args:
+        folder: of the agent, in that of its run.
+        card: of the agent.
+    """
+    file = folder.resolve().parent / RESULT
+    if not file.exists():
+        return None
+    try:
+        result = checkpoint.read_json(file)
+        # Fine-tuning calls its last agent so.
+        names = {folder.resolve().name} | ({"after"} if folder.resolve().name == "last" else set())
+        for figures in (result, result.get("best")):
+            if not isinstance(figures, dict) or figures.get("checkpoint") not in names:
+                continue
+            if figures.get("updates") == card.updates and all(name in figures for name in NEEDED):
+                return {name: value for name, value in figures.items() if name not in ("best", "before")}
+        reason = f"is of {result.get('checkpoint')} after {result.get('updates')} updates, and not of this agent"
+    except CheckpointError as error:
+        reason = str(error)
+    warnings.warn(f"the model card has no scores: {file} {reason}", RuntimeWarning, stacklevel=4)
+    return None
+
+
+def draw_returns(path: Path, figures: dict[str, Any]) -> None:
+    """Draws the returns of all episodes of an evaluation, their mean, and the target."""
+    with drawn(path, 6.0, 3.2) as figure:
+        axes = figure.subplots()
+        axes.hist(figures["returns"], bins=min(30, max(5, len(figures["returns"]) // 3)), color="C0", alpha=0.6)
+        axes.axvline(figures["mean"], color="C0", label=f"mean {figures['mean']:.4g}")
+        if isinstance(figures["target"], int | float):
+            axes.axvline(figures["target"], color="grey", linestyle="--", label=f"target {figures['target']:.4g}")
+        axes.set(xlabel="return", ylabel="episodes")
+        axes.legend(frameon=False)
+        axes.set_title(f"{figures['episodes']} episodes of {figures['environment']}", fontsize=9)
+
+
+def _metadata(card: AgentCard, repo: str, licence: str | None, figures: dict[str, Any] | None) -> str:
+    environment = None if card.environment is None else card.environment.id
+    found: list[EvalResult] = []
+    if figures is not None:
+        about = {
+            "task_type": "reinforcement-learning",
+            "task_name": "reinforcement-learning",
+            "dataset_type": figures["environment"],
+            "dataset_name": figures["environment"],
+        }
+        mean = f"{figures['mean']:.2f} +/- {figures['std']:.2f}"
+        found.append(EvalResult(**about, metric_type="mean_reward", metric_name="mean_reward", metric_value=mean))
+        for name, label in (("normalized_score", f"({figures['reference']})"), ("success_rate", "")):
+            if figures[name] is not None:
+                called = f"{name} {label}".strip()
+                found.append(
+                    EvalResult(**about, metric_type=name, metric_name=called, metric_value=round(figures[name], 4))
+                )
+    data = ModelCardData(
+        library_name="aaren-rl",
+        license=licence,
+        pipeline_tag="reinforcement-learning",
+        tags=[*TAGS, *([] if environment is None else [environment])],
+        model_name=repo.rpartition("/")[2],
+        eval_results=found or None,
+    )
+    return data.to_yaml()
+
+
+def _introduction(model: DecisionModel, card: AgentCard) -> str:
+    acts = "whose actions nobody rolled out" if card.environment is None else f"for {_code(card.environment)}"
+    memory = "a state of constant size" if model.fixed_size else "a state that grows with the episode"
+    return (
+        f"An agent of aaren-rl {acts}: a Decision Transformer whose attention is the mixer "
+        f"{_code(model.config.mixer)}, {count_parameters(model):,} parameters, {card.updates:,} updates. It acts from "
+        f"{memory}, and asks for a return of {_target(card.target_returns[0])} unless told otherwise."
+    )
+
+
+def _use(card: AgentCard, repo: str) -> str:
+    code = (WITHOUT_ENVIRONMENT if card.environment is None else IN_ENVIRONMENT).format(repo=repo)
+    return f"```python{code}```\n\nThe files are safetensors and JSON, checked by digests; loading them runs no code."
+
+
+def _scores(card: AgentCard, figures: dict[str, Any] | None) -> str:
+    if figures is None:
+        return "No evaluation was recorded with this agent."
+    mean = f"{figures['mean']:.2f} +- {figures['std']:.2f}"
+    rows = [("return, mean and standard deviation", mean + _interval(figures["ci95_return"], 2))]
+    if figures["normalized_score"] is not None:
+        score = f"{figures['normalized_score']:.1f}{_interval(figures['ci95'], 1)}"
+        rows.append(("normalised score, 0 = random, 100 = expert", f"{score}, by {_code(figures['reference'])}"))
+    if figures["success_rate"] is not None:
+        rows.append(("success rate", f"{100 * figures['success_rate']:.0f}%"))
+    played = [figures["environment"], *(f"{name}={value}" for name, value in figures["environment_kwargs"].items())]
+    seeds = figures["seeds"]
+    rows += [
+        ("environment", ", ".join(map(_code, [*played, *figures["wrappers"]]))),
+        ("an episode is limited by", figures["time_limit"] or "nothing that is known"),
+        ("episodes", f"{figures['episodes']} whole ones; environments are seeded {seeds[0]} to {seeds[-1]}"),
+        ("return asked for", _target(figures["target"])),
+        ("acts by", _code(figures.get("acting", card.acting))),
+        *((name, figures[name]) for name in ("temperature", "renew") if figures.get(name)),
+        ("versions", ", ".join(f"{name} {version}" for name, version in figures["versions"].items())),
+    ]
+    reason = figures["reference_reason"]
+    last = "It is the agent after the last update, which no roll-out chose. "
+    chosen = {
+        "best": "It is the agent that evaluated best in training, so roll-outs of this environment chose it. ",
+        **{"last": last, "after": last},
+    }
+    table = "\n".join(f"| {name} | {_plain(value)} |" for name, value in rows)
+    return (
+        f"| | |\n|---|---|\n{table}\n\n{chosen.get(figures['checkpoint'], '')}Brackets hold 95% bootstrap intervals of "
+        "the mean over the episodes of this one training; they say nothing of other seeds. "
+        f"{f'Reference returns: {_plain(reason)}.' if reason else ''}\n\n"
+        f"![Returns of the evaluation]({PICTURE})\n\n[{RESULT}]({RESULT}) has all of it, episode by episode."
+    )
+
+
+def _origins(card: AgentCard, licence: str | None, figures: dict[str, Any] | None) -> str:
+    source = SOURCES.get(card.source, f"a file in the format {_code(card.source)}")
+    count = "" if figures is None or "data_episodes" not in figures else f", {figures['data_episodes']:,} episodes"
+    given = f"The agent's licence is {_code(licence)}." if licence else "The author gave the agent no licence."
+    return (
+        f"Trained on {_code(card.dataset_id)}{count}: {source}. The licence of the data is for their source to "
+        f"say, and is not known here. {given}"
+    )
+
+
+def _interval(bounds: list[float] | None, digits: int) -> str:
+    return "" if bounds is None else f" [{bounds[0]:.{digits}f}, {bounds[1]:.{digits}f}]"
+
+
+def _target(target: Target) -> str:
+    return target if isinstance(target, str) else f"{target:.5g}"
+
+
+def _plain(value: object) -> str:
+    """Text of a file that ends no cell of a table and no line."""
+    return checkpoint.shortened(str(value)).replace("|", "/").replace("<", "&lt;")
+
+
+def _code(text: object) -> str:
+    """A name of a file, as Markdown shows it word by word."""
+    return f"`{checkpoint.shortened(str(text)).replace('`', chr(39))}`"

@@ -103,8 +103,20 @@ def _check_scale(env: Environment, card: AgentCard, trained: str) -> None:
             f"scales what the environment itself gives; {trained}"
         )
         if card.environment is not None:
-            raise InvalidInput(f"{told}, without that wrapper; take {name} off")
-        warnings.warn(f"{told}; take {name} off unless its data came through it", RuntimeWarning, stacklevel=4)
+            raise InvalidInput(f"{told}, without that wrapper; take {name} off{_how(name)}")
+        warnings.warn(
+            f"{told}; take {name} off unless its data came through it{_how(name)}", RuntimeWarning, stacklevel=4
+        )
+
+
+def _how(name: str) -> str:
+    """How a wrapper is taken off, where that is not plain."""
+    if name != "VecNormalize":
+        return ""
+    return (
+        ": act in venv.venv, or set venv.norm_obs and venv.norm_reward to False (venv.training = False alone goes on "
+        "normalising)"
+    )
 
 
 def _check_range(env: Environment, card: AgentCard, action_space: Space, trained: str) -> None:

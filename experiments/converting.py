@@ -206,10 +206,13 @@ def _with_final(parsed: Parsed) -> tuple[list[Episode], bool]:
     if len(next(leaves_of(first.observations))) > len(first.rewards):
         return parsed.episodes, False
     say(f"data: {SUFFIX}, since Minari keeps one")
-    return [
-        replace(episode, observations=map_values(_repeat_last, episode.observations)) for episode in parsed.episodes
-    ], True
+    return repeat_last(parsed.episodes), True
 
 
-def _repeat_last(values: Any) -> Any:
+def repeat_last(episodes: list[Episode]) -> list[Episode]:
+    """Episodes whose last observation also stands for the one after the last action."""
+    return [replace(episode, observations=map_values(_repeated, episode.observations)) for episode in episodes]
+
+
+def _repeated(values: Any) -> Any:
     return [*values, values[-1]] if isinstance(values, list) else np.concatenate([values, values[-1:]])

@@ -11,9 +11,9 @@ from aaren_rl.actor import Target
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.agents.hub import find
 from aaren_rl.data.environment_spec import EnvironmentSpec
-from aaren_rl.data.packed import map_packed
-from aaren_rl.data.spaces import Space, gymnasium_space
-from aaren_rl.data.trajectories import Episode, Trajectories
+from aaren_rl.data.spaces import gymnasium_space
+from aaren_rl.data.trajectories import Trajectories
+from aaren_rl.data.unpacking import episodes_of
 from aaren_rl.envs import minari_writer
 from aaren_rl.envs.collect import recordable
 from aaren_rl.envs.environments import environment_of
@@ -24,7 +24,7 @@ from aaren_rl.envs.success import BY_INFO
 from aaren_rl.envs.turns import one_at_a_time
 from aaren_rl.errors import DataError, InvalidInput
 from aaren_rl.experiments.console import progress, say
-from aaren_rl.experiments.converting import SUFFIX, check_id, free_folder
+from aaren_rl.experiments.converting import SUFFIX, check_id, free_folder, repeat_last
 from aaren_rl.folders import whole_folder
 
 RECORDING_SEED = 500_000
@@ -133,9 +133,10 @@ def to_minari(
     folder = free_folder(dataset_id, overwrite, "overwrite=True")
     fitted = fit_to_data(trajectories)
     spaces = fitted.observation_space, fitted.action_space
+    episodes = episodes_of(trajectories, *spaces)
     if trajectories.final_observations is None:
         say(f"data: {SUFFIX}, since Minari keeps one")
-    episodes = [_episode(trajectories, number, *spaces) for number in range(trajectories.episodes)]
+        episodes = repeat_last(episodes)
     recorded = None if environment is None else recordable(environment).recorded
     with one_at_a_time(folder, say), whole_folder(folder, DataError, replace=overwrite) as partial:
         as_gymnasium = gymnasium_space(spaces[0]), gymnasium_space(spaces[1])
@@ -143,25 +144,6 @@ def to_minari(
         minari_writer.write_episodes(partial, dataset_id, *as_gymnasium, episodes, "unknown", about, recorded)
         minari_writer.describe_namespaces(dataset_id, "Trajectories written by aaren-rl.")
     return folder
-
-
-def _episode(trajectories: Trajectories, number: int, observations: Space, actions: Space) -> Episode:
-    """An episode with values as its environment has them, T + 1 observations."""
-    start, end = trajectories.offsets[number : number + 2]
-    final = trajectories.final_observations
-    last = (
-        map_packed(lambda part: part[end - 1 : end], trajectories.observations)
-        if final is None
-        else map_packed(lambda part: part[number : number + 1], final)
-    )
-    seen = map_packed(lambda part, after: np.concatenate([part[start:end], after]), trajectories.observations, last)
-    return Episode(
-        observations.unpack(seen, batch=1),
-        actions.unpack(trajectories.actions[start:end], batch=1),
-        trajectories.rewards[start:end],
-        bool(trajectories.terminated[number]),
-        bool(trajectories.truncated[number]),
-    )
 
 
 def _at_end(steps: int, flag: bool) -> np.ndarray:

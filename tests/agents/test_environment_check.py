@@ -9,7 +9,7 @@ import pytest
 from gymnasium.vector import SyncVectorEnv
 from gymnasium.wrappers import vector as of_vectors
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.checkpoint import AgentCard
@@ -154,6 +154,37 @@ def test_stable_baselines3s_evaluation_refuses_a_normalised_environment():
     with pytest.raises(InvalidInput, match="wrapped in NormalizeReward"):
         evaluate_policy(agent, env, 1, callback=agent.sb3_callback, warn=False)
     evaluate_policy(agent, DummyVecEnv([pendulum]), 1, callback=agent.sb3_callback, warn=False)
+
+
+@pytest.mark.parametrize("what", [{}, {"norm_reward": False}, {"norm_obs": False}, {"training": False}])
+def test_normalisation_is_noticed_by_evaluate_policy_and_can_be_switched_off(what):
+    """Whichever half normalises; once it is off, returns are those without the wrapper."""
+    agent = make_agent()
+
+    def evaluate(venv):
+        venv.seed(0)
+        returns, _ = evaluate_policy(
+            agent, venv, 2, callback=agent.sb3_callback, warn=False, return_episode_rewards=True
+        )
+        return returns
+
+    expected = evaluate(DummyVecEnv([pendulum]))
+    venv = VecNormalize(DummyVecEnv([pendulum]), **what)
+    with pytest.raises(InvalidInput, match="VecNormalize off: act in venv.venv, or set venv.norm_obs and venv.norm_r"):
+        evaluate(VecMonitor(venv))
+    assert evaluate(venv.venv) == expected
+    venv.norm_obs = venv.norm_reward = False
+    np.testing.assert_allclose(evaluate(VecMonitor(venv)), expected, rtol=1e-5)
+
+
+def test_normalisation_is_one_warning_where_the_data_may_be_normalised_too():
+    agent = make_agent(env_id=None)
+    venv = VecNormalize(DummyVecEnv([pendulum]))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        evaluate_policy(agent, venv, 2, callback=agent.sb3_callback, warn=False)
+    (said,) = [str(one.message) for one in caught if "VecNormalize" in str(one.message)]
+    assert "unless its data came through it: act in venv.venv" in said
 
 
 class Goals(gym.Env):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import os
 import re
 import sys
@@ -21,6 +22,7 @@ from aaren_rl.data.hindsight import Hindsight
 from aaren_rl.envs.catalogue import catalogue
 from aaren_rl.envs.dataset import Reading
 from aaren_rl.envs.environment_choice import EnvironmentChoice, parse_argument
+from aaren_rl.envs.environments import import_packages
 from aaren_rl.envs.evaluation import INSTANCES
 from aaren_rl.envs.goals import Goals
 from aaren_rl.envs.sources import Source
@@ -55,7 +57,7 @@ class RunConfig:
     horizon: int | None = None
     """Steps after which an episode is truncated; by default as recorded."""
     imports: tuple[str, ...] = ()
-    """Packages that register environments, to be imported first."""
+    """Packages that register environments, objectives or mixers, to be imported first."""
     clip_actions: bool = False
     """Clip actions of the data into the environment's bounds, for environments that clip what they are given."""
     keep_best: float = 1.0
@@ -211,10 +213,12 @@ def parse(arguments: list[str] | None = None) -> RunConfig:
         arguments: words of the command line; None for those of the process.
 
     Raises:
-        InvalidInput: a preset or a value is unknown.
+        InvalidInput: a preset or a value is unknown, or a package to import cannot be imported.
         CheckpointError: the run to resume has no configuration.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    # They may register objectives and mixers, which the settings name.
+    import_packages(_words_of(arguments, "--import"))
     # A preset or a run to resume gives the defaults, which the other options override.
     preset, resume = _peek(arguments, "--preset"), _peek(arguments, "--resume")
     default = RunConfig()
@@ -342,7 +346,19 @@ def _presets(names: str) -> dict[str, Any]:
     return table
 
 
+def _words_of(arguments: list[str], option: str) -> list[str]:
+    """The words of an option that takes several, as the parser reads them: those of its last occurrence."""
+    words: list[str] = []
+    for position, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name.replace("_", "-") == option:
+            behind = itertools.takewhile(lambda word: not word.startswith("--"), arguments[position + 1 :])
+            words = [*([value] if equals else []), *behind]
+    return words
+
+
 def _peek(arguments: list[str], option: str) -> str | None:
+    """The word of an option that takes one; None without it."""
     for position, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         # The parser takes both.

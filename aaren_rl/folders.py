@@ -137,12 +137,12 @@ def lock(descriptor: int, wait: bool) -> None:
     fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 
-def replace_file(path: Path, content: str) -> None:
-    """Writes a text file whole or not at all."""
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Writes a file, of text or bytes, whole or not at all."""
     partial = _hidden(path, "partial")
     try:
         clean_up(path.parent)
-        write_file(partial, content.encode())
+        write_file(partial, content.encode() if isinstance(content, str) else content)
         os.replace(partial, path)
         _flush(path.parent)
     finally:

@@ -149,6 +149,7 @@ class _Finetuning:
         if protocol is None:
             raise InvalidInput(f"{job.config.env} has no environment to act in; fine-tuning needs one")
         self.learner, self.card = make_learner(job), make_card(job)
+        self.offline = self.learner.data["sha256"]
         self.protocol = dataclasses.replace(protocol, episodes=options.episodes)
         self.target: Target = job.target if options.explore is None else options.explore
         self.samples = self.learner.model.head.noise_size > 0
@@ -169,17 +170,17 @@ class _Finetuning:
             CheckpointError: it does not fit the settings or the data, or recorded episodes are missing or damaged.
         """
         folder, learner = self.job.folder, self.learner
-        self.buffer.restore(folder, saved["buffer"])
-        learner.load_state_dict(tensors)
-        learner.take(self.buffer.trajectories)
-        if learner.data["sha256"] != saved["data"]:
+        if self.offline != saved["data"]:
             raise CheckpointError(
                 f"the data are not those that {folder} began with; resume with those, or start from the run again"
             )
+        self.buffer.restore(folder, saved["buffer"])
+        learner.load_state_dict(tensors)
+        learner.take(self.buffer.trajectories)
         if saved["device"] != learner.device.type:
             self.job.say(
-                f"the fine-tuning was on {shortened(str(saved['device']))} and goes on on {learner.device.type}: not bit "
-                "for bit as it would have there"
+                f"the fine-tuning was on {shortened(str(saved['device']))} and goes on on {learner.device.type}: not "
+                "bit for bit as it would have there"
             )
         learner.updates, self.rounds, self.steps = saved["updates"], saved["rounds"], saved["steps"]
         self.before = saved["before"]
@@ -286,7 +287,7 @@ class _Finetuning:
     def _save(self) -> None:
         """Writes the checkpoint and the agent of the rounds that are whole."""
         folder = self.job.folder
-        counted = {"rounds": self.rounds, "steps": self.steps, "before": self.before}
+        counted = {"rounds": self.rounds, "steps": self.steps, "before": self.before, "data": self.offline}
         finetuning_checkpoint.write(folder, self.learner, {**counted, "buffer": self.buffer.save(folder)})
         self.buffer.drop_files(folder)
         self.save_agent()
@@ -304,5 +305,6 @@ def _say_data(line: str) -> None:
 
 def _described(dataset: Dataset) -> Trajectories:
     """The data with the spaces of the model."""
-    spaces = {"observation_space": dataset.observation_space, "action_space": dataset.action_space}
-    return dataclasses.replace(dataset.trajectories, **spaces)
+    return dataclasses.replace(
+        dataset.trajectories, observation_space=dataset.observation_space, action_space=dataset.action_space
+    )

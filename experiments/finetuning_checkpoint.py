@@ -34,7 +34,6 @@ def write(folder: Path, learner: SingleLearner, progress: dict[str, Any]) -> Non
         **progress,
         "updates": learner.updates,
         "device": learner.device.type,
-        "data": learner.data["sha256"],
         "sha256": {TRAINING_TENSORS: checkpoint.digest(content)},
     }
     # As JSON has it, since that is what is checked.
@@ -59,7 +58,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     digests = state.get("sha256")
     if not isinstance(digests, dict) or digests.get(TRAINING_STATE) != checkpoint.card_digest(state, TRAINING_TENSORS):
         raise CheckpointError(
-            f"{path / TRAINING_STATE} is not as it was saved, and a fine-tuning keeps no earlier checkpoint; start from "
-            "the run again in another folder"
+            f"{path / TRAINING_STATE} is not as it was saved, and a fine-tuning keeps no earlier checkpoint; start "
+            "from the run again in another folder"
         )
     return state, checkpoint.read_tensors(path / TRAINING_TENSORS, digests.get(TRAINING_TENSORS))

@@ -84,10 +84,10 @@ class Buffer:
                 path.unlink()
 
     def restore(self, folder: Path, saved: dict[str, Any]) -> None:
-        """Goes back to what was saved.
+        """Goes back to what was saved, with the same offline data.
 
         Raises:
-            CheckpointError: a file is missing or damaged, or what was saved does not fit the data.
+            CheckpointError: a file is missing or damaged.
         """
         numbers = np.array(saved["numbers"], dtype=np.int64)
         parts, known = [self._offline], [np.arange(self._offline.episodes)]
@@ -95,8 +95,6 @@ class Buffer:
             parts.append(self._read(folder / EPISODES / str(each["file"]), each["sha256"]))
             known.append(np.arange(each["first"], each["first"] + parts[-1].episodes))
         places = {number: place for place, number in enumerate(np.concatenate(known).tolist())}
-        if lacking := [number for number in numbers.tolist() if number not in places]:
-            raise CheckpointError(f"{folder} lacks the episode {lacking[0]} of its buffer; start anew from the run")
         self._numbers = numbers
         self.trajectories = Trajectories.join(parts).select(np.array([places[number] for number in numbers.tolist()]))
         self.recorded, self._files = int(saved["recorded"]), list(saved["files"])
@@ -113,10 +111,18 @@ class Buffer:
             found = {key.removeprefix(f"{name}/"): part for key, part in arrays.items() if key.startswith(f"{name}/")}
             if found:
                 packed[name] = found[NUMBERS] if set(found) == {NUMBERS} else found
-        spaces = self._offline.observation_space, self._offline.action_space
         try:
-            plain = (arrays[name] for name in _PLAIN)
-            return Trajectories(packed["observations"], *plain, packed.get("final_observations"), *spaces)
+            return Trajectories(
+                packed["observations"],
+                arrays["actions"],
+                arrays["rewards"],
+                arrays["offsets"],
+                arrays["terminated"],
+                arrays["truncated"],
+                packed.get("final_observations"),
+                self._offline.observation_space,
+                self._offline.action_space,
+            )
         except (KeyError, AarenError) as error:
             raise CheckpointError(f"{path} does not hold episodes of this fine-tuning: {error}") from error
 

@@ -307,11 +307,12 @@ def test_a_resumed_fine_tuning_equals_one_that_ran_through(command, run_folder, 
     for name in ("last/model.safetensors", "checkpoint/training.safetensors", "metrics.jsonl"):
         assert (parts / name).read_bytes() == (whole / name).read_bytes(), name
     files = [sorted((folder / EPISODES).iterdir()) for folder in (whole, parts)]
-    assert [[path.name for path in each] for each in files][0] == [path.name for path in files[1]]
+    whole_names, names = ([path.name for path in each] for each in files)
+    assert names == whole_names
     assert all(ours.read_bytes() == theirs.read_bytes() for ours, theirs in zip(*files, strict=True))
     ours, theirs = (json.loads((folder / "result.json").read_text()) for folder in (parts, whole))
     assert ours == theirs
-    assert ours["online_rounds"] > 3
+    assert ours["online_rounds"] >= 3
 
 
 def test_a_finished_fine_tuning_says_so_and_an_edited_one_too(command, run_folder, tmp_path):
@@ -329,12 +330,13 @@ def test_a_finished_fine_tuning_says_so_and_an_edited_one_too(command, run_folde
     assert DecisionAgent.load(tmp_path / "online" / "last").card.updates > 6
     config = tmp_path / "online" / "config.toml"
     config.write_text(config.read_text().replace("round_updates = 3", "round_updates = 1"))
-    out = resumed(command, "online", "--steps", "61")
+    more = json.loads((tmp_path / "online" / "result.json").read_text())["online_steps"] + 1
+    out = resumed(command, "online", "--steps", more)
     assert "config.toml was edited since it was written; its settings count as they stand now" in out
     points = [json.loads(line)["update"] for line in (tmp_path / "online" / "metrics.jsonl").read_text().splitlines()]
     assert points[-1] - points[-2] == 1
     saved = tomllib.loads(config.read_text())["finetuning"]
-    assert (saved["steps"], saved["round_updates"], saved["buffer"], saved["episodes"]) == (61, 1, 4, 3)
+    assert (saved["steps"], saved["round_updates"], saved["buffer"], saved["episodes"]) == (more, 1, 4, 3)
 
 
 def test_what_is_damaged_is_named(command, run_folder, tmp_path):
@@ -349,7 +351,7 @@ def test_what_is_damaged_is_named(command, run_folder, tmp_path):
         (state, "training.json is not as it was saved, and a fine-tuning keeps no earlier checkpoint"),
     ):
         content = path.read_bytes()
-        place = content.rindex(b"steps") + 9 if path == state else len(content) - 3
+        place = content.index(b'"rounds": ') + 10 if path == state else len(content) - 3
         path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
         status, _, errors = command(main, "--resume", "online")
         assert status == 2
@@ -393,7 +395,7 @@ def test_other_data_are_noticed(command, run_folder, tmp_path):
     config.write_text(config.read_text().replace("keep_best = 1.0", "keep_best = 0.5"))
     status, _, errors = command(main, "--resume", "online", "--steps", "1000")
     assert status == 2
-    assert "the data are not those that online began with" in errors or "lacks the episode" in errors
+    assert "the data are not those that online began with" in errors
 
 
 def make_agent(actions):

@@ -115,7 +115,9 @@ def read(folder: Path) -> tuple[RunConfig, Options]:
         InvalidInput: it holds unknown settings or values.
     """
     config, saved = run_config.load_finetuning(folder / CONFIG)
-    return config, settings.from_table(Options, saved, str(folder / CONFIG))
+    options = settings.from_table(Options, saved, str(folder / CONFIG))
+    # As with other runs, a file does not make the program import packages.
+    return config, replace(options, out=None, resume=None, imports=())
 
 
 def to_table(options: Options) -> dict[str, Any]:

@@ -329,7 +329,10 @@ def test_a_finished_fine_tuning_says_so_and_an_edited_one_too(command, run_folde
     assert json.loads((tmp_path / "online" / "result.json").read_text())["before"]["updates"] == 6
     assert DecisionAgent.load(tmp_path / "online" / "last").card.updates > 6
     config = tmp_path / "online" / "config.toml"
-    config.write_text(config.read_text().replace("round_updates = 3", "round_updates = 1"))
+    # A file does not say what is imported.
+    edited = config.read_text().replace("round_updates = 3", "round_updates = 1")
+    config.write_text(edited.replace("imports = []", 'imports = ["nowhere"]'))
+    assert config.read_text().count("nowhere") == 2
     more = json.loads((tmp_path / "online" / "result.json").read_text())["online_steps"] + 1
     out = resumed(command, "online", "--steps", more)
     assert "config.toml was edited since it was written; its settings count as they stand now" in out

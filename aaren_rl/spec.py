@@ -110,7 +110,8 @@ class WrittenForm(Generic[Part]):
             raise InvalidInput(f"{self.noun} {text!r} cannot be read; {self.grammar}")
         name, span, inside = pieces.groups()
         if name not in parts:
-            raise unknown_name(self.noun, name, parts)
+            unknown = unknown_name(self.noun, name, parts)
+            raise InvalidInput(f"{unknown} (one of your own is known once its module is imported: --import MODULE)")
         known = self.options_of(parts[name])
         if span is not None:
             if "span" not in known:

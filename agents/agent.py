@@ -145,7 +145,8 @@ class Agent(StableBaselines3Policy):
         self.drop_reward()
         self._single = num_envs is None
         self._waits_for_reset = autoreset_mode == AutoresetMode.NEXT_STEP and not self._single
-        self._target, self._asks_anew = np.broadcast_to(target, (rows,)), False
+        self._target = np.broadcast_to(target, (rows,))
+        self._forget_asked()
         # Steps since each row's episode began: when to renew, to forget, and to refuse.
         self._scheduled = bool(self.renew) or self.longest is not None or self.acting.mode == "reset"
         self._timestep = np.zeros(rows, dtype=np.int64)
@@ -159,7 +160,8 @@ class Agent(StableBaselines3Policy):
         """Asks for another return from the next action on: in the episodes under way, and in those that follow.
 
         The rewards earned before do not count. The state of an agent of the condition "norm" holds no returns, so it is
-        none the worse for the change; the state of another remembers what was asked for before.
+        none the worse for the change; the state of another remembers what was asked for before. Where `predict` steps
+        several states in turn, this one is asked of that state which `predict` returned last, and waits in it.
 
         Args:
             target_return: as for `reset`.
@@ -171,7 +173,12 @@ class Agent(StableBaselines3Policy):
         rows = len(self._timestep)
         self._target = np.broadcast_to(self._checked_target(target_return, rows), (rows,)).copy()
         self._target_given = target_return
+        # In place, since the state that predict returned holds this array.
+        self._asked[:] = self._target
         self._asks_anew = True
+
+    def _forget_asked(self) -> None:
+        self._asked, self._asks_anew = np.full(len(self._target), np.nan), False
 
     def _checked_target(self, target_return: Target | Array, rows: int) -> Array:
         """Targets as numbers, () or (rows,); infinity for "auto"."""
@@ -255,8 +262,8 @@ class Agent(StableBaselines3Policy):
                 earned = self._start_episodes(state, done, earned)
         if self._asks_anew:
             # The step takes the reward off.
-            state.ask(np.ones(len(earned), dtype=np.bool_), self._target + earned)
-            self._asks_anew = False
+            state.ask(~np.isnan(self._asked), self._asked + earned)
+            self._forget_asked()
         if self._scheduled:
             self._on_schedule(state, earned)
         sampled = self.temperature > 0 and not deterministic

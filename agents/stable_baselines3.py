@@ -28,6 +28,8 @@ class StableBaselines3Policy:
     _starting: bool
     _waits_for_reset: bool
     _asks_anew: bool
+    # What waits to be asked for in each row, NaN for nothing.
+    _asked: Array
     _target: Array
 
     def __init__(self) -> None:
@@ -52,6 +54,9 @@ class StableBaselines3Policy:
         """See `aaren_rl.agents.agent.Agent.reset`."""
         raise NotImplementedError
 
+    def _forget_asked(self) -> None:
+        raise NotImplementedError
+
     def act(
         self,
         observation: Any,
@@ -73,7 +78,8 @@ class StableBaselines3Policy:
         """Stable-Baselines3's `predict`.
 
         The state is all that the agent carries, the target return of each row included: environments can be
-        interleaved, and states kept and gone back to. A goal is not in it: all follow the goal of the last `reset`.
+        interleaved, and states kept and gone back to. What `ask` asks for waits in the state that was returned last. A
+        goal is not in it: all follow the goal of the last `reset`.
         States of an agent and of its export are not the same numbers, so keep them apart. Without a state, the agent
         asks for the target return of the last `reset`. A second call without a state in a row, which would start anew
         again, warns, unless `reset` was called in between or `episode_start` says so.
@@ -130,7 +136,9 @@ class StableBaselines3Policy:
             action = self.act(batch, reward, terminated=starts, deterministic=deterministic)
         self._observed_reward = None
         assert self._state is not None
-        carried = self._timestep.copy(), self._target.astype(np.float64), *self._state.save()
+        # Every state has an array of its own that `ask` writes into.
+        self._forget_asked()
+        carried = self._timestep.copy(), self._target.astype(np.float64), self._asked, *self._state.save()
         return (action if rows else _first(action)), carried
 
     def _reset_for_predict(self, rows: int | None) -> None:
@@ -144,7 +152,7 @@ class StableBaselines3Policy:
         Raises:
             InvalidInput: it is not a state of this agent, or of another number of rows.
         """
-        if not isinstance(state, tuple) or len(state) < 2 or {np.shape(part) for part in state[:2]} != {(rows or 1,)}:
+        if not isinstance(state, tuple) or len(state) < 3 or {np.shape(part) for part in state[:3]} != {(rows or 1,)}:
             given = [np.shape(part) for part in state] if isinstance(state, tuple) else type(state).__name__
             raise InvalidInput(
                 f"the state is {given}, and the observation has {rows or 1} rows; pass what predict returned for them"
@@ -155,10 +163,10 @@ class StableBaselines3Policy:
             self._reset_for_predict(rows)
             self._observed_reward = reward
         assert self._state is not None
-        self._state.restore(state[2:])
-        self._timestep, self._starting = np.array(state[0]), False
-        if not self._asks_anew:
-            self._target = np.array(state[1])
+        self._state.restore(state[3:])
+        self._timestep, self._starting, self._asked = np.array(state[0]), False, np.array(state[2])
+        waits = ~np.isnan(self._asked)
+        self._target, self._asks_anew = np.where(waits, self._asked, state[1]), bool(waits.any())
 
     def _rows(self, observation: Any) -> int | None:
         """Rows of a batch of observations; None for a single observation."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import os
 import re
 import sys
@@ -21,6 +22,7 @@ from aaren_rl.data.hindsight import Hindsight
 from aaren_rl.envs.catalogue import catalogue
 from aaren_rl.envs.dataset import Reading
 from aaren_rl.envs.environment_choice import EnvironmentChoice, parse_argument
+from aaren_rl.envs.environments import import_packages
 from aaren_rl.envs.evaluation import INSTANCES
 from aaren_rl.envs.goals import Goals
 from aaren_rl.envs.sources import Source
@@ -32,6 +34,9 @@ from aaren_rl.model import ModelConfig
 from aaren_rl.training.config import TrainingConfig
 
 CONFIG = "config.toml"
+
+FINETUNING = "finetuning"
+"""Table of a configuration with the options of an online fine-tuning."""
 
 DIGEST = "# sha256:"
 """How the last line of a run's configuration begins."""
@@ -55,7 +60,7 @@ class RunConfig:
     horizon: int | None = None
     """Steps after which an episode is truncated; by default as recorded."""
     imports: tuple[str, ...] = ()
-    """Packages that register environments, to be imported first."""
+    """Packages that register environments, objectives or mixers, to be imported first."""
     clip_actions: bool = False
     """Clip actions of the data into the environment's bounds, for environments that clip what they are given."""
     keep_best: float = 1.0
@@ -211,23 +216,25 @@ def parse(arguments: list[str] | None = None) -> RunConfig:
         arguments: words of the command line; None for those of the process.
 
     Raises:
-        InvalidInput: a preset or a value is unknown.
+        InvalidInput: a preset or a value is unknown, or a package to import cannot be imported.
         CheckpointError: the run to resume has no configuration.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    # They may register objectives and mixers, which the settings name.
+    import_packages(words_of(arguments, "--import"))
     # A preset or a run to resume gives the defaults, which the other options override.
-    preset, resume = _peek(arguments, "--preset"), _peek(arguments, "--resume")
+    preset, resume = peek(arguments, "--preset"), peek(arguments, "--resume")
     default = RunConfig()
     if resume is not None:
         for option in ("--preset", "--run"):
-            if _peek(arguments, option) is not None:
+            if peek(arguments, option) is not None:
                 raise InvalidInput(f"{option} does not go with --resume, which takes the settings of {resume}")
         default = load(Path(resume) / CONFIG)
-        refuse_files(default, _peek(arguments, "--env-kwargs"), resume)
+        refuse_files(default, peek(arguments, "--env-kwargs"), resume)
     elif preset is not None:
         default = from_table({"preset": preset}, "--preset")
     config = command_line.parse(RunConfig, "train", GROUPS, arguments=arguments, default=default, switches=False)
-    return config if _peek(arguments, "--env-id") is None else _with_package(config)
+    return config if peek(arguments, "--env-id") is None else _with_package(config)
 
 
 def load(path: Path) -> RunConfig:
@@ -235,8 +242,34 @@ def load(path: Path) -> RunConfig:
 
     Raises:
         CheckpointError: the file is missing or not TOML.
+        InvalidInput: it holds unknown settings or values, or is a fine-tuning's.
+    """
+    table = _read(path)
+    if FINETUNING in table:
+        raise InvalidInput(
+            f"{path.parent} is a fine-tuning; go on with it by scripts/finetune.py --resume {path.parent}"
+        )
+    return _of_file(table, path)
+
+
+def load_finetuning(path: Path) -> tuple[RunConfig, dict[str, Any]]:
+    """Reads the saved configuration of an online fine-tuning, and the table of its own options.
+
+    Raises:
+        CheckpointError: the file is missing, not TOML, or that of another run.
         InvalidInput: it holds unknown settings or values.
     """
+    table = _read(path)
+    options = table.pop(FINETUNING, None)
+    if not isinstance(options, dict):
+        raise CheckpointError(
+            f"{path.parent} is no fine-tuning, its {path.name} has no [{FINETUNING}]; to fine-tune the agent of a run, "
+            f"give its folder without --resume"
+        )
+    return _of_file(table, path), options
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         table = settings.read(path)
         if path.name == CONFIG and _digests(path) is None:
@@ -248,6 +281,10 @@ def load(path: Path) -> RunConfig:
             f"{path} cannot be read: {error}; mend it, and if it is whole end it with the line '{DIGEST} edited' (the "
             "agents of the run load without it)"
         ) from error
+    return table
+
+
+def _of_file(table: dict[str, Any], path: Path) -> RunConfig:
     # A file does not make the program import packages: those are named on the command line.
     return dataclasses.replace(settings.from_table(RunConfig, table, str(path)), imports=())
 
@@ -303,9 +340,16 @@ def located(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, env=os.path.abspath(path))
 
 
-def save(config: RunConfig, path: Path) -> None:
-    """Writes a configuration as TOML, less the packages to import. The digest in its last line shows if it was cut."""
-    content = tomli_w.dumps(settings.to_table(dataclasses.replace(config, imports=())))
+def save(config: RunConfig, path: Path, finetuning: dict[str, Any] | None = None) -> None:
+    """Writes a configuration as TOML, less the packages to import. The digest in its last line shows if it was cut.
+
+    Args:
+        config: to write.
+        path: of the file.
+        finetuning: options of an online fine-tuning, as a table; None for another run.
+    """
+    table = settings.to_table(dataclasses.replace(config, imports=()))
+    content = tomli_w.dumps(table if finetuning is None else {**table, FINETUNING: finetuning})
     replace_file(path, f"{content}{DIGEST} {_digest(content)}\n")
 
 
@@ -342,7 +386,19 @@ def _presets(names: str) -> dict[str, Any]:
     return table
 
 
-def _peek(arguments: list[str], option: str) -> str | None:
+def words_of(arguments: list[str], option: str) -> list[str]:
+    """The words of an option that takes several, as the parser reads them: those of its last occurrence."""
+    words: list[str] = []
+    for position, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name.replace("_", "-") == option:
+            behind = itertools.takewhile(lambda word: not word.startswith("--"), arguments[position + 1 :])
+            words = [*([value] if equals else []), *behind]
+    return words
+
+
+def peek(arguments: list[str], option: str) -> str | None:
+    """The word of an option that takes one; None without it."""
     for position, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         # The parser takes both.

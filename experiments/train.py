@@ -183,14 +183,19 @@ def make_learner(job: Job) -> SingleLearner:
     return SingleLearner(model, dataset.trajectories, config.training, job.device, dataset.relabelling, job.processes)
 
 
-def save_config(job: Job) -> None:
-    """Writes the configuration into the run's folder, such that resuming finds the same data from anywhere."""
+def save_config(job: Job, finetuning: dict[str, Any] | None = None) -> None:
+    """Writes the configuration into the run's folder, such that resuming finds the same data from anywhere.
+
+    Args:
+        job: of the run.
+        finetuning: as for `config.save`.
+    """
     config = run_config.located(job.config) if job.config.env != ARRAYS else job.config
     if config.env in catalogue() and job.dataset.source != "arrays":
         # Names of the catalogue come from its sources alone.
         config = dataclasses.replace(config, source=cast(Source, job.dataset.source))
     # Without its own place, so that the folder can be moved.
-    run_config.save(dataclasses.replace(config, run=None, resume=None), job.folder / CONFIG)
+    run_config.save(dataclasses.replace(config, run=None, resume=None), job.folder / CONFIG, finetuning)
 
 
 def _train_alone(job: Job) -> dict[str, Any]:

@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
-
-from aaren_rl.experiments.command_line import Group, parse
 from aaren_rl.experiments.console import run
-from aaren_rl.experiments.finetuning import Options, finetune
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """Fine-tune an agent online, from the checkpoint and the data of its run."""
-
-    agent: Path
-    """Folder of a run, or of its agent, as runs/<run>/last."""
-    options: Options = field(default_factory=Options)
-
-
-GROUPS = (
-    Group("exploration", "Episodes in the environment.", ("steps", "round_episodes", "explore", "noise", "seed")),
-    Group("training", "Buffer and updates.", ("buffer", "keep", "round_updates", "learning_rate")),
-    Group(
-        "evaluation",
-        "Episodes before and after, packages to import, and the folder of the result.",
-        ("episodes", "out", "imports"),
-    ),
-)
+from aaren_rl.experiments.finetuning import finetune
+from aaren_rl.experiments.finetuning_options import parse
 
 
 def main() -> None:
     """Entry point of `aaren-finetune`."""
-    run(lambda: _finetune(parse(Arguments, "finetune", GROUPS, ["agent"])))
+    run(_finetune)
 
 
-def _finetune(arguments: Arguments) -> None:
+def _finetune() -> None:
+    arguments = parse()
     finetune(arguments.agent, arguments.options)
 
 

@@ -101,6 +101,9 @@ def test_code_of_the_python_page_runs_in_order(run, tmp_path):
     assert "4 155 (4,) (4, 4)" in printed
     assert "(2,)" in printed
     assert (tmp_path / "agents" / "example" / "model.safetensors").exists()
+    logged = [path.read_text() for path in (tmp_path / "runs").glob("*/metrics.jsonl")]
+    assert sum('"mine/updates_per_loss"' in each for each in logged) == 2
+    assert sum('"train/beyond_delta"' in each for each in logged) == 2
 
 
 ALONE = {
@@ -207,6 +210,50 @@ print("trained")
 """
     )
     assert printed.endswith("trained\n")
+
+
+def test_objective_of_the_docs_is_huber_s_and_goes_by_its_name(run, tiny, tmp_path, monkeypatch):
+    """From a file of one's own, by the command line; resumed it equals the run that was not interrupted."""
+    (code,) = (block for block in blocks("docs/python.md") if "register_objective" in block)
+    (tmp_path / "my_losses.py").write_text(code[: code.index("short =")])
+    paths = [str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    printed = run(f"""
+import sys, torch
+from contextlib import redirect_stderr
+from io import StringIO
+from aaren_rl.scripts.train import main
+from tiny_training import make_learner
+
+torch.set_num_threads(1)
+def train(*words):
+    sys.argv = ["train", *map(str, words)]
+    main()
+
+named = {tiny!r} + ["--objective", "huber(delta=0.5)"]
+try:
+    with redirect_stderr(StringIO()) as said:
+        train(*named, "--run", "none")
+except SystemExit:
+    assert "unknown objective 'huber'" in said.getvalue(), said.getvalue()
+    assert "once its module is imported: --import MODULE" in said.getvalue()
+train(*named, "--import", "my_losses", "--run", "whole")
+train(*named, "--import", "my_losses", "--run", "parts", "--updates", 3)
+train("--resume", "parts", "--import", "my_losses", "--updates", 6)
+learner = make_learner(objective="huber(delta=0.5)", shape={{"dropout": 0.0}})
+segment, counted = learner.sampler.sample(), []
+found = learner.objective(segment)
+predicted = learner.model(segment)[0].mode
+for row, step in segment.valid.nonzero().tolist():
+    far = (predicted[row, step] - segment.actions[row, step]).abs()
+    counted.append(torch.where(far <= 0.5, far**2 / 2, 0.5 * (far - 0.25)).sum())
+torch.testing.assert_close(found.loss, torch.stack(counted).mean())
+assert 0 < found.metrics["beyond_delta"].item() < 1
+print("Huber's")
+""")
+    assert printed.endswith("Huber's\n")
+    ours, theirs = (tmp_path / name / "last" / "model.safetensors" for name in ("parts", "whole"))
+    assert ours.read_bytes() == theirs.read_bytes()
 
 
 def test_encoder_of_the_docs_trains_steps_and_folds(run):

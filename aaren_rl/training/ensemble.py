@@ -14,7 +14,7 @@ from aaren_rl.cuda_graph import CudaGraph
 from aaren_rl.data.segment import Segment
 from aaren_rl.errors import InvalidInput
 from aaren_rl.training.learner import SingleLearner
-from aaren_rl.training.objectives import check_metrics
+from aaren_rl.training.objectives import check_gradients, check_result
 from aaren_rl.training.optimiser import autocast, clipped_together, learning_rate, make_optimiser, set_learning_rate
 from aaren_rl.training.processes import ALONE
 from aaren_rl.training.state_check import Expected
@@ -96,6 +96,7 @@ class EnsembleLearner:
             with autocast(self.device, self.precision):
                 losses = torch.vmap(self._losses, in_dims=(0, 0, fields), randomness="different")
                 found = losses(self.parameters, self._buffers(), segments)
+            check_gradients(found["loss"], self.learners[0].objective)
             (found["loss"] / self.config.accumulate).sum().backward()  # type: ignore[no-untyped-call]
             for name, value in found.items():
                 totals[name] = totals.get(name, 0.0) + value.detach() / self.config.accumulate
@@ -142,7 +143,7 @@ class EnsembleLearner:
     ) -> dict[str, Tensor]:
         """Loss and metrics of one of the models."""
         result = torch.func.functional_call(self.learners[0].objective, {**parameters, **buffers}, (segment,))
-        check_metrics(result)
+        check_result(result, self.learners[0].objective)
         return {"loss": result.loss, **result.metrics}
 
     def _buffers(self) -> dict[str, Tensor]:

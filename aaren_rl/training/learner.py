@@ -24,7 +24,7 @@ from aaren_rl.mixers import state_tensors
 from aaren_rl.model import DecisionModel
 from aaren_rl.model.trunk import TrunkState
 from aaren_rl.training.config import TrainingConfig
-from aaren_rl.training.objectives import Loss, build_objective, check_metrics, check_networks
+from aaren_rl.training.objectives import Loss, build_objective, check_gradients, check_networks, check_result
 from aaren_rl.training.optimiser import (
     autocast,
     clipped_together,
@@ -262,7 +262,8 @@ class SingleLearner:
             with self._exchanging(last=turn == config.accumulate - 1):
                 with autocast(self.device, self.precision):
                     result: Loss = self._loss(segment, self.carried)
-                check_metrics(result)
+                check_result(result, self.objective, self.carried is not None)
+                check_gradients(result.loss, self.objective)
                 (result.loss * weight / config.accumulate).backward()  # type: ignore[no-untyped-call]
             for name, value in {"loss": result.loss, **result.metrics}.items():
                 totals[name] = totals.get(name, 0.0) + value.detach() * weight / config.accumulate

@@ -17,7 +17,7 @@ from aaren_rl.checkpoint import AgentCard
 from aaren_rl.errors import AarenError, CheckpointError, InvalidInput
 from aaren_rl.model import DecisionModel
 from aaren_rl.model.weights_check import first_not_finite
-from aaren_rl.training.callbacks import Callback, Progress
+from aaren_rl.training.callbacks import Callback, Progress, call_all
 from aaren_rl.training.checkpoints import (
     agent_folders,
     checkpoint_folder,
@@ -198,7 +198,7 @@ class Run:
             if update % config.log_every == 0 or ended:
                 ended |= self._log(meter)
             else:
-                ended |= self._call({})
+                ended |= self._write([{} for _ in self.folders])
                 if ended:
                     self._log(meter)
             evaluates = update % config.evaluate_every == 0 or ended
@@ -286,15 +286,16 @@ class Run:
             return evaluate_model(evaluate, model, stop)
 
     def _write(self, points: list[dict[str, float]]) -> bool:
-        for log, point in zip(self._logs, points, strict=True):
-            log(self.learner.updates, point)
+        """Hands a point of each model to callbacks, and then to the logs; whether a callback ends the run."""
         names = dict.fromkeys(name for point in points for name in point)
-        return self._call({name: mean(point[name] for point in points if name in point) for name in names})
-
-    def _call(self, metrics: Mapping[str, float]) -> bool:
-        # All are called, whoever ends the run.
-        ends = [callback(self.learner.updates, metrics) for callback in self._called]
-        return any(ends)
+        means = {name: mean(point[name] for point in points if name in point) for name in names}
+        added: dict[str, float] = {}
+        try:
+            ends, added = call_all(self._called, self.learner.updates, means)
+        finally:
+            for log, point in zip(self._logs, points, strict=True):
+                log(self.learner.updates, point | added)
+        return ends
 
     def _check_finite(self, meter: Meter, saves: bool = False) -> None:
         """Stops before weights that are not finite could replace a good checkpoint.

@@ -140,6 +140,32 @@ def test_an_agent_asks_anew_across_states_of_other_rows():
     assert agent.return_to_go == pytest.approx([5.0])
 
 
+@pytest.mark.parametrize("acting", ["stream", "window:3"])
+def test_what_is_asked_waits_in_the_state_that_came_last(acting):
+    agent, zeros = make_agent(acting), np.zeros(3)
+    states = [agent.predict(zeros, None, np.array([True]))[1] for _ in range(3)]
+    agent.observe_reward(0.0)
+    states[1] = agent.predict(zeros, states[1])[1]
+    agent.ask(50.0)
+    agent.observe_reward(1.0)
+    states[0] = agent.predict(zeros, states[0])[1]
+    assert agent.return_to_go == pytest.approx([4.0])
+    agent.ask(-2.0)
+    for turn, expected in ((2, 4.0), (1, 50.0), (0, -2.0)):
+        # Once asked, it counts down; gone back to, the state asks again.
+        for _ in range(2):
+            agent.observe_reward(1.0)
+            _, after = agent.predict(zeros, states[turn])
+            assert agent.return_to_go == pytest.approx([expected])
+        agent.observe_reward(1.0)
+        agent.predict(zeros, after)
+        assert agent.return_to_go == pytest.approx([expected - 1.0])
+        # The next episode of this row is asked for the same.
+        agent.observe_reward(1.0)
+        agent.predict(zeros, after, np.array([True]))
+        assert agent.return_to_go == pytest.approx([5.0 if turn == 2 else expected])
+
+
 def test_a_growing_state_of_another_width_is_refused():
     agent = make_agent(mixer="softmax")
     _, state = agent.predict(np.zeros(3))

@@ -1,5 +1,10 @@
+import dataclasses
 import json
+import os
+import re
 import shutil
+import signal
+import sys
 
 import numpy as np
 import pytest
@@ -11,18 +16,24 @@ from aaren_rl.agents.explorer import Explorer
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.spaces import Box, DiscreteSpace
-from aaren_rl.data.trajectories import Trajectories
+from aaren_rl.data.trajectories import Episode, Trajectories
 from aaren_rl.envs.environments import make_vector
 from aaren_rl.envs.evaluation import Protocol, evaluate
 from aaren_rl.envs.rollout import roll_out
 from aaren_rl.errors import InvalidInput
 from aaren_rl.experiments import finetuning
 from aaren_rl.experiments.config import RunConfig
-from aaren_rl.experiments.finetuning import Options, _best_last, _check
+from aaren_rl.experiments.finetuning_options import Options, check_run
+from aaren_rl.experiments.online_buffer import EPISODES, Buffer
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
 from aaren_rl.scripts.finetune import main
 from aaren_rl.training.config import TrainingConfig
-from aaren_rl.training.learner import SingleLearner
+from aaren_rl.training.learner import SingleLearner, data_digest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 SHORT = [
     *("--steps", "60", "--round-episodes", "2", "--round-updates", "3"),
@@ -102,7 +113,7 @@ def test_what_cannot_go_on_is_refused(command, run_folder, tmp_path):
 )
 def test_runs_that_cannot_go_on_are_refused(changes, said, tmp_path):
     with pytest.raises(InvalidInput, match=said):
-        _check(RunConfig(**changes), tmp_path)
+        check_run(RunConfig(**changes), tmp_path)
 
 
 @pytest.mark.parametrize("whole", [0, 1])
@@ -123,19 +134,12 @@ def test_ctrl_c_says_what_is_kept(command, run_folder, tmp_path, monkeypatch, wh
         assert not (tmp_path / "online").exists()
         return
     assert "the agent after 1 rounds (" in errors
+    assert "or go on with scripts/finetune.py --resume online" in errors
     assert DecisionAgent.load(tmp_path / "online" / "last").card.updates == 9
     found = json.loads((tmp_path / "online" / "result.json").read_text())
     assert found["stopped"]
     assert found["before"]["episodes"] == 3
     assert found["options"]["learning_rate"] == pytest.approx(1e-4)
-
-
-def test_a_fine_tuning_is_not_gone_on_with(command, run_folder):
-    status, _, errors = command(main, run_folder, *SHORT)
-    assert status == 0, errors
-    status, _, errors = command(main, run_folder.with_name("copy-online"), *SHORT)
-    assert status == 2
-    assert "is a fine-tuning, which keeps no checkpoint; give the run that it began with" in errors
 
 
 def test_dropout_stays_on_without_an_average(command, tiny, tmp_path, monkeypatch):
@@ -223,8 +227,178 @@ def test_data_of_a_carried_state_stay():
 
 def test_the_best_episodes_come_last():
     data = trajectories((2, 3, 4, 1), 0.0, seed=3)
-    assert _best_last(data, 3).returns.tolist() == sorted(data.returns)[1:]
-    assert _best_last(data, None).returns.tolist() == sorted(data.returns)
+    assert Buffer(data, 3, "newest").trajectories.returns.tolist() == sorted(data.returns)[1:]
+    assert Buffer(data, None, "best").trajectories.returns.tolist() == sorted(data.returns)
+
+
+@pytest.mark.parametrize("most", [None, 3, 100])
+@pytest.mark.parametrize("keep", ["newest", "best"])
+def test_a_buffer_keeps_what_it_says_and_is_read_back(tmp_path, most, keep):
+    """Against lists of returns, sorted by hand; the files of episodes that are gone go."""
+    buffer = Buffer(trajectories((2, 3, 4, 1), 0.0, seed=3), most, keep)
+    expected = sorted(trajectories((2, 3, 4, 1), 0.0, seed=3).returns)[-(most or 99) :]
+    for number in range(4):
+        new = trajectories((5, 2), float(number), seed=10 + number)
+        buffer.take(new)
+        expected = [*expected, *new.returns]
+        expected = (sorted(expected) if keep == "best" else expected)[-(most or 99) :]
+        assert buffer.trajectories.returns.tolist() == expected
+        saved = json.loads(json.dumps(buffer.save(tmp_path)))
+        buffer.drop_files(tmp_path)
+        read = Buffer(trajectories((2, 3, 4, 1), 0.0, seed=3), most, keep)
+        read.restore(tmp_path, saved)
+        assert read.recorded == 2 * (number + 1)
+        assert data_digest(read.trajectories) == data_digest(buffer.trajectories)
+        # Goes on as the one that was saved.
+        buffer = read
+    values = set(np.unique(buffer.trajectories.observations))
+    assert len(list((tmp_path / EPISODES).iterdir())) == sum(number in values for number in range(1, 4)) + any(
+        file["first"] == 4 for file in saved["files"]
+    )
+
+
+def test_images_parts_and_choices_are_read_back(tmp_path):
+    rng = np.random.default_rng(0)
+
+    def episodes():
+        seen = {"camera": rng.integers(0, 255, (5, 8, 8, 3), dtype=np.uint8), "speed": rng.normal(size=(5, 2))}
+        return [Episode(seen, rng.integers(0, 3, 4), rng.normal(size=4), terminated=True) for _ in range(2)]
+
+    offline = Trajectories.from_episodes(episodes())
+    spaces = offline.observation_space, DiscreteSpace((), (3,), (0,))
+    buffer, read = (Buffer(dataclasses.replace(offline, action_space=spaces[1]), None, "newest") for _ in range(2))
+    buffer.take(Trajectories.from_episodes(episodes(), *spaces))
+    read.restore(tmp_path, buffer.save(tmp_path))
+    assert data_digest(read.trajectories) == data_digest(buffer.trajectories)
+    assert read.trajectories.observations["camera"].dtype == np.uint8
+
+
+def resumed(command, folder, *options):
+    status, out, errors = command(main, "--resume", folder, *options)
+    assert status == 0, errors
+    return out
+
+
+@pytest.mark.parametrize("way", [[], ["--keep", "best", "--buffer", "3"]])
+def test_a_resumed_fine_tuning_equals_one_that_ran_through(command, run_folder, tmp_path, way, monkeypatch):
+    """On one thread: weights, metrics, episodes and results, in three parts, of which Ctrl-C ends the second."""
+    torch.set_num_threads(1)
+    for name, steps in (("whole", 150), ("parts", 30)):
+        status, _, errors = command(main, run_folder, *SHORT, *way, "--steps", steps, "--out", name)
+        assert status == 0, errors
+    with monkeypatch.context() as patch:
+        plays = []
+
+        def stopped(*arguments, record=False, **options):
+            plays.append(record)
+            if plays.count(True) == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+            return evaluate(*arguments, record=record, **options)
+
+        patch.setattr(finetuning, "evaluate", stopped)
+        status, _, errors = command(main, "--resume", "parts", "--steps", "150")
+    assert status == 130
+    assert plays == [True, True]
+    # The settings are those of the second part.
+    out = resumed(command, "parts")
+    assert re.search(r"going on after round \d+ \(\d+ steps\) of parts", out)
+    assert "edited" not in out
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for name in ("last/model.safetensors", "checkpoint/training.safetensors", "metrics.jsonl"):
+        assert (parts / name).read_bytes() == (whole / name).read_bytes(), name
+    files = [sorted((folder / EPISODES).iterdir()) for folder in (whole, parts)]
+    whole_names, names = ([path.name for path in each] for each in files)
+    assert names == whole_names
+    assert all(ours.read_bytes() == theirs.read_bytes() for ours, theirs in zip(*files, strict=True))
+    ours, theirs = (json.loads((folder / "result.json").read_text()) for folder in (parts, whole))
+    assert ours == theirs
+    assert ours["online_rounds"] >= 3
+
+
+def test_a_finished_fine_tuning_says_so_and_an_edited_one_too(command, run_folder, tmp_path):
+    status, _, errors = command(main, run_folder, *SHORT, "--out", "online")
+    assert status == 0, errors
+    status, _, errors = command(main, "--resume", "online")
+    assert status == 2
+    assert "online is finished: all of" in errors
+    assert "pass more --steps" in errors
+    # Without the evaluation it is not.
+    (tmp_path / "online" / "result.json").unlink()
+    shutil.rmtree(tmp_path / "online" / "last")
+    resumed(command, "online")
+    assert json.loads((tmp_path / "online" / "result.json").read_text())["before"]["updates"] == 6
+    assert DecisionAgent.load(tmp_path / "online" / "last").card.updates > 6
+    config = tmp_path / "online" / "config.toml"
+    # A file does not say what is imported.
+    edited = config.read_text().replace("round_updates = 3", "round_updates = 1")
+    config.write_text(edited.replace("imports = []", 'imports = ["nowhere"]'))
+    assert config.read_text().count("nowhere") == 2
+    more = json.loads((tmp_path / "online" / "result.json").read_text())["online_steps"] + 1
+    out = resumed(command, "online", "--steps", more)
+    assert "config.toml was edited since it was written; its settings count as they stand now" in out
+    points = [json.loads(line)["update"] for line in (tmp_path / "online" / "metrics.jsonl").read_text().splitlines()]
+    assert points[-1] - points[-2] == 1
+    saved = tomllib.loads(config.read_text())["finetuning"]
+    assert (saved["steps"], saved["round_updates"], saved["buffer"], saved["episodes"]) == (more, 1, 4, 3)
+
+
+def test_what_is_damaged_is_named(command, run_folder, tmp_path):
+    status, _, errors = command(main, run_folder, *SHORT, "--out", "online")
+    assert status == 0, errors
+    (tmp_path / "online" / "result.json").unlink()
+    (episodes, *_) = sorted((tmp_path / "online" / EPISODES).iterdir())
+    state, tensors = (tmp_path / "online" / "checkpoint" / f"training.{kind}" for kind in ("json", "safetensors"))
+    for path, said in (
+        (episodes, "is not the file that was saved"),
+        (tensors, "is not the file that was saved"),
+        (state, "training.json is not as it was saved, and a fine-tuning keeps no earlier checkpoint"),
+    ):
+        content = path.read_bytes()
+        place = content.index(b'"rounds": ') + 10 if path == state else len(content) - 3
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        status, _, errors = command(main, "--resume", "online")
+        assert status == 2
+        assert path.name in errors
+        assert said in errors
+        path.write_bytes(content)
+    episodes.unlink()
+    status, _, errors = command(main, "--resume", "online")
+    assert (status, "is missing; the folder is incomplete" in errors) == (2, True)
+    shutil.rmtree(state.parent)
+    status, _, errors = command(main, "--resume", "online")
+    assert (status, "online has no whole round to go on from" in errors) == (2, True)
+
+
+def test_runs_and_fine_tunings_are_told_apart(command, run_folder, tmp_path):
+    from aaren_rl.scripts.train import main as train
+
+    status, _, errors = command(main, run_folder, *SHORT, "--out", "online")
+    assert status == 0, errors
+    for program, words in ((main, ["online"]), (main, ["online/last"]), (train, ["--resume", "online"])):
+        status, _, errors = command(program, *words)
+        assert status == 2
+        assert "online is a fine-tuning; go on with it by scripts/finetune.py --resume" in errors
+    for words, said in (
+        (["--resume", run_folder], "is no fine-tuning, its config.toml has no [finetuning]"),
+        (["--resume", "nowhere"], "is missing; expected the folder of a run"),
+        (["--resume", "online", "--out", "other"], "leave out the agent and --out"),
+        ([run_folder, "--resume", "online"], "leave out the agent and --out"),
+        ([], "give the folder of a run, as runs/RUN, or --resume"),
+        ([run_folder, "--out", "online"], "online is there already; go on with it (--resume online)"),
+    ):
+        status, _, errors = command(main, *words)
+        assert status == 2
+        assert said in errors
+
+
+def test_other_data_are_noticed(command, run_folder, tmp_path):
+    status, _, errors = command(main, run_folder, *SHORT, "--out", "online")
+    assert status == 0, errors
+    config = tmp_path / "online" / "config.toml"
+    config.write_text(config.read_text().replace("keep_best = 1.0", "keep_best = 0.5"))
+    status, _, errors = command(main, "--resume", "online", "--steps", "1000")
+    assert status == 2
+    assert "the data are not those that online began with" in errors
 
 
 def make_agent(actions):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar, NamedTuple
+from inspect import signature
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -28,15 +29,52 @@ class Loss(NamedTuple):
     state: TrunkState
 
 
-def check_metrics(result: Loss) -> None:
-    """Checks that an objective's metrics do not take the names of the run's.
+def check_result(result: Any, objective: Objective, carries: bool = False) -> None:
+    """Checks what an objective returned for a segment.
+
+    Args:
+        result: to check.
+        objective: that returned it.
+        carries: the next segment begins with the state after this one.
 
     Raises:
-        InvalidInput: one does.
+        InvalidInput: it is no `Loss` of scalars, a metric has the name of one of the run's, or the state to carry is
+            missing.
     """
-    for name in result.metrics:
-        if name in ("loss", "learning_rate") or name.startswith("gradient_norm"):
-            raise InvalidInput(f"an objective has a metric {name!r}, which the run logs itself; name it otherwise")
+    name = type(objective).__name__
+    if not isinstance(result, Loss):
+        raise InvalidInput(
+            f"{name}.forward returned a {type(result).__name__}; expected Loss(loss, metrics, state), as "
+            "self.result(loss, metrics, hidden, segment, state) makes it"
+        )
+    scalars = {"loss": result.loss, **{f"metric {metric!r}": value for metric, value in result.metrics.items()}}
+    for what, value in scalars.items():
+        if not isinstance(value, Tensor) or value.ndim:
+            given = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise InvalidInput(
+                f"the {what} of {name} is {given}; expected a scalar tensor, as segment.mean_over_counted(values) gives"
+            )
+    for metric in result.metrics:
+        if metric in ("loss", "learning_rate") or metric.startswith("gradient_norm"):
+            raise InvalidInput(f"an objective has a metric {metric!r}, which the run logs itself; name it otherwise")
+    if carries and result.state is None:
+        raise InvalidInput(
+            f"{name} returned no state, and this --context carries it to the next segment; return the one that the "
+            "model gave for the segment"
+        )
+
+
+def check_gradients(loss: Tensor, objective: Objective) -> None:
+    """Checks that something can be trained by a loss.
+
+    Raises:
+        InvalidInput: it has no gradients.
+    """
+    if not loss.requires_grad:
+        raise InvalidInput(
+            f"the loss of {type(objective).__name__} has no gradients; compute it outside of torch.no_grad(), and of "
+            "tensors that are not detached"
+        )
 
 
 def check_networks(objective: Objective) -> None:
@@ -135,16 +173,33 @@ def register_objective(name: str) -> Callable[[type[Objective]], type[Objective]
     Parameters of its constructor after the model are its options, written as `name(option=value)`.
 
     Raises:
-        InvalidInput: the name is taken by another class, or an option has no default or no annotation.
+        InvalidInput: the name is taken by another class, an option has no default or no annotation, or the class is no
+            objective: it does not subclass `Objective`, or has no `forward(segment, state)`.
     """
 
     def add(objective: type[Objective]) -> type[Objective]:
+        _require_objective(objective)
         require_free_name("an objective", name, objective, _OBJECTIVES)
         _FORM.options_of(objective)
         _OBJECTIVES[name] = objective
         return objective
 
     return add
+
+
+def _require_objective(objective: Any) -> None:
+    if not isinstance(objective, type) or not issubclass(objective, Objective):
+        raise InvalidInput(f"{objective!r} is no objective; expected a subclass of {Objective.__module__}.Objective")
+    try:
+        signature(objective.forward).bind(None, None, None)
+        has_forward = objective.forward is not Objective.forward
+    except TypeError:
+        has_forward = False
+    if not has_forward:
+        raise InvalidInput(
+            f"{objective.__name__} has no forward(self, segment, state=None), which gives the loss on a segment; write "
+            "one"
+        )
 
 
 def objective_names() -> list[str]:
@@ -175,4 +230,11 @@ def build_objective(spec: str, model: DecisionModel) -> Objective:
         InvalidInput: as `get_objective`, an option is out of range, or the objective does not go with the model.
     """
     parsed = _FORM.read(spec, _OBJECTIVES)
-    return _OBJECTIVES[parsed.name](model, **parsed.options)
+    form = _OBJECTIVES[parsed.name]
+    objective = form(model, **parsed.options)
+    if getattr(objective, "model", None) is not model:
+        raise InvalidInput(
+            f"{form.__name__} has no model; let its __init__ call super().__init__(model) first, and leave self.model "
+            "as it is"
+        )
+    return objective

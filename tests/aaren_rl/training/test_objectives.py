@@ -368,3 +368,62 @@ class WithRareMetric(Objective):
 def test_a_metric_is_averaged_over_the_updates_that_have_it(tmp_path):
     train(tmp_path, objective="test-rare-metric", updates=10, log_every=10)
     assert logged(tmp_path, "train/rare") == {10: 10.0}
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        (lambda loss, state: loss, r"Flawed.forward returned a Tensor; expected Loss\(loss, metrics, state\)"),
+        (lambda loss, state: (loss, {}, state), "Flawed.forward returned a tuple"),
+        (
+            lambda loss, state: Loss(loss.expand(3), {}, state),
+            r"the loss of Flawed is of shape \(3,\)",
+        ),
+        (lambda loss, state: Loss(3.0, {}, state), "the loss of Flawed is a float; expected a scalar tensor"),
+        (lambda loss, state: Loss(loss.detach(), {}, state), "the loss of Flawed has no gradients"),
+        (lambda loss, state: Loss(loss, {"size": 3.0}, state), "the metric 'size' of Flawed is a float"),
+        (lambda loss, state: Loss(loss, {"size": loss.expand(2)}, state), r"'size' of Flawed is of shape \(2,\)"),
+        (lambda loss, state: Loss(loss, {}, None), "Flawed returned no state, and this --context carries it"),
+    ],
+)
+def test_what_an_objective_returns_is_checked(returned, said):
+    @register_objective("test-flawed")
+    class Flawed(Objective):
+        def forward(self, segment, state=None):
+            return returned(*self.model.loss(segment, state))
+
+    context = "carry:5" if "carries" in said else 5
+    with pytest.raises(InvalidInput, match=said):
+        make("test-flawed", context=context).update()
+    if "carries" not in said:
+        with pytest.raises(InvalidInput, match=said):
+            EnsembleLearner([make("test-flawed", shape={"dropout": 0.0})]).update()
+
+
+def test_what_is_no_objective_is_refused():
+    class WithoutForward(Objective):
+        pass
+
+    class WithoutState(Objective):
+        def forward(self, segment):
+            raise AssertionError
+
+    for objective in (WithoutForward, WithoutState):
+        with pytest.raises(InvalidInput, match=rf"{objective.__name__} has no forward\(self, segment, state=None\)"):
+            register_objective("test-none")(objective)
+    for other in (nn.Linear, lambda model: None):
+        with pytest.raises(InvalidInput, match="is no objective; expected a subclass of aaren_rl.training.objectives"):
+            register_objective("test-none")(other)
+    assert "test-none" not in objective_names()
+
+    @register_objective("test-without-model")
+    class WithoutModel(Objective):
+        forward = WithBuffer.forward
+
+        def __init__(self, model):
+            nn.Module.__init__(self)
+
+    with pytest.raises(
+        InvalidInput, match=r"WithoutModel has no model; let its __init__ call super\(\).__init__\(model\)"
+    ):
+        make("test-without-model")

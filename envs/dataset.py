@@ -13,6 +13,7 @@ from aaren_rl.data.hindsight import Relabelling, with_goal_scaling
 from aaren_rl.data.oddities import describe_oddities
 from aaren_rl.data.reference import Reference
 from aaren_rl.data.spaces import Space
+from aaren_rl.data.storage import blocks
 from aaren_rl.data.trajectories import Floats, Trajectories, among_best
 from aaren_rl.envs import catalogue
 from aaren_rl.envs.catalogue import Entry
@@ -302,8 +303,8 @@ def _targets(trajectories: Trajectories, returns: Floats, ambition: float | None
     the best return alone: others ask for a later goal, or for none.
     """
     best = float(returns.max())
-    paid = set(np.unique(trajectories.rewards).tolist())
-    if has_goals(trajectories.observation_space) and (paid <= {0.0, 1.0} or paid <= {-1.0, 0.0}):
+    paid = _paid(trajectories) if has_goals(trajectories.observation_space) else {np.nan}
+    if paid <= {0.0, 1.0} or paid <= {-1.0, 0.0}:
         words = " or ".join(f"{reward:g}" for reward in sorted(paid))
         say(f"target: {best:g}, the best return in the data, whose goals pay {words} a step")
         return (best,)
@@ -316,3 +317,8 @@ def _targets(trajectories: Trajectories, returns: Floats, ambition: float | None
         )
         chosen.insert(0, beyond)
     return tuple(dict.fromkeys(chosen))
+
+
+def _paid(trajectories: Trajectories) -> set[float]:
+    """The rewards that occur."""
+    return set().union(*(np.unique(block).tolist() for _, block in blocks(trajectories.rewards)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol, cast
 
@@ -373,28 +372,12 @@ class SingleLearner:
                 kept.copy_(now.detach())
 
 
-def data_digest(trajectories: Trajectories) -> str:
-    """SHA-256 of the spaces and arrays of data."""
-    names = ("observations", "actions", "rewards", "offsets", "terminated", "truncated", "final_observations")
-    spaces = (trajectories.observation_space, trajectories.action_space)
-    said = [None if space is None else space.to_json() for space in spaces]
-    parts: list[bytes | memoryview] = [json.dumps(said, sort_keys=True).encode()]
-    for name in names:
-        value = getattr(trajectories, name)
-        arrays = {f"{name} {key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
-        for what, array in arrays.items():
-            # The same bytes in another shape are other data, as are those of another array.
-            parts.append(f"{what} {None if array is None else (array.shape, array.dtype.str)}".encode())
-            parts += [] if array is None else [np.ascontiguousarray(array).data]
-    return checkpoint.digest(*parts)
-
-
 def _identity(trajectories: Trajectories, config: TrainingConfig) -> dict[str, Any]:
     """What data and split must have in common for a run to be resumed."""
     return {
         "episodes": trajectories.episodes,
         "steps": trajectories.steps,
-        "sha256": data_digest(trajectories),
+        "sha256": trajectories.sha256,
         "seed": config.seed,
         "held_out": config.held_out,
     }

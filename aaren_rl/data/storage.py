@@ -63,7 +63,7 @@ class Storage:
                 for part in parts:
                     file.write(np.ascontiguousarray(part, dtype).data.cast("B"))
                 file.flush()
-                return np.memmap(file, dtype, "r", shape=shape)  # type: ignore[call-overload,no-any-return]
+                return np.memmap(file, dtype, "r", shape=shape)
         except OSError as error:
             raise DataError(f"arrays of all steps cannot be written into {self.folder}: {error}") from error
 

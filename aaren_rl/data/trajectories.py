@@ -302,8 +302,8 @@ class Trajectories:
         found = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
         for name in names:
             value = getattr(self, name)
-            arrays = {f"{name} {key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
-            for what, array in arrays.items():
+            named = {f"{name} {key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
+            for what, array in named.items():
                 # The same bytes in another shape are other data, as are those of another array.
                 found.update(f"{what} {None if array is None else (array.shape, array.dtype.str)}".encode())
                 if array is not None:

@@ -115,7 +115,9 @@ class SingleLearner:
         self.config, self.device = config, torch.device(device)
         self.precision, self.compiled, self.cuda_graph = resolve_auto(config, self.device, model.config)
         if relabelling is not None and relabelling.rewards.compute is not None:
-            self.cuda_graph = self._uncaptured()
+            self.cuda_graph = self._uncaptured("the environment computes the rewards of other goals on the CPU")
+        if trajectories.storage.on_disk:
+            self.cuda_graph = self._uncaptured("data on disk are drawn on the CPU")
         self.objective = build_objective(config.objective, model).to(self.device)
         check_networks(self.objective)
         if model.config.reach and relabelling is not None:
@@ -279,6 +281,7 @@ class SingleLearner:
         if self.device.type == "cuda":
             state["random.cuda"] = torch.cuda.get_rng_state(self.device)
         if self.carried is not None:
+            assert self.sampler.cursor is not None, "segments are carried"
             state["carried.cursor"] = self.sampler.cursor
             if self.sampler.carried_goal is not None:
                 state["carried.goal"] = self.sampler.carried_goal
@@ -322,6 +325,7 @@ class SingleLearner:
             optimiser.load_state_dict({**saved, "state": {k: v for k, v in saved["state"].items() if v}})
         self._load_random_states(state)
         if self.carried is not None:
+            assert self.sampler.cursor is not None, "segments are carried"
             self.sampler.cursor.copy_(state["carried.cursor"])
             if self.sampler.carried_goal is not None:
                 self.sampler.carried_goal.copy_(state["carried.goal"])
@@ -347,13 +351,10 @@ class SingleLearner:
         """True if a state was saved on a GPU and is to go on on a CPU, or the other way round."""
         return ("random.cuda" in names) != (self.device.type == "cuda")
 
-    def _uncaptured(self) -> bool:
-        """False: the environment's rewards of other goals are computed on the CPU, which no CUDA graph holds."""
+    def _uncaptured(self, why: str) -> bool:
+        """False: no CUDA graph holds what is done on the CPU."""
         if self.cuda_graph and self.config.cuda_graph == "yes":
-            raise InvalidInput(
-                "the environment computes the rewards of other goals on the CPU, so updates have no CUDA graph; pass "
-                "--cuda-graph auto"
-            )
+            raise InvalidInput(f"{why}, so updates have no CUDA graph; pass --cuda-graph auto")
         return False
 
     def _initial_carried(self) -> TrunkState | None:

@@ -21,6 +21,7 @@ from aaren_rl.envs.environment_choice import EnvironmentChoice
 from aaren_rl.envs.environments import is_special
 from aaren_rl.envs.fitting import Fitted, fit_to_data, fit_to_environment
 from aaren_rl.envs.goals import Goals, Relabelled, has_goals, relabelled, with_goals
+from aaren_rl.envs.keeping import Keeping
 from aaren_rl.envs.readers.recording import Recording
 from aaren_rl.envs.references import find_reference
 from aaren_rl.errors import InvalidInput
@@ -95,6 +96,7 @@ class Reading:
         least_return: least return of the episodes to keep; None for any.
         return_scale: number that a model divides returns-to-go by; None for the catalogue's or the data's.
         goals: how segments get other goals; None for the goals, or none, that the data have.
+        keeping: where the data lie.
 
     Raises:
         InvalidInput: the share or the scale is out of range.
@@ -106,6 +108,7 @@ class Reading:
     least_return: float | None = None
     return_scale: float | None = None
     goals: Goals | None = None
+    keeping: Keeping = field(default_factory=Keeping)
 
     def __post_init__(self) -> None:
         if not 0 < self.keep_best <= 1:

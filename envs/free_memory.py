@@ -12,7 +12,7 @@ _FILES = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
-"""Of cgroups of version 2 and 1: the limit, what is used, and the entry of memory.stat for files that can be dropped."""
+"""Of cgroups of version 2 and 1: limit, use, and the entry of memory.stat for cached files that can be dropped."""
 
 
 def free_memory() -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from aaren_rl.data import converted
 from aaren_rl.data.converted import Rows
@@ -18,7 +18,7 @@ from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.envs.free_memory import free_memory, in_words
 from aaren_rl.envs.readers.streamed import Streamed
 from aaren_rl.envs.turns import one_at_a_time
-from aaren_rl.errors import DataError, InvalidInput
+from aaren_rl.errors import DataError, InvalidInput, unknown_name
 from aaren_rl.folders import whole_folder
 
 Choice: TypeAlias = Literal["auto", "memory", "disk"]
@@ -39,12 +39,19 @@ class Keeping:
         folder: that data on disk are converted into; None only with "memory".
         room: bytes that are free on a GPU, which holds data in memory too; None without one.
         progress: shows how far a conversion is; None for nothing.
+
+    Raises:
+        InvalidInput: there is no such choice.
     """
 
     choice: Choice = "memory"
     folder: Path | None = None
     room: int | None = None
     progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        if self.choice not in get_args(Choice):
+            raise unknown_name("place of data", str(self.choice), get_args(Choice))
 
     def refuse_whole(self, what: str, say: Say) -> None:
         """Says that data which are read as a whole lie in memory.

@@ -220,17 +220,17 @@ def reading(config: RunConfig, keeping: Keeping | None = None) -> Reading:
     return Reading(choice, config.clip_actions, *kept, config.return_scale, goals, keeping or Keeping())
 
 
-def keeping(config: RunConfig, folder: Path, device: torch.device, progress: bool) -> Keeping:
+def keeping(config: RunConfig, runs: Path, device: torch.device, progress: bool) -> Keeping:
     """Where the data of a run lie.
 
     Args:
         config: of the run.
-        folder: of the run.
+        runs: folder that the run's folder lies in.
         device: to train on.
         progress: shows a progress bar while data are converted.
     """
     room = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
-    converted = config.data_folder or folder.absolute().parent / "converted"
+    converted = config.data_folder or runs.absolute() / "converted"
     return Keeping(config.data, converted, room, _bar if progress else None)
 
 

@@ -120,8 +120,10 @@ def finetune(agent: Path, options: Options) -> dict[str, Any]:
     folder = options.out or run.with_name(f"{run.name}-online")
     if folder.exists() and any(folder.iterdir()):
         raise InvalidInput(f"{folder} is there already; give another --out, or remove it")
-    dataset = sources.load(config.env, config.source, run_config.reading(config), _say_data)
-    job = Job(config, dataset, folder, device_named(config.device), (), say, True)
+    device = device_named(config.device)
+    reading = run_config.reading(config, run_config.keeping(config, run.parent, device, progress=True))
+    dataset = sources.load(config.env, config.source, reading, _say_data)
+    job = Job(config, dataset, folder, device, (), say, True)
     learner = make_learner(job)
     card = make_card(job)
     Run(learner, card, run, say=say).restore()

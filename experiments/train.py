@@ -80,7 +80,7 @@ def train(
         if config.resume is not None and run_config.was_edited(folder / CONFIG):
             say(f"{folder / CONFIG} was edited since the run wrote it; its settings count as they stand now")
         if dataset is None:
-            keeping = run_config.keeping(config, folder, device, progress)
+            keeping = run_config.keeping(config, folder.absolute().parent, device, progress)
             dataset = sources.load(config.env, config.source, run_config.reading(config, keeping), say)
             config = dataclasses.replace(config, data="disk" if dataset.trajectories.storage.on_disk else "memory")
         job = Job(config, dataset, folder, device, tuple(callbacks), say, progress)

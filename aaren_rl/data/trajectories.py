@@ -185,7 +185,7 @@ class Trajectories:
 
     @classmethod
     def join(cls, parts: Iterable[Trajectories]) -> Trajectories:
-        """The episodes of several datasets, one dataset after another.
+        """The episodes of several datasets, one dataset after another, in the storage of the first.
 
         Raises:
             DataError: none are given, or they differ in their spaces, in their shapes, or in whether they have final
@@ -210,16 +210,22 @@ class Trajectories:
                     )
         ends = np.cumsum([0, *(part.steps for part in given)])
         final = [part.final_observations for part in given]
+
+        def joined(*arrays: npt.NDArray[Any]) -> npt.NDArray[Any]:
+            rows = (block for array in arrays for _, block in blocks(array))
+            return first.storage.array((sum(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype, rows)
+
         return cls(
-            _joined([part.observations for part in given]),
-            _joined([part.actions for part in given]),
-            _joined([part.rewards for part in given]),
+            map_packed(joined, *(part.observations for part in given)),
+            joined(*(part.actions for part in given)),
+            joined(*(part.rewards for part in given)),
             np.concatenate([[0], *(end + part.offsets[1:] for end, part in zip(ends, given, strict=False))]),
             np.concatenate([part.terminated for part in given]),
             np.concatenate([part.truncated for part in given]),
-            None if first.final_observations is None else _joined(final),
+            None if first.final_observations is None else map_packed(joined, *final),
             first.observation_space,
             first.action_space,
+            first.storage,
         )
 
     def best(self, share: float) -> Trajectories:

@@ -175,7 +175,9 @@ class SingleLearner:
         _check_lengths(self.model, trajectories)
         generator = self.sampler.generator
         self.sampler = self._make_sampler(trajectories, np.arange(trajectories.episodes), None)
-        self.sampler.generator = generator
+        # Those in memory are drawn on a GPU, those on disk never.
+        if self.sampler.generator.device == generator.device:
+            self.sampler.generator = generator
         self.data = _identity(trajectories, self.config)
         # A captured update reads the tensors of the data before.
         self._graph = None

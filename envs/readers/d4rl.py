@@ -404,7 +404,7 @@ def _refuse_inexact(data: Mapping[str, Any]) -> None:
 def _require_memory(data: Mapping[str, Any], length: int, name: str) -> None:
     """Refuses an open file whose arrays do not fit into memory as float32, before they are allocated."""
     if isinstance(data["observations"], h5py.Dataset):
-        require_memory(_bytes(data, length), name)
+        require_memory(_bytes(data, length), name, "keep the data on disk (--data disk)")
 
 
 def _bytes(data: Mapping[str, Any], length: int) -> int:

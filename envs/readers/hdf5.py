@@ -97,22 +97,20 @@ def bytes_of(group: h5py.Group) -> int:
     return size
 
 
-def require_memory(needed: int, name: str) -> None:
+def require_memory(needed: int, name: str, way_out: str = "take a part of the data") -> None:
     """Refuses data that do not fit into the memory that is free, before any of it is taken.
 
     Args:
         needed: bytes.
         name: of the data, for the message.
+        way_out: what to do other than to free memory.
 
     Raises:
         DataError: less than that is free.
     """
     free = free_memory()
     if needed > free:
-        raise DataError(
-            f"{name} needs {in_words(needed)} of memory, {in_words(free)} is free; free some, or take a part of the "
-            "data"
-        )
+        raise DataError(f"{name} needs {in_words(needed)} of memory, {in_words(free)} is free; free some, or {way_out}")
 
 
 def _damaged(path: Path, size: int, error: Exception) -> DataError:

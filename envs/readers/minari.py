@@ -162,7 +162,7 @@ def _streamed(dataset: MinariDataset, name: str, observation_space: Space, actio
         return _rows(dataset, name, observation_space, action_space)
 
     def whole() -> Trajectories:
-        require_memory(size, name)
+        require_memory(size, name, "keep the data on disk (--data disk)")
         return _trajectories(rows(), counts, name, *spaces)
 
     files = tuple(file for file in Path(dataset.storage.data_path).rglob("*") if file.is_file())

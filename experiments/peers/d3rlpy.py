@@ -141,6 +141,8 @@ def train(config: RunConfig, peer: Peer, python: Path, say: Say) -> dict[str, An
         Interrupted: Ctrl-C or SIGTERM.
     """
     assert config.run is not None
+    if config.data == "disk":
+        raise InvalidInput("d3rlpy keeps its data in memory; set data to auto or memory")
     dataset = sources.load(config.env, config.source, run_config.reading(config), say)
     space = _check(dataset)
     # The peer first: a folder with a configuration and without a peer would be another run's.

@@ -129,17 +129,23 @@ def open_folder(folder: Path) -> Trajectories:
     """
     about = read_about(folder)
     try:
-        for entry in about["files"]:
-            size = (folder / str(entry["file"])).stat().st_size
-            if size != entry["bytes"]:
-                raise _damaged(folder, f"{entry['file']} has {size} bytes in place of {entry['bytes']}")
+        sizes = {str(entry["file"]): entry["bytes"] for entry in about["files"]}
+        for name, expected in sizes.items():
+            if (size := (folder / name).stat().st_size) != expected:
+                raise DataError(f"{name} has {size} bytes in place of {expected}")
         found, sha256 = _mapped(folder, about), about["sha256"]
     except FileNotFoundError as error:
         raise _damaged(folder, f"{Path(error.filename).name} is missing") from error
+    except DataError as error:
+        raise _damaged(folder, str(error)) from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(folder, f"it cannot be read: {error!r}") from error
     except OSError as error:
-        raise DataError(f"{folder} cannot be read: {error}") from error
+        limited = (
+            ": the address space of this process is limited (ulimit -v), and mapped files count; raise that limit, and "
+            "limit memory by a cgroup"
+        )
+        raise DataError(f"{folder} cannot be read: {error}{limited if error.errno == errno.ENOMEM else ''}") from error
     if found.sha256 != sha256:
         raise _damaged(folder, "its values were changed since they were written (the SHA-256 differs)")
     return found
@@ -193,16 +199,7 @@ def _mapped(folder: Path, about: Mapping[str, Any]) -> Trajectories:
     for entry in about["files"]:
         # Of a folder from elsewhere no other file is opened.
         path = folder / Path(str(entry["file"])).name
-        try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except OSError as error:
-            if error.errno != errno.ENOMEM:
-                raise
-            raise DataError(
-                f"{path} cannot be mapped: the address space of this process is limited (ulimit -v), and mapped files "
-                "count; raise that limit, and limit memory by a cgroup"
-            ) from error
-        arrays.setdefault(entry["array"], {})[entry["part"]] = array
+        arrays.setdefault(entry["array"], {})[entry["part"]] = np.load(path, mmap_mode="r", allow_pickle=False)
 
     def packed(name: str) -> Any:
         return {key: arrays[name][key] for key in about["parts"]} if about["parts"] else arrays[name][NUMBERS]

@@ -163,6 +163,7 @@ def _train_in_turn(job: Job, jobs: list[Job]) -> list[dict[str, Any]]:
         )
     config = job.config
     why = "on a CPU" if job.device.type == "cpu" else f"with {config.model.mixer} on {config.training.context}"
+    why = "with data on disk" if job.dataset.trajectories.storage.on_disk else why
     job.say(f"{len(jobs)} seeds, one after another, {why}")
     return [_outcome_before(one) or _train_alone(one) for one in jobs]
 
@@ -184,7 +185,7 @@ def _one_batch(job: Job, jobs: list[Job]) -> bool:
     """True if several seeds can be trained as one batch, which is no faster on a CPU."""
     config = job.config
     carries = Context.parse(config.training.context).mode == "carry"
-    if job.device.type != "cuda" or not config.model.cuda_graph or carries:
+    if job.device.type != "cuda" or not config.model.cuda_graph or carries or job.dataset.trajectories.storage.on_disk:
         return False
     if config.training.compile == "yes":
         raise InvalidInput("--compile yes does not go with --seeds on a GPU, where they are one batch; leave it out")

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import tracemalloc
 from contextlib import contextmanager
 
 import h5py
@@ -16,7 +17,8 @@ from aaren_rl.envs import free_memory, keeping, sources
 from aaren_rl.envs.dataset import Reading
 from aaren_rl.envs.environment_choice import EnvironmentChoice
 from aaren_rl.envs.keeping import Keeping
-from aaren_rl.envs.readers.minari import local_folder
+from aaren_rl.envs.readers import d4rl
+from aaren_rl.envs.readers.minari import local_folder, read_folder
 from aaren_rl.errors import DataError, InvalidInput
 
 # Minari misses authors, code links and so on.
@@ -221,3 +223,28 @@ def test_cgroups_count_as_memory(tmp_path, monkeypatch):
     assert all(
         folder == free_memory.CGROUPS or free_memory.CGROUPS in folder.parents for folder in free_memory._cgroups()
     )
+
+
+@pytest.mark.parametrize("form", ["Minari", "D4RL"])
+def test_a_conversion_takes_little_memory(form, tmp_path, monkeypatch):
+    monkeypatch.setattr("aaren_rl.data.storage.BLOCK_STEPS", 50)
+    monkeypatch.setattr("aaren_rl.envs.readers.d4rl._ROWS", 50)
+    if form == "Minari":
+        path = create(Box(-9, 9, (2_000,), np.float32), lengths=(10,) * 100)
+    else:
+        path = tmp_path / "a.hdf5"
+        with h5py.File(path, "w") as file:
+            file["observations"], file["actions"] = np.ones((1_000, 2_000), np.float32), np.eye(1_000, 2)
+            file["rewards"], file["terminals"] = np.ones(1_000), np.zeros(1_000, bool)
+            file["timeouts"] = np.arange(1_000) % 20 == 19
+    where = Keeping("disk", tmp_path / "data")
+
+    def keep(streamed):
+        return where.keep(streamed, lambda line: None)
+
+    tracemalloc.start()
+    kept = read_folder(path, False, keep).trajectories if form == "Minari" else d4rl.read_file(path, keep=keep)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert kept.observations.nbytes == 8_000_000
+    assert peak < 2_500_000, peak

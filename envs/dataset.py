@@ -13,6 +13,7 @@ from aaren_rl.data.hindsight import Relabelling, with_goal_scaling
 from aaren_rl.data.oddities import describe_oddities
 from aaren_rl.data.reference import Reference
 from aaren_rl.data.spaces import Space
+from aaren_rl.data.storage import blocks
 from aaren_rl.data.trajectories import Floats, Trajectories, among_best
 from aaren_rl.envs import catalogue
 from aaren_rl.envs.catalogue import Entry
@@ -20,6 +21,7 @@ from aaren_rl.envs.environment_choice import EnvironmentChoice
 from aaren_rl.envs.environments import is_special
 from aaren_rl.envs.fitting import Fitted, fit_to_data, fit_to_environment
 from aaren_rl.envs.goals import Goals, Relabelled, has_goals, relabelled, with_goals
+from aaren_rl.envs.keeping import Keeping
 from aaren_rl.envs.readers.recording import Recording
 from aaren_rl.envs.references import find_reference
 from aaren_rl.errors import InvalidInput
@@ -94,6 +96,7 @@ class Reading:
         least_return: least return of the episodes to keep; None for any.
         return_scale: number that a model divides returns-to-go by; None for the catalogue's or the data's.
         goals: how segments get other goals; None for the goals, or none, that the data have.
+        keeping: where the data lie.
 
     Raises:
         InvalidInput: the share or the scale is out of range.
@@ -105,6 +108,7 @@ class Reading:
     least_return: float | None = None
     return_scale: float | None = None
     goals: Goals | None = None
+    keeping: Keeping = field(default_factory=Keeping)
 
     def __post_init__(self) -> None:
         if not 0 < self.keep_best <= 1:
@@ -302,8 +306,8 @@ def _targets(trajectories: Trajectories, returns: Floats, ambition: float | None
     the best return alone: others ask for a later goal, or for none.
     """
     best = float(returns.max())
-    paid = set(np.unique(trajectories.rewards).tolist())
-    if has_goals(trajectories.observation_space) and (paid <= {0.0, 1.0} or paid <= {-1.0, 0.0}):
+    paid = _paid(trajectories) if has_goals(trajectories.observation_space) else {np.nan}
+    if paid <= {0.0, 1.0} or paid <= {-1.0, 0.0}:
         words = " or ".join(f"{reward:g}" for reward in sorted(paid))
         say(f"target: {best:g}, the best return in the data, whose goals pay {words} a step")
         return (best,)
@@ -316,3 +320,8 @@ def _targets(trajectories: Trajectories, returns: Floats, ambition: float | None
         )
         chosen.insert(0, beyond)
     return tuple(dict.fromkeys(chosen))
+
+
+def _paid(trajectories: Trajectories) -> set[float]:
+    """The rewards that occur."""
+    return set().union(*(np.unique(block).tolist() for _, block in blocks(trajectories.rewards)))

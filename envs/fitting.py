@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from aaren_rl.data.spaces import (
     map_parts,
 )
 from aaren_rl.data.spaces.image import SYMBOLS
+from aaren_rl.data.storage import blocks
 from aaren_rl.data.trajectories import Floats, Trajectories
 from aaren_rl.envs.environments import OWN_PACKAGES, Description, describe, registering_package
 from aaren_rl.errors import DataError, InvalidInput
@@ -241,7 +241,8 @@ def _inside(
         )
     why = "as asked" if clip else "as a wrapper does" if described.clips_actions else "since wider ones were recorded"
     say(f"data: {outside.sum()} of {len(outside)} actions are clipped into the bounds of {environment.id}, {why}")
-    return dataclasses.replace(trajectories, actions=np.clip(actions, *bounds_of(space)))
+    clipped = (np.clip(block, *bounds_of(space)) for _, block in blocks(actions))
+    return dataclasses.replace(trajectories, actions=trajectories.storage.array(actions.shape, np.float32, clipped))
 
 
 def _check_whole(name: str, actions: Floats, space: Space, environment: EnvironmentSpec) -> None:
@@ -286,8 +287,11 @@ def _outside(actions: Floats, space: Space) -> np.ndarray:
     low, high = (bound.astype(np.float64) for bound in bounds_of(space))
     with np.errstate(invalid="ignore"):  # Infinite bounds have no range.
         margin = TOLERANCE * np.minimum(np.nan_to_num(high - low, posinf=1.0), 1.0)
-    wrong = (actions < low - margin) | (actions > high + margin)
-    return cast(np.ndarray, wrong.reshape(len(actions), -1).any(1))
+    found = np.empty(len(actions), np.bool_)
+    for start, block in blocks(actions):
+        wrong = (block < low - margin) | (block > high + margin)
+        found[start : start + len(block)] = wrong.reshape(len(block), -1).any(1)
+    return found
 
 
 def _words(space: Space) -> str:

@@ -23,7 +23,8 @@ from aaren_rl.data.hindsight import (
     goal_columns,
     own_outcome,
 )
-from aaren_rl.data.spaces import NUMBERS, Box, DictSpace, NestedSpace, Space
+from aaren_rl.data.spaces import Box, DictSpace, NestedSpace, Space
+from aaren_rl.data.storage import blocks, episode_blocks
 from aaren_rl.data.trajectories import Floats, Trajectories
 from aaren_rl.envs.environments import make
 from aaren_rl.envs.goal_observation import GOAL, OBSERVATION, GoalObservation, checked_columns
@@ -149,13 +150,19 @@ def _with_ends_as_goals(trajectories: Trajectories, columns: list[int]) -> Traje
         parts = {OBSERVATION: observations, ACHIEVED: observations[:, columns], DESIRED: ends}
         return np.concatenate([parts[part.path] for part in space.parts()], axis=1)
 
-    ends = last[:, columns]
+    ends, lengths = last[:, columns], trajectories.lengths
+    observations = (
+        packed(given[steps], np.repeat(ends[episodes], lengths[episodes], axis=0))
+        for episodes, steps in episode_blocks(trajectories.offsets)
+    )
+    unpaid = (np.zeros_like(block) for _, block in blocks(trajectories.rewards))
+    storage = trajectories.storage
     return dataclasses.replace(
         trajectories,
-        observations=packed(given, np.repeat(ends, trajectories.lengths, axis=0)),
+        observations=storage.array((trajectories.steps, *space.shape), np.float32, observations),
         final_observations=packed(last, ends),
         observation_space=space,
-        rewards=np.zeros(trajectories.steps, np.float32),
+        rewards=storage.array(trajectories.rewards.shape, np.float32, unpaid),
     )
 
 
@@ -186,7 +193,11 @@ def relabelled(
     if own:
         rewards = _rewards_of(name, trajectories, environment, goals.distance, say)
     found = own_outcome(trajectories, rewards)
-    if own and (differing := int((np.abs(found.rewards - trajectories.rewards) > 1e-5).sum())):
+    differing = sum(
+        int((np.abs(block - trajectories.rewards[start : start + len(block)]) > 1e-5).sum())
+        for start, block in blocks(found.rewards)
+    )
+    if own and differing:
         say(
             f"warning: under their own goals {differing} of {trajectories.steps} steps are paid otherwise than the "
             f"data of {name} record; the rewards are computed anew for all"
@@ -195,21 +206,11 @@ def relabelled(
     say(describe(relabelling))
     returns = found.returns
     if goals.hindsight.share:
-        returns = np.concatenate([returns, own_outcome(_aiming_at_ends(trajectories), rewards).returns])
-    paid = dataclasses.replace(trajectories, rewards=found.rewards.astype(np.float32))
-    return Relabelled(paid, relabelling, returns)
-
-
-def _aiming_at_ends(trajectories: Trajectories) -> Trajectories:
-    """The data with what an episode achieves at its end as its goal."""
-    desired = goal_columns(trajectories.observation_space)[DESIRED]
-    ends = achieved_after(trajectories)[trajectories.offsets[1:] - 1]
-    numbers = trajectories.numbers.copy()
-    numbers[:, desired] = np.repeat(ends, trajectories.lengths, axis=0)
-    given = trajectories.observations
-    return dataclasses.replace(
-        trajectories, observations={**given, NUMBERS: numbers} if isinstance(given, dict) else numbers
+        returns = np.concatenate([returns, own_outcome(trajectories, rewards, ends_as_goals=True).returns])
+    paid = trajectories.storage.array(
+        trajectories.rewards.shape, np.float32, (block.astype(np.float32) for _, block in blocks(found.rewards))
     )
+    return Relabelled(dataclasses.replace(trajectories, rewards=paid), relabelling, returns)
 
 
 def _rewards_of(
@@ -269,9 +270,9 @@ def _computed(env: Any, computed: Callable[..., Any], data: Trajectories, distan
     def compute(achieved: Doubles, desired: Doubles) -> Doubles:
         return np.asarray(computed(achieved, desired, {}), np.float64)
 
-    points = achieved_after(data).astype(np.float64)
+    points = achieved_after(data)
     rng = np.random.default_rng(0)
-    first, second = (points[rng.integers(0, len(points), PROBES)] for _ in range(2))
+    first, second = (points[rng.integers(0, len(points), PROBES)].astype(np.float64) for _ in range(2))
     try:
         paid, there = compute(first, second), compute(first, first)
         single = [float(compute(one, other)) for one, other in zip(first[:5], second[:5], strict=True)]

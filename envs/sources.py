@@ -18,7 +18,8 @@ from aaren_rl.envs.readers.detect import READERS, format_of
 from aaren_rl.envs.readers.minari_metadata import UnusableRecord
 from aaren_rl.envs.readers.parsed import recording
 from aaren_rl.envs.readers.recording import Recording
-from aaren_rl.envs.readers.signatures import READ
+from aaren_rl.envs.readers.signatures import READ, is_zip
+from aaren_rl.envs.readers.streamed import Keep
 from aaren_rl.errors import DataError, InvalidInput, unknown_name
 
 Source: TypeAlias = Literal["auto", "minari", "d4rl", "ogbench", "bundled"]
@@ -67,7 +68,7 @@ def load(
     """
     reading = reading or Reading()
     if isinstance(data, MinariDataset):
-        recording = _recorded(lambda use: minari.read_dataset(data, use), reading, say)
+        recording = _recorded(lambda use: minari.read_dataset(data, use, _keep(reading, say)), reading, say)
         return assemble(recording.id, "minari", recording, (), reading, say)
     name = str(data)
     found, path, known = locate(name, source, say)
@@ -175,12 +176,19 @@ def _find_minari(dataset_id: str, say: Say) -> Path:
 
 
 def _read(source: FoundSource, path: Path, reading: Reading, say: Say) -> Recording | Arrays:
+    keep = _keep(reading, say)
     if source == "d4rl":
-        horizon = reading.environment.horizon
-        return Arrays(path.name, d4rl.read_file(path, horizon, say))
+        if is_zip(path):
+            reading.keeping.refuse_whole(f"{path}, an npz file,", say)
+        return Arrays(path.name, d4rl.read_file(path, reading.environment.horizon, say, keep))
     if source in READERS:
+        reading.keeping.refuse_whole(f"{path}, of the format {source},", say)
         return recording(READERS[source](path, say), str(path))
-    return _recorded(lambda use: minari.read_folder(path, use), reading, say)
+    return _recorded(lambda use: minari.read_folder(path, use, keep), reading, say)
+
+
+def _keep(reading: Reading, say: Say) -> Keep:
+    return lambda streamed: reading.keeping.keep(streamed, say)
 
 
 def _recorded(read: Callable[[bool], Recording], reading: Reading, say: Say) -> Recording:

@@ -8,12 +8,15 @@ import itertools
 import os
 import re
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
+import torch
 
 from aaren_rl.actor import AUTO, Target
 from aaren_rl.agents.acting import Acting
@@ -25,9 +28,10 @@ from aaren_rl.envs.environment_choice import EnvironmentChoice, parse_argument
 from aaren_rl.envs.environments import import_packages
 from aaren_rl.envs.evaluation import INSTANCES
 from aaren_rl.envs.goals import Goals
+from aaren_rl.envs.keeping import Choice, Keeping
 from aaren_rl.envs.sources import Source
 from aaren_rl.errors import CheckpointError, InvalidInput, unknown_name
-from aaren_rl.experiments import command_line, settings
+from aaren_rl.experiments import command_line, console, settings
 from aaren_rl.experiments.command_line import Group
 from aaren_rl.folders import replace_file
 from aaren_rl.model import ModelConfig
@@ -67,6 +71,10 @@ class RunConfig:
     """Share of the episodes to learn from, those with the highest returns."""
     least_return: float | None = None
     """Least return of the episodes to learn from."""
+    data: Choice = "auto"
+    """Keeps the data in memory, or on disk; auto takes the disk for data of more than half of the free memory."""
+    data_folder: Path | None = None
+    """Folder that data on disk are converted into, once; by default "converted" beside the run's folder."""
     goals: Literal["data", "hindsight"] = "data"
     """Takes the goals of the data as they are, or gives some segments goals that were reached (hindsight relabelling);
     data without goals get some."""
@@ -145,7 +153,10 @@ GROUPS = (
     Group(
         "data",
         "Episodes to learn from.",
-        ("env", "source", "keep_best", "least_return", "clip_actions", "return_scale", "held_out"),
+        (
+            *("env", "source", "data", "data_folder", "keep_best", "least_return", "clip_actions", "return_scale"),
+            "held_out",
+        ),
     ),
     Group(
         "goals",
@@ -195,8 +206,12 @@ DATA = (
 """Settings that determine the data and their environment."""
 
 
-def reading(config: RunConfig) -> Reading:
+def reading(config: RunConfig, keeping: Keeping | None = None) -> Reading:
     """How the data of a run are read; imports the packages that it names.
+
+    Args:
+        config: of the run.
+        keeping: where the data lie; None for memory.
 
     Raises:
         InvalidInput: a package cannot be imported, or an option does not fit.
@@ -206,7 +221,26 @@ def reading(config: RunConfig) -> Reading:
     if config.goals == "hindsight":
         hindsight = Hindsight.parse(config.relabel, config.goal_draws)
         goals = Goals(hindsight, config.goal_distance, config.goal_columns)
-    return Reading(choice, config.clip_actions, config.keep_best, config.least_return, config.return_scale, goals)
+    kept = config.keep_best, config.least_return
+    return Reading(choice, config.clip_actions, *kept, config.return_scale, goals, keeping or Keeping())
+
+
+def keeping(config: RunConfig, runs: Path, device: torch.device, progress: bool) -> Keeping:
+    """Where the data of a run lie.
+
+    Args:
+        config: of the run.
+        runs: folder that the run's folder lies in.
+        device: to train on.
+        progress: shows a progress bar while data are converted.
+    """
+    room = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    converted = config.data_folder or runs.absolute() / "converted"
+    return Keeping(config.data, converted, room, _bar if progress else None)
+
+
+def _bar(steps: int, name: str) -> AbstractContextManager[Callable[[int], object]]:
+    return console.progress(steps, "step", name)
 
 
 def parse(arguments: list[str] | None = None) -> RunConfig:
@@ -333,7 +367,9 @@ def _with_package(config: RunConfig) -> RunConfig:
 
 
 def located(config: RunConfig) -> RunConfig:
-    """The configuration with the whole path of a dataset that is named by a file or folder."""
+    """The configuration with the whole paths of the data's folder, and of a dataset that is named by a path."""
+    if config.data_folder is not None:
+        config = dataclasses.replace(config, data_folder=config.data_folder.expanduser().absolute())
     path = Path(config.env).expanduser()
     if config.env in catalogue() or not path.exists():
         return config

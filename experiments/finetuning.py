@@ -122,8 +122,10 @@ def _prepared(config: RunConfig, folder: Path, options: Options, source: Path) -
     rate = options.learning_rate or config.training.learning_rate
     training = dataclasses.replace(config.training, decay="none", warmup=0, learning_rate=rate)
     config = dataclasses.replace(config, training=training, imports=options.imports)
-    dataset = sources.load(config.env, config.source, run_config.reading(config), _say_data)
-    return _Finetuning(Job(config, dataset, folder, device_named(config.device), (), say, True), options)
+    device = device_named(config.device)
+    reading = run_config.reading(config, run_config.keeping(config, folder.absolute().parent, device, progress=True))
+    dataset = sources.load(config.env, config.source, reading, _say_data)
+    return _Finetuning(Job(config, dataset, folder, device, (), say, True), options)
 
 
 def _refuse_finished(folder: Path, steps: int, options: Options) -> None:

@@ -19,10 +19,11 @@ from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.envs import sources
 from aaren_rl.envs.dataset import ARRAYS, of_trajectories
 from aaren_rl.envs.environment_choice import NONE
+from aaren_rl.envs.keeping import Choice
 from aaren_rl.errors import InvalidInput, unknown_name
 from aaren_rl.experiments import config as run_config
 from aaren_rl.experiments.config import CONFIG, RunConfig
-from aaren_rl.experiments.console import say
+from aaren_rl.experiments.console import device_named, say
 from aaren_rl.experiments.exporting import exported_form
 from aaren_rl.experiments.settings import merge, to_table
 from aaren_rl.experiments.train import train
@@ -32,6 +33,7 @@ from aaren_rl.training.config import TrainingConfig
 
 SET_BY_ARGUMENTS = {
     "env": "data",
+    "data": "keep",
     "env_id": "environment",
     "env_kwargs": "environment",
     "run": "folder",
@@ -46,6 +48,7 @@ def fit(
     environment: str | EnvironmentSpec | None = None,
     folder: str | Path | None = None,
     resume: bool = False,
+    keep: Choice | None = None,
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
     **settings: Any,
@@ -63,11 +66,13 @@ def fit(
             environment the agent is trained and not rolled out. The package of "package:Id" is imported.
         folder: of the run; by default runs/<data>-<time>.
         resume: goes on with the interrupted run in the folder, on the same data, with its settings but for those given.
+        keep: where data by name lie while they are trained on: "memory", "disk" or "auto", as `--data` takes it; None
+            for "auto", or for what the run to resume had. Trajectories of your own stay where they are.
         callbacks: called with the number of updates and their metrics after every update (see
             `aaren_rl.training.callbacks.Callback`); one that returns True ends the run.
         progress: prints what is done, and shows progress bars.
-        **settings: any option of `scripts/train.py --help` but --env, --env-id, --run, --resume and --seeds, with
-            underscores: `preset="quick"`, `updates=2_500`, `mixer="softmax"`, `episodes=20`.
+        **settings: any option of `scripts/train.py --help` but --env, --data, --env-id, --run, --resume and --seeds,
+            with underscores: `preset="quick"`, `updates=2_500`, `mixer="softmax"`, `episodes=20`.
 
     Returns:
         The agent after the last update.
@@ -93,13 +98,18 @@ def fit(
     place, tell = None if folder is None else Path(folder), say if progress else _nothing
     config = _config(settings, place if resume else None, environment)
     config = dataclasses.replace(config, resume=place) if resume else dataclasses.replace(config, run=place)
+    if keep is not None:
+        if isinstance(data, Trajectories):
+            raise InvalidInput("keep is for data by name; trajectories stay in memory, or on disk if they lie there")
+        config = dataclasses.replace(config, data=keep)
     if environment is not None:
         config = dataclasses.replace(config, **_environment_settings(data, environment, config))
     dataset = None
     if isinstance(data, str | Path):
         config = dataclasses.replace(config, env=str(data))
     else:
-        reading = run_config.reading(config)
+        beside = Path("runs") if place is None else place.absolute().parent
+        reading = run_config.reading(config, run_config.keeping(config, beside, device_named(config.device), progress))
         dataset = (
             of_trajectories(data, _spec(environment), reading, tell)
             if isinstance(data, Trajectories)

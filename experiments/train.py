@@ -131,7 +131,8 @@ def _lead(
         processes.told(str(folder))
         if config.resume is not None and run_config.was_edited(folder / CONFIG):
             say(f"{folder / CONFIG} was edited since the run wrote it; its settings count as they stand now")
-        job = Job(config, _loaded(config, dataset, processes, say), folder, device, callbacks, say, progress, processes)
+        config, dataset = _loaded(config, dataset, folder, device, processes, say, progress)
+        job = Job(config, dataset, folder, device, callbacks, say, progress, processes)
         return _train_alone(job) if config.seeds == 1 else _train_seeds(job)
 
 
@@ -140,7 +141,8 @@ def _follow(
 ) -> dict[str, Any]:
     """The training in a process that follows the first one, which speaks for all."""
     folder = Path(processes.told(""))
-    job = Job(config, _loaded(config, dataset, processes, _nothing), folder, device, (), _nothing, False, processes)
+    config, dataset = _loaded(config, dataset, folder, device, processes, _nothing, False)
+    job = Job(config, dataset, folder, device, (), _nothing, False, processes)
     learner = make_learner(job)
     follower = Follower(learner, make_card(job), folder, say)
     if config.resume is not None:
@@ -153,10 +155,22 @@ def _follow(
     return {"agents": [str(folder / "last")]}
 
 
-def _loaded(config: RunConfig, dataset: Dataset | None, processes: Processes, say: Say) -> Dataset:
-    """The data, downloaded by one process of each machine."""
+def _loaded(
+    config: RunConfig,
+    dataset: Dataset | None,
+    folder: Path,
+    device: torch.device,
+    processes: Processes,
+    say: Say,
+    progress: bool,
+) -> tuple[RunConfig, Dataset]:
+    """The data, downloaded or converted by one process of each machine, and the configuration with where they lie."""
+    if dataset is not None:
+        return config, dataset
+    reading = run_config.reading(config, run_config.keeping(config, folder.absolute().parent, device, progress))
     with processes.in_turn():
-        return dataset or sources.load(config.env, config.source, run_config.reading(config), say)
+        dataset = sources.load(config.env, config.source, reading, say)
+    return dataclasses.replace(config, data="disk" if dataset.trajectories.storage.on_disk else "memory"), dataset
 
 
 def _nothing(line: str) -> None:
@@ -240,6 +254,7 @@ def _train_in_turn(job: Job, jobs: list[Job]) -> list[dict[str, Any]]:
         )
     config = job.config
     why = "on a CPU" if job.device.type == "cpu" else f"with {config.model.mixer} on {config.training.context}"
+    why = "with data on disk" if job.dataset.trajectories.storage.on_disk else why
     job.say(f"{len(jobs)} seeds, one after another, {why}")
     return [_outcome_before(one) or _train_alone(one) for one in jobs]
 
@@ -261,7 +276,7 @@ def _one_batch(job: Job, jobs: list[Job]) -> bool:
     """True if several seeds can be trained as one batch, which is no faster on a CPU."""
     config = job.config
     carries = Context.parse(config.training.context).mode == "carry"
-    if job.device.type != "cuda" or not config.model.cuda_graph or carries:
+    if job.device.type != "cuda" or not config.model.cuda_graph or carries or job.dataset.trajectories.storage.on_disk:
         return False
     if config.training.compile == "yes":
         raise InvalidInput("--compile yes does not go with --seeds on a GPU, where they are one batch; leave it out")

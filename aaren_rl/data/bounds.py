@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aaren_rl.data.spaces import BinarySpace, Box, DiscreteSpace, Part, Space, map_parts
+from aaren_rl.data.storage import blocks
 from aaren_rl.errors import DataError
 
 SCALED_BOUND = 100.0
@@ -108,11 +109,13 @@ def first_no_value(values: npt.NDArray[Any], space: Space) -> NoValue | None:
     """The first packed numbers, (steps, *shape), that are no value of a discrete or binary part; None for none."""
     for part in space.parts():
         if isinstance(part.space, DiscreteSpace | BinarySpace):
-            numbers, (low, high) = values_of_part(values, part), bounds_of(part.space)
-            wrong = (numbers != np.rint(numbers)) | (numbers < low) | (numbers > high)
-            found = np.flatnonzero(wrong.reshape(len(numbers), -1).any(1))
-            if len(found):
-                return NoValue(part, int(found[0]), numbers[found[0]].tolist())
+            low, high = bounds_of(part.space)
+            for start, block in blocks(values):
+                numbers = values_of_part(block, part)
+                wrong = (numbers != np.rint(numbers)) | (numbers < low) | (numbers > high)
+                found = np.flatnonzero(wrong.reshape(len(numbers), -1).any(1))
+                if len(found):
+                    return NoValue(part, start + int(found[0]), numbers[found[0]].tolist())
     return None
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from aaren_rl.data.packed import numbers_of
 from aaren_rl.data.spaces import Box, NestedSpace, Space
+from aaren_rl.data.storage import episode_blocks
 from aaren_rl.data.trajectories import Floats, Trajectories, returns_to_go
 from aaren_rl.errors import DataError, InvalidInput, unknown_name
 
@@ -173,25 +174,42 @@ class OwnOutcome(NamedTuple):
     returns: Floats
 
 
-def own_outcome(trajectories: Trajectories, rewards: GoalRewards) -> OwnOutcome:
+def own_outcome(trajectories: Trajectories, rewards: GoalRewards, ends_as_goals: bool = False) -> OwnOutcome:
     """What the steps of data are paid under the goals that stand in their observations.
+
+    Args:
+        trajectories: with goals.
+        rewards: of a goal.
+        ends_as_goals: takes what an episode achieves at its end for its goal instead.
 
     Raises:
         DataError: the data have no goals, or lack the observation after an episode's last action.
     """
-    columns = goal_columns(trajectories.observation_space)
-    last = np.zeros(trajectories.steps, np.bool_)
-    last[trajectories.offsets[1:] - 1] = True
-    if rewards.by_step:
-        paid, reached = last.astype(np.float64), last
-    else:
-        after = torch.from_numpy(achieved_after(trajectories))
-        outcome = rewards.outcome(after, torch.from_numpy(trajectories.numbers[:, columns[DESIRED]]))
-        paid, reached = outcome[0].numpy(), outcome[1].numpy()
-    # Every step that reaches the goal ends a piece.
-    pieces = np.concatenate([[0], np.flatnonzero(last | reached) + 1])
-    to_go = returns_to_go(paid.astype(np.float32), pieces)
-    return OwnOutcome(paid, reached, to_go[trajectories.offsets[:-1]])
+    columns, storage = goal_columns(trajectories.observation_space), trajectories.storage
+    returns = np.empty(trajectories.episodes, np.float32)
+    reached = np.empty(trajectories.steps, np.bool_)
+
+    def paid() -> Iterator[Doubles]:
+        for episodes, steps in episode_blocks(trajectories.offsets):
+            offsets = trajectories.offsets[episodes.start : episodes.stop + 1] - steps.start
+            last = np.zeros(offsets[-1], np.bool_)
+            last[offsets[1:] - 1] = True
+            if rewards.by_step:
+                found, there = last.astype(np.float64), last
+            else:
+                after = _achieved_in(trajectories, episodes, steps)
+                desired = trajectories.numbers[steps, columns[DESIRED]]
+                if ends_as_goals:
+                    desired = np.repeat(after[last], np.diff(offsets), axis=0)
+                outcome = rewards.outcome(torch.from_numpy(after), torch.from_numpy(np.array(desired)))
+                found, there = outcome[0].numpy(), outcome[1].numpy()
+            reached[steps] = there
+            # Every step that reaches the goal ends a piece.
+            pieces = np.concatenate([[0], np.flatnonzero(last | there) + 1])
+            returns[episodes] = returns_to_go(found.astype(np.float32), pieces)[offsets[:-1]]
+            yield found
+
+    return OwnOutcome(storage.array((trajectories.steps,), np.float64, paid()), reached, returns)
 
 
 def goal_columns(space: Space | None) -> dict[str, slice]:
@@ -225,14 +243,23 @@ def achieved_after(trajectories: Trajectories) -> Floats:
         DataError: the data have no goals, or lack the observation after an episode's last action.
     """
     columns = goal_columns(trajectories.observation_space)[ACHIEVED]
+    parts = (_achieved_in(trajectories, *block) for block in episode_blocks(trajectories.offsets))
+    shape = trajectories.steps, columns.stop - columns.start
+    return trajectories.storage.array(shape, np.float32, parts)
+
+
+def _achieved_in(trajectories: Trajectories, episodes: slice, steps: slice) -> Floats:
+    """What is achieved after each step of consecutive episodes; as `achieved_after`."""
+    columns = goal_columns(trajectories.observation_space)[ACHIEVED]
     if trajectories.final_observations is None:
         raise DataError(
             "hindsight needs the observation after each episode's last action, which these data lack; take data that "
             "have it, or pass final_observations"
         )
-    after = np.empty((trajectories.steps, columns.stop - columns.start), np.float32)
-    after[:-1] = trajectories.numbers[1:, columns]
-    after[trajectories.offsets[1:] - 1] = numbers_of(trajectories.final_observations)[:, columns]
+    after = np.empty((steps.stop - steps.start, columns.stop - columns.start), np.float32)
+    after[:-1] = trajectories.numbers[steps.start + 1 : steps.stop, columns]
+    ends = trajectories.offsets[episodes.start + 1 : episodes.stop + 1] - 1 - steps.start
+    after[ends] = numbers_of(trajectories.final_observations)[episodes, columns]
     return after
 
 

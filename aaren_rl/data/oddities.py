@@ -7,7 +7,8 @@ import numpy.typing as npt
 
 from aaren_rl.data.bounds import SCALED_BOUND, varies
 from aaren_rl.data.spaces import Box, Space
-from aaren_rl.data.trajectories import Floats, Trajectories, blocks
+from aaren_rl.data.storage import blocks
+from aaren_rl.data.trajectories import Floats, Trajectories
 
 MANY = 100
 """Episodes of a single step from which on they are reported; below it, one in fifty."""
@@ -118,7 +119,9 @@ def _dominated(trajectories: Trajectories, std: Floats) -> str | None:
         return None
     component = int(found[0])
     column = trajectories.numbers.reshape(trajectories.steps, -1)[:, component]
-    step = int(np.abs(column).argmax())
+    # The first of equal ones, as in one pass.
+    steps = [start + int(np.abs(part).argmax()) for start, part in blocks(column)]
+    step = max(steps, key=lambda step: abs(column[step]))
     return (
         f"{len(found)} observation components have a few values so large that the others look alike once scaled "
         f"({_ranges(found)}): component {component} is {column[step]:.3g} at step {step}, in episode "
@@ -148,12 +151,17 @@ def _dominated_returns(trajectories: Trajectories) -> str | None:
 
 
 def _large_returns(trajectories: Trajectories, return_scale: float) -> str | None:
-    beyond = np.flatnonzero(np.abs(trajectories.returns_to_go) > SCALED_BOUND * return_scale)
-    if not len(beyond):
+    count, first = 0, 0
+    for start, block in blocks(trajectories.returns_to_go):
+        beyond = np.flatnonzero(np.abs(block) > SCALED_BOUND * return_scale)
+        if len(beyond) and not count:
+            first = start + int(beyond[0])
+        count += len(beyond)
+    if not count:
         return None
     return (
-        f"{len(beyond)} steps have a return-to-go beyond {SCALED_BOUND:g} times the return scale of {return_scale:g}, "
-        f"and are clipped there; the first is step {beyond[0]}, in episode {trajectories.episode_of(int(beyond[0]))}"
+        f"{count} steps have a return-to-go beyond {SCALED_BOUND:g} times the return scale of {return_scale:g}, "
+        f"and are clipped there; the first is step {first}, in episode {trajectories.episode_of(first)}"
     )
 
 

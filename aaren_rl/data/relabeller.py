@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from aaren_rl.data.hindsight import DESIRED, Relabelling, achieved_after, goal_columns, own_outcome
+from aaren_rl.data.mapped import Mapped
 from aaren_rl.data.packed import numbers_of
+from aaren_rl.data.placement import Ends, tensor_of
 from aaren_rl.data.segment import Observations, Segment
 from aaren_rl.data.spaces import NUMBERS
 from aaren_rl.data.trajectories import Trajectories
@@ -48,15 +49,14 @@ class Relabeller:
         self.hindsight, self.rewards = relabelling
         self.device, self.longest = device, int(trajectories.lengths.max())
         own = own_outcome(trajectories, self.rewards)
-        ends = np.repeat(trajectories.offsets[1:], trajectories.lengths)
-        # An episode that ended since it reached its own goal would have gone on under another one.
-        terminal = (ends == np.arange(1, len(ends) + 1)) & np.repeat(trajectories.terminated, trajectories.lengths)
+        self._ends = Ends(trajectories, device)
         self._desired = goal_columns(trajectories.observation_space)[DESIRED]
-        self._after = torch.as_tensor(achieved_after(trajectories), device=device)
-        self._ends = torch.as_tensor(ends, device=device)
-        self._own_rewards = torch.as_tensor(own.rewards, device=device)
-        self._own_reached = torch.as_tensor(own.reached, device=device)
-        self._terminal = torch.as_tensor(terminal & ~own.reached, device=device)
+        after = achieved_after(trajectories)
+        for array in (after, own.rewards):
+            if (mapped := Mapped.of(array)) is not None:
+                mapped.read_at_random()
+        self._after, self._own_reached = tensor_of(after, device), tensor_of(own.reached, device)
+        self._own_rewards = tensor_of(own.rewards, device)
 
     def relabel(
         self,
@@ -91,7 +91,7 @@ class Relabeller:
         path, asked, real = torch.cat(paths, 1), torch.cat(goals, 1), torch.cat(inside, 1)
         rewards, reached = self._outcome(path, asked, real)
         # Padding may stand between a row's last step and those beyond it.
-        stops = (reached | (path + 1 == self._ends[path])) & real
+        stops = (reached | (path + 1 == self._ends.end_of(path))) & real
         now, begins = slice(1, 1 + steps.shape[1]), segment.timesteps[:, 0] == 0
         to_go = _until(rewards[:, 1:], stops[:, 1:])[:, : steps.shape[1]]
         return segment._replace(
@@ -101,7 +101,8 @@ class Relabeller:
             else self._with_goals(segment.next_observations, goal, valid),
             rewards=rewards[:, now].float().masked_fill(~valid, 0),
             returns_to_go=to_go.float().masked_fill(~valid, 0),
-            terminated=(reached[:, now] | self._terminal[steps]) & valid,
+            # An episode that ended since it reached its own goal would have gone on under another one.
+            terminated=(reached[:, now] | (self._ends.terminated(steps) & ~self._own_reached[steps])) & valid,
             previous_reward=rewards[:, 0].float().masked_fill(begins, 0),
         )
 
@@ -128,7 +129,7 @@ class Relabeller:
         """A goal for an episode that would begin at each of the steps."""
         how = self.hindsight
         chance, way, where = torch.rand((3, *steps.shape), generator=generator, device=self.device, dtype=torch.float64)
-        left = self._ends[steps] - steps
+        left = self._ends.end_of(steps) - steps
         future = steps + (where * left).long()
         later = (torch.log1p(-where) / math.log(how.discount)).long()
         geometric = steps + torch.minimum(later, left - 1)
@@ -147,10 +148,10 @@ class Relabeller:
         place = torch.arange(steps.shape[1], device=self.device)
         last = torch.where(valid, place, 0).amax(1, keepdim=True)
         step = steps.gather(1, last)
-        end = self._ends[step]
+        end = self._ends.end_of(step)
         most = self.longest - 1 if self.device.type == "cuda" else int((end - 1 - step).max())
         beyond = step + 1 + torch.arange(most, device=self.device)
-        return beyond.clamp(max=len(self._ends) - 1), beyond < end, last
+        return beyond.clamp(max=self._ends.steps - 1), beyond < end, last
 
     def _outcome(self, path: Tensor, goal: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
         """Rewards and whether the goal is reached, of steps inside their episodes, under goals; 0 elsewhere."""

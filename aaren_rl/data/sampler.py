@@ -13,7 +13,9 @@ from torch import Tensor
 
 from aaren_rl.data.context import Context
 from aaren_rl.data.hindsight import Relabelling
-from aaren_rl.data.packed import first_of, map_packed
+from aaren_rl.data.packed import map_packed
+from aaren_rl.data.placement import Ends, Stream, tensor_of
+from aaren_rl.data.reader import Reader
 from aaren_rl.data.relabeller import Pool, Relabeller
 from aaren_rl.data.segment import Observations, Segment
 from aaren_rl.data.trajectories import Trajectories
@@ -28,6 +30,9 @@ class Sampler:
     A window starts at any step of its episode with the same probability and ends with the episode at the latest, so
     every step is trained on, the last one included. Packed rows are put together once; resets separate their episodes.
 
+    Data on disk (`Trajectories.storage`) give the same segments as those in memory on a CPU. They are drawn there, rows
+    are read as they are drawn, and the next batch is read while the last one is used.
+
     Args:
         trajectories: the data.
         episodes: numbers of the episodes to use, (n,).
@@ -35,7 +40,7 @@ class Sampler:
         context: how segments are cut, as `Context.parse` takes it.
         weighting: draws the episodes of windows and whole episodes in proportion to their length, or uniformly; packed
             and carried segments take every step equally often.
-        device: where the data lie and the segments appear.
+        device: where the segments appear, and where data in memory lie.
         seed: of the sampler's random numbers.
         next_observations: fills `Segment.next_observations`, which costs as much memory as the observations.
         relabelling: gives segments other goals (see `aaren_rl.data.hindsight`); None for none.
@@ -61,7 +66,8 @@ class Sampler:
         if len(episodes) == 0 or batch_size < 1:
             raise InvalidInput(f"{len(episodes)} episodes, batches of {batch_size}; expected at least 1 of each")
         self.batch_size, self.context, self.weighting = batch_size, Context.parse(context), weighting
-        self.device = torch.device(device)
+        on_disk = trajectories.storage.on_disk
+        self.device = torch.device("cpu" if on_disk else device)
         self.generator = torch.Generator(self.device).manual_seed(seed)
         # Steps that whole episodes are padded to; None for the longest one drawn.
         self.pad_to: int | None = None
@@ -73,26 +79,28 @@ class Sampler:
         self._actions = self._to_device(trajectories.actions)
         self._rewards = self._to_device(trajectories.rewards)
         self._returns_to_go = self._to_device(trajectories.returns_to_go)
-        self._terminated = self._to_device(_at_last_step(trajectories, trajectories.terminated))
-        self._final: tuple[Observations, Tensor] | None = None
+        self._ends = Ends(trajectories, self.device)
+        self._final: Observations | None = None
         if next_observations:
             if trajectories.final_observations is None:
                 raise DataError(
                     "this training needs the observation after each episode's last action, which these data lack; "
                     "take data that have it (Minari, or D4RL with next_observations), or pass final_observations"
                 )
-            # Steps that end an episode point at its final observation, all others at row 0.
-            number = _at_last_step(trajectories, np.arange(1, trajectories.episodes + 1))
-            self._final = map_packed(self._to_device, trajectories.final_observations), self._to_device(number)
+            self._final = map_packed(self._to_device, trajectories.final_observations)
         self._relabeller = None if relabelling is None else Relabeller(trajectories, relabelling, self.device)
-        # Of the rows of "carry": the steps that the goals of their present episodes come from.
+        # Of the rows of "carry": their places in the stream, and the steps that the goals of their present episodes
+        # come from.
+        self.cursor: Tensor | None = None
         self.carried_goal: Tensor | None = None
         self._choose(trajectories, episodes)
+        self._reader = Reader(trajectories, torch.device(device)) if on_disk else None
 
     def over(self, trajectories: Trajectories, episodes: np.ndarray) -> Sampler:
         """A sampler to sweep over other episodes of the same trajectories, sharing this one's data on the device."""
         other = copy.copy(self)
-        other.carried_goal = None
+        other.cursor = other.carried_goal = None
+        other._reader = None if self._reader is None else self._reader.alone()
         if self.context.mode != "window":
             other.context = Context("episode")
         other.generator = torch.Generator(self.device).manual_seed(self.generator.initial_seed())
@@ -100,7 +108,7 @@ class Sampler:
         return other
 
     def _to_device(self, array: np.ndarray) -> Tensor:
-        return torch.as_tensor(array, device=self.device)
+        return tensor_of(array, self.device)
 
     def _choose(self, trajectories: Trajectories, episodes: np.ndarray) -> None:
         starts, lengths = trajectories.offsets[:-1][episodes], trajectories.lengths[episodes]
@@ -113,22 +121,18 @@ class Sampler:
             # As wide as the longest episode of all, so that samplers of different episodes have rows of one shape.
             size = int(trajectories.lengths.max())
             rows = _packed(lengths[order], size)
-            steps, timesteps = np.zeros((2, len(rows), size), np.int64)
-            valid = np.zeros((len(rows), size), np.bool_)
-            for row, places in enumerate(rows):
-                own, within = _concatenate(starts[order[places]], lengths[order[places]])
-                steps[row, : len(own)], timesteps[row, : len(own)], valid[row, : len(own)] = own, within, True
-            self._rows = self._to_device(steps), self._to_device(timesteps), self._to_device(valid)
+            # Rows are consecutive pieces of the stream.
+            self._stream, self._row_size = Stream(starts[order], lengths[order], self.device), size
+            self._row_ends = self._to_device(np.cumsum([lengths[order[places]].sum() for places in rows]))
         elif self.context.mode == "carry":
-            stream, within = _concatenate(starts[order], lengths[order])
-            self._stream = self._to_device(stream), self._to_device(within)
+            self._stream = Stream(starts[order], lengths[order], self.device)
             if len(order) < self.batch_size:
                 raise InvalidInput(
                     f"batches of {self.batch_size} segments that carry a state, and {len(order)} episodes to start "
                     f"them with; expected a batch size of at most {len(order)}"
                 )
             # Each row of the batch starts with an episode of its own, so that no state is missing, nothing comes twice.
-            begins = np.flatnonzero(within == 0)
+            begins = np.cumsum(lengths[order]) - lengths[order]
             self.cursor = self._to_device(begins[np.arange(self.batch_size) * len(begins) // self.batch_size])
             if self._relabeller is not None:
                 self.carried_goal = torch.full((self.batch_size,), -1, device=self.device)
@@ -138,26 +142,28 @@ class Sampler:
         """Mean number of steps that one segment is trained on."""
         if self.context.mode == "episode":
             return self._total / len(self._lengths)
-        return self._total / len(self._rows[0]) if self.context.mode == "packed" else float(self.context.steps)
+        return self._total / len(self._row_ends) if self.context.mode == "packed" else float(self.context.steps)
 
     @property
     def longest_segment(self) -> int:
         """Steps of the longest segment that can come."""
         if self.context.mode == "packed":
-            return self._rows[0].shape[1]
+            return self._row_size
         return self.longest if self.context.mode == "episode" else self.context.burn_in + self.context.steps
 
     def sample(self) -> Segment:
         """The next random batch, or its share; for "carry" the segments that follow those of the last one."""
+        return self.draw() if self._reader is None else self._reader.next(self)
+
+    def draw(self) -> Segment:
+        """As `sample`, on the device where the data are drawn from."""
         if self.context.mode == "packed":
-            steps, timesteps, valid = self._rows
-            row = self._random(torch.full((self.batch_size,), len(steps), device=self.device))
-            return self._take(steps[row], timesteps[row], valid[row])
-        if self.context.mode == "carry":
-            steps, timesteps = self._stream
+            row = self._random(torch.full((self.batch_size,), len(self._row_ends), device=self.device))
+            return self._take(*self._packed_rows(row))
+        if self.cursor is not None:
             place = (self.cursor.unsqueeze(1) + torch.arange(self.context.steps, device=self.device)) % self._total
             self.cursor.copy_((self.cursor + self.context.steps) % self._total)
-            return self._take(steps[place], timesteps[place], torch.ones_like(place, dtype=torch.bool))
+            return self._take(*self._stream.at(place), torch.ones_like(place, dtype=torch.bool))
         if self.weighting == "length":
             step = self._random(torch.full((self.batch_size,), self._total, device=self.device))
             episode = torch.searchsorted(self._cumulative, step, right=True)
@@ -192,7 +198,17 @@ class Sampler:
         # Spread over all episodes, not the first ones only.
         chosen = torch.linspace(0, len(episode) - 1, wanted, device=self.device).round().long()
         for rows in torch.split(chosen, self.batch_size):
-            yield self._gather(episode[rows], piece[rows] * stride, stride, generator)
+            segment = self._gather(episode[rows], piece[rows] * stride, stride, generator)
+            yield segment if self._reader is None else self._reader.moved(segment)
+
+    def _packed_rows(self, row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Steps, timesteps and validity of packed rows, each (rows, time); 0 and 0 at padding."""
+        end = self._row_ends[row].unsqueeze(1)
+        begin = torch.where(row > 0, self._row_ends[row - 1], 0).unsqueeze(1)
+        place = begin + torch.arange(self._row_size, device=self.device)
+        valid = place < end
+        steps, timesteps = self._stream.at(torch.minimum(place, end - 1))
+        return steps.masked_fill(~valid, 0), timesteps.masked_fill(~valid, 0), valid
 
     def _random(self, below: Tensor) -> Tensor:
         """Random integers from 0 up to, not including, each element of `below`."""
@@ -223,6 +239,8 @@ class Sampler:
             self.share_of_counted = counted[share].sum() / counted.sum()
             if self._relabeller is None:
                 steps, timesteps, valid, counted = steps[share], timesteps[share], valid[share], counted[share]
+        if self._reader is not None:
+            self._reader.fetch(steps)
         before, starts = (steps[:, 0] - 1).clamp(min=0), timesteps[:, 0] == 0
         segment = Segment(
             observations=map_packed(lambda part: _blank(part[steps], ~valid), self._observations),
@@ -234,7 +252,7 @@ class Sampler:
             counted=counted,
             previous_action=_blank(self._actions[before], starts),
             previous_reward=_blank(self._rewards[before], starts),
-            terminated=self._terminated[steps] & valid,
+            terminated=self._ends.terminated(steps) & valid,
             next_observations=self._next_observations(steps, valid),
         )
         if self._relabeller is None:
@@ -251,27 +269,19 @@ class Sampler:
     def _next_observations(self, steps: Tensor, valid: Tensor) -> Observations | None:
         if self._final is None:
             return None
-        final, number = self._final
-        ended = number[steps]
-        after = (steps + 1).clamp(max=len(first_of(self._observations)) - 1)
+        episode, ended = self._ends.episode_of(steps), steps + 1 == self._ends.end_of(steps)
+        after = (steps + 1).clamp(max=self._ends.steps - 1)
 
         def following(observations: Tensor, last: Tensor) -> Tensor:
-            ends = (ended > 0).view(*ended.shape, *[1] * (observations.ndim - 1))
-            return _blank(torch.where(ends, last[(ended - 1).clamp(min=0)], observations[after]), ~valid)
+            ends = ended.view(*ended.shape, *[1] * (observations.ndim - 1))
+            return _blank(torch.where(ends, last[episode], observations[after]), ~valid)
 
-        return map_packed(following, self._observations, final)  # type: ignore[no-any-return]
+        return map_packed(following, self._observations, self._final)  # type: ignore[no-any-return]
 
 
 def _blank(values: Tensor, where: Tensor) -> Tensor:
     """The values, which nobody else holds, with 0 where a mask over their first dimensions says so."""
     return values.masked_fill_(where.view(*where.shape, *[1] * (values.ndim - where.ndim)), 0)
-
-
-def _at_last_step(trajectories: Trajectories, values: np.ndarray) -> np.ndarray:
-    """Values of the episodes at their last steps and 0 elsewhere, (steps,)."""
-    found = np.zeros(trajectories.steps, values.dtype)
-    found[trajectories.offsets[1:] - 1] = values
-    return found
 
 
 def _packed(lengths: np.ndarray, size: int) -> list[list[int]]:
@@ -285,12 +295,6 @@ def _packed(lengths: np.ndarray, size: int) -> list[list[int]]:
         rows[-1].append(number)
         room -= length
     return rows
-
-
-def _concatenate(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Steps of episodes one after another, as numbers of the packed arrays and within their episodes."""
-    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return np.repeat(starts, lengths) + within, within
 
 
 def hold_out(episodes: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator
+import hashlib
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ from aaren_rl.data.episode import Floats as Floats
 from aaren_rl.data.packed import arrays_of, first_of, map_packed, numbers_of, shapes_of
 from aaren_rl.data.spaces import IMAGE, NUMBERS, DiscreteSpace, Packed, Space, space_of, space_of_values
 from aaren_rl.data.spaces.image import shows_images
+from aaren_rl.data.storage import MEMORY, Storage, blocks, episode_blocks
 from aaren_rl.errors import DataError, InvalidInput
 
 if TYPE_CHECKING:
@@ -35,9 +38,6 @@ if TYPE_CHECKING:
 
 _VALUES = ("observations", "actions", "rewards", "final_observations")
 """Fields that hold values of steps."""
-
-_BLOCK_STEPS, _BLOCK_NUMBERS = 65_536, 1 << 26
-"""Most steps, and most numbers, that a pass over the data takes at once: it makes no second copy of the data."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Trajectories:
             The value of a cut episode is bootstrapped from it. None where the data lack it.
         observation_space: of the observations; None if it is not known, and they are numbers.
         action_space: of the actions; None likewise.
+        storage: where arrays of all steps that are made of these lie, as `select` makes them.
         returns_to_go: (steps,), float32: undiscounted sum of the rewards from a step to its episode's end.
 
     Raises:
@@ -75,6 +76,7 @@ class Trajectories:
     final_observations: Packed | None = None
     observation_space: Space | None = None
     action_space: Space | None = None
+    storage: Storage = field(default=MEMORY, repr=False, compare=False)
     returns_to_go: Floats = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -92,7 +94,7 @@ class Trajectories:
             for key, part in arrays_of(values).items():
                 self._check_values(name, key, np.asarray(part))
         self._check_choices()
-        object.__setattr__(self, "returns_to_go", returns_to_go(self.rewards, self.offsets))
+        object.__setattr__(self, "returns_to_go", self._summed())
         self._check_returns()
 
     @classmethod
@@ -158,11 +160,18 @@ class Trajectories:
         """
         lengths, starts = self.lengths[numbers], self.offsets[:-1][numbers]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-        steps = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
+
+        def chosen(part: npt.NDArray[Any]) -> npt.NDArray[Any]:
+            rows = (
+                part[np.repeat(starts[some] - offsets[:-1][some], lengths[some]) + np.arange(steps.start, steps.stop)]
+                for some, steps in episode_blocks(offsets)
+            )
+            return self.storage.array((int(offsets[-1]), *part.shape[1:]), part.dtype, rows)
+
         return Trajectories(
-            map_packed(lambda part: part[steps], self.observations),
-            self.actions[steps],
-            self.rewards[steps],
+            map_packed(chosen, self.observations),
+            chosen(self.actions),
+            chosen(self.rewards),
             offsets,
             self.terminated[numbers],
             self.truncated[numbers],
@@ -171,11 +180,12 @@ class Trajectories:
             else map_packed(lambda part: part[numbers], self.final_observations),
             self.observation_space,
             self.action_space,
+            self.storage,
         )
 
     @classmethod
     def join(cls, parts: Iterable[Trajectories]) -> Trajectories:
-        """The episodes of several datasets, one dataset after another.
+        """The episodes of several datasets, one dataset after another, in the storage of the first.
 
         Raises:
             DataError: none are given, or they differ in their spaces, in their shapes, or in whether they have final
@@ -200,16 +210,22 @@ class Trajectories:
                     )
         ends = np.cumsum([0, *(part.steps for part in given)])
         final = [part.final_observations for part in given]
+
+        def joined(*arrays: npt.NDArray[Any]) -> npt.NDArray[Any]:
+            rows = (block for array in arrays for _, block in blocks(array))
+            return first.storage.array((sum(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype, rows)
+
         return cls(
-            _joined([part.observations for part in given]),
-            _joined([part.actions for part in given]),
-            _joined([part.rewards for part in given]),
+            map_packed(joined, *(part.observations for part in given)),
+            joined(*(part.actions for part in given)),
+            joined(*(part.rewards for part in given)),
             np.concatenate([[0], *(end + part.offsets[1:] for end, part in zip(ends, given, strict=False))]),
             np.concatenate([part.terminated for part in given]),
             np.concatenate([part.truncated for part in given]),
-            None if first.final_observations is None else _joined(final),
+            None if first.final_observations is None else map_packed(joined, *final),
             first.observation_space,
             first.action_space,
+            first.storage,
         )
 
     def best(self, share: float) -> Trajectories:
@@ -270,6 +286,37 @@ class Trajectories:
         A component that does not vary (`aaren_rl.data.bounds.varies`) gets a deviation of 0: a model knows nothing of
         other values, and ignores them when it acts.
         """
+        # Arrays in memory may be changed by whoever made them.
+        return self._statistics_of_files if self.storage.on_disk else self._statistics()
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the spaces and arrays."""
+        return self._sha256_of_files if self.storage.on_disk else self._sha256()
+
+    @cached_property
+    def _statistics_of_files(self) -> tuple[Floats, Floats]:
+        return self._statistics()
+
+    @cached_property
+    def _sha256_of_files(self) -> str:
+        return self._sha256()
+
+    def _sha256(self) -> str:
+        names = ("observations", "actions", "rewards", "offsets", "terminated", "truncated", "final_observations")
+        said = [None if space is None else space.to_json() for space in (self.observation_space, self.action_space)]
+        found = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+        for name in names:
+            value = getattr(self, name)
+            named = {f"{name} {key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
+            for what, array in named.items():
+                # The same bytes in another shape are other data, as are those of another array.
+                found.update(f"{what} {None if array is None else (array.shape, array.dtype.str)}".encode())
+                if array is not None:
+                    found.update(np.ascontiguousarray(array).data)
+        return found.hexdigest()
+
+    def _statistics(self) -> tuple[Floats, Floats]:
         # 1. A mean of some 10,000 steps, near enough that the differences from it are small.
         numbers = self.numbers
         mean = numbers[:: max(1, self.steps // 10_000)].mean(0, dtype=np.float64)
@@ -378,6 +425,13 @@ class Trajectories:
         episode = row if name == "final_observations" else self.episode_of(row)
         raise DataError(f"{name} holds {not_finite(given[row])}{at}, in episode {episode}; {WAY_OUT}")
 
+    def _summed(self) -> Floats:
+        parts = (
+            returns_to_go(self.rewards[steps], self.offsets[some.start : some.stop + 1] - steps.start)
+            for some, steps in episode_blocks(self.offsets)
+        )
+        return self.storage.array(self.rewards.shape, np.float32, parts)
+
     def _check_returns(self) -> None:
         step = _first_not_finite(self.returns_to_go)
         if step is None:
@@ -423,13 +477,6 @@ def _whole_numbers(offsets: npt.ArrayLike) -> npt.NDArray[np.int64]:
     if given.dtype.kind not in "iu" and not all(float(offset).is_integer() for offset in given.ravel().tolist()):
         raise DataError(f"episode offsets are {given.dtype} numbers; expected whole numbers of steps")
     return given.astype(np.int64)
-
-
-def blocks(array: Floats) -> Iterator[tuple[int, Floats]]:
-    """Consecutive rows of an array, each block with the index of its first row."""
-    rows = min(_BLOCK_STEPS, max(1, _BLOCK_NUMBERS // max(1, math.prod(array.shape[1:]))))
-    for start in range(0, len(array), rows):
-        yield start, array[start : start + rows]
 
 
 def _first_not_finite(array: npt.NDArray[Any]) -> int | None:

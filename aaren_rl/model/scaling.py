@@ -82,5 +82,6 @@ class Scaling:
 
 def largest(values: Floats) -> float:
     """The largest size of a value; 1 if there is none to speak of."""
-    size = float(np.abs(values).max())
+    # Without an array of their sizes.
+    size = max(float(values.max()), -float(values.min()))
     return size if size >= SMALLEST else 1.0

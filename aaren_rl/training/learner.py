@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, cast
@@ -130,6 +129,8 @@ class SingleLearner:
             self.cuda_graph = self._uncaptured("the environment computes the rewards of other goals on the CPU")
         if processes.count > 1:
             self.cuda_graph = self._uncaptured("several processes exchange gradients")
+        if trajectories.storage.on_disk:
+            self.cuda_graph = self._uncaptured("data on disk are drawn on the CPU")
         self.objective = build_objective(config.objective, model).to(self.device)
         check_networks(self.objective)
         if model.config.reach and relabelling is not None:
@@ -189,7 +190,9 @@ class SingleLearner:
         _check_lengths(self.model, trajectories)
         generator = self.sampler.generator
         self.sampler = self._make_sampler(trajectories, np.arange(trajectories.episodes), None)
-        self.sampler.generator = generator
+        # Those in memory are drawn on a GPU, those on disk never.
+        if self.sampler.generator.device == generator.device:
+            self.sampler.generator = generator
         self.data = _identity(trajectories, self.config)
         # A captured update reads the tensors of the data before.
         self._graph = None
@@ -332,6 +335,7 @@ class SingleLearner:
         if self.device.type == "cuda":
             state["random.cuda"] = torch.cuda.get_rng_state(self.device)
         if self.carried is not None:
+            assert self.sampler.cursor is not None, "segments are carried"
             state["carried.cursor"] = self.sampler.cursor.clone()
             if self.sampler.carried_goal is not None:
                 state["carried.goal"] = self.sampler.carried_goal.clone()
@@ -343,6 +347,7 @@ class SingleLearner:
         self._load_random_states(position)
         if self.carried is None:
             return
+        assert self.sampler.cursor is not None, "segments are carried"
         self.sampler.cursor.copy_(position["carried.cursor"])
         if self.sampler.carried_goal is not None:
             self.sampler.carried_goal.copy_(position["carried.goal"])
@@ -434,28 +439,12 @@ class SingleLearner:
                 kept.copy_(now.detach())
 
 
-def data_digest(trajectories: Trajectories) -> str:
-    """SHA-256 of the spaces and arrays of data."""
-    names = ("observations", "actions", "rewards", "offsets", "terminated", "truncated", "final_observations")
-    spaces = (trajectories.observation_space, trajectories.action_space)
-    said = [None if space is None else space.to_json() for space in spaces]
-    parts: list[bytes | memoryview] = [json.dumps(said, sort_keys=True).encode()]
-    for name in names:
-        value = getattr(trajectories, name)
-        arrays = {f"{name} {key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
-        for what, array in arrays.items():
-            # The same bytes in another shape are other data, as are those of another array.
-            parts.append(f"{what} {None if array is None else (array.shape, array.dtype.str)}".encode())
-            parts += [] if array is None else [np.ascontiguousarray(array).data]
-    return checkpoint.digest(*parts)
-
-
 def _identity(trajectories: Trajectories, config: TrainingConfig) -> dict[str, Any]:
     """What data and split must have in common for a run to be resumed."""
     return {
         "episodes": trajectories.episodes,
         "steps": trajectories.steps,
-        "sha256": data_digest(trajectories),
+        "sha256": trajectories.sha256,
         "seed": config.seed,
         "held_out": config.held_out,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -12,8 +13,9 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from aaren_rl.data.converted import Counts, Rows
 from aaren_rl.data.episode import refuse_inexact
-from aaren_rl.data.spaces import IMAGE, gymnasium_space, space_of
+from aaren_rl.data.spaces import IMAGE, Space, gymnasium_space, space_of
 from aaren_rl.data.spaces.image import image_of
 from aaren_rl.data.trajectories import Episode, Trajectories
 from aaren_rl.envs.readers.hdf5 import open_checked, require_memory
@@ -26,6 +28,7 @@ from aaren_rl.envs.readers.parsed import (
     without_column,
 )
 from aaren_rl.envs.readers.signatures import is_zip
+from aaren_rl.envs.readers.streamed import Keep, Streamed, in_memory
 from aaren_rl.envs.readers.zipped_arrays import open_npz, shapes
 from aaren_rl.errors import DataError, InvalidInput
 
@@ -68,13 +71,14 @@ def is_d4rl(keys: Collection[str]) -> bool:
     )
 
 
-def read_file(path: Path, horizon: int | None = None, say: Say = print) -> Trajectories:
+def read_file(path: Path, horizon: int | None = None, say: Say = print, keep: Keep = in_memory) -> Trajectories:
     """Reads a D4RL HDF5 file (Fu et al. 2020, arXiv 2004.07219), straight into float32, or an npz file of such arrays.
 
     Args:
         path: the file.
         horizon: as in `from_arrays`.
         say: as in `from_arrays`.
+        keep: makes the trajectories of an HDF5 file; those of an npz file lie in memory.
 
     Raises:
         DataError: the file is missing, cut off, not HDF5, refers to other files, asks for more memory than it can fill,
@@ -85,7 +89,7 @@ def read_file(path: Path, horizon: int | None = None, say: Say = print) -> Traje
         return from_arrays(_npz_arrays(path), str(path), horizon, say)
     with open_checked(path) as file:
         try:
-            return from_arrays(file, str(path), horizon, say)
+            return _from_arrays(file, path.stem, (path,), str(path), horizon, say, keep)
         except (OSError, RuntimeError, KeyError, MemoryError) as error:
             raise DataError(
                 f"{path} ({path.stat().st_size} bytes) cannot be read as HDF5: {error}; it may be cut off or damaged: "
@@ -157,6 +161,18 @@ def from_arrays(
             whole, or values are not finite.
         InvalidInput: the horizon is below 1.
     """
+    return _from_arrays(data, name, (), name, horizon, say, in_memory)
+
+
+def _from_arrays(
+    data: Mapping[str, Any],
+    dataset_id: str,
+    files: tuple[Path, ...],
+    name: str,
+    horizon: int | None,
+    say: Say,
+    keep: Keep,
+) -> Trajectories:
     if horizon is not None and horizon < 1:
         raise InvalidInput(f"the horizon is {horizon}; expected at least 1 step")
     missing = [key for key in KEYS if key not in data]
@@ -164,9 +180,8 @@ def from_arrays(
         raise DataError(
             f"{name} lacks {missing}; expected D4RL's keys {[*KEYS, TIMEOUTS]}, it has {sorted(map(str, data.keys()))}"
         )
-    try:
+    with _named(name):
         length = _length(data)
-        _require_memory(data, length, name)
         _refuse_inexact(data)
         ends = _ends(data, length, horizon)
         if len(ends.last) == 0:
@@ -180,20 +195,50 @@ def from_arrays(
             say(f"warning: {name}: {doubt}")
         steps = int(ends.last[-1]) + 1
         choices = is_choice(data["actions"].dtype)
-        acted = without_column(np.asarray(data["actions"][:steps])) if choices else _float32(data["actions"], steps)
+        acted = without_column(np.asarray(data["actions"][:steps])) if choices else data["actions"]
         space = space_of(action_space_of([acted], f"{name}: actions", say), image=False) if choices else None
-        return Trajectories(
-            _values(data["observations"], steps),
-            _float32(acted, steps),
-            _float32(data["rewards"], steps).reshape(steps),
-            np.concatenate([[0], ends.last + 1]),
-            ends.terminated,
-            ends.truncated,
-            _rows(data[NEXT], ends.last) if NEXT in data else None,
-            action_space=space,
+
+    def whole() -> Trajectories:
+        with _named(name):
+            _require_memory(data, length, name)
+            return _in_memory(data, acted, ends, space)
+
+    return keep(
+        Streamed(
+            dataset_id,
+            files,
+            f"horizon {horizon}",
+            Counts(steps, len(ends.last)),
+            _bytes(data, length),
+            (None, space),
+            lambda: _blocks_of_rows(data, acted, ends),
+            whole,
         )
+    )
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Names the data in errors on their arrays."""
+    try:
+        yield
     except (DataError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{name} does not hold D4RL's arrays: {error}") from error
+
+
+def _in_memory(data: Mapping[str, Any], acted: _Array, ends: _Ends, space: Space | None) -> Trajectories:
+    bounds = np.concatenate([[0], ends.last + 1])
+    every = slice(0, int(bounds[-1]))
+    return Trajectories(
+        _values(data["observations"], every),
+        _float32(acted, every),
+        _float32(data["rewards"], every).reshape(every.stop),
+        bounds,
+        ends.terminated,
+        ends.truncated,
+        _rows(data[NEXT], ends.last) if NEXT in data else None,
+        action_space=space,
+    )
 
 
 def _npz_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
@@ -359,9 +404,31 @@ def _refuse_inexact(data: Mapping[str, Any]) -> None:
 def _require_memory(data: Mapping[str, Any], length: int, name: str) -> None:
     """Refuses an open file whose arrays do not fit into memory as float32, before they are allocated."""
     if isinstance(data["observations"], h5py.Dataset):
-        needed = sum(math.prod(data[key].shape) * _width(data[key]) for key in ("observations", "actions", "rewards"))
-        # Returns-to-go in float64 and float32, flags, and the sums that they come from.
-        require_memory(needed + 32 * length, name)
+        require_memory(_bytes(data, length), name, "keep the data on disk (--data disk)")
+
+
+def _bytes(data: Mapping[str, Any], length: int) -> int:
+    """Bytes that an open file's arrays take in memory."""
+    needed: int = sum(math.prod(data[key].shape) * _width(data[key]) for key in KEYS[:3])
+    # Returns-to-go in float64 and float32, flags, and the sums that they come from.
+    return needed + 32 * length
+
+
+def _blocks_of_rows(data: Mapping[str, Any], acted: _Array, ends: _Ends) -> Iterator[Rows]:
+    """All steps, some rows of the file at a time."""
+    starts = np.concatenate([[0], ends.last + 1])
+    for first in range(0, int(starts[-1]), _ROWS):
+        rows = slice(first, min(first + _ROWS, int(starts[-1])))
+        here = slice(*np.searchsorted(ends.last, [rows.start, rows.stop]).tolist())
+        yield Rows(
+            _values(data["observations"], rows),
+            _float32(acted, rows),
+            _float32(data["rewards"], rows).reshape(-1),
+            np.diff(starts[here.start : here.stop + 1]).tolist(),
+            ends.terminated[here].tolist(),
+            ends.truncated[here].tolist(),
+            _rows(data[NEXT], ends.last[here]) if NEXT in data else None,
+        )
 
 
 def _flags(data: Mapping[str, Any], key: str, length: int) -> _Bools:
@@ -379,9 +446,9 @@ def _flags(data: Mapping[str, Any], key: str, length: int) -> _Bools:
     return np.asarray(values, dtype=np.bool_)
 
 
-def _values(array: _Array, steps: int) -> npt.NDArray[Any]:
-    """The first rows as they are kept: images of bytes, else float32."""
-    return np.asarray(array[:steps]) if _width(array) == 1 else _float32(array, steps)
+def _values(array: _Array, rows: slice) -> npt.NDArray[Any]:
+    """Some rows as they are kept: images of bytes, else float32."""
+    return np.asarray(array[rows]) if _width(array) == 1 else _float32(array, rows)
 
 
 def _width(array: _Array) -> int:
@@ -389,13 +456,13 @@ def _width(array: _Array) -> int:
     return 1 if array.dtype == np.uint8 and image_of(tuple(array.shape[1:]), "uint8", 0, 255) else 4
 
 
-def _float32(array: _Array, steps: int) -> npt.NDArray[np.float32]:
+def _float32(array: _Array, rows: slice) -> npt.NDArray[np.float32]:
     if isinstance(array, h5py.Dataset):
         # HDF5 converts while it reads, so a float64 file is never in memory in float64.
-        out = np.empty((steps, *array.shape[1:]), dtype=np.float32)
-        array.read_direct(out, np.s_[:steps])
+        out = np.empty((rows.stop - rows.start, *array.shape[1:]), dtype=np.float32)
+        array.read_direct(out, rows)
         return out
-    return np.asarray(array[:steps], dtype=np.float32)
+    return np.asarray(array[rows], dtype=np.float32)
 
 
 def _rows(array: _Array, rows: npt.NDArray[np.intp]) -> npt.NDArray[Any]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import struct
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ import h5py
 import numpy as np
 from h5py import h5d, h5g, h5l, h5o, h5s, h5z
 
+from aaren_rl.envs.free_memory import free_memory, in_words
 from aaren_rl.envs.readers.signatures import describe, is_hdf5
 from aaren_rl.errors import DataError
 
@@ -98,21 +97,20 @@ def bytes_of(group: h5py.Group) -> int:
     return size
 
 
-def require_memory(needed: int, name: str) -> None:
+def require_memory(needed: int, name: str, way_out: str = "take a part of the data") -> None:
     """Refuses data that do not fit into the memory that is free, before any of it is taken.
 
     Args:
         needed: bytes.
         name: of the data, for the message.
+        way_out: what to do other than to free memory.
 
     Raises:
         DataError: less than that is free.
     """
-    free = _free_memory()
+    free = free_memory()
     if needed > free:
-        raise DataError(
-            f"{name} needs {_amount(needed)} of memory, {_amount(free)} is free; free some, or take a part of the data"
-        )
+        raise DataError(f"{name} needs {in_words(needed)} of memory, {in_words(free)} is free; free some, or {way_out}")
 
 
 def _damaged(path: Path, size: int, error: Exception) -> DataError:
@@ -198,8 +196,8 @@ class _Check:
         if self.total > self.limit:
             raise self._refused(
                 where,
-                f"brings the file to {_amount(self.total)} of values; a file of {self.path.stat().st_size} bytes "
-                f"holds at most {_amount(self.limit)}",
+                f"brings the file to {in_words(self.total)} of values; a file of {self.path.stat().st_size} bytes "
+                f"holds at most {in_words(self.limit)}",
             )
 
     def _variable_bytes(
@@ -260,24 +258,3 @@ class _Check:
 
 def _shown(name: bytes) -> str:
     return repr(name.decode("utf-8", "backslashreplace"))
-
-
-def _amount(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
-
-
-def _free_memory() -> int:
-    """Bytes of memory that this process may still take."""
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text("ascii").splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        # Not Linux. What others use is not known, so the bound is a wide one.
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else sys.maxsize
-    import resource
-
-    most = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if most != resource.RLIM_INFINITY:
-        taken = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * resource.getpagesize()
-        free = min(free, most - taken)
-    return free

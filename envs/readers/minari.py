@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import inspect
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,18 @@ from minari.dataset._storages import get_minari_storage
 from minari.dataset.minari_storage import MinariStorage
 from minari.storage import get_dataset_path
 
+from aaren_rl.data.converted import Counts, Rows
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.episode import refuse_inexact
-from aaren_rl.data.packed import arrays_of, first_of
+from aaren_rl.data.packed import arrays_of, first_of, map_packed
 from aaren_rl.data.reference import Reference
-from aaren_rl.data.spaces import Packed, Space, gymnasium_space, space_of, with_vocabularies
+from aaren_rl.data.spaces import NUMBERS, Packed, Space, gymnasium_space, space_of, with_vocabularies
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.envs.environments import describe
 from aaren_rl.envs.readers import minari_metadata
 from aaren_rl.envs.readers.hdf5 import checked, require_memory
 from aaren_rl.envs.readers.recording import Recording
+from aaren_rl.envs.readers.streamed import Keep, Streamed, in_memory
 from aaren_rl.errors import DataError, InvalidInput
 
 
@@ -51,7 +55,7 @@ def local_ids() -> list[str]:
     return [str(file.parent.parent.relative_to(root)) for file in root.glob("**/data/metadata.json")]
 
 
-def read_folder(folder: Path, with_environment: bool = True) -> Recording:
+def read_folder(folder: Path, with_environment: bool = True, keep: Keep = in_memory) -> Recording:
     """Reads a Minari dataset from its folder, which holds `data/`.
 
     Minari itself would make the environment of data that record no spaces, from an entry point that the data name.
@@ -60,6 +64,7 @@ def read_folder(folder: Path, with_environment: bool = True) -> Recording:
     Args:
         folder: the dataset's folder.
         with_environment: False leaves out what is recorded of environments, so that it may be whatever it is.
+        keep: makes the trajectories.
 
     Raises:
         DataError: the folder is missing or damaged, or its contents do not fit.
@@ -73,7 +78,8 @@ def read_folder(folder: Path, with_environment: bool = True) -> Recording:
     ]
     reference = minari_metadata.reference(metadata, where) if with_environment else None
     try:
-        return _recording(MinariDataset(_storage(folder, metadata, where, recorded[0])), *recorded, reference=reference)
+        dataset = MinariDataset(_storage(folder, metadata, where, recorded[0]))
+        return _recording(dataset, *recorded, reference=reference, keep=keep)
     except (DataError, InvalidInput):
         raise
     except MemoryError as error:
@@ -85,7 +91,7 @@ def read_folder(folder: Path, with_environment: bool = True) -> Recording:
         ) from error
 
 
-def read_dataset(dataset: MinariDataset, with_environment: bool = True) -> Recording:
+def read_dataset(dataset: MinariDataset, with_environment: bool = True, keep: Keep = in_memory) -> Recording:
     """Reads the episodes that a Minari dataset in memory shows, as `filter_episodes` returns it; as `read_folder`."""
     metadata = minari_metadata.read(Path(dataset.storage.data_path).parent)
     where: str = metadata["dataset_id"]
@@ -94,7 +100,7 @@ def read_dataset(dataset: MinariDataset, with_environment: bool = True) -> Recor
         for entry in ("env_spec", "eval_env_spec")
     ]
     reference = minari_metadata.reference(metadata, where) if with_environment else None
-    return _recording(dataset, *recorded, reference=reference)
+    return _recording(dataset, *recorded, reference=reference, keep=keep)
 
 
 def _storage(folder: Path, metadata: dict[str, Any], where: str, collected_in: EnvironmentSpec | None) -> MinariStorage:
@@ -129,6 +135,7 @@ def _recording(
     evaluated_in: EnvironmentSpec | None,
     *,
     reference: Reference | None,
+    keep: Keep,
 ) -> Recording:
     name = dataset.spec.dataset_id
     try:
@@ -139,23 +146,40 @@ def _recording(
         observation_space = with_vocabularies(observation_space, observed)
     except InvalidInput as error:
         raise InvalidInput(f"{name} cannot be learned from: {error}") from error
-    trajectories = _trajectories(dataset, name, observation_space, action_space)
-    return Recording(name, trajectories, collected_in, evaluated_in, reference)
+    streamed = _streamed(dataset, name, observation_space, action_space)
+    return Recording(name, keep(streamed), collected_in, evaluated_in, reference)
 
 
-def _trajectories(dataset: MinariDataset, name: str, observation_space: Space, action_space: Space) -> Trajectories:
-    steps, episodes = dataset.total_steps, dataset.total_episodes
-    if not steps:
+def _streamed(dataset: MinariDataset, name: str, observation_space: Space, action_space: Space) -> Streamed:
+    counts = Counts(int(dataset.total_steps), int(dataset.total_episodes))
+    if not counts.steps:
         raise DataError(f"{name} is empty")
     bytes_a_step = _bytes(observation_space) + 4 * (action_space.size + 1)
-    require_memory((steps + episodes) * (bytes_a_step + 4), name)
-    observations, final_observations = (_empty(observation_space, count) for count in (steps, episodes))
-    actions = np.empty((steps, *action_space.shape), dtype=np.float32)
-    rewards = np.empty(steps, dtype=np.float32)
-    offsets = np.zeros(episodes + 1, dtype=np.int64)
-    terminated, truncated = np.zeros(episodes, dtype=np.bool_), np.zeros(episodes, dtype=np.bool_)
+    size = (counts.steps + counts.episodes) * (bytes_a_step + 4)
+    spaces = observation_space, action_space
+
+    def rows() -> Iterator[Rows]:
+        return _rows(dataset, name, observation_space, action_space)
+
+    def whole() -> Trajectories:
+        require_memory(size, name, "keep the data on disk (--data disk)")
+        return _trajectories(rows(), counts, name, *spaces)
+
+    files = tuple(file for file in Path(dataset.storage.data_path).rglob("*") if file.is_file())
+    # Of a dataset that was filtered in memory.
+    chosen = np.asarray(dataset.episode_indices, np.int64)
+    variant = "" if len(chosen) == dataset.storage.total_episodes else hashlib.sha256(chosen.data).hexdigest()
+    return Streamed(name, files, variant, counts, size, spaces, rows, whole)
+
+
+def _rows(dataset: MinariDataset, name: str, observation_space: Space, action_space: Space) -> Iterator[Rows]:
+    """The episodes one by one.
+
+    Raises:
+        DataError: one does not fit its space, or its arrays do not fit each other.
+    """
     for number, episode in enumerate(dataset.iterate_episodes()):
-        length, start = len(episode.rewards), int(offsets[number])
+        length = len(episode.rewards)
         try:
             observed = observation_space.pack(episode.observations, batch=1)
             acted = action_space.pack(episode.actions, batch=1)
@@ -163,31 +187,63 @@ def _trajectories(dataset: MinariDataset, name: str, observation_space: Space, a
             raise DataError(f"episode {number} of {name} does not fit the recorded space: {error}") from error
         flags = np.asarray(episode.terminations), np.asarray(episode.truncations)
         lengths = len(first_of(observed)) - 1, len(first_of(acted)), *map(len, flags)
-        if length == 0 or set(lengths) != {length} or np.ndim(episode.rewards) != 1 or start + length > steps:
+        if length == 0 or set(lengths) != {length} or np.ndim(episode.rewards) != 1:
             raise DataError(
                 f"episode {number} of {name} has {lengths[0] + 1} observations, {lengths[1]} actions, {length} rewards "
                 f"of {np.ndim(episode.rewards)} dimensions and {lengths[2]} and {lengths[3]} flags; expected T + 1, T, "
                 "T, T and T"
             )
-        here = slice(start, start + length)
-        for key, part in arrays_of(observed).items():
+        for part in arrays_of(observed).values():
             refuse_inexact(f"observations of episode {number} of {name}", part)
-            arrays_of(observations)[key][here] = part[:-1]
-            arrays_of(final_observations)[key][number] = part[-1]
-        actions[here], rewards[here] = acted, episode.rewards
+        dtypes = _dtypes(observation_space)
+        kept = {key: part.astype(dtypes[key]) for key, part in arrays_of(observed).items()}
+        packed = kept if isinstance(observed, dict) else kept[NUMBERS]
+        yield Rows(
+            map_packed(lambda part: part[:-1], packed),
+            np.asarray(acted, np.float32),
+            np.asarray(episode.rewards, np.float32),
+            [length],
+            [flags[0][-1]],
+            [flags[1][-1]],
+            map_packed(lambda part: part[-1:], packed),
+        )
+
+
+def _trajectories(
+    rows: Iterator[Rows], counts: Counts, name: str, observation_space: Space, action_space: Space
+) -> Trajectories:
+    steps, episodes = counts
+    observations, final_observations = (_empty(observation_space, count) for count in (steps, episodes))
+    actions = np.empty((steps, *action_space.shape), dtype=np.float32)
+    rewards = np.empty(steps, dtype=np.float32)
+    offsets = np.zeros(episodes + 1, dtype=np.int64)
+    terminated, truncated = np.zeros(episodes, dtype=np.bool_), np.zeros(episodes, dtype=np.bool_)
+    for number, part in enumerate(rows):
+        here = slice(int(offsets[number]), int(offsets[number]) + part.lengths[0])
+        if here.stop > steps:
+            raise DataError(f"{name} has more steps than the {steps} of its metadata; fetch it again")
+        for key, values in arrays_of(part.observations).items():
+            arrays_of(observations)[key][here] = values
+            arrays_of(final_observations)[key][number] = arrays_of(part.final_observations)[key][0]
+        actions[here], rewards[here] = part.actions, part.rewards
         offsets[number + 1] = here.stop
-        terminated[number], truncated[number] = flags[0][-1], flags[1][-1]
+        terminated[number], truncated[number] = part.terminated[0], part.truncated[0]
     spaces = observation_space, action_space
     return Trajectories(observations, actions, rewards, offsets, terminated, truncated, final_observations, *spaces)
 
 
 def _empty(space: Space, count: int) -> Packed:
     """Room for as many packed observations."""
-    dtypes = {path: np.uint8 if image.dtype == "uint8" else np.float32 for path, image in space.images().items()}
-    shapes = space.packed_shapes()
+    shapes, dtypes = space.packed_shapes(), _dtypes(space)
     if not isinstance(shapes, dict):
         return np.empty((count, *shapes), np.float32)
-    return {key: np.empty((count, *shape), dtypes.get(key, np.float32)) for key, shape in shapes.items()}
+    return {key: np.empty((count, *shape), dtypes[key]) for key, shape in shapes.items()}
+
+
+def _dtypes(space: Space) -> dict[str, type[np.uint8 | np.float32]]:
+    """Dtypes that the parts of observations are kept in."""
+    images = {path: np.uint8 if image.dtype == "uint8" else np.float32 for path, image in space.images().items()}
+    return {NUMBERS: np.float32, **images}
 
 
 def _bytes(space: Space) -> int:

@@ -25,7 +25,7 @@ from aaren_rl.experiments import config as run_config
 from aaren_rl.experiments.comparison.matrix import Run
 from aaren_rl.experiments.comparison.scores import Comparison
 from aaren_rl.experiments.comparison.table import grid, mean_in_words
-from aaren_rl.experiments.config import CONFIG, DATA, RunConfig, reading
+from aaren_rl.experiments.config import CONFIG, DATA, RunConfig, keeping, reading
 from aaren_rl.experiments.console import device_named
 from aaren_rl.experiments.measuring import SCALES, Side, alternate, machine, timed
 from aaren_rl.folders import replace_file
@@ -202,7 +202,8 @@ def to_markdown(comparison: Comparison, costs: Costs, command: str) -> str:
 def _measure(configs: Mapping[str, RunConfig], agents: Mapping[str, Path], say: Say) -> Costs:
     """Measures training and then acting of the agents in these folders."""
     one = next(iter(configs.values()))
-    data = sources.load(one.env, one.source, reading(one), say)
+    where = keeping(one, next(iter(agents.values())).parent.parent, device_named(one.device), progress=True)
+    data = sources.load(one.env, one.source, reading(one, where), say)
     with _one_thread(), TemporaryDirectory() as folder:
         about = machine()
         updating = alternate(

@@ -29,8 +29,8 @@ from aaren_rl.errors import AarenError, CheckpointError, DataError, InvalidInput
 from aaren_rl.experiments import config as run_config
 from aaren_rl.experiments import console
 from aaren_rl.experiments.comparison.matrix import Run
-from aaren_rl.experiments.config import CONFIG, DATA, RunConfig, reading
-from aaren_rl.experiments.console import rounded, say
+from aaren_rl.experiments.config import CONFIG, DATA, RunConfig, keeping, reading
+from aaren_rl.experiments.console import device_named, rounded, say
 from aaren_rl.experiments.peers import d3rlpy
 from aaren_rl.experiments.peers.worker import D3RLPY
 from aaren_rl.experiments.train import train
@@ -167,12 +167,13 @@ def prepare(runs: list[Run], whole: Iterable[Run], say: Say, without_scores: boo
         wanted = begun.get(run.dataset, "auto") if config.source == "auto" else config.source
         key = (wanted, *(getattr(config, name) for name in DATA if name != "source"))
         if key not in loaded:
-            dataset = sources.load(config.env, wanted, reading(config), say)
+            where = keeping(config, run.folder.parent, device_named(config.device), progress=True)
+            dataset = sources.load(config.env, wanted, reading(config, where), say)
             if dataset.reference is None and not without_scores:
                 why = dataset.reference_reason.removeprefix("none: ")
-                where = f"for {dataset.environment}" if dataset.environment else "without an environment"
+                acted = f"for {dataset.environment}" if dataset.environment else "without an environment"
                 raise InvalidInput(
-                    f"{run.dataset} has no reference returns {where} ({why}), so its scores cannot be normalised and "
+                    f"{run.dataset} has no reference returns {acted} ({why}), so its scores cannot be normalised and "
                     "compared; leave it out, or pass --returns"
                 )
             loaded[key] = cast(sources.Source, dataset.source)
@@ -305,8 +306,8 @@ def _saved_configuration(run: Run) -> RunConfig | None:
 
 def _differences(saved: RunConfig, wanted: RunConfig) -> list[tuple[str, Any, Any]]:
     one, other = (_flat(dataclasses.asdict(run_config.located(config))) for config in (saved, wanted))
-    # Of a preset only its settings count; "auto" became a source when the run began.
-    ignored = {"run", "resume", "preset"} | ({"source"} if wanted.source == "auto" else set())
+    # Of a preset only its settings count; "auto" became a source when the run began. Where data lie changes nothing.
+    ignored = {"run", "resume", "preset", "data", "data_folder"} | ({"source"} if wanted.source == "auto" else set())
     return [
         (name, one.get(name), other.get(name))
         for name in one | other

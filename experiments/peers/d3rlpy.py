@@ -30,7 +30,6 @@ from aaren_rl.experiments.peers.worker import Worker
 from aaren_rl.experiments.settings import from_table
 from aaren_rl.experiments.train import CHECK_SEED
 from aaren_rl.folders import replace_file
-from aaren_rl.training.learner import data_digest
 from aaren_rl.training.lock import locked
 from aaren_rl.training.run import Interrupted
 from aaren_rl.training.signals import Stopped, stop_signal
@@ -142,6 +141,8 @@ def train(config: RunConfig, peer: Peer, python: Path, say: Say) -> dict[str, An
         Interrupted: Ctrl-C or SIGTERM.
     """
     assert config.run is not None
+    if config.data == "disk":
+        raise InvalidInput("d3rlpy keeps its data in memory; set data to auto or memory")
     dataset = sources.load(config.env, config.source, run_config.reading(config), say)
     space = _check(dataset)
     # The peer first: a folder with a configuration and without a peer would be another run's.
@@ -217,7 +218,7 @@ def _trained(
         "mixer": f"d3rlpy {peer.algorithm}",
         "parameters": made["parameters"],
         "acting": f"window:{peer.options.get('context_size', 20)}" if windows else "stateless",
-        "data_sha256": data_digest(dataset.trajectories),
+        "data_sha256": dataset.trajectories.sha256,
         "updates": made["updates"],
     }
     outcome = result(evaluate(actor, protocol), protocol, **about)

@@ -19,7 +19,6 @@ from aaren_rl.experiments.comparison import matrix
 from aaren_rl.experiments.peers import d3rlpy, worker
 from aaren_rl.experiments.peers.d3rlpy import ALGORITHMS, PeerActor
 from aaren_rl.scripts.compare import main
-from aaren_rl.training.learner import data_digest
 
 PYTHON = os.environ.get("AAREN_D3RLPY")
 """Interpreter with d3rlpy, which needs another gymnasium than this project."""
@@ -201,7 +200,7 @@ def test_a_race(command, tmp_path):
     race(tmp_path, *ALGORITHMS)
     status, out, errors = command(main, "race.toml", "--d3rlpy", PYTHON, "--bandit")
     assert status == 0, errors
-    digest = data_digest(sources.load("hopper-medium", "bundled", say=lambda line: None).trajectories)
+    digest = sources.load("hopper-medium", "bundled", say=lambda line: None).trajectories.sha256
     for algorithm in ALGORITHMS:
         folder = tmp_path / "runs/race/hopper-medium" / algorithm / "seed-0"
         result = json.loads((folder / "result.json").read_text())

@@ -208,11 +208,16 @@ def test_a_burn_in_precedes_a_window_within_its_episode(coded, context):
     assert windows == {(episode, step) for episode, length in enumerate(LENGTHS) for step in range(length)}
 
 
+def rows_of(sampler):
+    """Steps, timesteps and validity of all packed rows."""
+    return sampler._packed_rows(torch.arange(len(sampler._row_ends)))
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(0, 3))
 def test_packed_rows_hold_every_episode_whole_and_once(coded, lengths, seed):
     sampler = Sampler(coded(lengths), np.arange(len(lengths)), 2, "packed", seed=seed)
-    steps, timesteps, valid = (part.numpy() for part in sampler._rows)
+    steps, timesteps, valid = (part.numpy() for part in rows_of(sampler))
     assert steps.shape[1] == sampler.longest == max(lengths)
     assert sorted(steps[valid].tolist()) == list(range(sum(lengths)))
     own = np.concatenate([np.arange(length) for length in lengths])
@@ -240,9 +245,9 @@ def test_packed_batches_are_rows_with_resets(coded):
     assert torch.equal(batch.observations[..., 1][batch.valid].long(), batch.timesteps[batch.valid])
     assert (batch.previous_action == 0).all()
     assert {tuple(row) for row in batch.observations[:, 0].int().tolist()} == {
-        tuple(row) for row in sampler._observations[sampler._rows[0][:, 0]].int().tolist()
+        tuple(row) for row in sampler._observations[rows_of(sampler)[0][:, 0]].int().tolist()
     }
-    assert sampler.steps_per_segment == sum(LENGTHS) / len(sampler._rows[0])
+    assert sampler.steps_per_segment == sum(LENGTHS) / len(sampler._row_ends)
 
 
 @pytest.mark.parametrize("steps", [1, 4, 7, 100])

@@ -88,7 +88,7 @@ def test_statistics_of_large_observations_come_in_small_blocks(monkeypatch):
     rng = np.random.default_rng(0)
     whole = make((40,), observations=rng.normal(size=(40, 6, 5)))
     expected = whole.observation_statistics()
-    monkeypatch.setattr("aaren_rl.data.trajectories._BLOCK_NUMBERS", 7 * 30)
+    monkeypatch.setattr("aaren_rl.data.storage.BLOCK_NUMBERS", 7 * 30)
     for got, wanted in zip(whole.observation_statistics(), expected, strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-7)
     with pytest.raises(DataError, match="at step 39"):

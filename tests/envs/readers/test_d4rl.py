@@ -468,7 +468,7 @@ def test_kilobytes_that_ask_for_gigabytes_are_refused_at_once(tmp_path):
 
 def test_data_beyond_the_free_memory_are_refused(tmp_path, monkeypatch):
     path = write(tmp_path / "a.hdf5", arrays(2_000))
-    monkeypatch.setattr(hdf5, "_free_memory", lambda: 100_000)
+    monkeypatch.setattr(hdf5, "free_memory", lambda: 100_000)
     with pytest.raises(DataError, match=r"a\.hdf5 needs 0\.1 MiB of memory"):
         read_file(path)
 

@@ -1,0 +1,239 @@
+"""Data on disk against the same data in memory: arrays, batches and losses, bit for bit."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from helpers import assert_same
+from tiny_training import make_data, make_learner
+
+from aaren_rl.data import converted
+from aaren_rl.data.converted import Counts, Rows
+from aaren_rl.data.hindsight import GoalRewards, Hindsight, Relabelling, achieved_after, own_outcome
+from aaren_rl.data.packed import map_packed
+from aaren_rl.data.sampler import Sampler
+from aaren_rl.data.spaces import Box, DictSpace, space_of_values
+from aaren_rl.data.storage import Storage
+from aaren_rl.data.trajectories import Trajectories
+from aaren_rl.errors import DataError
+
+LENGTHS = (5, 1, 17, 3, 40, 8)
+CONTEXTS = [1, 6, "2+5", "episode", "packed", "carry:7"]
+GOALS = DictSpace(tuple((name, Box.unbounded((2,))) for name in ("achieved_goal", "desired_goal", "observation")))
+RELABELLINGS = {
+    "none": None,
+    "distance": Relabelling(Hindsight(), GoalRewards(distance=1.0)),
+    "computed": Relabelling(Hindsight(0.7, 0.3, 0.3, 0.4), GoalRewards(lambda one, two: -np.abs(one - two).sum(-1))),
+    "by step": Relabelling(Hindsight(), GoalRewards()),
+}
+
+
+def made(kind, seed=0):
+    """Trajectories of vectors, of a Dict with a picture, or of goals."""
+    rng, steps, episodes = np.random.default_rng(seed), sum(LENGTHS), len(LENGTHS)
+
+    def observations(count):
+        if kind == "pictures":
+            picture = rng.integers(0, 256, (count, 8, 8, 3), np.uint8)
+            return {"view": picture, "speed": rng.normal(size=(count, 2)).astype(np.float32)}
+        return rng.integers(0, 4, (count, 6)).astype(np.float32)
+
+    values, final = observations(steps), observations(episodes)
+    space = {"pictures": space_of_values(values), "goals": GOALS, "vectors": None}[kind]
+    if space is not None and kind == "pictures":
+        values, final = space.pack(values, batch=1), space.pack(final, batch=1)
+    terminated = np.arange(episodes) % 2 == 0
+    actions, rewards = rng.normal(size=(steps, 2)), rng.normal(size=steps)
+    offsets = np.concatenate([[0], np.cumsum(LENGTHS)])
+    return Trajectories(values, actions, rewards, offsets, terminated, ~terminated, final, space)
+
+
+def rows_of(data, pieces=3):
+    """The steps in blocks that cut episodes."""
+    for steps in np.array_split(np.arange(data.steps), pieces):
+        here = slice(steps[0], steps[-1] + 1)
+        ended = np.flatnonzero((data.offsets[1:] > here.start) & (data.offsets[1:] <= here.stop))
+        yield Rows(
+            map_packed(lambda part, here=here: part[here], data.observations),
+            data.actions[here],
+            data.rewards[here],
+            data.lengths[ended].tolist(),
+            data.terminated[ended].tolist(),
+            data.truncated[ended].tolist(),
+            None
+            if data.final_observations is None
+            else map_packed(lambda part, ended=ended: part[ended], data.final_observations),
+        )
+
+
+def on_disk(data, folder):
+    folder.mkdir(parents=True)
+    counts = Counts(data.steps, data.episodes)
+    converted.write(folder, rows_of(data), counts, (data.observation_space, data.action_space), {"id": "made-up"})
+    return converted.open_folder(folder)
+
+
+def assert_same_segments(one, other):
+    for name, ours, theirs in zip(one._fields, one, other, strict=True):
+        for key, part in theirs.items() if isinstance(theirs, dict) else [("", theirs)]:
+            mine = ours[key] if isinstance(theirs, dict) else ours
+            assert (part is None) == (mine is None), name
+            if part is not None:
+                assert_same(f"{name} {key}", mine, part)
+
+
+@pytest.mark.parametrize("kind", ["vectors", "pictures", "goals"])
+def test_a_copy_on_disk_is_the_data(kind, tmp_path):
+    data = made(kind)
+    copied = on_disk(data, tmp_path / "copy")
+    assert copied.sha256 == data.sha256
+    assert copied.storage.on_disk
+    np.testing.assert_array_equal(copied.returns_to_go, data.returns_to_go)
+    for ours, theirs in zip(copied.observation_statistics(), data.observation_statistics(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    # Nothing is left beside the files that are listed.
+    listed = {entry["file"] for entry in converted.read_about(tmp_path / "copy")["files"]}
+    assert {file.name for file in (tmp_path / "copy").iterdir()} == {*listed, converted.ABOUT}
+
+
+@pytest.mark.parametrize("relabelling", RELABELLINGS)
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("kind", ["vectors", "pictures", "goals"])
+def test_batches_from_disk_are_those_from_memory(kind, context, relabelling, tmp_path):
+    if relabelling != "none" and kind != "goals":
+        return
+    data = made(kind)
+    both = []
+    for one in (data, on_disk(data, tmp_path / "copy")):
+        weighting = "uniform" if context == "episode" else "length"
+        options = {"seed": 3, "next_observations": True, "relabelling": RELABELLINGS[relabelling]}
+        sampler = Sampler(one, np.arange(1, 6), 4, context, weighting, **options)
+        both.append([*(sampler.sample() for _ in range(6)), *sampler.over(one, np.arange(2)).sweep(40)])
+    for ours, theirs in zip(*both, strict=True):
+        assert_same_segments(ours, theirs)
+
+
+def test_a_batch_read_ahead_counts_only_where_it_follows(tmp_path):
+    data = made("vectors")
+    ours, theirs = (Sampler(one, np.arange(6), 3, "carry:4") for one in (on_disk(data, tmp_path / "copy"), data))
+    for sampler in (ours, theirs):
+        sampler.sample()
+        sampler.generator.manual_seed(8)
+        sampler.cursor.add_(2)
+    for _ in range(2):
+        assert_same_segments(ours.sample(), theirs.sample())
+
+
+@pytest.mark.parametrize("context", [5, "episode", "packed", "carry:5"])
+def test_losses_and_resumed_losses_are_those_from_memory(context, tmp_path):
+    data = make_data()
+    disk = on_disk(data, tmp_path / "copy")
+    losses = {}
+    for name, one in (("memory", data), ("disk", disk)):
+        learner = make_learner(one, context=context)
+        losses[name] = [learner.update()["loss"].item() for _ in range(4)] + [learner.validate()[0]["loss"]]
+        if name == "disk":
+            state = learner.state_dict()
+            losses["goes on"] = [learner.update()["loss"].item() for _ in range(3)]
+    assert losses["disk"] == losses["memory"]
+    # From disk to memory too: the state says nothing of where the data lie.
+    for one in (disk, data):
+        resumed = make_learner(one, context=context)
+        resumed.load_state_dict({name: part.clone() for name, part in state.items()})
+        resumed.updates = 4
+        assert [resumed.update()["loss"].item() for _ in range(3)] == losses["goes on"]
+        assert resumed.data == learner.data
+
+
+@pytest.mark.parametrize("kind", ["vectors", "pictures", "goals"])
+def test_what_is_made_of_data_on_disk_lies_there(kind, tmp_path):
+    data = made(kind)
+    copied = on_disk(data, tmp_path / "copy")
+    chosen = np.array([4, 0, 2])
+    assert copied.select(chosen).sha256 == data.select(chosen).sha256
+    joined = Trajectories.join([copied, data])
+    assert joined.sha256 == Trajectories.join([data, data]).sha256
+    for made_of in (copied.select(chosen), joined):
+        assert made_of.storage == Storage(tmp_path / "copy")
+        assert isinstance(made_of.rewards.base, np.memmap) or isinstance(made_of.rewards, np.memmap)
+    if kind == "goals":
+        rewards = GoalRewards(distance=1.0)
+        np.testing.assert_array_equal(achieved_after(copied), achieved_after(data))
+        for ours, theirs in zip(own_outcome(copied, rewards), own_outcome(data, rewards), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_passes_in_small_blocks_find_the_same(monkeypatch, tmp_path):
+    data = made("goals")
+    expected = own_outcome(data, GoalRewards(distance=1.0), ends_as_goals=True), data.select(np.array([4, 2])).sha256
+    monkeypatch.setattr("aaren_rl.data.storage.BLOCK_STEPS", 4)
+    copied = on_disk(data, tmp_path / "copy")
+    assert copied.sha256 == data.sha256
+    np.testing.assert_array_equal(copied.returns_to_go, data.returns_to_go)
+    found = own_outcome(copied, GoalRewards(distance=1.0), ends_as_goals=True), copied.select(np.array([4, 2])).sha256
+    for ours, theirs in zip(found[0], expected[0], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert found[1] == expected[1]
+
+
+def truncate(folder):
+    file = folder / "observations-0.npy"
+    file.write_bytes(file.read_bytes()[:-4])
+
+
+def change(folder):
+    file = folder / "rewards-2.npy"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def spoil(folder):
+    np.save(folder / "rewards-2.npy", np.full(sum(LENGTHS), np.nan, np.float32))
+
+
+def rewrite(**changes):
+    def apply(folder):
+        about = json.loads((folder / converted.ABOUT).read_text())
+        (folder / converted.ABOUT).write_text(json.dumps(about | changes))
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (truncate, "observations-0.npy has 1900 bytes in place of 1904"),
+        (change, "SHA-256 differs"),
+        (spoil, "holds a NaN at step 0"),
+        (lambda folder: (folder / "actions-1.npy").unlink(), "actions-1.npy is missing"),
+        (lambda folder: (folder / converted.ABOUT).unlink(), "it has no trajectories.json"),
+        (lambda folder: (folder / converted.ABOUT).write_text("{"), "trajectories.json cannot be read"),
+        (rewrite(version=2), "not of version 1"),
+        (rewrite(files=3), "it cannot be read"),
+        (rewrite(spaces=["?"]), "it cannot be read"),
+    ],
+)
+def test_a_damaged_copy_is_refused_by_name(damage, said, tmp_path):
+    on_disk(made("vectors"), tmp_path / "copy")
+    damage(tmp_path / "copy")
+    with pytest.raises(DataError, match=f"copy is no whole copy of data.*{said}.*delete the folder"):
+        converted.open_folder(tmp_path / "copy")
+
+
+def test_rows_that_are_not_as_many_as_said_are_refused(tmp_path):
+    data = made("vectors")
+    with pytest.raises(DataError, match="the data hold 74 rows of observations-0; they say 75"):
+        converted.write(tmp_path, rows_of(data), Counts(75, 6), (None, None), {})
+    assert not (tmp_path / converted.ABOUT).exists()
+
+
+def test_a_full_disk_is_an_error_and_no_crash(tmp_path):
+    copied = on_disk(made("vectors"), tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy")
+    with pytest.raises(DataError, match="arrays of all steps cannot be written into .*copy"):
+        copied.select(np.arange(2))
+    # Without a folder in between they lie elsewhere.
+    assert replace(copied, storage=Storage(tmp_path)).select(np.arange(2)).episodes == 2

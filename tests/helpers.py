@@ -5,6 +5,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from aaren_rl.data import converted
+from aaren_rl.data.converted import Counts, Rows
+from aaren_rl.data.packed import map_packed
 from aaren_rl.data.segment import Segment
 
 BEFORE = ("previous_action", "previous_reward")
@@ -139,3 +142,29 @@ def assert_goes_on(make):
     assert_same("as loaded", other.state_dict(), saved)
     assert_same("metrics", [other.update() for _ in range(3)], expected)
     assert_same("later state", other.state_dict(), learner.state_dict())
+
+
+def rows_of(data, pieces=3):
+    """The steps in blocks that cut episodes."""
+    for steps in np.array_split(np.arange(data.steps), pieces):
+        here = slice(steps[0], steps[-1] + 1)
+        ended = np.flatnonzero((data.offsets[1:] > here.start) & (data.offsets[1:] <= here.stop))
+        yield Rows(
+            map_packed(lambda part, here=here: part[here], data.observations),
+            data.actions[here],
+            data.rewards[here],
+            data.lengths[ended].tolist(),
+            data.terminated[ended].tolist(),
+            data.truncated[ended].tolist(),
+            None
+            if data.final_observations is None
+            else map_packed(lambda part, ended=ended: part[ended], data.final_observations),
+        )
+
+
+def on_disk(data, folder):
+    """The data as a copy in a new folder, mapped."""
+    folder.mkdir(parents=True)
+    counts = Counts(data.steps, data.episodes)
+    converted.write(folder, rows_of(data), counts, (data.observation_space, data.action_space), {"id": "made-up"})
+    return converted.open_folder(folder)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from helpers import on_disk
 from safetensors.torch import save_file
 
 from aaren_rl.checkpoint import digest
@@ -28,6 +29,8 @@ CASES = {
     "critic": {"objective": "critic"},
     "unused parameters": {"mixer": "none"},
     "hindsight": {"goals": True},
+    "disk": {"on_disk": True},
+    "carried hindsight on disk": {"goals": True, "context": "carry:4", "on_disk": True},
     "carried hindsight": {"goals": True, "context": "carry:4"},
 }
 
@@ -43,12 +46,14 @@ def make_data():
     return Trajectories.from_episodes(episodes)
 
 
-def make_learner(case, processes=ALONE):
+def make_learner(case, folder, processes=ALONE):
     settings = dict(CASES[case])
     goals = Relabelling(Hindsight(0.7, 0.6, 0.2, 0.2), GoalRewards(distance=1.0)) if settings.pop("goals", 0) else None
     config = ModelConfig(mixer=settings.pop("mixer", "aaren"), blocks=2, width=16, dropout=0.0)
     torch.manual_seed(0)
     data = make_data()
+    if settings.pop("on_disk", False):
+        data = on_disk(data, folder / f"{case} {processes.rank}")
     scaling = Scaling(*data.observation_statistics())
     model = DecisionModel(config, data.observation_space, Box.bounded(-np.ones(1), np.ones(1)), scaling)
     schedule = {"updates": 20, "batch_size": 8, "context": 5, "warmup": 2, "held_out": 0.2, **settings}
@@ -59,7 +64,7 @@ def main(folder):
     torch.set_num_threads(1)
     with joined(torch.device("cpu")) as processes:
         for case in CASES:
-            learner = make_learner(case, processes)
+            learner = make_learner(case, folder, processes)
             metrics = [learner.update() for _ in range(UPDATES)]
             state = learner.state_dict()
             for name in metrics[0]:

@@ -6,13 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import assert_same
+from helpers import assert_same, on_disk, rows_of
 from tiny_training import make_data, make_learner
 
 from aaren_rl.data import converted
-from aaren_rl.data.converted import Counts, Rows
+from aaren_rl.data.converted import Counts
 from aaren_rl.data.hindsight import GoalRewards, Hindsight, Relabelling, achieved_after, own_outcome
-from aaren_rl.data.packed import map_packed
 from aaren_rl.data.sampler import Sampler
 from aaren_rl.data.spaces import Box, DictSpace, space_of_values
 from aaren_rl.data.storage import Storage
@@ -48,31 +47,6 @@ def made(kind, seed=0):
     actions, rewards = rng.normal(size=(steps, 2)), rng.normal(size=steps)
     offsets = np.concatenate([[0], np.cumsum(LENGTHS)])
     return Trajectories(values, actions, rewards, offsets, terminated, ~terminated, final, space)
-
-
-def rows_of(data, pieces=3):
-    """The steps in blocks that cut episodes."""
-    for steps in np.array_split(np.arange(data.steps), pieces):
-        here = slice(steps[0], steps[-1] + 1)
-        ended = np.flatnonzero((data.offsets[1:] > here.start) & (data.offsets[1:] <= here.stop))
-        yield Rows(
-            map_packed(lambda part, here=here: part[here], data.observations),
-            data.actions[here],
-            data.rewards[here],
-            data.lengths[ended].tolist(),
-            data.terminated[ended].tolist(),
-            data.truncated[ended].tolist(),
-            None
-            if data.final_observations is None
-            else map_packed(lambda part, ended=ended: part[ended], data.final_observations),
-        )
-
-
-def on_disk(data, folder):
-    folder.mkdir(parents=True)
-    counts = Counts(data.steps, data.episodes)
-    converted.write(folder, rows_of(data), counts, (data.observation_space, data.action_space), {"id": "made-up"})
-    return converted.open_folder(folder)
 
 
 def assert_same_segments(one, other):

@@ -31,10 +31,10 @@ def together(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", several.CASES)
-def test_several_processes_train_as_one_does(case, together):
+def test_several_processes_train_as_one_does(case, together, tmp_path):
     theirs, count = together
     theirs = theirs[case]
-    learner = several.make_learner(case)
+    learner = several.make_learner(case, tmp_path)
     metrics = [learner.update() for _ in range(several.UPDATES)]
     # Each process divides by its own mean size of values, so with a critic the sum is another one.
     tolerance = {"rtol": 0.1, "atol": 0.02} if case == "critic" else {"rtol": 2e-4, "atol": 2e-5}

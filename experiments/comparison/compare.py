@@ -5,11 +5,14 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from aaren_rl.envs.dataset import Say
 from aaren_rl.envs.environments import import_packages
 from aaren_rl.errors import InvalidInput, unknown_name
 from aaren_rl.experiments.comparison import bandit, costs, matrix, picture, running, scores, table
+from aaren_rl.experiments.comparison.processes import Pool, Processes
+from aaren_rl.experiments.comparison.ray_cluster import RayCluster
 from aaren_rl.training.run import Interrupted
 
 
@@ -26,6 +29,12 @@ class Request:
     """Folder of the runs and the table; by default runs/<name of the file>."""
     jobs: int = 1
     """Number of runs at a time, each in a process with one thread."""
+    on: Literal["processes", "ray"] = "processes"
+    """Train in processes of this machine, or on the Ray cluster of RAY_ADDRESS; without that, ray starts one here."""
+    cpus: float = 1.0
+    """CPUs that a run reserves on a Ray cluster; it computes with one thread."""
+    gpus: float = 0.0
+    """GPUs that a run reserves on a Ray cluster, or a part of one; with 0 it trains without."""
     only: tuple[str, ...] = ()
     """Agents to run and to show; all by default."""
     datasets: tuple[str, ...] = ()
@@ -47,6 +56,26 @@ class Request:
     bandit: bool = False
     """Show the score over the number of episodes spent to choose among an agent's seeds."""
 
+    def __post_init__(self) -> None:
+        if self.on == "ray" and self.jobs != 1:
+            raise InvalidInput(
+                f"--jobs {self.jobs} is for processes; on Ray the cluster's CPUs and GPUs say how many runs train at a "
+                "time: leave it out, or pass --cpus and --gpus"
+            )
+        if self.on != "ray" and (self.cpus, self.gpus) != (1.0, 0.0):
+            raise InvalidInput("--cpus and --gpus are for --on ray; leave them out")
+
+    def pool(self, out: Path, say: Say) -> Pool:
+        """Where the runs train.
+
+        Raises:
+            InvalidInput: an option does not fit, or Ray is missing.
+        """
+        python = None if self.d3rlpy is None else self.d3rlpy.absolute()
+        if self.on == "ray":
+            return RayCluster(out, self.cpus, self.gpus, say, python)
+        return Processes(self.jobs, python)
+
 
 def compare(request: Request, say: Say) -> scores.Comparison:
     """Does the runs that are not finished, and writes the table; on request also the costs and their picture.
@@ -61,11 +90,10 @@ def compare(request: Request, say: Say) -> scores.Comparison:
         RunsFailed: some runs failed; the others were done.
         Interrupted: Ctrl-C or SIGTERM, after saving.
     """
-    if request.jobs < 1:
-        raise InvalidInput(f"--jobs {request.jobs}; expected at least 1")
     import_packages(request.imports)
     whole = matrix.load(request.file)
     out = request.out or Path("runs") / request.file.stem
+    pool = request.pool(out, say)
     chosen = whole.select(request.only, request.datasets, request.seeds)
     if request.against is not None and request.against not in chosen.agents:
         raise InvalidInput(f"--against: {unknown_name('agent', request.against, chosen.agents)}")
@@ -75,7 +103,7 @@ def compare(request: Request, say: Say) -> scores.Comparison:
         )
     runs = chosen.runs(out)
     running.check_folders(runs, request.file)
-    failures = [] if request.table else _run(request, runs, whole.runs(out), say)
+    failures = [] if request.table else _run(request, runs, whole.runs(out), pool, say)
     commands = {one.agent: _command(request, (one.agent,), *(["--returns"] if request.returns else [])) for one in runs}
     comparison = scores.collect(runs, commands, request.against, request.returns)
     files = [*table.write(comparison, out), *([picture.draw(comparison, out)] if comparison.scored else [])]
@@ -96,18 +124,21 @@ def compare(request: Request, say: Say) -> scores.Comparison:
     return comparison
 
 
-def _run(request: Request, runs: list[matrix.Run], whole: list[matrix.Run], say: Say) -> list[str]:
+def _run(request: Request, runs: list[matrix.Run], whole: list[matrix.Run], pool: Pool, say: Say) -> list[str]:
     left = [
         replace(run, config=replace(run.config, imports=request.imports))
         for run in running.prepare(runs, whole, say, request.returns)
     ]
     if len(left) < len(runs):
         say(f"{len(runs) - len(left)} of {len(runs)} runs are finished and stand")
+    running.check_interpreter(left, request.d3rlpy)
     try:
-        failures = running.do(left, request.jobs, len(runs), say, request.d3rlpy)
+        with pool:
+            failures = running.do(left, pool, len(runs), say)
     except Interrupted as error:
         flags = ["--against", request.against] if request.against is not None else []
         flags += [f"--{name}" for name in ("returns", "picture", "bandit") if getattr(request, name)]
+        flags += ["--on", request.on] if request.on != "processes" else []
         raise Interrupted(f"{error}; go on with {_command(request, request.only, *flags)}") from error
     if len(failures) == len(runs):
         raise running.RunsFailed("\n".join(["all runs failed:", *failures]))

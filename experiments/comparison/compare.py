@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from aaren_rl.envs.dataset import Say
 from aaren_rl.envs.environments import import_packages
@@ -13,6 +15,7 @@ from aaren_rl.errors import InvalidInput, unknown_name
 from aaren_rl.experiments.comparison import bandit, costs, matrix, picture, running, scores, table
 from aaren_rl.experiments.comparison.processes import Pool, Processes
 from aaren_rl.experiments.comparison.ray_cluster import RayCluster
+from aaren_rl.experiments.search import searching, space
 from aaren_rl.training.run import Interrupted
 
 
@@ -93,7 +96,23 @@ def compare(request: Request, say: Say) -> scores.Comparison:
     import_packages(request.imports)
     whole = matrix.load(request.file)
     out = request.out or Path("runs") / request.file.stem
-    pool = request.pool(out, say)
+    with request.pool(out, say) as pool:
+        whole, search = _searched(request, whole, out, pool, say)
+        runs = _select(request, whole).runs(out)
+        running.check_folders(runs, request.file)
+        failures = [] if request.table else _run(request, runs, whole.runs(out), pool, say)
+    comparison = _tabulate(request, runs, search, out, say)
+    if failures:
+        raise running.RunsFailed("\n".join([f"{len(failures)} of {len(runs)} runs failed:", *failures]))
+    return comparison
+
+
+def _select(request: Request, whole: matrix.Matrix) -> matrix.Matrix:
+    """The part of a comparison that is asked for.
+
+    Raises:
+        InvalidInput: a name or a seed is not in the file.
+    """
     chosen = whole.select(request.only, request.datasets, request.seeds)
     if request.against is not None and request.against not in chosen.agents:
         raise InvalidInput(f"--against: {unknown_name('agent', request.against, chosen.agents)}")
@@ -101,11 +120,15 @@ def compare(request: Request, say: Say) -> scores.Comparison:
         raise InvalidInput(
             f"--picture measures this project's agents, and {', '.join(measured)} are d3rlpy's; choose others by --only"
         )
-    runs = chosen.runs(out)
-    running.check_folders(runs, request.file)
-    failures = [] if request.table else _run(request, runs, whole.runs(out), pool, say)
+    return chosen
+
+
+def _tabulate(
+    request: Request, runs: list[matrix.Run], search: dict[str, Any] | None, out: Path, say: Say
+) -> scores.Comparison:
+    """Writes and says the table of the finished runs; `search` has the figures of the search that chose an agent."""
     commands = {one.agent: _command(request, (one.agent,), *(["--returns"] if request.returns else [])) for one in runs}
-    comparison = scores.collect(runs, commands, request.against, request.returns)
+    comparison = scores.collect(runs, commands, request.against, request.returns, search)
     files = [*table.write(comparison, out), *([picture.draw(comparison, out)] if comparison.scored else [])]
     say(f"\n{table.to_markdown(comparison)}\ntable:      {', '.join(map(str, files))}")
     more: list[str] = []
@@ -119,8 +142,6 @@ def compare(request: Request, say: Say) -> scores.Comparison:
         markdown = costs.to_markdown(comparison, found, _command(request, request.only, *flags))
         table.write(comparison, out, "\n".join([*more, markdown]))
         say(f"\n{markdown}\ncosts:      {out / costs.FILE}, {picture.draw_costs(comparison, found, out)}")
-    if failures:
-        raise running.RunsFailed("\n".join([f"{len(failures)} of {len(runs)} runs failed:", *failures]))
     return comparison
 
 
@@ -132,17 +153,49 @@ def _run(request: Request, runs: list[matrix.Run], whole: list[matrix.Run], pool
     if len(left) < len(runs):
         say(f"{len(runs) - len(left)} of {len(runs)} runs are finished and stand")
     running.check_interpreter(left, request.d3rlpy)
+    with _resumable(request):
+        failures = running.do(left, pool, len(runs), say)
+    if len(failures) == len(runs):
+        raise running.RunsFailed("\n".join(["all runs failed:", *failures]))
+    return failures
+
+
+def _searched(
+    request: Request, whole: matrix.Matrix, out: Path, pool: Pool, say: Say
+) -> tuple[matrix.Matrix, dict[str, Any] | None]:
+    """The comparison with the agent that its file's search chose, and the figures of the search, which is done first.
+
+    Without a [search], or where that agent is not asked for, the comparison as it is.
+    """
+    search = space.read(whole)
+    if search is None or (request.only and search.options.name not in request.only):
+        return whole, None
+    found = searching.found(search, out)
+    if found is None and request.table:
+        say(f"the search in {out / space.FOLDER} is not done, so {search.options.name} is not in the table")
+        return whole, None
+    if found is None:
+        # Before the search and not after it.
+        promised = {**whole.agents, search.options.name: whole.agents[search.options.agent]}
+        _select(request, replace(whole, agents=promised))
+        running.check_folders(whole.runs(out), request.file)
+        with _resumable(request):
+            searching.run(search, out, pool, say, request.returns, request.imports)
+        found = searching.found(search, out)
+        assert found is not None
+    return found
+
+
+@contextmanager
+def _resumable(request: Request) -> Iterator[None]:
+    """Says of an interruption with which command to go on."""
     try:
-        with pool:
-            failures = running.do(left, pool, len(runs), say)
+        yield
     except Interrupted as error:
         flags = ["--against", request.against] if request.against is not None else []
         flags += [f"--{name}" for name in ("returns", "picture", "bandit") if getattr(request, name)]
         flags += ["--on", request.on] if request.on != "processes" else []
         raise Interrupted(f"{error}; go on with {_command(request, request.only, *flags)}") from error
-    if len(failures) == len(runs):
-        raise running.RunsFailed("\n".join(["all runs failed:", *failures]))
-    return failures
 
 
 def _command(request: Request, only: tuple[str, ...], *flags: str) -> str:

@@ -117,14 +117,14 @@ def test_runs_of_killed_workers_go_on_and_the_table_is_that_of_processes(start, 
 @pytest.mark.slow
 def test_ctrl_c_saves_every_run_and_the_same_command_goes_on(start, tmp_path):
     ray = start("--on", "ray", "--seeds", 0)
-    first, _ = worker_with_a_checkpoint(ray, tmp_path / "runs")
+    first, _ = worker_with_a_checkpoint(ray, tmp_path / "runs" / "tiny")
     os.killpg(ray.pid, signal.SIGINT)
     _, errors = ray.communicate(timeout=600)
     assert ray.returncode == 130
     assert "stopped, 0 of 2 runs are finished, all that was trained is saved" in errors
     assert "go on with python scripts/compare.py tiny.toml --seeds 0 --on ray" in errors
     assert "stopped after update " in (first / "log.txt").read_text()
-    assert not list((tmp_path / "runs").glob("*/*/*/*/.lock"))
+    assert not list((tmp_path / "runs" / "tiny").glob("*/*/*/.lock"))
     ray = start("--on", "ray", "--seeds", 0)
     out, errors = ray.communicate(timeout=600)
     assert ray.returncode == 0, errors

@@ -222,3 +222,9 @@ def test_search_stops_goes_on_and_reports_its_agent(surroundings, tmp_path):
     assert again.returncode == 0, errors
     assert "1 of 1 runs are finished and stand" in out
     assert "search: trial" not in out
+
+
+def test_example_is_a_search():
+    found = space.read(matrix.load(Path(__file__).parents[2] / "examples" / "search.toml"))
+    assert found.config("one", {"model.mixer": "gru"}).model.mixer == "gru"
+    assert not set(found.options.seeds) & set(found.whole.seeds)

@@ -8,6 +8,7 @@ from aaren_rl.experiments.console import run, say
 
 GROUPS = (
     Group("run", "Folder and processes of the runs.", ("out", "jobs", "d3rlpy", "imports", "table")),
+    Group("cluster", "Runs on a Ray cluster, which all have to see their folder.", ("on", "cpus", "gpus")),
     Group("selection", "Part of the comparison to run and to show.", ("only", "datasets", "seeds")),
     Group("table", "Parts of the table beside the scores.", ("against", "returns", "picture", "bandit")),
 )

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 from aaren_rl.envs.dataset import Say
 from aaren_rl.envs.environments import import_packages
 from aaren_rl.errors import InvalidInput, unknown_name
 from aaren_rl.experiments.comparison import bandit, costs, matrix, picture, running, scores, table
+from aaren_rl.experiments.comparison.processes import Pool, Processes
+from aaren_rl.experiments.comparison.ray_cluster import RayCluster
+from aaren_rl.experiments.search import searching, space
 from aaren_rl.training.run import Interrupted
 
 
@@ -26,6 +32,12 @@ class Request:
     """Folder of the runs and the table; by default runs/<name of the file>."""
     jobs: int = 1
     """Number of runs at a time, each in a process with one thread."""
+    on: Literal["processes", "ray"] = "processes"
+    """Train in processes of this machine, or on the Ray cluster of RAY_ADDRESS; without that, ray starts one here."""
+    cpus: float = 1.0
+    """CPUs that a run reserves on a Ray cluster; it computes with one thread."""
+    gpus: float = 0.0
+    """GPUs that a run reserves on a Ray cluster, or a part of one; with 0 it trains without."""
     only: tuple[str, ...] = ()
     """Agents to run and to show; all by default."""
     datasets: tuple[str, ...] = ()
@@ -47,6 +59,26 @@ class Request:
     bandit: bool = False
     """Show the score over the number of episodes spent to choose among an agent's seeds."""
 
+    def __post_init__(self) -> None:
+        if self.on == "ray" and self.jobs != 1:
+            raise InvalidInput(
+                f"--jobs {self.jobs} is for processes; on Ray the cluster's CPUs and GPUs say how many runs train at a "
+                "time: leave it out, or pass --cpus and --gpus"
+            )
+        if self.on != "ray" and (self.cpus, self.gpus) != (1.0, 0.0):
+            raise InvalidInput("--cpus and --gpus are for --on ray; leave them out")
+
+    def pool(self, out: Path, say: Say) -> Pool:
+        """Where the runs train.
+
+        Raises:
+            InvalidInput: an option does not fit, or Ray is missing.
+        """
+        python = None if self.d3rlpy is None else self.d3rlpy.absolute()
+        if self.on == "ray":
+            return RayCluster(out, self.cpus, self.gpus, say, python)
+        return Processes(self.jobs, python)
+
 
 def compare(request: Request, say: Say) -> scores.Comparison:
     """Does the runs that are not finished, and writes the table; on request also the costs and their picture.
@@ -61,11 +93,26 @@ def compare(request: Request, say: Say) -> scores.Comparison:
         RunsFailed: some runs failed; the others were done.
         Interrupted: Ctrl-C or SIGTERM, after saving.
     """
-    if request.jobs < 1:
-        raise InvalidInput(f"--jobs {request.jobs}; expected at least 1")
     import_packages(request.imports)
     whole = matrix.load(request.file)
     out = request.out or Path("runs") / request.file.stem
+    with request.pool(out, say) as pool:
+        whole, search = _searched(request, whole, out, pool, say)
+        runs = _select(request, whole).runs(out)
+        running.check_folders(runs, request.file)
+        failures = [] if request.table else _run(request, runs, whole.runs(out), pool, say)
+    comparison = _tabulate(request, runs, search, out, say)
+    if failures:
+        raise running.RunsFailed("\n".join([f"{len(failures)} of {len(runs)} runs failed:", *failures]))
+    return comparison
+
+
+def _select(request: Request, whole: matrix.Matrix) -> matrix.Matrix:
+    """The part of a comparison that is asked for.
+
+    Raises:
+        InvalidInput: a name or a seed is not in the file.
+    """
     chosen = whole.select(request.only, request.datasets, request.seeds)
     if request.against is not None and request.against not in chosen.agents:
         raise InvalidInput(f"--against: {unknown_name('agent', request.against, chosen.agents)}")
@@ -73,11 +120,15 @@ def compare(request: Request, say: Say) -> scores.Comparison:
         raise InvalidInput(
             f"--picture measures this project's agents, and {', '.join(measured)} are d3rlpy's; choose others by --only"
         )
-    runs = chosen.runs(out)
-    running.check_folders(runs, request.file)
-    failures = [] if request.table else _run(request, runs, whole.runs(out), say)
+    return chosen
+
+
+def _tabulate(
+    request: Request, runs: list[matrix.Run], search: dict[str, Any] | None, out: Path, say: Say
+) -> scores.Comparison:
+    """Writes and says the table of the finished runs; `search` has the figures of the search that chose an agent."""
     commands = {one.agent: _command(request, (one.agent,), *(["--returns"] if request.returns else [])) for one in runs}
-    comparison = scores.collect(runs, commands, request.against, request.returns)
+    comparison = scores.collect(runs, commands, request.against, request.returns, search)
     files = [*table.write(comparison, out), *([picture.draw(comparison, out)] if comparison.scored else [])]
     say(f"\n{table.to_markdown(comparison)}\ntable:      {', '.join(map(str, files))}")
     more: list[str] = []
@@ -91,27 +142,60 @@ def compare(request: Request, say: Say) -> scores.Comparison:
         markdown = costs.to_markdown(comparison, found, _command(request, request.only, *flags))
         table.write(comparison, out, "\n".join([*more, markdown]))
         say(f"\n{markdown}\ncosts:      {out / costs.FILE}, {picture.draw_costs(comparison, found, out)}")
-    if failures:
-        raise running.RunsFailed("\n".join([f"{len(failures)} of {len(runs)} runs failed:", *failures]))
     return comparison
 
 
-def _run(request: Request, runs: list[matrix.Run], whole: list[matrix.Run], say: Say) -> list[str]:
+def _run(request: Request, runs: list[matrix.Run], whole: list[matrix.Run], pool: Pool, say: Say) -> list[str]:
     left = [
         replace(run, config=replace(run.config, imports=request.imports))
         for run in running.prepare(runs, whole, say, request.returns)
     ]
     if len(left) < len(runs):
         say(f"{len(runs) - len(left)} of {len(runs)} runs are finished and stand")
-    try:
-        failures = running.do(left, request.jobs, len(runs), say, request.d3rlpy)
-    except Interrupted as error:
-        flags = ["--against", request.against] if request.against is not None else []
-        flags += [f"--{name}" for name in ("returns", "picture", "bandit") if getattr(request, name)]
-        raise Interrupted(f"{error}; go on with {_command(request, request.only, *flags)}") from error
+    running.check_interpreter(left, request.d3rlpy)
+    with _resumable(request):
+        failures = running.do(left, pool, len(runs), say)
     if len(failures) == len(runs):
         raise running.RunsFailed("\n".join(["all runs failed:", *failures]))
     return failures
+
+
+def _searched(
+    request: Request, whole: matrix.Matrix, out: Path, pool: Pool, say: Say
+) -> tuple[matrix.Matrix, dict[str, Any] | None]:
+    """The comparison with the agent that its file's search chose, and the figures of the search, which is done first.
+
+    Without a [search], or where that agent is not asked for, the comparison as it is.
+    """
+    search = space.read(whole)
+    if search is None or (request.only and search.options.name not in request.only):
+        return whole, None
+    found = searching.found(search, out)
+    if found is None and request.table:
+        say(f"the search in {out / space.FOLDER} is not done, so {search.options.name} is not in the table")
+        return whole, None
+    if found is None:
+        # Before the search and not after it.
+        promised = {**whole.agents, search.options.name: whole.agents[search.options.agent]}
+        _select(request, replace(whole, agents=promised))
+        running.check_folders(whole.runs(out), request.file)
+        with _resumable(request):
+            searching.run(search, out, pool, say, request.returns, request.imports)
+        found = searching.found(search, out)
+        assert found is not None
+    return found
+
+
+@contextmanager
+def _resumable(request: Request) -> Iterator[None]:
+    """Says of an interruption with which command to go on."""
+    try:
+        yield
+    except Interrupted as error:
+        flags = ["--against", request.against] if request.against is not None else []
+        flags += [f"--{name}" for name in ("returns", "picture", "bandit") if getattr(request, name)]
+        flags += ["--on", request.on] if request.on != "processes" else []
+        raise Interrupted(f"{error}; go on with {_command(request, request.only, *flags)}") from error
 
 
 def _command(request: Request, only: tuple[str, ...], *flags: str) -> str:

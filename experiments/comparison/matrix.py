@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from aaren_rl.experiments.peers.d3rlpy import Peer
 from aaren_rl.experiments.settings import from_table as from_settings
 from aaren_rl.experiments.settings import merge, read
 
-KEYS = ("datasets", "seeds", "settings", "agents")
+KEYS = ("datasets", "seeds", "settings", "agents", "search")
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ class Matrix:
         seeds: seeds of the trainings.
         agents: configurations by name, still without environment, seed and folder.
         peers: those of `agents` that are another library's.
+        tables: settings of each agent, with those of all agents below them.
+        search: the [search] of the file, which `aaren_rl.experiments.search` reads; None without one.
     """
 
     file: Path
@@ -67,6 +69,8 @@ class Matrix:
     seeds: tuple[int, ...]
     agents: dict[str, RunConfig]
     peers: dict[str, Peer]
+    tables: dict[str, dict[str, Any]] = field(default_factory=dict)
+    search: dict[str, Any] | None = None
 
     def select(self, agents: Sequence[str], datasets: Sequence[str], seeds: Sequence[int]) -> Matrix:
         """Part of the matrix with these agents, datasets and seeds; an empty list selects all.
@@ -87,6 +91,8 @@ class Matrix:
             tuple(seed for seed in self.seeds if seed in seeds or not seeds),
             {name: config for name, config in self.agents.items() if name in agents or not agents},
             self.peers,
+            self.tables,
+            self.search,
         )
 
     def runs(self, out: Path) -> list[Run]:
@@ -134,24 +140,48 @@ def from_table(table: dict[str, Any], file: Path) -> Matrix:
     datasets, seeds = _list(file, table, "datasets", str, "names"), _list(file, table, "seeds", int, "whole numbers")
     if min(seeds) < 0:
         raise InvalidInput(f"{file}: seeds is {seeds}; expected none below 0")
-    for name in datasets:
-        if name not in catalogue() and not ("/" in name or Path(name).suffix or Path(name).expanduser().exists()):
-            raise InvalidInput(f"{file}: {unknown_name('dataset', name, catalogue())}")
-    folders = [folder_name(name) for name in datasets]
-    if len(set(folders)) < len(folders):
-        raise InvalidInput(f"{file}: datasets {datasets} would lie in folders {folders}; expected one folder for each")
+    check_datasets(file, datasets)
     settings, agents = table.get("settings", {}), table.get("agents", {})
     if not isinstance(settings, dict):
         raise InvalidInput(f"{file}: settings is {settings!r}; expected a table [settings]")
     if not (isinstance(agents, dict) and agents and all(isinstance(one, dict) for one in agents.values())):
         raise InvalidInput(f"{file}: agents is {agents!r}; expected a table [agents.NAME] for each agent")
+    search = table.get("search")
+    if search is not None and not isinstance(search, dict):
+        raise InvalidInput(f"{file}: search is {search!r}; expected a table [search]")
+    tables = {
+        name: merge(settings, {key: value for key, value in changes.items() if key != "peer"}, f"{file}, agent {name}")
+        for name, changes in agents.items()
+    }
     return Matrix(
         file,
         tuple(datasets),
         tuple(seeds),
-        {name: _agent(file, settings, name, changes) for name, changes in agents.items()},
+        {name: agent_config(file, name, one) for name, one in tables.items()},
         {name: _peer(file, name, changes["peer"]) for name, changes in agents.items() if "peer" in changes},
+        tables,
+        search,
     )
+
+
+def check_datasets(file: Path, datasets: Sequence[str]) -> None:
+    """Checks names of datasets.
+
+    Args:
+        file: that errors name.
+        datasets: the names.
+
+    Raises:
+        InvalidInput: one is unknown, or two would have one folder.
+    """
+    for name in datasets:
+        if name not in catalogue() and not ("/" in name or Path(name).suffix or Path(name).expanduser().exists()):
+            raise InvalidInput(f"{file}: {unknown_name('dataset', name, catalogue())}")
+    folders = [folder_name(name) for name in datasets]
+    if len(set(folders)) < len(folders):
+        raise InvalidInput(
+            f"{file}: datasets {list(datasets)} would lie in folders {folders}; expected one folder for each"
+        )
 
 
 def folder_name(dataset: str) -> str:
@@ -169,11 +199,20 @@ def _list(file: Path, table: dict[str, Any], key: str, item: type, what: str) ->
     return values
 
 
-def _agent(file: Path, settings: dict[str, Any], name: str, changes: dict[str, Any]) -> RunConfig:
+def agent_config(file: Path, name: str, table: dict[str, Any]) -> RunConfig:
+    """Configuration of an agent, still without environment, seed and folder.
+
+    Args:
+        file: that errors name.
+        name: of the agent.
+        table: its settings.
+
+    Raises:
+        InvalidInput: the name or a setting does not fit.
+    """
     where = f"{file}, agent {name}"
     if Path(name).name != name or name.startswith((".", "-")) or "|" in name:
         raise InvalidInput(f"{where}: this cannot be the name of a folder and the cell of a table; name it otherwise")
-    table = merge(settings, {key: value for key, value in changes.items() if key != "peer"}, where)
     set_here = {"env": "datasets", "seeds": "seeds", "run": "--out", "resume": "the command"}
     # Nor does a file make the program import packages.
     set_here["imports"] = "--import"

@@ -1,22 +1,14 @@
-"""Trains the runs of a comparison, each in its process, and finds the finished ones."""
+"""Trains the runs of a comparison in a pool, and finds the finished ones."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import multiprocessing
-import os
 import reprlib
-import signal
-import sys
-import threading
 from collections.abc import Iterable
-from multiprocessing import connection
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from tqdm import tqdm
 from typeguard import TypeCheckError, check_type
 
@@ -27,18 +19,17 @@ from aaren_rl.envs.catalogue import catalogue
 from aaren_rl.envs.dataset import Say
 from aaren_rl.errors import AarenError, CheckpointError, DataError, InvalidInput
 from aaren_rl.experiments import config as run_config
-from aaren_rl.experiments import console
 from aaren_rl.experiments.comparison.matrix import Run
+from aaren_rl.experiments.comparison.processes import LOG, SUCCESS, Pool
 from aaren_rl.experiments.config import CONFIG, DATA, RunConfig, keeping, reading
-from aaren_rl.experiments.console import device_named, rounded, say
+from aaren_rl.experiments.console import device_named, rounded
 from aaren_rl.experiments.peers import d3rlpy
 from aaren_rl.experiments.peers.worker import D3RLPY
-from aaren_rl.experiments.train import train
 from aaren_rl.training.checkpoints import checkpoints
 from aaren_rl.training.run import Interrupted
 from aaren_rl.training.signals import stop_signal
 
-RESULT, LOG = "result.json", "log.txt"
+RESULT = "result.json"
 
 FIGURES: dict[str, Any] = {
     "normalized_score": float,
@@ -185,109 +176,66 @@ def prepare(runs: list[Run], whole: Iterable[Run], say: Say, without_scores: boo
     return left
 
 
-def do(runs: list[Run], jobs: int, total: int, say: Say, python: Path | None = None) -> list[str]:
-    """Trains runs, some at a time, each in a process with one thread of computation.
-
-    One thread for any number of jobs, since results depend on the number of threads. The output of a run goes into
-    log.txt in its folder. An interrupted run goes on from its checkpoint, but that of a peer begins anew.
+def do(runs: list[Run], pool: Pool, total: int, say: Say) -> list[str]:
+    """Trains runs. An interrupted run goes on from its checkpoint, but that of a peer begins anew.
 
     Args:
         runs: runs that are not finished.
-        jobs: number of runs at a time.
+        pool: trains them.
         total: number of runs of the comparison, finished ones included.
         say: receives a line on every run that ends.
-        python: interpreter with d3rlpy, for peers.
 
     Returns:
         A line on every run that failed.
 
     Raises:
-        InvalidInput: a run is a peer's, and there is no interpreter.
         Interrupted: Ctrl-C or SIGTERM; the runs in training have saved a checkpoint and ended.
     """
-    peers = [run.name for run in runs if run.peer is not None]
-    if peers and python is None:
-        raise InvalidInput(f"{', '.join(peers)}: these train with d3rlpy, in an interpreter of its own; {D3RLPY}")
     waiting, failures = list(runs), []
-    running: dict[int, tuple[SpawnProcess, Run]] = {}
-    done = total - len(runs)
+    training, done = 0, total - len(runs)
     with stop_signal() as stop, tqdm(total=total, initial=done, unit="run", disable=None) as bar:
-        try:
-            while running or waiting:
-                while waiting and len(running) < jobs and not stop.is_set():
-                    run = waiting.pop(0)
-                    process = _start(run, python)
-                    running[process.sentinel] = process, run
-                # The timeout lets the loop see the signal.
-                for sentinel in connection.wait(list(running), timeout=0.2):
-                    assert isinstance(sentinel, int)
-                    process, run = running.pop(sentinel)
-                    process.join()
-                    line, failed = _ended(process, run)
-                    failures += [line] if failed else []
-                    done += not failed
-                    bar.update(not failed)
-                    with tqdm.external_write_mode():
-                        say(f"{done} of {total}: {line}")
-                if stop.is_set():
-                    break
-            for process, _ in running.values():
-                process.terminate()
-            for process, _ in running.values():
-                process.join()
-        finally:
-            for process, _ in running.values():
-                process.kill()
+        while (training or waiting) and not stop.is_set():
+            while waiting and (pool.queues or training < pool.capacity) and not stop.is_set():
+                pool.start(waiting.pop(0))
+                training += 1
+            # The timeout lets the loop see the signal.
+            for run, how in pool.ended(timeout=0.2):
+                training -= 1
+                line, failed = report(run, how)
+                failures += [line] if failed else []
+                done += not failed
+                bar.update(not failed)
+                with tqdm.external_write_mode():
+                    say(f"{done} of {total}: {line}")
         if stop.is_set():
+            end(pool, training)
             raise Interrupted(f"stopped, {done} of {total} runs are finished, all that was trained is saved")
     return failures
 
 
-def _start(run: Run, python: Path | None) -> SpawnProcess:
-    run.folder.mkdir(parents=True, exist_ok=True)
-    resume = run.folder if checkpoints(run.folder) else None
-    config = dataclasses.replace(run.config, resume=resume)
-    work = config, run.peer, python, run.folder / LOG
-    process = multiprocessing.get_context("spawn").Process(target=_work, args=work)
-    # The process inherits this: Ctrl-C must not reach it while it starts.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        process.start()
-    finally:
-        signal.signal(signal.SIGINT, before)
-    return process
+def end(pool: Pool, training: int) -> None:
+    """Has all runs save a checkpoint, and waits until these, `training` of them, have ended."""
+    pool.stop()
+    while training:
+        training -= len(pool.ended(timeout=0.2))
 
 
-def _work(config: RunConfig, peer: d3rlpy.Peer | None, python: Path | None, log: Path) -> None:
-    """Trains one run; the target of a process."""
-    if sys.platform != "win32":
-        # A second signal would break the saving, so Ctrl-C reaches only the command, which sends SIGTERM.
-        os.setpgrp()
-    threading.Thread(target=_end_with_the_command, daemon=True).start()
-    with log.open("a", encoding="utf-8") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    torch.set_num_threads(1)
-    if peer is None:
-        console.run(lambda: train(config))
-    else:
-        assert python is not None
-        interpreter = python
-        console.run(lambda: d3rlpy.train(config, peer, interpreter, say))
+def check_interpreter(runs: Iterable[Run], python: Path | None) -> None:
+    """Refuses peers without an interpreter for them.
+
+    Raises:
+        InvalidInput: a run is a peer's, and there is no interpreter.
+    """
+    peers = [run.name for run in runs if run.peer is not None]
+    if peers and python is None:
+        raise InvalidInput(f"{', '.join(peers)}: these train with d3rlpy, in an interpreter of its own; {D3RLPY}")
 
 
-def _end_with_the_command() -> None:
-    command = multiprocessing.parent_process()
-    assert command is not None
-    command.join()
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _ended(process: SpawnProcess, run: Run) -> tuple[str, bool]:
-    """A line on a run whose process has ended, and True if it failed."""
+def report(run: Run, how: str) -> tuple[str, bool]:
+    """A line on a run that has ended, and True if it failed; `how` says how it ended."""
     with contextlib.suppress(AarenError):
         figures = outcome(run)
-        if process.exitcode == 0 and figures is not None:
+        if how == SUCCESS and figures is not None:
             score, seconds = figures["normalized_score"], figures["train_seconds"]
             reached = f"return {rounded(figures['mean'])}" if score is None else f"normalised score {score:.1f}"
             return f"{run.name}: {reached}, trained in {seconds:.0f} s", False
@@ -295,7 +243,7 @@ def _ended(process: SpawnProcess, run: Run) -> tuple[str, bool]:
     log = run.folder / LOG
     tail = log.read_text("utf-8", errors="replace").splitlines()[-1:] if log.exists() else []
     said = tail[0] if tail else "it said nothing"
-    return f"{run.name} failed with exit status {process.exitcode}: {said} (all it said is in {log})", True
+    return f"{run.name} failed with {how}: {said} (all it said is in {log})", True
 
 
 def _saved_configuration(run: Run) -> RunConfig | None:

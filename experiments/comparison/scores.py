@@ -99,7 +99,13 @@ class Comparison:
         return {row["seed"]: row[figure] for row in self.rows if (row["agent"], row["dataset"]) == (agent, dataset)}
 
 
-def collect(runs: list[Run], commands: dict[str, str], against: str | None = None, returns: bool = False) -> Comparison:
+def collect(
+    runs: list[Run],
+    commands: dict[str, str],
+    against: str | None = None,
+    returns: bool = False,
+    search: dict[str, Any] | None = None,
+) -> Comparison:
     """Reads the results of finished runs.
 
     Args:
@@ -107,6 +113,7 @@ def collect(runs: list[Run], commands: dict[str, str], against: str | None = Non
         commands: command that reproduces each agent's row.
         against: reference agent of the differences; None for no differences.
         returns: the table shows mean returns too, and takes results without a score.
+        search: figures of the search that chose an agent; None if no agent was chosen so.
 
     Raises:
         DataError: no run is finished, or no run of `against`; a result lacks an entry; or results differ in their
@@ -133,7 +140,7 @@ def collect(runs: list[Run], commands: dict[str, str], against: str | None = Non
         unfinished=[agent for agent in agents if agent not in shown],
         last=last,
         best=aggregate(scored, shown, "best") if scored and all(row["best"] is not None for row in scored) else None,
-        protocol=_protocol(runs, finished, last),
+        protocol=_protocol(runs, finished, last) | ({"search": search} if search and search["agent"] in shown else {}),
         commands=commands,
         against=against,
         shows_returns=returns,

@@ -141,6 +141,8 @@ def _words(comparison: Comparison) -> str:
         f"source {protocol['source']} for {_amounts(protocol['updates'])} updates, seeds "
         f"{_listed(map(str, protocol['seeds']))}.",
     ]
+    if "search" in protocol:
+        lines.append(_search_in_words(protocol["search"]))
     compared, left_out = protocol["compared"], protocol["left_out"]
     if compared:
         spread = (
@@ -162,6 +164,17 @@ def _words(comparison: Comparison) -> str:
     if comparison.unfinished:
         lines.append(f"No run is finished yet of: {_listed(comparison.unfinished)}.")
     return "\n\n".join(lines)
+
+
+def _search_in_words(search: dict[str, Any]) -> str:
+    chosen = _listed(f"{name} {value} (of {search['space'][name]})" for name, value in search["settings"].items())
+    return (
+        f"{search['agent']}: {search['from']} with settings that were chosen by search over {search['trials']} trials "
+        f"({search['pruned']} pruned, {search['fail']} failed): {chosen}. They had the highest mean score, "
+        f"{search['score']:.4g}, in the last evaluation of their training ({search['episodes']} episodes, other "
+        f"environment seeds) on {_listed(search['datasets'])}, seeds {_listed(map(str, search['seeds']))}, which are "
+        "not reported. No other agent was searched."
+    )
 
 
 def _or(values: Iterable[Any]) -> str:

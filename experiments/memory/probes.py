@@ -19,6 +19,7 @@ from aaren_rl.errors import AarenError, InvalidInput, unknown_name
 from aaren_rl.experiments import settings
 from aaren_rl.experiments.comparison import matrix, running
 from aaren_rl.experiments.comparison.matrix import Run
+from aaren_rl.experiments.comparison.processes import Processes
 from aaren_rl.experiments.console import device_named, progress
 from aaren_rl.experiments.memory import contamination, probe_table
 from aaren_rl.experiments.memory.accuracy import accuracy
@@ -96,7 +97,8 @@ def probe(request: Request, episodes: int, seed: int, device: str, say: Say) -> 
     if len(left) < len(runs):
         say(f"{len(runs) - len(left)} of {len(runs)} runs are finished and stand")
     try:
-        failures = running.do(left, request.jobs, len(runs), say)
+        with Processes(request.jobs) as pool:
+            failures = running.do(left, pool, len(runs), say)
     except Interrupted as error:
         raise Interrupted(f"{error}; the same command goes on") from error
     rows, unmeasured = _measured(runs, request, episodes, seed, device)

@@ -39,6 +39,7 @@ class Keeping:
         folder: that data on disk are converted into; None only with "memory".
         room: bytes that are free on a GPU, which holds data in memory too; None without one.
         progress: shows how far a conversion is; None for nothing.
+        copies: processes of this machine that hold the data in memory.
 
     Raises:
         InvalidInput: there is no such choice.
@@ -48,6 +49,7 @@ class Keeping:
     folder: Path | None = None
     room: int | None = None
     progress: Progress | None = None
+    copies: int = 1
 
     def __post_init__(self) -> None:
         if self.choice not in get_args(Choice):
@@ -101,7 +103,9 @@ class Keeping:
         """Whether data of so many bytes lie on disk, and why."""
         if self.choice != "auto":
             return self.choice == "disk", f"{in_words(size)}, as asked"
-        free, where = free_memory(), "memory"
+        free, where = free_memory() // self.copies, "memory"
+        if self.copies > 1:
+            where = f"memory for each of {self.copies} processes"
         if self.room is not None and self.room < free:
             free, where = self.room, "the GPU's memory"
         more = size > SHARE * free

@@ -36,6 +36,7 @@ from aaren_rl.experiments.command_line import Group
 from aaren_rl.folders import replace_file
 from aaren_rl.model import ModelConfig
 from aaren_rl.training.config import TrainingConfig
+from aaren_rl.training.processes import launched_here
 
 CONFIG = "config.toml"
 
@@ -236,7 +237,7 @@ def keeping(config: RunConfig, runs: Path, device: torch.device, progress: bool)
     """
     room = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
     converted = config.data_folder or runs.absolute() / "converted"
-    return Keeping(config.data, converted, room, _bar if progress else None)
+    return Keeping(config.data, converted, room, _bar if progress else None, launched_here())
 
 
 def _bar(steps: int, name: str) -> AbstractContextManager[Callable[[int], object]]:

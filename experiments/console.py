@@ -44,6 +44,10 @@ def run(command: Callable[[], object], together: bool = False) -> None:
         sys.exit(130)
 
 
+def say_nothing(line: str) -> None:
+    """Takes a line that nobody is to see."""
+
+
 def say(line: str) -> None:
     """Prints a line without buffering, also into a pipe."""
     print(printable(line), flush=True)
@@ -82,7 +86,12 @@ def device_named(name: str) -> torch.device:
     if launched() == 1:
         return torch.device("cuda")
     # torchrun gives each process of a machine a GPU of its own.
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    number, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if number >= count:
+        raise InvalidInput(
+            f"torchrun started more processes on this machine than its {count} GPUs; pass --nproc-per-node {count}"
+        )
+    device = torch.device("cuda", number)
     torch.cuda.set_device(device)
     return device
 

@@ -36,6 +36,7 @@ from aaren_rl.experiments.finetuning_options import Options
 from aaren_rl.experiments.online_buffer import Buffer
 from aaren_rl.experiments.report import Job, final_protocol
 from aaren_rl.experiments.train import make_card, make_learner, save_config
+from aaren_rl.model.weights_check import first_not_finite
 from aaren_rl.training.lock import locked
 from aaren_rl.training.log import RunLog
 from aaren_rl.training.run import Interrupted, Run
@@ -50,7 +51,7 @@ def finetune(agent: Path | None, options: Options) -> dict[str, Any]:
 
     Args:
         agent: folder of a run, or of its last agent; None to go on with the fine-tuning of `options.resume`.
-        options: how.
+        options: how. For a resume they are taken as they are; `finetuning_options.read` gives the saved ones.
 
     Returns:
         What result.json in the folder holds: the result after, the one before under "before", and what was done.
@@ -102,6 +103,8 @@ def _resume(folder: Path, options: Options) -> dict[str, Any]:
         _refuse_finished(folder, saved["steps"], options)
         finetuning = _prepared(config, folder, options, folder)
         finetuning.restore(saved, tensors)
+        # Of earlier rounds than the agents will be.
+        (folder / "result.json").unlink(missing_ok=True)
         say(f"going on after round {finetuning.rounds} ({finetuning.steps} steps) of {folder}")
         finetuning.save_config()
         # It is one round behind, or missing, if the process died between the two.
@@ -287,8 +290,18 @@ class _Finetuning:
         return {**found, "updates": self.learner.updates}
 
     def _save(self) -> None:
-        """Writes the checkpoint and the agent of the rounds that are whole."""
+        """Writes the checkpoint and the agent of the rounds that are whole.
+
+        Raises:
+            InvalidInput: the weights are not finite; the checkpoint of the round before is still there.
+        """
         folder = self.job.folder
+        for model in (self.learner.model, self.learner.acting):
+            if (weight := first_not_finite(model.state_dict())) is not None:
+                raise InvalidInput(
+                    f"the weight {weight} holds a NaN or infinity after round {self.rounds}; go on from the round "
+                    f"before with --resume {folder} and a smaller --learning-rate"
+                )
         counted = {"rounds": self.rounds, "steps": self.steps, "before": self.before, "data": self.offline}
         finetuning_checkpoint.write(folder, self.learner, {**counted, "buffer": self.buffer.save(folder)})
         self.buffer.drop_files(folder)

@@ -23,7 +23,7 @@ from aaren_rl.envs.keeping import Choice
 from aaren_rl.errors import InvalidInput, unknown_name
 from aaren_rl.experiments import config as run_config
 from aaren_rl.experiments.config import CONFIG, RunConfig
-from aaren_rl.experiments.console import device_named, say
+from aaren_rl.experiments.console import device_named, say, say_nothing
 from aaren_rl.experiments.exporting import exported_form
 from aaren_rl.experiments.settings import merge, to_table
 from aaren_rl.experiments.train import train
@@ -95,7 +95,7 @@ def fit(
         )
     if resume and folder is None:
         raise InvalidInput("resume without a folder; give the folder of the run to go on with")
-    place, tell = None if folder is None else Path(folder), say if progress else _nothing
+    place, tell = None if folder is None else Path(folder), say if progress else say_nothing
     config = _config(settings, place if resume else None, environment)
     config = dataclasses.replace(config, resume=place) if resume else dataclasses.replace(config, run=place)
     if keep is not None:
@@ -193,7 +193,3 @@ def _spec(environment: str | EnvironmentSpec | None) -> EnvironmentSpec | None:
     if environment is None or environment == NONE:
         return None
     return EnvironmentSpec(environment) if isinstance(environment, str) else environment
-
-
-def _nothing(line: str) -> None:
-    """Takes a line and says nothing."""

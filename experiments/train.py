@@ -22,12 +22,14 @@ from aaren_rl.envs import sources
 from aaren_rl.envs.catalogue import catalogue
 from aaren_rl.envs.dataset import ARRAYS, Dataset, Say
 from aaren_rl.envs.evaluation import Protocol, evaluate
+from aaren_rl.envs.keeping import Choice
 from aaren_rl.envs.sources import Source
 from aaren_rl.errors import CheckpointError, InvalidInput
 from aaren_rl.experiments import config as run_config
 from aaren_rl.experiments.config import CONFIG, RunConfig
-from aaren_rl.experiments.console import device_named, say
+from aaren_rl.experiments.console import device_named, say, say_nothing
 from aaren_rl.experiments.report import EvaluationFailed, Job, final_protocol, report, summarise
+from aaren_rl.folders import replace_file
 from aaren_rl.model import DecisionModel, count_parameters
 from aaren_rl.ops import prefix_attention
 from aaren_rl.training.callbacks import Callback
@@ -38,11 +40,17 @@ from aaren_rl.training.follower import Follower
 from aaren_rl.training.learner import Learner, SingleLearner
 from aaren_rl.training.lock import Locked, locked
 from aaren_rl.training.optimiser import learning_rate
-from aaren_rl.training.processes import LostProcess, Processes, joined, may_restart, was_restarted
+from aaren_rl.training.processes import LostProcess, Processes, launch, may_restart, process_group, was_restarted
 from aaren_rl.training.run import Interrupted, Run
 
 QUANTILES = 11
 """Quantiles of the data's returns that an agent's card holds."""
+
+LAUNCH = ".torchrun"
+"""File in a run's folder with the name of the launch of torchrun that trains there."""
+
+RESUMED = "the update to go on from", "put the run's folder on storage that all machines share"
+"""What processes may differ in after a resume, and what to do."""
 
 CHECK_SEED = 10_000
 """First environment seed of evaluations during training; the final evaluation starts from 0."""
@@ -77,8 +85,8 @@ def train(
         LostProcess: another process ended; what is saved was said.
     """
     device = device_named(config.device)
-    with joined(device) as processes:
-        config = _launched(config, processes)
+    with process_group(device) as processes:
+        _refuse_launch(config, processes)
         if not processes.leads:
             return _follow(config, dataset, device, processes, say)
         outcome = _lead(config, dataset, device, processes, tuple(callbacks), say, progress)
@@ -92,8 +100,8 @@ def train(
     return outcome
 
 
-def _launched(config: RunConfig, processes: Processes) -> RunConfig:
-    """The configuration, with the run to resume where torchrun started the processes again.
+def _refuse_launch(config: RunConfig, processes: Processes) -> None:
+    """Refuses what does not go with the way that torchrun started the processes.
 
     Raises:
         InvalidInput: several seeds are asked of several processes, or a restart would not find the run.
@@ -107,7 +115,14 @@ def _launched(config: RunConfig, processes: Processes) -> RunConfig:
         raise InvalidInput(
             "torchrun may restart this training, which then has to find its run again; pass --run FOLDER"
         )
-    if was_restarted() and config.run is not None and checkpoints(config.run):
+
+
+def _restarted(config: RunConfig) -> RunConfig:
+    """The configuration, which resumes its run where the same launch of torchrun began that."""
+    if config.run is None or not checkpoints(config.run):
+        return config
+    begun = config.run / LAUNCH
+    if was_restarted() or (launch() is not None and begun.exists() and begun.read_text("utf-8") == launch()):
         return dataclasses.replace(config, run=None, resume=config.run)
     return config
 
@@ -122,13 +137,16 @@ def _lead(
     progress: bool,
 ) -> dict[str, Any]:
     """The training in its only, or first, process."""
+    config = _restarted(config)
     if dataset is None and config.resume is not None and config.env == ARRAYS:
         raise InvalidInput(
             f"{config.resume} was trained on arrays, which are not saved; go on with "
             f"aaren_rl.fit(data, folder={str(config.resume)!r}, resume=True)"
         )
     with _claimed(config, say) as folder:
-        processes.told(str(folder))
+        if (name := launch()) is not None:
+            replace_file(folder / LAUNCH, name)
+        processes.broadcast(json.dumps({"folder": str(folder), "resume": config.resume is not None}))
         if config.resume is not None and run_config.was_edited(folder / CONFIG):
             say(f"{folder / CONFIG} was edited since the run wrote it; its settings count as they stand now")
         config, dataset = _loaded(config, dataset, folder, device, processes, say, progress)
@@ -140,16 +158,20 @@ def _follow(
     config: RunConfig, dataset: Dataset | None, device: torch.device, processes: Processes, say: Say
 ) -> dict[str, Any]:
     """The training in a process that follows the first one, which speaks for all."""
-    folder = Path(processes.told(""))
-    config, dataset = _loaded(config, dataset, folder, device, processes, _nothing, False)
-    job = Job(config, dataset, folder, device, (), _nothing, False, processes)
+    # The first process alone looks into folders, which others may see later.
+    said = json.loads(processes.broadcast(""))
+    folder = Path(said["folder"])
+    config = dataclasses.replace(config, run=None, resume=folder if said["resume"] else None)
+    config, dataset = _loaded(config, dataset, folder, device, processes, say_nothing, False)
+    job = Job(config, dataset, folder, device, (), say_nothing, False, processes)
     learner = make_learner(job)
     follower = Follower(learner, make_card(job), folder, say)
     if config.resume is not None:
         processes.wait()
         follower.restore()
-    processes.check_same(str(learner.updates), "the update to go on from")
-    follower.follow()
+    processes.check_same(str(learner.updates), *RESUMED)
+    if not follower.follow():
+        raise Interrupted(f"process {processes.rank} ended with the first one")
     with suppress(LostProcess):
         processes.wait()
     return {"agents": [str(folder / "last")]}
@@ -167,14 +189,17 @@ def _loaded(
     """The data, downloaded or converted by one process of each machine, and the configuration with where they lie."""
     if dataset is not None:
         return config, dataset
-    reading = run_config.reading(config, run_config.keeping(config, folder.absolute().parent, device, progress))
+
+    def load(config: RunConfig) -> Dataset:
+        keeping = run_config.keeping(config, folder.absolute().parent, device, progress)
+        return sources.load(config.env, config.source, run_config.reading(config, keeping), say)
+
+    dataset = load(config) if processes.leads else None
+    placed = "disk" if dataset is not None and dataset.trajectories.storage.on_disk else "memory"
+    # Batches from memory and from disk are the same on a CPU only.
+    config = dataclasses.replace(config, data=cast(Choice, processes.broadcast(placed)))
     with processes.in_turn():
-        dataset = sources.load(config.env, config.source, reading, say)
-    return dataclasses.replace(config, data="disk" if dataset.trajectories.storage.on_disk else "memory"), dataset
-
-
-def _nothing(line: str) -> None:
-    """Says nothing."""
+        return config, dataset or load(config)
 
 
 def _train_seeds(job: Job) -> dict[str, Any]:
@@ -220,7 +245,7 @@ def _train_alone(job: Job) -> dict[str, Any]:
             run.restore()
             job.processes.wait()
             job.say(f"resuming {job.folder} after update {learner.updates}")
-        job.processes.check_same(str(learner.updates), "the update to go on from")
+        job.processes.check_same(str(learner.updates), *RESUMED)
         save_config(job)
         job.say(_describe(job, learner))
         _warn_of_warmup(job)

@@ -1,4 +1,4 @@
-"""A few updates of several kinds, for all processes of `torchrun several_processes.py FOLDER`."""
+"""Updates of several kinds, for all processes of `torchrun several_processes.py FOLDER [RANK THAT FAILS]`."""
 
 import sys
 from pathlib import Path
@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from helpers import on_disk
 from safetensors.torch import save_file
+from tiny_training import CARD
 
 from aaren_rl.checkpoint import digest
 from aaren_rl.data.hindsight import GoalRewards, Hindsight, Relabelling
@@ -14,8 +15,10 @@ from aaren_rl.data.spaces import Box
 from aaren_rl.data.trajectories import Episode, Trajectories
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
 from aaren_rl.training.config import TrainingConfig
+from aaren_rl.training.follower import Follower
 from aaren_rl.training.learner import SingleLearner
-from aaren_rl.training.processes import ALONE, joined
+from aaren_rl.training.processes import ALONE, process_group
+from aaren_rl.training.run import Run
 
 UPDATES = 3
 
@@ -60,10 +63,9 @@ def make_learner(case, folder, processes=ALONE):
     return SingleLearner(model, data, TrainingConfig(**schedule), relabelling=goals, processes=processes)
 
 
-def main(folder):
-    torch.set_num_threads(1)
-    with joined(torch.device("cpu")) as processes:
-        for case in CASES:
+def train_cases(folder, cases):
+    with process_group(torch.device("cpu")) as processes:
+        for case in cases:
             learner = make_learner(case, folder, processes)
             metrics = [learner.update() for _ in range(UPDATES)]
             state = learner.state_dict()
@@ -76,5 +78,29 @@ def main(folder):
                 save_file(state, folder / f"{case}.safetensors")
 
 
+def fail(folder, rank):
+    """A run in which one process fails in its fourth update."""
+    with process_group(torch.device("cpu")) as processes:
+        learner = make_learner("windows", folder, processes)
+        drawn, sample = iter(range(100)), learner.sampler.sample
+
+        def failing():
+            if next(drawn) == 3 and processes.rank == rank:
+                raise MemoryError("no memory")
+            return sample()
+
+        learner.sampler.sample = failing
+        if processes.leads:
+            Run(learner, CARD, folder / "run").run(progress=False)
+        else:
+            Follower(learner, CARD, folder / "run").follow()
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    torch.set_num_threads(1)
+    if len(sys.argv) > 2:
+        fail(Path(sys.argv[1]), int(sys.argv[2]))
+    else:
+        # In two groups of processes, one after the other.
+        train_cases(Path(sys.argv[1]), list(CASES)[::2])
+        train_cases(Path(sys.argv[1]), list(CASES)[1::2])

@@ -34,12 +34,15 @@ def agent_folders(folder: Path, seeds: Sequence[int]) -> list[Path]:
     return [folder] if len(seeds) == 1 else [folder / f"seed-{seed}" for seed in seeds]
 
 
-def write_checkpoint(folder: Path, learner: Learner, card: AgentCard, seconds: float) -> Path:
+def write_checkpoint(
+    folder: Path, learner: Learner, tensors: dict[str, Tensor], card: AgentCard, seconds: float
+) -> Path:
     """Writes a checkpoint of a learner as it stands.
 
     Args:
         folder: of the run.
         learner: to be saved.
+        tensors: its `state_dict()`, to which other processes may have to add.
         card: of its agents, with the updates made.
         seconds: spent in updates.
 
@@ -55,7 +58,7 @@ def write_checkpoint(folder: Path, learner: Learner, card: AgentCard, seconds: f
         for agent, model in zip(agent_folders(partial, learner.seeds), learner.models, strict=True):
             agent.mkdir(exist_ok=True)
             checkpoint.write_agent(agent, model, card)
-        content = save(learner.state_dict())
+        content = save(tensors)
         folders.write_file(partial / checkpoint.TRAINING_TENSORS, content)
         state = {
             "updates": learner.updates,

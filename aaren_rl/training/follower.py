@@ -8,13 +8,19 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from aaren_rl.checkpoint import AgentCard
+import numpy as np
+from torch import Tensor
+
+from aaren_rl.checkpoint import AgentCard, digest
 from aaren_rl.model.weights_check import first_not_finite
 from aaren_rl.training.checkpoints import checkpoint_folder, checkpoints, read_checkpoint, write_checkpoint
 from aaren_rl.training.learner import Learner
 from aaren_rl.training.lock import Locked, locked
 from aaren_rl.training.processes import LostProcess, Word
 from aaren_rl.training.signals import stop_signal
+
+LOCK_SECONDS = 15
+"""Longest wait for the lock of a process that died; torchrun ends the others 30 seconds after it."""
 
 
 class Follower:
@@ -39,21 +45,26 @@ class Follower:
         """
         self.seconds = read_checkpoint(self.folder, self.learner, _nothing)
 
-    def follow(self) -> None:
-        """Updates until the run ends, however it does.
+    def follow(self) -> bool:
+        """Updates until the run ends.
+
+        Returns:
+            True if the run came to its end; False if it was stopped or failed, which the first process says.
 
         Raises:
-            LostProcess: another process ended; what is saved was said.
+            LostProcess: another process ended. If this one saved, that was said.
         """
         learner = self.learner
         with stop_signal() as stop:
             try:
                 while True:
                     word, stopped = learner.processes.agree(Word.UPDATE, stop.is_set())
-                    if word is Word.END:
-                        return
+                    if word in (Word.END, Word.FAIL):
+                        return word is Word.END
                     if word is Word.SAVE:
-                        learner.state_dict()
+                        shared_state(learner)
+                    elif word is Word.WAIT:
+                        learner.processes.wait()
                     elif not stopped:
                         began = time.perf_counter()
                         learner.update()
@@ -63,10 +74,41 @@ class Follower:
                 raise
 
     def _save_if_first(self) -> None:
-        """Saves, unless a process that still lives holds the run's folder, which then saves."""
+        """Saves, unless another process that is left does."""
         card = replace(self.card, updates=self.learner.updates)
-        with suppress(Locked), locked(self.folder, _nothing):
-            save_alone(self.folder, self.learner, card, self.seconds, self.say)
+        saved = checkpoint_folder(self.folder, self.learner.updates)
+        until = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                with locked(self.folder, _nothing):
+                    save_alone(self.folder, self.learner, card, self.seconds, self.say)
+                return
+            except Locked:
+                # By another process that saves, or by one that died and whose lock is not free yet.
+                if saved.exists():
+                    return
+                if time.monotonic() > until:
+                    self.say(f"{self.folder} stays locked, so update {self.learner.updates} was not saved from here")
+                    return
+                time.sleep(0.2)
+
+
+def shared_state(learner: Learner) -> dict[str, Tensor]:
+    """The state of a learner, called in all processes at once.
+
+    Raises:
+        InvalidInput: the processes differ in what they trained.
+        LostProcess: another process ended.
+    """
+    tensors = learner.state_dict()
+    if learner.processes.count > 1:
+        parts = (np.asarray(tensors[name]).tobytes() for name in sorted(tensors) if not name.startswith("random."))
+        advice = (
+            "an objective whose buffers or after_update depend on the rows of one process, or on random numbers, does "
+            "not go with several"
+        )
+        learner.processes.check_same(digest(*parts)[:12], f"their weights after update {learner.updates}", advice)
+    return tensors
 
 
 def save_alone(folder: Path, learner: Learner, card: AgentCard, seconds: float, say: Callable[[str], object]) -> None:
@@ -88,7 +130,7 @@ def save_alone(folder: Path, learner: Learner, card: AgentCard, seconds: float, 
         # States that are carried from segment to segment are shared out: without all processes they are not whole.
         with suppress(LostProcess):
             if finite:
-                write_checkpoint(folder, learner, card, seconds)
+                write_checkpoint(folder, learner, learner.state_dict(), card, seconds)
     saved = checkpoints(folder)
     if not saved:
         say("nothing is saved, start anew")

@@ -161,12 +161,17 @@ class SingleLearner:
         # The state that the segments before left to those that follow; None where segments stand alone.
         self.carried = self._initial_carried()
         loss = cast(nn.Module, torch.compile(self.objective)) if self.compiled else self.objective
-        self._loss = SharedLoss(loss) if processes.count > 1 else loss
+        if processes.count > 1:
+            loss = SharedLoss(self.objective, loss, self.carried is not None, processes)
+        self._loss = loss
+        self._metrics: tuple[str, ...] | None = None
         # How far the average goes to the new weights; a tensor, so that a captured update reads its present value.
         self.blend = torch.zeros((), device=self.device)
         self._graph: CudaGraph[dict[str, Tensor]] | None = None
         self.data = _identity(trajectories, config)
-        processes.check_same(self.data["sha256"], "their data")
+        # Data on disk are drawn on the CPU, which has other random numbers than a GPU.
+        drawn = f"{self.data['sha256']}, drawn on a {self.sampler.device.type}"
+        processes.check_same(drawn, "their data", "put the data on storage that all machines share")
 
     @property
     def steps_per_update(self) -> float:
@@ -239,18 +244,21 @@ class SingleLearner:
             set_learning_rate(optimiser, learning_rate(self.config, self.updates + 1))
         # A short memory at first, so that the average does not start from the untrained weights.
         self.blend.fill_(1 - min(self.config.average, (2 + self.updates) / (11 + self.updates)))
-        if not self.processes.leads:
-            # The first process's go on from update to update. Others get theirs anew, so that nobody has to save them.
+        if self.processes.count > 1:
+            # Anew in every update, so that a checkpoint has those of all processes.
             entropy = (self.config.seed, self.processes.rank, self.updates)
             torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
     def _update_together(self) -> dict[str, Tensor]:
-        """An update with other processes, all of it or nothing: weights change after the last word with the others."""
+        """An update with other processes; weights change after the last exchange, so all of it is made or nothing."""
         before = self._position()
+        buffers = [(buffer, buffer.clone()) for buffer in self.objective.buffers()]
         try:
             return self._do_update()
         except LostProcess:
             self._go_to(before)
+            for buffer, was in buffers:
+                buffer.copy_(was)
             raise
 
     def _do_update(self) -> dict[str, Tensor]:
@@ -265,13 +273,14 @@ class SingleLearner:
             with self._exchanging(last=turn == config.accumulate - 1):
                 with autocast(self.device, self.precision):
                     result: Loss = self._loss(segment, self.carried)
-                check_result(result, self.objective, self.carried is not None)
-                check_gradients(result.loss, self.objective)
+                if self.processes.count == 1:
+                    check_result(result, self.objective, self.carried is not None)
+                    check_gradients(result.loss, self.objective)
                 (result.loss * weight / config.accumulate).backward()  # type: ignore[no-untyped-call]
             for name, value in {"loss": result.loss, **result.metrics}.items():
                 totals[name] = totals.get(name, 0.0) + value.detach() * weight / config.accumulate
             self._carry(result.state)
-        totals = self.processes.mean(totals)
+        totals = self._mean_over_processes(totals)
         if self.model.reach is not None and self.model.reach.predict.weight.grad is None:
             raise InvalidInput(
                 f"objective {self.config.objective} does not train the return in reach; let it return "
@@ -286,6 +295,20 @@ class SingleLearner:
                 for average, now in zip(self.acting.parameters(), self.model.parameters(), strict=True):
                     average.lerp_(now, self.blend)
         return totals
+
+    def _mean_over_processes(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.processes.count == 1:
+            return metrics
+        names, advice = tuple(metrics), "give the metric in every update, as 0 or NaN where there is none"
+        if self._metrics is None:
+            self.processes.check_same(", ".join(names), "the metrics of their objective", advice)
+            self._metrics = names
+        if names != self._metrics:
+            raise InvalidInput(
+                f"the objective has the metrics {', '.join(names)}, and had {', '.join(self._metrics)} before, which "
+                f"several processes cannot average; {advice}"
+            )
+        return self.processes.mean(metrics)
 
     def _exchanging(self, last: bool) -> AbstractContextManager[None]:
         """Encloses a loss and its gradient, which processes exchange after the last part of a batch."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -14,12 +15,15 @@ from enum import IntEnum
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from aaren_rl.errors import AarenError, InvalidInput
 
-TIMEOUT = timedelta(days=2)
-"""Longest wait for another process. Long, since the first one evaluates while the others wait; torchrun ends the wait
-where a process dies."""
+EXCHANGE_TIMEOUT = timedelta(minutes=10)
+"""Longest wait in an update. A process that dies is noticed at once, a machine without power only by this."""
+
+WAIT_TIMEOUT = timedelta(days=1)
+"""Longest wait for the first process while it loads data or evaluates."""
 
 
 class LostProcess(AarenError):
@@ -27,29 +31,33 @@ class LostProcess(AarenError):
 
 
 class Word(IntEnum):
-    """What the first process has all of them do next."""
+    """What the first process has all of them do next; FAIL ends a run that did not come to its end."""
 
     UPDATE = 0
     SAVE = 1
-    END = 2
+    WAIT = 2
+    END = 3
+    FAIL = 4
 
 
 @dataclass(frozen=True)
 class Processes:
     """The processes of a training, seen from one of them.
 
-    All methods but `share` are collective: every process calls them, in the same order. For a single process they do
-    nothing.
+    `leads` and `share` are answered at once. All other methods are collective: every process calls them, in the same
+    order. For a single process they do nothing.
 
     Args:
         rank: number of this process; the first, 0, leads.
         count: of all processes.
         local_rank: number of this process on its machine.
+        waiting: process group of the waits that may be long; None for a single process.
     """
 
     rank: int = 0
     count: int = 1
     local_rank: int = 0
+    waiting: dist.ProcessGroup | None = None
 
     @property
     def leads(self) -> bool:
@@ -82,7 +90,7 @@ class Processes:
         if self.count == 1:
             return word, stop
         wishes = torch.tensor([int(word), int(stop)])
-        with reaching():
+        with naming_lost_processes():
             dist.all_reduce(wishes, dist.ReduceOp.MAX)
         return Word(int(wishes[0])), bool(wishes[1])
 
@@ -98,7 +106,7 @@ class Processes:
         if self.count == 1:
             return dict(values)
         stacked = torch.stack([value.detach().float() for value in values.values()]) / self.count
-        with reaching():
+        with naming_lost_processes():
             dist.all_reduce(stacked)
         return dict(zip(values, stacked.unbind(), strict=True))
 
@@ -118,11 +126,11 @@ class Processes:
         number = part.to(torch.uint8) if part.dtype == torch.bool else part
         whole = number.new_zeros(rows, *part.shape[1:])
         whole[self.share(rows)] = number
-        with reaching():
+        with naming_lost_processes():
             dist.all_reduce(whole)
         return whole.to(part.dtype)
 
-    def told(self, text: str) -> str:
+    def broadcast(self, text: str) -> str:
         """The text of the first process.
 
         Raises:
@@ -132,34 +140,34 @@ class Processes:
             return text
         content = torch.tensor(list(text.encode()), dtype=torch.uint8)
         size = torch.tensor([len(content)])
-        with reaching():
-            dist.broadcast(size, 0)
+        with naming_lost_processes():
+            dist.broadcast(size, 0, self.waiting)
             content = content if self.leads else torch.zeros(int(size), dtype=torch.uint8)
-            dist.broadcast(content, 0)
+            dist.broadcast(content, 0, self.waiting)
         return bytes(content.tolist()).decode()
 
-    def check_same(self, text: str, what: str) -> None:
+    def check_same(self, text: str, what: str, advice: str = "") -> None:
         """Checks that a text is the same in all processes.
 
         Raises:
-            InvalidInput: it is not; the message names `what` differs.
+            InvalidInput: it is not; the message says `what` differs, and gives the advice.
             LostProcess: another process ended.
         """
-        expected = self.told(text)
+        expected = self.broadcast(text)
         _, differs = self.agree(Word.UPDATE, text != expected)
         if differs:
-            raise InvalidInput(
-                f"the processes differ in {what} ({expected} in the first one, {text} in number {self.rank}); they "
-                "must see the same data and the same run folder, so put these on storage that all machines share"
-            )
+            here = f": {expected} in the first one, {text} in number {self.rank}" if text != expected else ""
+            raise InvalidInput(f"the processes differ in {what}{here}{advice and '; '}{advice}")
 
     def wait(self) -> None:
-        """Waits for all processes.
+        """Waits for all processes, for long if need be.
 
         Raises:
             LostProcess: another process ended.
         """
-        self.agree(Word.UPDATE)
+        if self.count > 1:
+            with naming_lost_processes():
+                dist.all_reduce(torch.zeros(1), group=self.waiting)
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
@@ -171,12 +179,15 @@ class Processes:
             self.wait()
 
 
+_groups = itertools.count()
+"""Numbers of the process groups of this process."""
+
 ALONE = Processes()
 """A training in one process."""
 
 
 @contextmanager
-def reaching() -> Iterator[None]:
+def naming_lost_processes() -> Iterator[None]:
     """Turns the errors of collective calls into LostProcess."""
     try:
         yield
@@ -196,18 +207,35 @@ def launched() -> int:
     count = os.environ.get("WORLD_SIZE", "1")
     if count == "1":
         return 1
+    if not count.isdecimal():
+        raise InvalidInput(f"the environment variable WORLD_SIZE is {count!r}; expected a number of processes")
     missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing or not count.isdecimal():
+    if missing:
         raise InvalidInput(
-            f"WORLD_SIZE is {count!r} and {', '.join(missing) or 'no other variable'} is missing; start several "
+            f"the environment variable WORLD_SIZE is {count}, and {', '.join(missing)} is missing; start several "
             "processes with torchrun, or unset WORLD_SIZE"
         )
     return int(count)
 
 
+def launched_here() -> int:
+    """Number of these processes that run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched() > 1 else 1
+
+
 def may_restart() -> bool:
     """True if torchrun starts the processes again should one of them fail."""
     return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+
+
+def launch() -> str | None:
+    """What torchrun's restarts of one launch have in common; None without torchrun or a name for it.
+
+    Counts of restarts would not do: a machine that joins later counts anew.
+    """
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    # Without --standalone and --rdzv-id every launch has this name.
+    return None if name == "none" else name
 
 
 def was_restarted() -> bool:
@@ -216,7 +244,7 @@ def was_restarted() -> bool:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[Processes]:
+def process_group(device: torch.device) -> Iterator[Processes]:
     """Joins the processes that torchrun started; yields them.
 
     Args:
@@ -237,10 +265,15 @@ def joined(device: torch.device) -> Iterator[Processes]:
             "torch.distributed is in use already; a training joins the processes that torchrun started by itself, so "
             "leave init_process_group out"
         )
-    processes = Processes(int(os.environ["RANK"]), count, int(os.environ["LOCAL_RANK"]))
-    with reaching():
+    rank = int(os.environ["RANK"])
+    with naming_lost_processes():
+        store, _, _ = next(rendezvous("env://", rank, count, timeout=EXCHANGE_TIMEOUT))
+        # Groups one after another would find each other's addresses.
+        store = dist.PrefixStore(f"aaren-{next(_groups)}", store)  # type: ignore[attr-defined]
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=EXCHANGE_TIMEOUT)
+        waiting = dist.new_group(backend="gloo", timeout=WAIT_TIMEOUT)
+    processes = Processes(rank, count, int(os.environ["LOCAL_RANK"]), waiting)
     try:
         yield processes
     finally:

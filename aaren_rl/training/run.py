@@ -27,7 +27,7 @@ from aaren_rl.training.checkpoints import (
     write_checkpoint,
 )
 from aaren_rl.training.evaluations import EVALUATIONS, Evaluate, Evaluations, evaluate_model
-from aaren_rl.training.follower import save_alone
+from aaren_rl.training.follower import save_alone, shared_state
 from aaren_rl.training.learner import Learner
 from aaren_rl.training.lock import locked
 from aaren_rl.training.log import CHECKING, RunLog
@@ -97,6 +97,7 @@ class Run:
         self.folders = agent_folders(self.folder, learner.seeds)
         self.seconds = 0.0
         self.evaluations = Evaluations.none(len(learner.models))
+        self._exchanging = False
 
     def run(self, progress: bool = True) -> list[Trained]:
         """Trains from where the learner stands to the last update.
@@ -166,10 +167,11 @@ class Run:
         Raises:
             CheckpointError: it cannot be written; earlier ones are still there.
         """
-        # Others hand in the rows of the state that they carry.
-        self.learner.processes.agree(Word.SAVE)
+        with self._exchange():
+            self.learner.processes.agree(Word.SAVE)
+            tensors = shared_state(self.learner)
         card = replace(self.card, updates=self.learner.updates)
-        written = write_checkpoint(self.folder, self.learner, card, self.seconds)
+        written = write_checkpoint(self.folder, self.learner, tensors, card, self.seconds)
         # Two, so that a damaged one costs little. Later ones were damaged when the run was resumed.
         numbers = [int(path.name) for path in checkpoints(self.folder)]
         kept = [number for number in numbers if number <= self.learner.updates][-2:]
@@ -192,7 +194,8 @@ class Run:
         ended = self._evaluate(stop) if self._owes_evaluation() else False
         meter, saved = Meter(), learner.updates
         while learner.updates < config.updates and not ended and self._goes_on(stop):
-            meter.add(learner.update())
+            with self._exchange():
+                meter.add(learner.update())
             update = learner.updates
             ended = update == config.updates
             if update % config.log_every == 0 or ended:
@@ -225,12 +228,32 @@ class Run:
 
     @contextmanager
     def _leading(self) -> Iterator[None]:
-        """Lets go the processes that follow, however the run ends."""
+        """Ends the run of the other processes with this one's."""
+        word = Word.FAIL
+        try:
+            yield
+            word = Word.END
+        finally:
+            # After an error in the middle of an exchange they wait for its rest, and notice that this process ends.
+            if not self._exchanging:
+                with suppress(LostProcess):
+                    self.learner.processes.agree(word)
+
+    @contextmanager
+    def _exchange(self) -> Iterator[None]:
+        """Encloses what all processes take part in."""
+        self._exchanging = True
+        yield
+        self._exchanging = False
+
+    @contextmanager
+    def _others_wait(self) -> Iterator[None]:
+        """Encloses what takes long and is done by the first process alone."""
+        self.learner.processes.agree(Word.WAIT)
         try:
             yield
         finally:
-            with suppress(LostProcess):
-                self.learner.processes.agree(Word.END)
+            self.learner.processes.wait()
 
     def _save_alone(self) -> None:
         card = replace(self.card, updates=self.learner.updates)
@@ -256,6 +279,10 @@ class Run:
 
     def _evaluate(self, stop: StopSignal) -> bool:
         """Validates and rolls out; whether a callback ends the run. A signal leaves all of it out."""
+        with self._others_wait():
+            return self._evaluate_alone(stop)
+
+    def _evaluate_alone(self, stop: StopSignal) -> bool:
         began, points = time.perf_counter(), []
         made = self.evaluations.begun(self.learner.updates)
         for number, (model, held_out) in enumerate(zip(self.learner.models, self.learner.validate(), strict=True)):

@@ -14,18 +14,22 @@ from aaren_rl.errors import InvalidInput
 from aaren_rl.training.processes import ALONE, Processes, Word, launched
 
 
-@pytest.fixture(scope="module", params=[2, 3])
-def together(request, tmp_path_factory):
-    """States of all cases, trained by several processes, and their number."""
-    folder, count = tmp_path_factory.mktemp("together"), request.param
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}")
-    done = subprocess.run(
-        [*torchrun, several.__file__, folder],
+def torchrun(count, *arguments):
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}")
+    return subprocess.run(
+        [*launcher, several.__file__, *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=120,
     )
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def together(request, tmp_path_factory):
+    """States of all cases, trained by several processes, and their number."""
+    folder, count = tmp_path_factory.mktemp("together"), request.param
+    done = torchrun(count, folder)
     assert done.returncode == 0, done.stderr
     return {case: load_file(folder / f"{case}.safetensors") for case in several.CASES}, count
 
@@ -43,12 +47,23 @@ def test_several_processes_train_as_one_does(case, together, tmp_path):
         assert_close(f"{name} of {count}", theirs.pop(f"metrics.{name}"), ours, **tolerance)
     state = learner.state_dict()
     assert theirs.keys() == state.keys()
-    for name in ("random.cpu", "random.sampler", "carried.cursor", "carried.goal"):
+    for name in ("random.sampler", "carried.cursor", "carried.goal"):
         if name in state:
             assert torch.equal(theirs[name], state[name]), f"{name} of {count}"
+    # Moments are sums of gradients; weights move by as much as the gradient's sign says, however small it is.
+    near = {"rtol": 0.3, "atol": 0.03} if case == "critic" else {"rtol": 1e-2, "atol": 1e-3}
     for name in state:
-        if name.startswith("carried.") and state[name].is_floating_point():
-            assert_close(f"{name} of {count}", theirs[name], state[name], rtol=1e-2, atol=1e-3)
+        if name.startswith(("carried.", "optimiser.", "objective.")) and state[name].is_floating_point():
+            assert_close(f"{name} of {count}", theirs[name], state[name], **near)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_in_one_process_ends_all_and_loses_nothing(rank, tmp_path):
+    done = torchrun(2, tmp_path, rank)
+    assert done.returncode != 0
+    assert "MemoryError: no memory" in done.stderr
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["000000003"]
+    assert "the checkpoint of update 3 is saved" in done.stdout
 
 
 def test_shares_are_all_rows_once():
@@ -67,14 +82,14 @@ def test_fewer_rows_than_processes_are_refused():
 def test_one_process_talks_to_nobody():
     assert ALONE.leads
     assert ALONE.agree(Word.SAVE, True) == (Word.SAVE, True)
-    assert ALONE.told("text") == "text"
+    assert ALONE.broadcast("text") == "text"
     ALONE.check_same("text", "nothing")
 
 
 def test_half_of_torchruns_variables_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "1")
-    with pytest.raises(InvalidInput, match="WORLD_SIZE is '4' and LOCAL_RANK, MASTER_ADDR, MASTER_PORT is missing"):
+    with pytest.raises(InvalidInput, match="WORLD_SIZE is 4, and LOCAL_RANK, MASTER_ADDR, MASTER_PORT is missing"):
         launched()
 
 

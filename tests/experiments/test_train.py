@@ -30,6 +30,7 @@ from aaren_rl.scripts.train import main
 from aaren_rl.training.config import TrainingConfig
 from aaren_rl.training.lock import Locked, locked
 from aaren_rl.training.log import read_metrics
+from aaren_rl.training.processes import ALONE, Processes
 from aaren_rl.training.run import Interrupted
 
 SMALL = {"updates": 12, "width": 16, "blocks": 1, "batch_size": 4, "log_every": 4, "warmup": 2, "progress": False}
@@ -412,3 +413,22 @@ def test_resuming_a_folder_that_is_not_there_makes_none(data, tmp_path):
     with pytest.raises(CheckpointError, match="none is missing; expected the folder of a run"):
         train(config, of_trajectories(data))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_torchrun_cannot_start_is_refused(monkeypatch):
+    with pytest.raises(InvalidInput, match="--seeds 2 with 2 processes, which train one agent together"):
+        training_of_runs._refuse_launch(RunConfig(seeds=2), Processes(0, 2))
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
+    with pytest.raises(InvalidInput, match="which then has to find its run again; pass --run FOLDER"):
+        training_of_runs._refuse_launch(RunConfig(), ALONE)
+
+
+def test_only_the_same_launch_resumes_by_itself(monkeypatch, tmp_path):
+    (tmp_path / "checkpoints" / "000000003").mkdir(parents=True)
+    (tmp_path / training_of_runs.LAUNCH).write_text("job-1")
+    config = RunConfig(run=tmp_path)
+    assert training_of_runs._restarted(config).resume is None
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job-2")
+    assert training_of_runs._restarted(config).resume is None
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job-1")
+    assert training_of_runs._restarted(config).resume == tmp_path

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import aaren_rl
+from aaren_rl import __version__
 from aaren_rl.envs.dataset import Say
 from aaren_rl.errors import AarenError, InvalidInput
 from aaren_rl.experiments import config as run_config
@@ -39,6 +39,9 @@ LEASE = 120.0
 
 LAG = 60.0
 """Seconds after which a network file system shows what another node wrote."""
+
+REACH = 10.0
+"""Seconds to wait for an answer of a cluster's head."""
 
 OBJECTS = 80 * 2**20
 """Bytes of shared memory of a local cluster: runs hand files on, not objects. Ray takes no less."""
@@ -107,7 +110,7 @@ class RayCluster:
         run.folder.mkdir(parents=True, exist_ok=True)
         # Workers have working directories of their own.
         config = dataclasses.replace(run_config.located(run.config), run=run.folder.absolute())
-        there = run.folder.absolute(), self._token, aaren_rl.__version__
+        there = run.folder.absolute(), self._token, __version__
         variables = {name: os.path.abspath(os.environ[name]) for name in VARIABLES if os.environ.get(name)}
         if not self._gpus:
             variables["CUDA_VISIBLE_DEVICES"] = ""
@@ -159,6 +162,7 @@ class RayCluster:
                 f"{ADDRESS} is {address}, of a Ray client; run the command on a machine of the cluster, with the "
                 "address of its head as 10.0.0.1:6379, since it has to see the runs' folder"
             )
+        _check_address(address)
         started = {"include_dashboard": False, "object_store_memory": OBJECTS} if address == "local" else {}
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
@@ -189,6 +193,27 @@ class RayCluster:
             if address == "local":
                 raise InvalidInput(f"{asked}; pass smaller --cpus and --gpus")
             self._say(f"warning: {asked}; runs wait until there are more")
+
+
+def _check_address(address: str) -> None:
+    """Refuses an address where nothing answers, for which Ray would wait for many minutes.
+
+    Raises:
+        InvalidInput: it is one, or no address.
+    """
+    if address in ("local", "auto"):
+        return
+    host, colon, port = address.rpartition(":")
+    try:
+        if not colon:
+            raise ValueError("it has no port")
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=REACH):
+            pass
+    except (OSError, ValueError, OverflowError) as error:
+        raise InvalidInput(
+            f"{ADDRESS} is {address}, and nothing answers there ({error}); expected the address of a cluster's head as "
+            "10.0.0.1:6379, or no address, to start a cluster on this machine"
+        ) from error
 
 
 def _fits(resources: dict[str, float], cpus: float, gpus: float) -> int:
@@ -222,9 +247,9 @@ def _train(
         InvalidInput: the node does not see the runs' folder, or has another version of this package.
     """
     node = socket.gethostname()
-    if version != aaren_rl.__version__:
+    if version != __version__:
         raise InvalidInput(
-            f"node {node} has aaren-rl {aaren_rl.__version__}, and this machine {version}; install the same on both"
+            f"node {node} has aaren-rl {__version__}, and this machine {version}; install the same on both"
         )
     if not token.is_file():
         raise InvalidInput(

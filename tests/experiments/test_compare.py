@@ -442,7 +442,7 @@ def test_argument_that_does_not_fit(command, tmp_path, arguments, said):
         ({"seeds": [0, True]}, "expected a list of whole numbers"),
         ({"seeds": [0, 0]}, "expected each once"),
         ({"seeds": [-1]}, "expected none below 0"),
-        ({"sead": [1]}, "unknown key 'sead'; did you mean 'seeds'?"),
+        ({"sead": [1]}, "unknown key 'sead'; did you mean 'seeds'"),
         ({"agents": {}}, "expected a table [agents.NAME]"),
         ({"agents": {"../up": {}}}, "cannot be the name of a folder"),
         ({"agents": {"a": {"training": {"update": 3}}}}, "agent a: unknown setting 'update'; did you mean 'updates'"),

@@ -132,12 +132,15 @@ def test_ctrl_c_saves_every_run_and_the_same_command_goes_on(start, tmp_path):
     assert f"resuming {first} after update " in (first / "log.txt").read_text()
 
 
-@pytest.mark.slow
-def test_address_without_a_cluster_is_named(start):
-    ray = start("--on", "ray", "--seeds", 0, RAY_ADDRESS="127.0.0.1:9")
-    _, errors = ray.communicate(timeout=600)
-    assert ray.returncode == 2
-    assert "RAY_ADDRESS is 127.0.0.1:9, and no cluster can be joined there" in errors
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "nowhere", "ray://127.0.0.1:9"])
+def test_address_without_a_cluster_is_named(address, monkeypatch, tmp_path):
+    from aaren_rl.errors import InvalidInput
+    from aaren_rl.experiments.comparison.ray_cluster import RayCluster
+
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    said = "of a Ray client" if "//" in address else "and nothing answers there"
+    with RayCluster(tmp_path, 1, 0, print) as cluster, pytest.raises(InvalidInput, match=f"RAY_ADDRESS is .*{said}"):
+        assert cluster.capacity
 
 
 def test_node_that_does_not_see_the_folder_is_named(tmp_path):

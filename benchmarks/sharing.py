@@ -16,12 +16,13 @@ from tempfile import TemporaryDirectory
 import torch
 
 import setting
+from aaren_rl.errors import InvalidInput
 from aaren_rl.experiments import measuring
 from aaren_rl.experiments.console import say
 from aaren_rl.experiments.measuring import Report, Side
 from aaren_rl.model import count_parameters
 from aaren_rl.training.learner import SingleLearner
-from aaren_rl.training.processes import Word, joined
+from aaren_rl.training.processes import Word, process_group
 
 BATCH_SIZES = (64, 256)
 PROCESSES = 2
@@ -51,7 +52,10 @@ def _side(processes: str, rows: int, file: Path) -> Side:
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}")
 
     def play() -> float:
-        subprocess.run([*torchrun, __file__, str(rows), str(file)], check=True, env=_one_thread(), capture_output=True)
+        command = [*torchrun, __file__, str(rows), str(file)]
+        done = subprocess.run(command, env=_one_thread(), capture_output=True, text=True)
+        if done.returncode:
+            raise InvalidInput(f"the processes failed: {done.stderr[-2_000:]}")
         return float(file.read_text())
 
     return play
@@ -65,7 +69,7 @@ def _time_updates(rows: int, file: Path) -> None:
     """Makes updates as a run does, and writes down the time of one."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    with joined(torch.device("cpu")) as processes:
+    with process_group(torch.device("cpu")) as processes:
         config = replace(setting.TRAINING, batch_size=rows)
         learner = SingleLearner(setting.make_model(), setting.make_trajectories(STEPS), config, processes=processes)
         for update in range(WARM_UP + UPDATES):

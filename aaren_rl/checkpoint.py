@@ -137,6 +137,16 @@ def write_agent(folder: Path, model: DecisionModel, card: AgentCard) -> None:
     folders.write_file(folder / CARD, (json.dumps(description, indent=2) + "\n").encode())
 
 
+def weights_digest(folder: Path) -> str | None:
+    """Digest of the weights of an agent folder, as its agent.json records it; `load_agent` checks it.
+
+    Raises:
+        CheckpointError: agent.json cannot be read.
+    """
+    digests = read_json(folder / CARD).get("sha256")
+    return digests.get(WEIGHTS) if isinstance(digests, dict) else None
+
+
 def load_agent(folder: Path) -> tuple[DecisionModel, AgentCard]:
     """Reads an agent folder, on the CPU; also inside `torch.inference_mode()`, as a model that can be trained.
 

@@ -52,7 +52,7 @@ class CAgent(ExportedAgent):
         self.__dict__.update(state)
         self._library = _built(self._contents)
 
-    def _prepare(self, contents: Mapping[str, bytes]) -> None:
+    def _prepare(self, contents: Mapping[str, bytes], described: Mapping[str, Any]) -> None:
         self._contents = dict(contents)
         self._library = _built(self._contents)
 

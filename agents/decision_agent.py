@@ -13,6 +13,7 @@ from aaren_rl.agents.states import ActingState, Array, DeviceRows, Rows
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.data.bounds import SCALED_BOUND
 from aaren_rl.errors import InvalidInput
+from aaren_rl.mixers import Memory, Mixer
 from aaren_rl.model import DecisionModel
 from aaren_rl.stepping import ModelStepper, NumpyModelStepper
 
@@ -95,6 +96,17 @@ class DecisionAgent(Agent):
         """
         model, card = checkpoint.load_agent(Path(folder))
         return cls(model, card, device, acting, renew, temperature, seed)
+
+    @property
+    def memory(self) -> Memory:
+        """Content of the state, by its mixers and its way of acting.
+
+        A summary of constant size, a window of past steps, or all of them.
+        """
+        memories = {module.memory for module in self.model.modules() if isinstance(module, Mixer)}
+        if self.acting.mode == "window" or (self.acting.mode == "reset" and "growing" in memories):
+            return "window"
+        return "growing" if "growing" in memories else "window" if "window" in memories else "constant"
 
     def save(self, folder: str | Path) -> None:
         """Writes an agent folder, model.safetensors and agent.json with how it acts now, whole or not at all.

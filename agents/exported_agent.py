@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -49,7 +49,7 @@ class ExportedAgent(Agent):
         altered = any(known.get(name) != checkpoint.digest(content) for name, content in contents.items())
         if altered or known.get(CARD) != checkpoint.card_digest(described, *self.files):
             raise CheckpointError(f"{folder} is not as it was exported; export the agent again")
-        self._prepare(contents)
+        self._prepare(contents, described)
         with checkpoint.described_by(folder, CARD):
             card = AgentCard.from_json(described)
             checkpoint.check_types(card)
@@ -75,8 +75,13 @@ class ExportedAgent(Agent):
         if self.acting.mode == "window":
             raise InvalidInput(f"an exported agent has a single step, it cannot act by {self.acting}; pass stream")
 
-    def _prepare(self, contents: Mapping[str, bytes]) -> None:
-        """Does what may fail for other reasons than a folder that is not as it was exported."""
+    def _prepare(self, contents: Mapping[str, bytes], described: Mapping[str, Any]) -> None:
+        """Does what may fail for other reasons than a folder that is not as it was exported.
+
+        Args:
+            contents: of the step's files, whose digests are right.
+            described: contents of export.json.
+        """
 
     def _open(self, contents: Mapping[str, bytes], observations: Space, actions: Space) -> None:
         """Makes the step of its files' contents, whose digests are right.

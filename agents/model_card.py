@@ -11,10 +11,11 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from aaren_rl import checkpoint
 from aaren_rl.actor import Target
+from aaren_rl.agents.decision_agent import DecisionAgent
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.errors import CheckpointError
 from aaren_rl.figures import drawn
-from aaren_rl.model import DecisionModel, count_parameters
+from aaren_rl.model import count_parameters
 
 README, RESULT, PICTURE = "README.md", "result.json", "returns.png"
 FILES = (README, RESULT, PICTURE)
@@ -29,6 +30,9 @@ SOURCES = {
     "arrays": "the author's own arrays",
 }
 """Sources of data in words; others are named by their format."""
+
+CONVERTED = "transformers"
+"""Source of agents that `from_transformers` made, of whose training nothing is known."""
 
 NEEDED = (
     *("mean", "std", "ci95_return", "normalized_score", "ci95", "success_rate", "returns", "episodes", "seeds"),
@@ -62,12 +66,13 @@ agent.reset()
 """
 
 
-def write(out: Path, folder: Path, repo: str, licence: str | None) -> list[str]:
+def write(out: Path, folder: Path, origin: Path | None, repo: str, licence: str | None) -> list[str]:
     """Writes an agent's card, and what belongs to it, into a folder.
 
     Args:
         out: to write into.
-        folder: of the agent; the result of its run lies beside it.
+        folder: of the agent.
+        origin: folder that this one is a copy of; the result of its run lies beside it. None for no run.
         repo: name on the Hub.
         licence: as the Hub names it; None for none.
 
@@ -77,8 +82,9 @@ def write(out: Path, folder: Path, repo: str, licence: str | None) -> list[str]:
     Raises:
         CheckpointError: the agent cannot be read.
     """
-    model, card = checkpoint.load_agent(folder)
-    figures = result_of(folder, card)
+    agent = DecisionAgent.load(folder)
+    card = agent.card
+    figures = None if origin is None else result_of(origin, card, checkpoint.weights_digest(folder))
     written = [README]
     if figures is not None:
         (out / RESULT).write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
@@ -88,7 +94,7 @@ def write(out: Path, folder: Path, repo: str, licence: str | None) -> list[str]:
         [
             f"---\n{_metadata(card, repo, licence, figures)}\n---",
             f"# {repo.rpartition('/')[2]}",
-            _introduction(model, card),
+            _introduction(agent),
             f"## Use\n\n{_use(card, repo)}",
             f"## Scores\n\n{_scores(card, figures)}",
             f"## Data and licence\n\n{_origins(card, licence, figures)}",
@@ -98,14 +104,15 @@ def write(out: Path, folder: Path, repo: str, licence: str | None) -> list[str]:
     return written
 
 
-def result_of(folder: Path, card: AgentCard) -> dict[str, Any] | None:
+def result_of(folder: Path, card: AgentCard, weights: str | None) -> dict[str, Any] | None:
     """The result of an agent's evaluation, from the result.json of its run.
 
-    Warns where the run's result is of another agent.
+    Warns where the run's result is of another agent, or does not say which weights it is of.
 
     Args:
         folder: of the agent, in that of its run.
         card: of the agent.
+        weights: digest of the agent's weights.
     """
     file = folder.resolve().parent / RESULT
     if not file.exists():
@@ -117,12 +124,28 @@ def result_of(folder: Path, card: AgentCard) -> dict[str, Any] | None:
         for figures in (result, result.get("best")):
             if not isinstance(figures, dict) or figures.get("checkpoint") not in names:
                 continue
-            if figures.get("updates") == card.updates and all(name in figures for name in NEEDED):
+            if figures.get("updates") != card.updates or not all(name in figures for name in NEEDED):
+                continue
+            if (reason := _mismatch(figures, card, weights)) is None:
                 return {name: value for name, value in figures.items() if name not in ("best", "before")}
-        reason = f"is of {result.get('checkpoint')} after {result.get('updates')} updates, and not of this agent"
+            break
+        else:
+            reason = f"is of {result.get('checkpoint')} after {result.get('updates')} updates, and not of this agent"
     except CheckpointError as error:
         reason = str(error)
     warnings.warn(f"the model card has no scores: {file} {reason}", RuntimeWarning, stacklevel=4)
+    return None
+
+
+def _mismatch(figures: dict[str, Any], card: AgentCard, weights: str | None) -> str | None:
+    """How a result and an agent differ; None if the result is the agent's."""
+    again = f"; evaluate the agent again with scripts/evaluate.py, --acting {card.acting}"
+    if "weights_sha256" not in figures:
+        return f"does not name the weights that were evaluated, as results of earlier versions do not{again}"
+    if figures["weights_sha256"] != weights:
+        return f"is of other weights than those of this agent{again}"
+    if figures.get("acting") != card.acting:
+        return f"is of acting by {figures.get('acting')}, and this agent acts by {card.acting}{again}"
     return None
 
 
@@ -168,14 +191,35 @@ def _metadata(card: AgentCard, repo: str, licence: str | None, figures: dict[str
     return data.to_yaml()
 
 
-def _introduction(model: DecisionModel, card: AgentCard) -> str:
-    acts = "whose actions nobody rolled out" if card.environment is None else f"for {_code(card.environment)}"
-    memory = "a state of constant size" if model.fixed_size else "a state that grows with the episode"
+def _introduction(agent: DecisionAgent) -> str:
+    card, config = agent.card, agent.model.config
+    purpose = "without a recorded environment" if card.environment is None else f"for {_code(card.environment)}"
+    size = f"{count_parameters(agent.model):,} parameters"
+    if card.source == CONVERTED:
+        made = f"It was converted from Hugging Face's transformers and has {size}."
+    else:
+        made = f"It has {size} and was trained for {card.updates:,} updates."
+    target = f" Its default target return is {_target(card.target_returns[0])}." if config.return_to_go else ""
     return (
-        f"An agent of aaren-rl {acts}: a Decision Transformer whose attention is the mixer "
-        f"{_code(model.config.mixer)}, {count_parameters(model):,} parameters, {card.updates:,} updates. It acts from "
-        f"{memory}, and asks for a return of {_target(card.target_returns[0])} unless told otherwise."
+        f"An agent of aaren-rl {purpose}: a Decision Transformer whose attention is the mixer {_code(config.mixer)}. "
+        f"{made} {_memory(agent)}{target}"
     )
+
+
+def _memory(agent: DecisionAgent) -> str:
+    """What the agent keeps of an episode, in a sentence."""
+    acting = agent.acting
+    if acting.mode == "window":
+        return f"It keeps the last {acting.steps} steps and runs all of them through the model at every step."
+    reset = f", which is emptied every {acting.steps} steps" if acting.mode == "reset" else ""
+    size = {
+        "constant": "of constant size",
+        "window": "that holds a window of past steps",
+        "growing": "that grows with the episode",
+    }
+    # Emptied, a state that grows is a window too.
+    memory = "growing" if reset and not agent.model.fixed_size else agent.memory
+    return f"It acts from a state {size[memory]}{reset}."
 
 
 def _use(card: AgentCard, repo: str) -> str:
@@ -185,7 +229,7 @@ def _use(card: AgentCard, repo: str) -> str:
 
 def _scores(card: AgentCard, figures: dict[str, Any] | None) -> str:
     if figures is None:
-        return "No evaluation was recorded with this agent."
+        return "No evaluation of these weights was recorded."
     mean = f"{figures['mean']:.2f} +- {figures['std']:.2f}"
     rows = [("return, mean and standard deviation", mean + _interval(figures["ci95_return"], 2))]
     if figures["normalized_score"] is not None:
@@ -220,12 +264,18 @@ def _scores(card: AgentCard, figures: dict[str, Any] | None) -> str:
 
 
 def _origins(card: AgentCard, licence: str | None, figures: dict[str, Any] | None) -> str:
+    given = f"The agent's licence is {_code(licence)}." if licence else "The author gave the agent no licence."
+    if card.source == CONVERTED:
+        return (
+            f"The weights are those of {_code(card.dataset_id)}, a Decision Transformer of Hugging Face's "
+            "transformers. This card does not record which data they were trained on, nor the licences of that model "
+            f"and of the data. {given}"
+        )
     source = SOURCES.get(card.source, f"a file in the format {_code(card.source)}")
     count = "" if figures is None or "data_episodes" not in figures else f", {figures['data_episodes']:,} episodes"
-    given = f"The agent's licence is {_code(licence)}." if licence else "The author gave the agent no licence."
     return (
-        f"Trained on {_code(card.dataset_id)}{count}: {source}. The licence of the data is for their source to "
-        f"say, and is not known here. {given}"
+        f"Trained on {_code(card.dataset_id)}{count}: {source}. This card does not record the licence of the data; "
+        f"their source states it. {given}"
     )
 
 

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 
 from aaren_rl import checkpoint
 from aaren_rl.agents.exported_agent import ExportedAgent
 from aaren_rl.agents.states import Array
 from aaren_rl.data.spaces import Packed, Space
+from aaren_rl.errors import CheckpointError
 from aaren_rl.stepping import torch_program
 
 
@@ -27,8 +29,8 @@ class TorchAgent(ExportedAgent):
         renew: as for `DecisionAgent`.
 
     Raises:
-        CheckpointError: a file is missing, altered or of another version; the program is not the one that the card
-            describes, or its first step is not finite.
+        CheckpointError: a file is missing, altered or of another version; this torch cannot load the program; it is
+            not the one that the card describes, or its first step is not finite.
         InvalidInput: the exported step cannot act so.
     """
 
@@ -47,10 +49,20 @@ class TorchAgent(ExportedAgent):
         self.__dict__.update(state)
         self._step = torch_program.running(self._program)
 
+    def _prepare(self, contents: Mapping[str, bytes], described: Mapping[str, Any]) -> None:
+        self._program = contents[checkpoint.EXPORTED_PROGRAM]
+        try:
+            self._step = torch_program.running(self._program)
+        # Whatever torch raises for a program of another version.
+        except Exception as error:
+            reason, version = (checkpoint.shortened(str(text)) for text in (error, described.get("torch")))
+            raise CheckpointError(
+                f"torch cannot load {checkpoint.EXPORTED_PROGRAM}: {type(error).__name__}: {reason}; it was exported "
+                f"by torch {version}, this is {torch.__version__}"
+            ) from error
+
     def _open(self, contents: Mapping[str, bytes], observations: Space, actions: Space) -> None:
         self._images = observations.images()
-        self._program = contents[checkpoint.EXPORTED_PROGRAM]
-        self._step = torch_program.running(self._program)
 
     def _image_dtype(self, key: str) -> type[np.generic]:
         return np.uint8 if key in self._images and self._images[key].dtype == "uint8" else np.float32

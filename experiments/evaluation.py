@@ -14,8 +14,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from aaren_rl.actor import Actor, Target
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.agents.agent import Agent
-from aaren_rl.agents.hub import find
-from aaren_rl.checkpoint import AgentCard
+from aaren_rl.agents.hub import AgentFolder, find
+from aaren_rl.checkpoint import AgentCard, weights_digest
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.envs import baselines, catalogue
 from aaren_rl.envs.environment_choice import EnvironmentChoice
@@ -28,7 +28,6 @@ from aaren_rl.experiments import target_sweep
 from aaren_rl.experiments.console import device_named, progress, say
 from aaren_rl.experiments.exporting import exported_form
 from aaren_rl.model import count_parameters
-from aaren_rl.stepping.exported import CARD
 
 BASELINES = ("random", "behaviour")
 
@@ -191,8 +190,8 @@ def _agent(name: str, options: Options) -> Candidate:
         raise CheckpointError(
             f"{Path(name).resolve()} is no agent folder here, and {unknown_name('baseline', name, BASELINES)}"
         )
-    found = find(name)
-    agent, how = _loaded(found.folder, options)
+    found = find(name, say)
+    agent, how = _loaded(found, options)
     card = agent.card
     spec = options.acting_in(card.environment) or environment_of(card)
     if is_special(spec):
@@ -210,9 +209,10 @@ def _agent(name: str, options: Options) -> Candidate:
     return Candidate(agent, protocol, about, found.beside)
 
 
-def _loaded(folder: Path, options: Options) -> tuple[Agent, dict[str, Any]]:
+def _loaded(found: AgentFolder, options: Options) -> tuple[Agent, dict[str, Any]]:
     """The agent, or the exported agent, of a folder, and the entries of a result that describe it."""
-    if (folder / CARD).exists():
+    folder = found.folder
+    if found.exported:
         if options.device != "cpu":
             raise InvalidInput(f"an exported agent runs on the CPU; leave out --device {options.device}")
         if options.temperature:
@@ -225,6 +225,7 @@ def _loaded(folder: Path, options: Options) -> tuple[Agent, dict[str, Any]]:
     device, renew = device_named(options.device), options.renew or 0
     agent = DecisionAgent.load(folder, device, options.acting, renew, options.temperature, options.seed)
     about = {"mixer": agent.model.config.mixer, "parameters": count_parameters(agent.model)}
+    about["weights_sha256"] = weights_digest(folder)
     return agent, about | {"device": agent.device.type, "temperature": agent.temperature}
 
 

@@ -18,7 +18,7 @@ from aaren_rl.envs.environments import environment_of
 from aaren_rl.envs.evaluation import Protocol, evaluate, result
 from aaren_rl.envs.references import find_reference
 from aaren_rl.errors import CheckpointError, InvalidInput
-from aaren_rl.experiments.console import progress
+from aaren_rl.experiments.console import progress, say
 from aaren_rl.folders import replace_file
 from aaren_rl.stepping.c.export import to_c
 from aaren_rl.stepping.exported import CARD
@@ -92,7 +92,7 @@ def export(
     Args:
         agent: folder of the agent, or its name on the Hub.
         out: folder to write; None for the agent's, with the form added, as -onnx or -c-int8; for an agent of the Hub it
-            lies under runs/.
+            lies under runs/hub/.
         acting: way in which the exported agent acts, stream or reset:STEPS; None for the agent's.
         int8: stores weights in 8 bits: those of the perceptrons in a graph, those of all large products in C.
         to: form of the step.
@@ -102,7 +102,7 @@ def export(
         ExportFailed: what was exported does not compute what the agent does.
         CheckpointError: the agent cannot be read, or the folder not written.
     """
-    source = find(agent)
+    source = find(agent, say)
     folder = out or source.beside / f"{source.name}-{to}{'-int8' if int8 else ''}"
     if folder.resolve() == source.folder:
         raise InvalidInput(f"{folder} is the agent itself; give another --out")

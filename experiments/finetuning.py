@@ -209,7 +209,8 @@ class _Finetuning:
                 after = self._run(stop)
         except (KeyboardInterrupt, Stopped):
             raise Interrupted(self._stopped()) from None
-        outcome = {**after, "before": self.before, **self._about()}
+        outcome = {**after, "weights_sha256": checkpoint.weights_digest(job.folder / "last")}
+        outcome |= {"before": self.before, **self._about()}
         job.say(f"agent:      {job.folder / 'last'}\nresult:     {write_result(job.folder, outcome)}")
         return outcome
 
@@ -284,8 +285,9 @@ class _Finetuning:
 
     def _evaluated(self, name: str) -> dict[str, Any]:
         about = {"checkpoint": name, "source": self.job.dataset.source, "dataset": self.job.dataset.id}
+        agent = self._agent()
         with progress(self.protocol.episodes, "episode", name) as advance:
-            found = result(evaluate(self._agent(), self.protocol, advance), self.protocol, **about)
+            found = result(evaluate(agent, self.protocol, advance), self.protocol, **about, acting=str(agent.acting))
         self.job.say(describe(name, found))
         return {**found, "updates": self.learner.updates}
 

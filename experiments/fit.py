@@ -10,7 +10,6 @@ from typing import Any
 
 from minari import MinariDataset
 
-from aaren_rl import checkpoint
 from aaren_rl.agents import DecisionAgent, OnnxAgent
 from aaren_rl.agents.agent import Agent
 from aaren_rl.agents.hub import find
@@ -125,7 +124,7 @@ def load(folder: str | Path, **options: Any) -> Agent:
 
     Args:
         folder: as training or `scripts/export.py` wrote it; where there is none of that name, a repository on the Hub,
-            as user/repo or user/repo@revision (see `aaren_rl.agents.hub.find`).
+            as user/repo or user/repo@revision, whose commit is then printed (see `aaren_rl.agents.hub.find`).
         **options: of `aaren_rl.agents.DecisionAgent` (device, acting, renew) or `aaren_rl.agents.OnnxAgent` (threads,
             acting, renew).
 
@@ -133,18 +132,19 @@ def load(folder: str | Path, **options: Any) -> Agent:
         CheckpointError: the agent is missing, incomplete, altered or of another version, or the Hub cannot be reached.
         InvalidInput: an option does not fit, or an exported agent is code.
     """
-    found = find(folder).folder
-    exported, form = (found / checkpoint.EXPORTED_CARD).exists(), exported_form(found)
-    if form.code is not None:
+    found = find(folder, say)
+    form = exported_form(found.folder)
+    # Whatever else of a repository lies in the cache, an agent of the Hub is its two files.
+    if form.code is not None and found.address is None:
         raise InvalidInput(
             f"{folder} holds {form.code}; if you trust whoever wrote it, call "
             f"aaren_rl.agents.{form.__name__}({str(folder)!r})"
         )
-    known = ("threads", "acting", "renew") if exported else ("device", "acting", "renew")
+    known = ("threads", "acting", "renew") if found.exported else ("device", "acting", "renew")
     for name in options:
         if name not in known:
             raise unknown_name("option", name, known)
-    return OnnxAgent(found, **options) if exported else DecisionAgent.load(found, **options)
+    return OnnxAgent(found.folder, **options) if found.exported else DecisionAgent.load(found.folder, **options)
 
 
 def _config(settings: dict[str, Any], resume: Path | None, environment: object) -> RunConfig:

@@ -47,7 +47,7 @@ class Recording:
         InvalidInput: the id is none, or the number of episodes is below 1.
     """
 
-    agent: Path
+    agent: str | Path
     dataset_id: str
     episodes: int = 100
     target: Target | None = None
@@ -75,7 +75,7 @@ def record(recording: Recording, overwrite: bool = False) -> Path:
         EpisodeFailed: the environment failed.
     """
     folder = free_folder(recording.dataset_id, overwrite)
-    found_agent = find(recording.agent)
+    found_agent = find(recording.agent, say)
     agent = DecisionAgent.load(found_agent.folder, temperature=recording.temperature, seed=recording.seed)
     environment = environment_of(agent.card)
     described = recordable(environment)

@@ -13,6 +13,7 @@ import torch
 
 from aaren_rl.actor import AUTO, Target
 from aaren_rl.agents import DecisionAgent
+from aaren_rl.checkpoint import weights_digest
 from aaren_rl.envs.dataset import Dataset, Say
 from aaren_rl.envs.evaluation import Protocol, evaluate, result, versions, write_result
 from aaren_rl.errors import AarenError
@@ -182,7 +183,7 @@ def _evaluated(job: Job, learner: SingleLearner, name: str, folder: Path) -> dic
     nothing = {"target": job.target, "environment": None, "reference": None, "episodes": 0}
     try:
         agent = DecisionAgent.load(folder, job.device)
-        about |= {"updates": agent.card.updates, "acting": str(agent.acting)}
+        about |= {"updates": agent.card.updates, "acting": str(agent.acting), "weights_sha256": weights_digest(folder)}
         if protocol is None:
             return {**nothing, **about, "versions": versions()}
         return result(evaluate(agent, protocol), protocol, **about)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from aaren_rl.actor import Target
 from aaren_rl.envs import catalogue
@@ -38,7 +37,7 @@ class Arguments:
     dataset_id: str | None = None
     """Minari id of the expert's dataset, by default aaren/ENVIRONMENT/EXPERT-v0; or of the agent's, as mine/hopper-v0.
     """
-    agent: Path | None = None
+    agent: str | None = None
     """Agent whose episodes to record in its environment, as runs/<run>/last or user/repo; default: 100 episodes."""
     target: Target | None = None
     """Target return of the agent; default: its own."""

@@ -18,7 +18,7 @@ class Arguments:
     """Export an agent as a single step (a graph for onnxruntime, C, a program for torch), or put it on the Hub."""
 
     agent: str
-    """Folder of an agent, as runs/<run>/last, or its name on the Hugging Face Hub, as user/repo."""
+    """Folder of an agent, as runs/<run>/last; or, but with --to hub, its name on the Hugging Face Hub, as user/repo."""
     to: exporting.Form | Literal["hub"] = "onnx"
     """Form of the step: agent.onnx, agent.h and agent.c, which need libm alone, or agent.pt2 of torch.export; hub puts
     the agent itself on the Hugging Face Hub, with a model card."""

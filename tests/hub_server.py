@@ -37,10 +37,13 @@ class HubServer:
         url: of the Hub.
         repositories: by name.
         asked: methods and paths of all requests.
+        before: called with the method and the path of each request, before it is answered; a number that it returns is
+            the status of a refusal.
     """
 
     def __enter__(self):
         self.repositories, self.asked, self.large = {}, [], {}
+        self.before = lambda line: None
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -83,11 +86,14 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         self.hub.asked.append(f"{self.command} {path}")
         content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if (status := self.hub.before(self.hub.asked[-1])) is not None:
+            self._answer(status, {"error": "refused"})
+            return
         logged_in = self.headers.get("Authorization") == f"Bearer {TOKEN}"
         for method, pattern, serve in ROUTES:
             match = re.fullmatch(pattern, path)
             if match and self.command in method:
-                if "POST" in method and not logged_in:
+                if "POST" in method and not logged_in and serve is not _Handler._validate:
                     self._answer(401, {"error": "Invalid username or password."})
                     return
                 given = match.groupdict()

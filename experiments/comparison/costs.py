@@ -29,7 +29,7 @@ from aaren_rl.experiments.config import CONFIG, DATA, RunConfig, keeping, readin
 from aaren_rl.experiments.console import device_named
 from aaren_rl.experiments.measuring import SCALES, Side, alternate, machine, timed
 from aaren_rl.folders import replace_file
-from aaren_rl.mixers import Memory, Mixer
+from aaren_rl.mixers import Memory
 from aaren_rl.training.learner import SingleLearner
 from aaren_rl.training.log import read_metrics
 from aaren_rl.training.run import Interrupted
@@ -227,7 +227,7 @@ def _measure(configs: Mapping[str, RunConfig], agents: Mapping[str, Path], say: 
             step=episode.taken,
             state_bytes=episode.agent.state_bytes,
             early_state_bytes=episode.early_state_bytes,
-            memory=_memory(episode.agent),
+            memory=episode.agent.memory,
         )
     how = {
         "dataset": one.env,
@@ -293,14 +293,6 @@ class Episode:
         self.taken += 1
         if self.taken == max(1, self.last // 10):
             self.early_state_bytes = self.agent.state_bytes
-
-
-def _memory(agent: DecisionAgent) -> Memory:
-    """Memory of an agent, by its mixers and its way of acting."""
-    memories = {module.memory for module in agent.model.modules() if isinstance(module, Mixer)}
-    if agent.acting.mode == "window" or (agent.acting.mode == "reset" and "growing" in memories):
-        return "window"
-    return "growing" if "growing" in memories else "window" if "window" in memories else "constant"
 
 
 def _configuration(config: RunConfig) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def load(folders: Sequence[str], device: torch.device) -> dict[str, DecisionAgen
         label, _, folder = given.partition("=") if "=" in given else (given, "", given)
         if not label or label in agents:
             raise InvalidInput(f"{given} needs a label of its own; pass LABEL=FOLDER")
-        agents[label] = DecisionAgent.load(find(folder).folder, device)
+        agents[label] = DecisionAgent.load(find(folder, say).folder, device)
     return agents
 
 

@@ -10,14 +10,18 @@ from pathlib import Path
 import huggingface_hub
 import numpy as np
 import pytest
+import torch
+import transformers
 from small_steps import build
 
 import aaren_rl
-from aaren_rl.agents import DecisionAgent
-from aaren_rl.agents.hub import find
+from aaren_rl.agents import DecisionAgent, OnnxAgent
+from aaren_rl.agents import hub as agents_hub
+from aaren_rl.agents.transformers import from_transformers
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.errors import CheckpointError, InvalidInput
 from aaren_rl.scripts import collect, evaluate, export
+from aaren_rl.stepping.onnx import to_onnx
 
 CARD = AgentCard(None, "mine | <b>x</b>", "arrays", (100.0,), 7)
 OWN = {"agent.json", "model.safetensors"}
@@ -36,6 +40,10 @@ def actions_of(agent, size=4):
 
 def card_of(hub, repo="user/repo"):
     return huggingface_hub.ModelCard(hub.files(repo)["README.md"].decode())
+
+
+def find(agent):
+    return agents_hub.find(agent, print)
 
 
 def push(agent, repo="user/repo", **options):
@@ -82,7 +90,7 @@ def test_the_code_of_the_card_runs(hub, run_folder, capsys):
     push(run_folder / "last")
     (code,) = re.findall(r"```python\n(.*?)```", card_of(hub).text, re.DOTALL)
     exec(code, {})
-    assert re.fullmatch(r"return -?[\d.]+\n", capsys.readouterr().out)
+    assert re.fullmatch(r"agent: +user/repo@[0-9a-f]{40} .*\nreturn -?[\d.]+\n", capsys.readouterr().out)
     push(agent_of(), "user/other")
     (code,) = re.findall(r"```python\n(.*?)```", card_of(hub, "user/other").text, re.DOTALL)
     exec(code, found := {})
@@ -104,8 +112,67 @@ def test_scores_of_another_agent_are_left_out_and_said(hub, run_folder):
     ):
         push(run_folder / "last")
     assert set(hub.files("user/repo")) == {*OWN, "README.md"}
-    assert "No evaluation was recorded" in card_of(hub).text
+    assert "No evaluation of these weights was recorded" in card_of(hub).text
     assert card_of(hub).data.eval_results is None
+
+
+def test_scores_of_other_weights_are_left_out_and_said(hub, run_folder):
+    agent = DecisionAgent.load(run_folder / "last")
+    with torch.no_grad():
+        next(agent.model.parameters()).mul_(1.5)
+    agent.save(run_folder / "last")
+    with pytest.warns(RuntimeWarning, match=r"no scores: .*result\.json is of other weights than those of this agent"):
+        push(run_folder / "last")
+    assert set(hub.files("user/repo")) == {*OWN, "README.md"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda result: result.pop("weights_sha256"),
+            "does not name the weights .* evaluate the agent again with scripts/evaluate.py",
+        ),
+        (lambda result: result.update(acting="window:5"), "is of acting by window:5, and this agent acts by stream"),
+    ],
+)
+def test_scores_that_cannot_be_checked_are_left_out_and_said(hub, run_folder, change, message):
+    file = run_folder / "result.json"
+    result = json.loads(file.read_text())
+    change(result)
+    file.write_text(json.dumps(result))
+    with pytest.warns(RuntimeWarning, match=f"no scores: .*{message}"):
+        push(run_folder / "last")
+    assert set(hub.files("user/repo")) == {*OWN, "README.md"}
+
+
+def test_the_card_of_converted_weights_tells_of_no_training_here(hub):
+    shape = {"state_dim": 3, "act_dim": 1, "hidden_size": 8, "n_layer": 1, "max_ep_len": 50}
+    model = transformers.DecisionTransformerModel(transformers.DecisionTransformerConfig(**shape))
+    agent = from_transformers(model, state_mean=np.zeros(3), state_std=np.ones(3), target_return=50.0)
+    push(agent)
+    text = card_of(hub).text
+    assert "It was converted from Hugging Face's transformers and has" in text
+    assert "It keeps the last 20 steps and runs all of them through the model at every step." in text
+    assert "The weights are those of `DecisionTransformerModel`, a Decision Transformer of Hugging Face's" in text
+    for wrong in ("updates", "grows", "Trained on"):
+        assert wrong not in text
+
+
+@pytest.mark.parametrize(
+    ("mixer", "acting", "sentence"),
+    [
+        ("aaren", "stream", "It acts from a state of constant size."),
+        ("aaren", "reset:5", "It acts from a state of constant size, which is emptied every 5 steps."),
+        ("aaren", "window:5", "It keeps the last 5 steps and runs all of them through the model at every step."),
+        ("softmax", "stream", "It acts from a state that grows with the episode."),
+        ("softmax", "reset:5", "It acts from a state that grows with the episode, which is emptied every 5 steps."),
+        ("local:5", "stream", "It acts from a state that holds a window of past steps."),
+    ],
+)
+def test_the_card_says_what_memory_the_agent_has(hub, mixer, acting, sentence):
+    push(DecisionAgent(build(mixer=mixer), CARD, acting=acting))
+    assert sentence in card_of(hub).text
 
 
 def test_revisions_and_what_an_earlier_agent_left(hub, run_folder):
@@ -145,12 +212,96 @@ def test_a_name_that_is_neither_is_one_error_of_both_tries(hub, name, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "name", ["nowhere", "a/b/c", "../b", "runs/", "user/re po", "https://huggingface.co/user/repo"]
+    "name",
+    [
+        *("nowhere", "a/b/c", "../b", "runs/", "user/re po", "https://huggingface.co/user/repo"),
+        *("runs/hopper", "agents/example", "results/hopper", "./user/repo", Path("user/repo")),
+        *("user/repo@a..b", "user/repo@../main", "user/repo@a:b", "user/repo@a//b", "user/repo@-a"),
+    ],
 )
 def test_other_names_are_folders_and_never_asked_for(hub, name):
     with pytest.raises(CheckpointError, match=r"agent\.json is missing; expected a folder with"):
         aaren_rl.load(name)
     assert hub.asked == []
+
+
+def test_other_files_in_the_cache_never_act(hub, command, run_folder, tmp_path, capsys):
+    push(run_folder / "last")
+    expected = actions_of(aaren_rl.load(run_folder / "last"), 11)
+    repository = hub.repositories["user/repo"]
+    others = {"agent.c": b"int x;", "agent.pt2": b"code", "agent.onnx": b"", "export.json": b"{}"}
+    repository.commit("main", {**hub.files("user/repo"), **others})
+    # All of it lies in the cache then, as after `hf download user/repo`.
+    folder = Path(huggingface_hub.snapshot_download("user/repo"))
+    assert {path.name for path in folder.iterdir()} >= OWN | set(others)
+    loaded = aaren_rl.load("user/repo")
+    assert isinstance(loaded, DecisionAgent)
+    np.testing.assert_array_equal(actions_of(loaded, 11), expected)
+    status, _, errors = command(evaluate.main, "user/repo", "--episodes", "2")
+    assert status == 0, errors
+    result = json.loads((tmp_path / "runs" / "hub" / "user" / "repo" / "result.json").read_text())
+    assert result["mixer"] == "aaren"
+
+
+def test_the_commit_that_acts_is_named(hub, capsys):
+    address = push(agent_of())
+    aaren_rl.load("user/repo")
+    assert capsys.readouterr().out == f"agent:      {address} of the Hugging Face Hub ({hub.url})\n"
+
+
+def test_a_push_during_a_download_changes_nothing(hub):
+    first = push(agent_of())
+    later = {**hub.files("user/repo"), "README.md": b"later"}
+
+    def push_after_the_check(line):
+        if len(hub.asked) == asked + 2:
+            hub.repositories["user/repo"].commit("main", later)
+
+    asked, hub.before = len(hub.asked), push_after_the_check
+    assert find("user/repo").address == first
+    assert find("user/repo").address != first
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (403, r"could not be downloaded: .*; log in with `hf auth login`"),
+        (429, r"could not be downloaded: .*; there were too many requests"),
+        (503, r"could not be downloaded: .*; the Hub has a fault: try again later"),
+    ],
+)
+def test_a_hub_that_refuses_is_no_reason_for_an_old_copy(hub, status, message):
+    push(agent_of())
+    aaren_rl.load("user/repo")
+    hub.before = lambda line: status
+    with pytest.raises(CheckpointError, match=message):
+        aaren_rl.load("user/repo")
+
+
+def test_a_cache_that_cannot_be_written_is_named(hub, monkeypatch, tmp_path):
+    push(agent_of())
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "file"))
+    with pytest.raises(CheckpointError, match=r"could not be downloaded: .*; see that .*/file has room"):
+        aaren_rl.load("user/repo")
+
+
+def test_offline_mode_uses_the_copy(hub, monkeypatch):
+    push(agent_of())
+    address = find("user/repo").address
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    huggingface_hub.close_session()
+    with pytest.warns(RuntimeWarning, match="cannot be reached .* the copy of user/repo"):
+        assert find("user/repo").address == address
+
+
+def test_every_name_has_its_folder(hub):
+    hub.repositories = {}
+    for repo in ("a-b/c", "a/b-c"):
+        push(agent_of(), repo)
+    names = ["a-b/c", "a/b-c", "a/b-c@main", find("a/b-c").address]
+    assert len({find(name).beside for name in names}) == 4
+    assert find("a/b-c").beside == Path("runs/hub/a/b-c")
 
 
 @pytest.mark.parametrize("name", ["user/a--b", "user/a..b@main"])
@@ -218,8 +369,41 @@ def test_a_licence_is_the_authors_to_give(hub):
         aaren_rl.push_to_hub(agent_of(), "user/repo")
     assert card_of(hub).data.license is None
     assert "The author gave the agent no licence." in card_of(hub).text
-    with pytest.raises(CheckpointError, match='as user/repo: Invalid metadata .* "license" must be one of'):
+    with pytest.raises(CheckpointError, match="as user/repo: .*license.* must be one of"):
         aaren_rl.push_to_hub(agent_of(), "user/repo", licence="anything goes")
+
+    # The first push made the repository; a card that is refused makes none.
+    with pytest.raises(CheckpointError, match="license"):
+        aaren_rl.push_to_hub(agent_of(), "user/new", licence="anything goes")
+    assert set(hub.repositories) == {"user/repo"}
+
+
+def test_what_is_checked_is_what_is_pushed(hub, tmp_path):
+    agent_of(0).save(tmp_path / "agent")
+
+    def replace_at_creation(line):
+        if line.endswith("/create"):
+            agent_of(1).save(tmp_path / "agent")
+
+    hub.before = replace_at_creation
+    push(tmp_path / "agent")
+    assert "`aaren`" in card_of(hub).text
+    assert aaren_rl.load("user/repo").model.config.mixer == "aaren"
+
+
+def test_agents_of_other_types_are_refused_by_name(hub, tmp_path):
+    to_onnx(build(), CARD, tmp_path / "onnx")
+    for exported, name in ((OnnxAgent(tmp_path / "onnx"), "a OnnxAgent"), (tmp_path / "onnx", str(tmp_path / "onnx"))):
+        with pytest.raises(InvalidInput) as caught:
+            push(exported)
+        assert f"{name} is an exported agent; push the folder of the agent that it was exported from" in str(
+            caught.value
+        )
+    with pytest.raises(InvalidInput, match="agent is a int; expected the folder of an agent, or a DecisionAgent"):
+        push(1)
+    with pytest.raises(InvalidInput, match="user/other is no folder here; push_to_hub and --to hub take folders alone"):
+        push("user/other")
+    assert hub.asked == []
 
 
 def test_names_in_data_stay_words_in_the_card(hub):
@@ -249,12 +433,12 @@ def test_commands_take_names_on_the_hub(hub, command, run_folder, tmp_path):
     )
     status, out, errors = command(evaluate.main, "user/repo", "--episodes", "2")
     assert status == 0, errors
-    result = json.loads((tmp_path / "runs" / "user-repo" / "result.json").read_text())
+    result = json.loads((tmp_path / "runs" / "hub" / "user" / "repo" / "result.json").read_text())
     assert (result["checkpoint"], result["hub"]) == ("repo", find("user/repo").address)
     assert result["returns"] == json.loads((run_folder / "result.json").read_text())["returns"]
     status, out, errors = command(export.main, "user/repo", "--to", "torch")
     assert status == 0, errors
-    assert (tmp_path / "runs" / "user-repo" / "repo-torch" / "agent.pt2").exists()
+    assert (tmp_path / "runs" / "hub" / "user" / "repo" / "repo-torch" / "agent.pt2").exists()
     status, out, errors = command(
         collect.main, "--agent", "user/repo", "--dataset-id", "mine/hub-v0", "--episodes", "1"
     )

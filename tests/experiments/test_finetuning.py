@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode
 
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.agents.explorer import Explorer
-from aaren_rl.checkpoint import AgentCard
+from aaren_rl.checkpoint import AgentCard, weights_digest
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.spaces import Box, DiscreteSpace
 from aaren_rl.data.trajectories import Episode, Trajectories
@@ -48,6 +48,8 @@ def test_a_run_goes_on_in_its_environment(command, run_folder, tmp_path):
     assert "exploring: the agent adds noise of 0.1 to its actions" in out
     assert "--target" not in out
     found = json.loads((tmp_path / "online" / "result.json").read_text())
+    assert found["weights_sha256"] == weights_digest(tmp_path / "online" / "last")
+    assert found["acting"] == "stream"
     assert found["online_steps"] >= 60
     assert found["updates"] == 6 + 3 * found["online_rounds"]
     assert found["before"]["updates"] == 6

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import zipfile
@@ -176,7 +177,15 @@ def sign(folder, content):
 def test_a_signed_file_that_is_no_program_is_one_error(tmp_path, folder, content):
     (tmp_path / "export.json").write_text((folder / "last-torch" / "export.json").read_text())
     sign(tmp_path, content)
-    with pytest.raises(CheckpointError, match="does not hold the agent that its export.json describes"):
+    with pytest.raises(CheckpointError, match=r"torch cannot load agent\.pt2: "):
+        TorchAgent(tmp_path)
+
+
+def test_a_program_of_another_torch_names_both_versions(tmp_path, folder):
+    card = json.loads((folder / "last-torch" / "export.json").read_text())
+    (tmp_path / "export.json").write_text(json.dumps({**card, "torch": "9.9.0"}))
+    sign(tmp_path, b"of a format that this torch does not know")
+    with pytest.raises(CheckpointError, match=rf"exported by torch 9\.9\.0, this is {re.escape(torch.__version__)}"):
         TorchAgent(tmp_path)
 
 

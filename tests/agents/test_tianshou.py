@@ -8,8 +8,8 @@ import torch
 pytest.importorskip("tianshou", reason="the extra tianshou is not installed")
 
 from tianshou.algorithm.algorithm_base import Policy
-from tianshou.data import Batch, Collector, ReplayBuffer, VectorReplayBuffer
-from tianshou.env import DummyVectorEnv
+from tianshou.data import AsyncCollector, Batch, Collector, ReplayBuffer, VectorReplayBuffer
+from tianshou.env import DummyVectorEnv, SubprocVectorEnv, VectorEnvNormObs
 
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.agents.tianshou import AgentPolicy, buffer_of, trajectories_of
@@ -73,6 +73,42 @@ def test_collector_gives_the_returns_of_ours(mixer, acting):
         assert same.any(0).sum() == episodes
 
 
+def test_the_target_return_is_the_policys():
+    agent = make_agent()
+    returns = {}
+    for target in (-80.0, -20.0, None):
+        collector = collector_of(AgentPolicy(agent, target), 2)
+        agent.reset(-50.0)
+        collector.reset()
+        returns[target] = collector.collect(n_episode=2).returns
+    np.testing.assert_array_equal(returns[None], returns[-80.0])
+    assert not np.isclose(returns[-20.0], returns[-80.0]).any()
+    with pytest.raises(InvalidInput, match="target_return is auto, and this agent does not predict"):
+        AgentPolicy(agent, "auto")
+
+
+def test_wrappers_of_tianshous_environments_are_noticed():
+    agent = make_agent()
+    agent.check_environment(environments(2))
+    with pytest.raises(InvalidInput, match="wrapped in VectorEnvNormObs.*take VectorEnvNormObs off"):
+        agent.check_environment(VectorEnvNormObs(environments(2)))
+    with pytest.raises(InvalidInput, match="wrapped in NormalizeReward"):
+        agent.check_environment(DummyVectorEnv([lambda: gym.wrappers.NormalizeReward(gym.make("Pendulum-v1"))] * 2))
+    with pytest.raises(InvalidInput, match="take RescaleAction off"):
+        agent.check_environment(
+            DummyVectorEnv(
+                [lambda: gym.wrappers.RescaleAction(gym.make("Pendulum-v1"), np.float32([-5]), np.float32([5]))]
+            )
+        )
+    with pytest.raises(InvalidInput, match="observations"):
+        agent.check_environment(DummyVectorEnv([lambda: gym.make("CartPole-v1")]))
+    processes = SubprocVectorEnv([lambda: gym.make("Pendulum-v1")])
+    with pytest.raises(InvalidInput, match="wrapped in VectorEnvNormObs"):
+        agent.check_environment(VectorEnvNormObs(processes))
+    agent.check_environment(processes)
+    processes.close()
+
+
 def test_collecting_goes_on_where_it_ended():
     agent = make_agent()
     collector, whole = collector_of(AgentPolicy(agent), 2), collector_of(AgentPolicy(make_agent()), 2)
@@ -90,6 +126,11 @@ def test_rewards_and_other_collectors_are_missed():
     collector.reset()
     with pytest.raises(InvalidInput, match="on_step_hook=policy.observe_rewards"):
         collector.collect(n_step=4)
+    envs = DummyVectorEnv([lambda: gym.make("Pendulum-v1")] * 2, wait_num=1)
+    collector = AsyncCollector(policy, envs, VectorReplayBuffer(100, 2))
+    collector.reset()
+    with pytest.raises(InvalidInput, match="an AsyncCollector takes no hook"):
+        collector.collect(n_step=8)
     first, second = collector_of(policy, 2), collector_of(policy, 2)
     for one in (first, second):
         one.reset()
@@ -130,6 +171,22 @@ def test_buffers_become_the_episodes_that_they_were(keeps_next, rows):
         np.testing.assert_allclose(found.final_observations, buffer.obs_next[steps][ends], rtol=1e-6)
     else:
         assert found.final_observations is None
+
+
+def test_unused_parts_and_single_steps_of_a_buffer_are_read():
+    buffer = VectorReplayBuffer(20, 2)
+    assert len(buffer.buffers) == 2
+    collector = Collector(Scaled(), environments(1), buffer)
+    collector.reset()
+    collector.collect(n_step=1)
+    assert trajectories_of(buffer, None).lengths.tolist() == [1]
+    collector.collect(n_step=4)
+    found = trajectories_of(buffer, None, gym.spaces.Box(-9, 9, (3,)), gym.spaces.Box(-2, 2, (1,)))
+    assert found.lengths.tolist() == [5]
+    np.testing.assert_allclose(found.observations, buffer.obs[:5], rtol=1e-6)
+    assert [space.low[0] for space in (found.observation_space, found.action_space)] == [-9, -2]
+    with pytest.raises(DataError, match="no episode with its start"):
+        trajectories_of(VectorReplayBuffer(20, 2), None)
 
 
 def test_an_overwritten_start_is_left_out_with_a_warning():

@@ -108,7 +108,7 @@ class DecisionAgent(Agent):
         return self.model.head.draw(rows, self.generator)
 
     def _begin(self, rows: int) -> ActingState:
-        if self.acting.mode == "window":
+        if self.acting.is_window:
             return Window(self.model, rows, self.device, self.acting)
         if not self.model.fixed_size:
             return GrowingState(self.model, rows, self.device)

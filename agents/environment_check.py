@@ -28,7 +28,7 @@ RESCALING = frozenset(
         "VectorizeTransformReward",
     }
 )
-"""Classes of wrappers that change the scale of observations or rewards: Gymnasium's, Stable-Baselines3's and Tianshou's.
+"""Classes of wrappers of Gymnasium, Stable-Baselines3 and Tianshou that change the scale of observations or rewards.
 They and their subclasses are known by these names, since the other libraries need not be installed."""
 
 WIDER = 1.5

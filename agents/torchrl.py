@@ -40,7 +40,10 @@ class CoreModule(TensorDictModuleBase):  # type: ignore[misc]
     def __init__(self, core: RecurrentCore, in_key: str = "observation", out_key: str = "features") -> None:
         super().__init__()
         if not core.fixed_size:
-            raise InvalidInput("the mixer's state grows with every step, and tensordicts keep states of one size")
+            raise InvalidInput(
+                "the mixer's state grows with every step, and tensordicts keep states of one size; take a mixer of "
+                "constant or windowed memory, as aaren or local"
+            )
         self.core, self.size = core, packed_size(core)
         self.in_keys, self.out_keys = [in_key, STATE, "is_init"], [out_key, ("next", STATE)]
 

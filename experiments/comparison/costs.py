@@ -298,7 +298,7 @@ class Episode:
 def _memory(agent: DecisionAgent) -> Memory:
     """Memory of an agent, by its mixers and its way of acting."""
     memories = {module.memory for module in agent.model.modules() if isinstance(module, Mixer)}
-    if agent.acting.mode == "window" or (agent.acting.mode == "reset" and "growing" in memories):
+    if agent.acting.is_window or (agent.acting.mode == "reset" and "growing" in memories):
         return "window"
     return "growing" if "growing" in memories else "window" if "window" in memories else "constant"
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias, cast
 
 from aaren_rl.errors import InvalidInput
+
+Mode: TypeAlias = Literal["stream", "reset", "window", "closed-window"]
 
 
 @dataclass(frozen=True)
@@ -16,15 +18,13 @@ class Acting:
     Attributes:
         mode: "stream" steps a state that holds the whole episode. "reset" empties the mixers' state every so many steps
             of an episode. "window" keeps no state and runs the last steps through the model again, as public Decision
-            Transformers do.
+            Transformers do. "closed-window" does so without the action and the reward of the step before the window, as
+            Hugging Face's Decision Transformers act.
         steps: between two resets, or of the window.
-        closed: True for a window without the action and the reward of the step before it, as Hugging Face's Decision
-            Transformers act.
     """
 
-    mode: Literal["stream", "reset", "window"] = "stream"
+    mode: Mode = "stream"
     steps: int = 0
-    closed: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Acting:
@@ -36,12 +36,15 @@ class Acting:
         if text == "stream":
             return cls()
         if found := re.fullmatch(r"(reset|window|closed-window):([1-9]\d{0,8})", text):
-            mode: Literal["reset", "window"] = "reset" if found[1] == "reset" else "window"
-            return cls(mode, int(found[2]), closed=found[1] == "closed-window")
+            return cls(cast(Mode, found[1]), int(found[2]))
         raise InvalidInput(
             f"acting is {text!r}; expected stream, reset:STEPS, window:STEPS or closed-window:STEPS, as window:20"
         )
 
+    @property
+    def is_window(self) -> bool:
+        """True for a window, closed or not."""
+        return self.mode in ("window", "closed-window")
+
     def __str__(self) -> str:
-        name = "closed-window" if self.closed else self.mode
-        return name if self.mode == "stream" else f"{name}:{self.steps}"
+        return self.mode if self.mode == "stream" else f"{self.mode}:{self.steps}"

@@ -32,6 +32,7 @@ class CAgent(ExportedAgent):
         InvalidInput: there is no C compiler, or the exported step cannot act so.
     """
 
+    step_file: ClassVar[str] = checkpoint.EXPORTED_SOURCE
     files: ClassVar[tuple[str, ...]] = (checkpoint.EXPORTED_HEADER, checkpoint.EXPORTED_SOURCE)
     runtime: ClassVar[str] = "c"
     code: ClassVar[str | None] = "an agent in C, which would be compiled and run"

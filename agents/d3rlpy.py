@@ -20,11 +20,12 @@ from aaren_rl.errors import DataError
 def mdp_dataset(trajectories: Trajectories) -> MDPDataset:
     """A dataset of d3rlpy with the same episodes; those that are not terminated end by a timeout.
 
-    d3rlpy has no place for the observation after the last action. Actions stay as they are: algorithms whose actions
+    d3rlpy leaves out truncated episodes of one step, which make no transition; a warning counts them. It has no place
+    for the observation after the last action. Actions stay as they are: algorithms whose actions
     lie between -1 and 1 need d3rlpy's `action_scaler` where the environment's do not.
 
     Raises:
-        DataError: d3rlpy has no such observations or actions.
+        DataError: d3rlpy has no such observations or actions, or all episodes are truncated ones of one step.
     """
     values = values_of(trajectories)
     terminals, timeouts = (np.zeros(trajectories.steps, np.float32) for _ in range(2))
@@ -47,20 +48,22 @@ def trajectories_of(
     observation_space: Space | gym.Space[Any] | None = None,
     action_space: Space | gym.Space[Any] | None = None,
 ) -> Trajectories:
-    """The whole episodes of a dataset or replay buffer of d3rlpy.
+    """The episodes of a dataset or replay buffer of d3rlpy.
 
-    Episodes that are not terminated were cut off. None has an observation after its last action.
+    Episodes that are not terminated count as cut off. So does the episode under way of a buffer that `append` fills,
+    before `clip_episode` ends it. None has an observation after its last action.
 
     Args:
-        dataset: of d3rlpy.
+        dataset: to read.
         observation_space: of the observations, Gymnasium's or ours; None for what they show.
-        action_space: of the actions, likewise; None for the choices or vectors that d3rlpy counts.
+        action_space: of the actions, Gymnasium's or ours, with the bounds, which d3rlpy does not keep; None for the
+            choices or vectors that d3rlpy counts.
 
     Raises:
-        DataError: there is no whole episode, or the arrays make no episodes.
+        DataError: there is no episode, or the arrays make no episodes.
     """
     if not dataset.episodes:
-        raise DataError("the dataset has no whole episode; expected at least one")
+        raise DataError("the dataset has no episode; expected at least one")
     info = dataset.dataset_info
     discrete = info.action_space == d3rlpy.ActionSpace.DISCRETE
     if discrete and action_space is None:
@@ -86,6 +89,9 @@ class StatefulAgent:
     Args:
         agent: that acts.
         target_return: return to ask for; None for the agent's default.
+
+    Raises:
+        InvalidInput: the target return is not one for this agent (see `Agent.reset`).
     """
 
     def __init__(self, agent: Agent, target_return: Target | None = None) -> None:

@@ -104,7 +104,7 @@ class DecisionAgent(Agent):
         A summary of constant size, a window of past steps, or all of them.
         """
         memories = {module.memory for module in self.model.modules() if isinstance(module, Mixer)}
-        if self.acting.mode == "window" or (self.acting.mode == "reset" and "growing" in memories):
+        if self.acting.is_window or (self.acting.mode == "reset" and "growing" in memories):
             return "window"
         return "growing" if "growing" in memories else "window" if "window" in memories else "constant"
 
@@ -120,7 +120,7 @@ class DecisionAgent(Agent):
         return self.model.head.draw(rows, self.generator)
 
     def _begin(self, rows: int) -> ActingState:
-        if self.acting.mode == "window":
+        if self.acting.is_window:
             return Window(self.model, rows, self.device, self.acting)
         if not self.model.fixed_size:
             return GrowingState(self.model, rows, self.device)

@@ -24,11 +24,12 @@ RESCALING = frozenset(
         "RescaleObservation",
         "TransformReward",
         "VecNormalize",
+        "VectorEnvNormObs",
         "VectorizeTransformReward",
     }
 )
-"""Classes of wrappers that change the scale of observations or rewards: Gymnasium's, and Stable-Baselines3's. They are
-known by their names, since Stable-Baselines3 need not be installed."""
+"""Classes of wrappers of Gymnasium, Stable-Baselines3 and Tianshou that change the scale of observations or rewards.
+They and their subclasses are known by these names, since the other libraries need not be installed."""
 
 WIDER = 1.5
 """Ratio of an environment's range of actions to the agent's from which on the two hardly mean the same numbers."""
@@ -41,7 +42,7 @@ def check(env: Environment, card: AgentCard, observation_space: Space, action_sp
     in worker processes.
 
     Args:
-        env: single, or a vector environment of Gymnasium or of Stable-Baselines3.
+        env: single, or a vector environment of Gymnasium, Stable-Baselines3 or Tianshou.
         card: of the agent.
         observation_space: that the agent expects.
         action_space: of its actions.
@@ -64,7 +65,8 @@ def layers(env: Any) -> Iterator[Any]:
         if hasattr(inner := getattr(env, name, None), "action_space"):
             yield from layers(inner)
             return
-    rows = getattr(env, "envs", None)
+    # Tianshou's workers hold the rows.
+    rows = getattr(env, "envs", None) or getattr(env, "workers", None)
     for row in rows if isinstance(rows, list | tuple) else ():
         yield from layers(row)
 
@@ -87,31 +89,38 @@ def _check_spaces(env: Environment, observation_space: Space, action_space: Spac
     (low, high), (least, greatest) = bounds_of(action_space), bounds_of(actions)
     if (low < least - 1e-5).any() or (high > greatest + 1e-5).any():
         raise InvalidInput(
-            f"the agent gives actions from {low} to {high}, outside the environment's {spaces[1]}; {trained}"
+            f"the agent gives actions from {low} to {high}, outside the environment's {spaces[1]}; {trained}; wrap the "
+            "environment in gymnasium.wrappers.ClipAction to have them clipped"
         )
 
 
 def _check_scale(env: Environment, card: AgentCard, trained: str) -> None:
     """Refuses wrappers that change the scale of observations or rewards, unless the agent's environment has them."""
     for layer in layers(env):
-        name = type(layer).__name__
-        bases = {base.__name__ for base in type(layer).__mro__}
-        if not bases & RESCALING or name in _recorded_wrappers(card) or _is_switched_off(layer):
+        name, classes = type(layer).__name__, _class_names(layer)
+        if not classes & RESCALING or classes & _recorded_wrappers(card) or _is_switched_off(layer):
             continue
-        told = (
+        problem = (
             f"the environment is wrapped in {name}, which changes the scale of observations or rewards; the agent "
             f"scales what the environment itself gives; {trained}"
         )
         if card.environment is not None:
-            raise InvalidInput(f"{told}, without that wrapper; take {name} off{_how(name)}")
+            raise InvalidInput(f"{problem}, without that wrapper; take {name} off{_removal_hint(classes)}")
         warnings.warn(
-            f"{told}; take {name} off unless its data came through it{_how(name)}", RuntimeWarning, stacklevel=4
+            f"{problem}; take {name} off unless its data came through it{_removal_hint(classes)}",
+            RuntimeWarning,
+            stacklevel=4,
         )
 
 
-def _how(name: str) -> str:
-    """How a wrapper is taken off, where that is not plain."""
-    if name != "VecNormalize":
+def _class_names(layer: Any) -> set[str]:
+    """Names of the class of a wrapper and of all its bases."""
+    return {base.__name__ for base in type(layer).__mro__}
+
+
+def _removal_hint(classes: set[str]) -> str:
+    """How to remove a wrapper of these classes; empty for most."""
+    if "VecNormalize" not in classes:
         return ""
     return (
         ": act in venv.venv, or set venv.norm_obs and venv.norm_reward to False (venv.training = False alone goes on "
@@ -128,7 +137,7 @@ def _check_range(env: Environment, card: AgentCard, action_space: Space, trained
     # Without bounds there is no scale that could differ: wrappers that clip have none, for example.
     if not (np.isfinite(width) & (width > WIDER * agents)).any():
         return
-    told = f"the environment takes actions from {bounds[0]} to {bounds[1]}, the agent gives {low} to {high}"
+    problem = f"the environment takes actions from {bounds[0]} to {bounds[1]}, the agent gives {low} to {high}"
     for layer in layers(env):
         name = type(layer).__name__
         if name != "RescaleAction":
@@ -136,31 +145,44 @@ def _check_range(env: Environment, card: AgentCard, action_space: Space, trained
         inner, outer = (bounds_of(space_of(_spaces(one)[1], image=False)) for one in (layer.env, layer))
         if np.allclose(inner, outer) or _is_recorded(outer, card):
             continue
-        told += f", and RescaleAction makes numbers from {inner[0]} to {inner[1]} of them; {trained}"
+        problem += f", and RescaleAction makes numbers from {inner[0]} to {inner[1]} of them; {trained}"
         if card.environment is not None:
-            raise InvalidInput(f"{told}, without that wrapper; take RescaleAction off")
-        warnings.warn(f"{told}; take it off unless its data came through it", RuntimeWarning, stacklevel=4)
+            raise InvalidInput(f"{problem}, without that wrapper; take RescaleAction off")
+        warnings.warn(f"{problem}; take it off unless its data came through it", RuntimeWarning, stacklevel=4)
         return
     rescaled = (
         [] if card.environment is None else [one for one in card.environment.wrappers if one.name == "RescaleAction"]
     )
     if rescaled and not any(type(layer).__name__ == "RescaleAction" for layer in layers(env)):
-        raise InvalidInput(f"{told}; {trained}, and the environment lacks {rescaled[0]}; put it around the environment")
-    spec = next((layer.spec for layer in layers(env) if getattr(layer, "spec", None) is not None), None)
-    same = card.environment is not None and spec is not None and spec.id == card.environment.registered_id
-    if not same and spec is not None:
+        raise InvalidInput(
+            f"{problem}; {trained}, and the environment lacks {rescaled[0]}; put it around the environment"
+        )
+    env_id = _environment_id(env)
+    same = card.environment is not None and env_id == card.environment.registered_id
+    if not same and env_id is not None:
         known = (
             f"it was trained for {card.environment}" if card.environment else "it was trained without an environment"
         )
         warnings.warn(
-            f"{told}; {known}, and the same number may mean another action in {spec.id}", RuntimeWarning, stacklevel=4
+            f"{problem}; {known}, and the same number may mean another action in {env_id}", RuntimeWarning, stacklevel=4
         )
 
 
 def _spaces(env: Any) -> tuple[gym.Space[Any], gym.Space[Any]]:
     """Observation and action space of one row."""
-    prefix = "single_" if isinstance(env, gym.vector.VectorEnv) else ""
-    return getattr(env, f"{prefix}observation_space"), getattr(env, f"{prefix}action_space")
+    if isinstance(env, gym.vector.VectorEnv):
+        return env.single_observation_space, env.single_action_space
+    if isinstance(env.action_space, list):
+        # Tianshou lists the spaces of all rows, without their wrappers; worker processes hide their rows.
+        row = next((layer for layer in layers(env) if isinstance(layer, gym.Env)), None)
+        return (env.observation_space[0], env.action_space[0]) if row is None else _spaces(row)
+    return env.observation_space, env.action_space
+
+
+def _environment_id(env: Any) -> str | None:
+    """Gymnasium's id of an environment; None where no layer knows it."""
+    ids = (getattr(getattr(layer, "spec", None), "id", None) for layer in layers(env))
+    return next((one for one in ids if one is not None), None)
 
 
 def _recorded_wrappers(card: AgentCard) -> set[str]:
@@ -179,4 +201,4 @@ def _is_recorded(bounds: tuple[Any, Any], card: AgentCard) -> bool:
 
 def _is_switched_off(layer: Any) -> bool:
     """True for a `VecNormalize` that neither normalises observations nor rewards."""
-    return type(layer).__name__ == "VecNormalize" and not layer.norm_obs and not layer.norm_reward
+    return "VecNormalize" in _class_names(layer) and not layer.norm_obs and not layer.norm_reward

@@ -30,8 +30,11 @@ class ExportedAgent(Agent):
         InvalidInput: the exported step cannot act so.
     """
 
+    step_file: ClassVar[str]
+    """The file that holds the step."""
+
     files: ClassVar[tuple[str, ...]]
-    """Files of the step."""
+    """All files of the step."""
 
     runtime: ClassVar[str]
     """What runs the step, as results name it."""
@@ -60,7 +63,7 @@ class ExportedAgent(Agent):
             greatest = described["greatest_return"]
             if not isinstance(greatest, int | float | None) or not (greatest is None or greatest > 0):
                 raise InvalidInput(f"greatest_return is {greatest!r}; expected a number above 0, or null")
-            # Exports of before have none.
+            # Older exports lack the key.
             reaches = described.get("reach", False)
             if not isinstance(reaches, bool):
                 raise InvalidInput(f"reach is {reaches!r}; expected true or false")
@@ -72,7 +75,7 @@ class ExportedAgent(Agent):
             self._try_step(observations, actions)
         self.written_acting = card.acting
         super().__init__(card, observations, actions, longest, greatest, reaches, acting, renew)
-        if self.acting.mode == "window":
+        if self.acting.is_window:
             raise InvalidInput(f"an exported agent has a single step, it cannot act by {self.acting}; pass stream")
 
     def _prepare(self, contents: Mapping[str, bytes], described: Mapping[str, Any]) -> None:

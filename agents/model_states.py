@@ -151,7 +151,7 @@ class Window(_Counted):
 
     def __init__(self, model: DecisionModel, rows: int, device: torch.device, acting: Acting) -> None:
         super().__init__(model, rows, device)
-        self.steps, self.closed = acting.steps, acting.closed
+        self.steps, self.closed = acting.steps, acting.mode == "closed-window"
         example = model.inputs.observation.examples(rows, torch.Generator())
         self.kept: dict[str, Any] = {
             "observations": map_packed(lambda part: part.unsqueeze(1)[:, :0].to(device), example),

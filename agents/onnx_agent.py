@@ -38,6 +38,7 @@ class OnnxAgent(ExportedAgent):
         InvalidInput: onnxruntime is not installed, or the exported step cannot act so.
     """
 
+    step_file: ClassVar[str] = checkpoint.EXPORTED_GRAPH
     files: ClassVar[tuple[str, ...]] = (checkpoint.EXPORTED_GRAPH,)
     runtime: ClassVar[str] = "onnxruntime"
 

@@ -50,7 +50,10 @@ class CoreRLModule(TorchRLModule, ValueFunctionAPI):  # type: ignore[misc]
         self.cores = nn.ModuleDict({name: RecurrentCore(size, **options) for name in names})
         actor = self._core("actor")
         if not actor.fixed_size:
-            raise InvalidInput("the mixer's state grows with every step, and RLlib keeps states of one size")
+            raise InvalidInput(
+                "the mixer's state grows with every step, and RLlib keeps states of one size; take a mixer of constant "
+                "or windowed memory, as aaren or local"
+            )
         self.action_dist_cls, outputs = self._distribution()
         self.policy, self.value = nn.Linear(actor.width, outputs), nn.Linear(actor.width, 1)
 

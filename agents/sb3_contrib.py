@@ -90,7 +90,10 @@ class _CoreAsLstm(nn.Module):
     def __init__(self, core: RecurrentCore) -> None:
         super().__init__()
         if not core.fixed_size:
-            raise InvalidInput("the mixer's state grows with every step, and RecurrentPPO keeps states of one size")
+            raise InvalidInput(
+                "the mixer's state grows with every step, and RecurrentPPO keeps states of one size; take a mixer of "
+                "constant or windowed memory, as aaren or local"
+            )
         self.core, self.input_size = core, core.input_size
         self.size = packed_size(core)
         self.hidden_size = math.ceil(self.size / 2)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from tianshou.algorithm.algorithm_base import Policy
 from tianshou.data import Batch, HERReplayBuffer, HERReplayBufferManager, ReplayBuffer, ReplayBufferManager
 
+from aaren_rl.actor import Target
 from aaren_rl.agents.agent import Agent
 from aaren_rl.agents.states import Array
 from aaren_rl.data.spaces import Space, gymnasium_space
@@ -23,20 +24,27 @@ from aaren_rl.errors import DataError, InvalidInput
 class AgentPolicy(Policy):  # type: ignore[misc]
     """An agent that acts in a collector: `Collector(policy, envs, on_step_hook=policy.observe_rewards)`.
 
-    The collector hands over no rewards, without which the return-to-go cannot count down; its hook does. The agent asks
-    for the target return of its last `reset`, one number, or else for its default. An agent with a temperature samples.
+    The collector hands over no rewards, without which the return-to-go cannot count down; its hook does. An agent with
+    a temperature samples.
 
     The states stay with the policy. What the collector keeps, and writes into its buffer, is the number of the call and
     the row of each environment, so the buffer does not grow with the state. Each collector needs a policy of its own.
+    Random steps, `collect(random=True)`, leave no state behind, so the agent would start within their episodes: reset
+    the collector after them. Wrappers around the environments are checked by `agent.check_environment(envs)` alone.
 
     Args:
         agent: that acts.
+        target_return: return to ask for; None for the agent's default.
+
+    Raises:
+        InvalidInput: the target return is not one for this agent (see `Agent.reset`).
     """
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: Agent, target_return: Target | None = None) -> None:
         spaces = gymnasium_space(agent.action_space), gymnasium_space(agent.observation_space)
         super().__init__(*spaces, action_scaling=False, action_bound_method=None)
-        self.agent = agent
+        self.agent, self.target_return = agent, target_return
+        agent.reset(target_return)
         self._calls = 0
         self._carried: tuple[Array, ...] = ()
         self._rewards: Array | None = None
@@ -60,6 +68,7 @@ class AgentPolicy(Policy):  # type: ignore[misc]
         sampled = self.agent.temperature > 0
         if state is None:
             starts = np.ones(len(batch), dtype=np.bool_)
+            self.agent.reset(self.target_return)
             action, carried = self.agent.predict(observation, None, starts, deterministic=not sampled)
         else:
             before, starts = self._chosen(np.asarray(state))
@@ -79,7 +88,8 @@ class AgentPolicy(Policy):  # type: ignore[misc]
                 raise InvalidInput("another collector acted with this policy in between; make a policy for each")
             if self._rewards is None:
                 raise InvalidInput(
-                    "the policy got no rewards; make the collector with on_step_hook=policy.observe_rewards"
+                    "the policy got no rewards; make a Collector with on_step_hook=policy.observe_rewards (an "
+                    "AsyncCollector takes no hook)"
                 )
             self.agent.observe_reward(self._rewards[rows])
         # Where an episode starts, row 0 stands in; the agent empties it.
@@ -87,7 +97,10 @@ class AgentPolicy(Policy):  # type: ignore[misc]
 
 
 def trajectories_of(
-    buffer: ReplayBuffer, policy: Policy | None, action_space: Space | gym.Space[Any] | None = None
+    buffer: ReplayBuffer,
+    policy: Policy | None,
+    observation_space: Space | gym.Space[Any] | None = None,
+    action_space: Space | gym.Space[Any] | None = None,
 ) -> Trajectories:
     """Episodes of a replay buffer of Tianshou, of one environment or of several.
 
@@ -99,7 +112,8 @@ def trajectories_of(
     Args:
         buffer: to read.
         policy: that acted, since buffers keep actions as they were before `policy.map_action`; None where the buffer's
-            actions are the environment's.
+            actions are the environment's. It has no default, since actions without their policy would be other ones.
+        observation_space: of the observations, Gymnasium's or ours; None for what they show.
         action_space: of the environment's actions, Gymnasium's or ours; None for that of the policy, or without one for
             what the actions show.
 
@@ -115,6 +129,8 @@ def trajectories_of(
     episodes: list[Episode] = []
     left_out = 0
     for offset, part in zip(buffer.subbuffer_edges[:-1], parts, strict=True):
+        if not len(part):
+            continue
         steps = part.sample_indices(0) + offset
         # What `from_data` filled was never added to; what was has its last index where the first steps end.
         filled_at_once = steps[:1] == offset and part.last_index[0] == 0
@@ -134,7 +150,7 @@ def trajectories_of(
         raise DataError("the buffer has no episode with its start; expected at least one")
     if action_space is None and policy is not None:
         action_space = policy.action_space
-    return Trajectories.from_episodes(episodes, action_space=action_space)
+    return Trajectories.from_episodes(episodes, observation_space, action_space)
 
 
 def buffer_of(trajectories: Trajectories, policy: Policy | None) -> ReplayBuffer:
@@ -202,6 +218,8 @@ def _episodes(buffer: ReplayBuffer, steps: npt.NDArray[np.int64], policy: Policy
 
 def _check_order(observations: Any, after: Any, done: npt.NDArray[np.bool_]) -> None:
     """Refuses steps whose observation is not the one after the step before, within an episode."""
+    if len(done) < 2:
+        return
     follows = done[:-1].copy()
     same: list[Any] = []
     _map(lambda now, then: same.append((now[1:] == then[:-1]).reshape(len(now) - 1, -1).all(1)), observations, after)

@@ -34,6 +34,7 @@ class TorchAgent(ExportedAgent):
         InvalidInput: the exported step cannot act so.
     """
 
+    step_file: ClassVar[str] = checkpoint.EXPORTED_PROGRAM
     files: ClassVar[tuple[str, ...]] = (checkpoint.EXPORTED_PROGRAM,)
     runtime: ClassVar[str] = "torch.export"
     code: ClassVar[str | None] = "a torch program, which can run code as it is loaded"

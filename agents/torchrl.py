@@ -40,7 +40,10 @@ class CoreModule(TensorDictModuleBase):  # type: ignore[misc]
     def __init__(self, core: RecurrentCore, in_key: str = "observation", out_key: str = "features") -> None:
         super().__init__()
         if not core.fixed_size:
-            raise InvalidInput("the mixer's state grows with every step, and tensordicts keep states of one size")
+            raise InvalidInput(
+                "the mixer's state grows with every step, and tensordicts keep states of one size; take a mixer of "
+                "constant or windowed memory, as aaren or local"
+            )
         self.core, self.size = core, packed_size(core)
         self.in_keys, self.out_keys = [in_key, STATE, "is_init"], [out_key, ("next", STATE)]
 
@@ -76,21 +79,23 @@ class CoreModule(TensorDictModuleBase):  # type: ignore[misc]
 
 def trajectories_of(
     steps: TensorDictBase,
+    observation_space: Space | gym.Space[Any] | None = None,
+    action_space: Space | gym.Space[Any] | None = None,
     observation: str = "observation",
     action: str = "action",
     reward: str = "reward",
-    action_space: Space | gym.Space[Any] | None = None,
 ) -> Trajectories:
     """Episodes of TorchRL's steps, as a collector, a roll-out or a replay buffer (`buffer[:]`) holds them.
 
     Args:
         steps: one tensordict a step, (steps,) or (environments, time), in the order in which they were made. They have
             the keys below, and under "next" the observation after, the reward, "terminated", and "truncated" if any.
+        observation_space: of the observations, Gymnasium's or ours; None for what they show.
+        action_space: of the actions as they are, Gymnasium's or ours; None for what they show. With one,
+            nothing counts as one-hot.
         observation: key of the observations, vectors.
         action: key of the actions; one-hot actions become choices.
         reward: key of the rewards.
-        action_space: of the actions as they are, Gymnasium's or ours; None for what they show. With one, nothing counts
-            as one-hot.
 
     Returns:
         The episodes; the last one of each environment counts as cut off if the steps end within it.
@@ -114,7 +119,7 @@ def trajectories_of(
     episodes = [
         one for number, row in enumerate(environments) for one in _episodes(row, acted[number], observation, reward)
     ]
-    return Trajectories.from_episodes(episodes, action_space=action_space)
+    return Trajectories.from_episodes(episodes, observation_space, action_space)
 
 
 def _choices(acted: torch.Tensor) -> torch.Tensor:

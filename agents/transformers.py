@@ -55,10 +55,11 @@ def from_transformers(
 
     Args:
         model: a `DecisionTransformerModel`, or the folder where `save_pretrained` wrote one, as safetensors. Folders
-            are read without transformers. Load a pytorch_model.bin with transformers, and pass the model.
+            are read without transformers. Load a pytorch_model.bin, or a model of the Hub, with transformers, and pass
+            the model.
         state_mean: of the observations in the training data, (state_dim,); model cards give it.
-        state_std: likewise.
-        target_return: the return to ask for, in the environment's units.
+        state_std: standard deviations of the same observations, (state_dim,).
+        target_return: the return to ask for, a number in the environment's units.
         scale: returns-to-go were divided by this in training.
         context: steps of the window; None for the configuration's `max_length`, or 20 where it has none. transformers 5
             neither reads nor writes a `max_length`.
@@ -67,9 +68,9 @@ def from_transformers(
     Raises:
         InvalidInput: an argument does not fit, the model is none of these, a setting of it has no equal here, or its
             weights are not those that its configuration describes.
-        CheckpointError: a file of the folder is missing or damaged.
+        CheckpointError: there is no such folder, or a file of it is missing or damaged.
     """
-    name, config, weights = _read(Path(model)) if isinstance(model, str | Path) else _taken(model)
+    name, config, weights = _read(Path(model)) if isinstance(model, str | Path) else _of_model(model)
     settings = _Settings.of(config)
     steps = settings.max_length or CONTEXT if context is None else context
     if steps < 1:
@@ -78,7 +79,7 @@ def from_transformers(
     if not (std > 0).all():
         raise InvalidInput(f"state_std is {std}; observations are divided by it, so expected positive numbers")
     spec = EnvironmentSpec(environment) if isinstance(environment, str) else environment
-    card = AgentCard(spec, name, "transformers", (float(target_return),), acting=f"closed-window:{steps}")
+    card = AgentCard(spec, name, "transformers", (_number(target_return),), acting=f"closed-window:{steps}")
     checkpoint.check_types(card)
     return DecisionAgent(_converted(settings, weights, Scaling(mean, std, scale)), card)
 
@@ -185,7 +186,7 @@ class _Weights:
             f"{to}.bias": self.take(f"{name}.bias", shape[0]),
         }
 
-    def turned(self, to: str, name: str, outputs: int, inputs: int) -> dict[str, Tensor]:
+    def transposed_pair(self, to: str, name: str, outputs: int, inputs: int) -> dict[str, Tensor]:
         """As `pair`, of a `Conv1D`, whose weight is (inputs, outputs)."""
         weight, bias = self.take(f"{name}.weight", inputs, outputs), self.take(f"{name}.bias", outputs)
         return {f"{to}.weight": weight.t(), f"{to}.bias": bias}
@@ -244,15 +245,26 @@ def _block(settings: _Settings, weights: _Weights, layer: int) -> dict[str, Tens
     """The weights of a block."""
     to, name, width = f"trunk.blocks.{layer}", f"encoder.h.{layer}", settings.hidden_size
     ours = weights.pair(f"{to}.mixer_norm", f"{name}.ln_1", width)
-    joint = weights.turned("", f"{name}.attn.c_attn", 3 * width, width)
+    joint = weights.transposed_pair("", f"{name}.attn.c_attn", 3 * width, width)
     for part, kind in zip((".weight", ".bias"), ("weight", "bias"), strict=True):
         query, key, value = joint[part].chunk(3)
         ours[f"{to}.mixer.query.{kind}"] = query * settings.query_factor(layer)
         ours[f"{to}.mixer.key.{kind}"], ours[f"{to}.mixer.value.{kind}"] = key, value
-    ours |= weights.turned(f"{to}.mixer.output", f"{name}.attn.c_proj", width, width)
+    ours |= weights.transposed_pair(f"{to}.mixer.output", f"{name}.attn.c_proj", width, width)
     ours |= weights.pair(f"{to}.perceptron_norm", f"{name}.ln_2", width)
-    ours |= weights.turned(f"{to}.expand", f"{name}.mlp.c_fc", 4 * width, width)
-    return ours | weights.turned(f"{to}.contract", f"{name}.mlp.c_proj", width, 4 * width)
+    ours |= weights.transposed_pair(f"{to}.expand", f"{name}.mlp.c_fc", 4 * width, width)
+    return ours | weights.transposed_pair(f"{to}.contract", f"{name}.mlp.c_proj", width, 4 * width)
+
+
+def _number(target_return: Any) -> float:
+    """A target return as a float."""
+    try:
+        return float(target_return)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(
+            f"target_return is {target_return!r}; expected a number, as 3600: a Decision Transformer of transformers "
+            "neither has a target of its own nor predicts the return in reach"
+        ) from error
 
 
 def _statistic(name: str, given: npt.ArrayLike, settings: _Settings) -> npt.NDArray[np.float64]:
@@ -266,7 +278,7 @@ def _statistic(name: str, given: npt.ArrayLike, settings: _Settings) -> npt.NDAr
     return found
 
 
-def _taken(model: Any) -> tuple[str, Mapping[str, Any], Mapping[str, Tensor]]:
+def _of_model(model: Any) -> tuple[str, Mapping[str, Any], Mapping[str, Tensor]]:
     """Name, configuration and weights of a model in memory."""
     if not isinstance(model, torch.nn.Module) or not hasattr(getattr(model, "config", None), "to_dict"):
         raise InvalidInput(
@@ -282,8 +294,13 @@ def _read(folder: Path) -> tuple[str, Mapping[str, Any], Mapping[str, Tensor]]:
     """Name, configuration and weights of a folder.
 
     Raises:
-        CheckpointError: a file is missing or damaged.
+        CheckpointError: there is no such folder, or a file is missing or damaged.
     """
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{folder} is no folder; if it is a model of the Hub, load it with "
+            f"transformers.DecisionTransformerModel.from_pretrained({str(folder)!r}) and pass the model"
+        )
     file = folder / "model.safetensors"
     config = checkpoint.read_json(folder / "config.json")
     if not file.exists():

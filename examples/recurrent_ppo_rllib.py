@@ -15,6 +15,10 @@ from ray.tune.registry import register_env
 
 from aaren_rl.agents.rllib import CoreRLModule
 from aaren_rl.envs.memory.chain import PassiveTMaze
+from aaren_rl.errors import InvalidInput
+
+UPDATE = 2048
+"""Steps of all environments for an update."""
 
 
 @dataclass
@@ -51,21 +55,27 @@ def configuration(arguments: Arguments) -> PPOConfig:
         .environment("tmaze")
         .env_runners(num_env_runners=0, num_envs_per_env_runner=16, rollout_fragment_length=128)
         .rl_module(rl_module_spec=module)
-        .training(train_batch_size_per_learner=2048, minibatch_size=512, num_epochs=4, lr=1e-3, grad_clip=0.5)
+        .training(train_batch_size_per_learner=UPDATE, minibatch_size=512, num_epochs=4, lr=1e-3, grad_clip=0.5)
         .training(use_kl_loss=False, **loss)
         .debugging(seed=arguments.seed)
     )
 
 
 def main(arguments: Arguments) -> float:
-    """Trains, prints the share of right turns as it goes, and returns the last one."""
+    """Trains, prints the share of right turns as it goes, and returns the last one.
+
+    Raises:
+        InvalidInput: there are fewer steps than an update takes.
+    """
+    if arguments.steps < UPDATE:
+        raise InvalidInput(f"steps is {arguments.steps}; expected at least {UPDATE}, the steps of an update")
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     algorithm, right = configuration(arguments).build_algo(), 0.0
-    for update in range(1, arguments.steps // 2048 + 1):
-        # Of the last 100 episodes.
+    for update in range(1, arguments.steps // UPDATE + 1):
+        # RLlib takes the mean over the last 100 episodes.
         right = float(algorithm.train()["env_runners"]["episode_return_mean"])
         if update % 10 == 0:
-            print(f"{update * 2048:>9,} steps: {right:.2f} of the turns are right", flush=True)
+            print(f"{update * UPDATE:>9,} steps: {right:.2f} of the turns are right", flush=True)
     algorithm.stop()
     ray.shutdown()
     return right

@@ -24,7 +24,7 @@ from aaren_rl.envs.readers import d4rl, lerobot, minari, rlds, robomimic
 from aaren_rl.envs.readers.detect import READERS
 from aaren_rl.envs.readers.hdf5 import require_memory
 from aaren_rl.envs.readers.minari_metadata import LONGEST_NAME
-from aaren_rl.envs.readers.parsed import Parsed, bytes_of_episode, known_spaces, leaves_of, map_values
+from aaren_rl.envs.readers.parsed import Parsed, bytes_of_episode, leaves_of, map_values, recorded_spaces
 from aaren_rl.envs.turns import one_at_a_time
 from aaren_rl.errors import DataError, InvalidInput
 from aaren_rl.experiments.console import progress, say
@@ -182,7 +182,7 @@ def _fitted(parsed: Parsed, choice: EnvironmentChoice, known: EnvironmentSpec | 
 
 def _misfits(parsed: Parsed, described: Description) -> list[str]:
     """What of the data the spaces of an environment do not hold, as training finds it."""
-    recorded = known_spaces(parsed)[0]
+    recorded = recorded_spaces(parsed)[0]
     if recorded is not None and (wrong := differences(described.observation_space, recorded, "observations")):
         return wrong
     for number, episode in enumerate(parsed.episodes):

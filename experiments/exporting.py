@@ -31,7 +31,7 @@ NAMES = {"onnx": "graph", "c": "code", "torch": "program"}
 """What the step's file is, by form."""
 
 AGENTS: dict[Form, type[ExportedAgent]] = {"c": CAgent, "torch": TorchAgent, "onnx": OnnxAgent}
-"""Who acts by each form; those that run code of the folder come first."""
+"""The class of agent for each form."""
 
 
 @dataclass(frozen=True)
@@ -113,12 +113,14 @@ def export(
         to_torch(loaded.model, loaded.card, folder)
     else:
         (to_c if to == "c" else to_onnx)(loaded.model, loaded.card, folder, int8)
-    return Export(loaded, folder, folder / AGENTS[to].files[-1], checkpoint.read_json(folder / CARD), to)
+    return Export(loaded, folder, folder / AGENTS[to].step_file, checkpoint.read_json(folder / CARD), to)
 
 
 def exported_form(folder: Path) -> type[ExportedAgent]:
-    """Who acts by the exported step in a folder. Nothing of the folder is run."""
-    return next((one for one in AGENTS.values() if (folder / one.files[-1]).exists()), OnnxAgent)
+    """The class of agent for the exported step in a folder. Nothing of the folder is run."""
+    found = [one for one in AGENTS.values() if (folder / one.step_file).exists()]
+    # Of a folder with several steps, one that runs code decides, since such a folder needs trust.
+    return min(found, key=lambda one: one.code is None, default=OnnxAgent)
 
 
 def compare(exported: Export, episodes: int) -> dict[str, Any]:
@@ -146,7 +148,7 @@ def compare(exported: Export, episodes: int) -> dict[str, Any]:
 
     results = {
         "torch": measured("torch", exported.agent),
-        "exported": measured("exported", exported_form(exported.folder)(exported.folder, acting=None, renew=0)),
+        "exported": measured("exported", AGENTS[exported.form](exported.folder, acting=None, renew=0)),
     }
     file = exported.folder / CARD
     try:

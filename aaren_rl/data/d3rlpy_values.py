@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,9 +37,21 @@ class D3rlpyValues:
 def values_of(trajectories: Trajectories) -> D3rlpyValues:
     """The steps of trajectories; d3rlpy has no place for the observations after the last actions.
 
+    Warns of truncated episodes of one step. They make no transition, so d3rlpy's buffers leave them out.
+
     Raises:
-        DataError: d3rlpy has no such observations or actions.
+        DataError: d3rlpy has no such observations or actions, or all episodes are truncated ones of one step.
     """
+    left_out = int(((trajectories.lengths == 1) & ~trajectories.terminated).sum())
+    if left_out == trajectories.episodes:
+        raise DataError("all episodes are truncated after one step; d3rlpy makes no transition of such an episode")
+    if left_out:
+        warnings.warn(
+            f"d3rlpy leaves out {left_out} of {trajectories.episodes} episodes: they are truncated after one step, "
+            "which makes no transition",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     observation_space, action_space = known_spaces(trajectories)
     observations = observation_space.unpack(trajectories.observations, batch=1)
     parts = observations if isinstance(observations, tuple) else (observations,)

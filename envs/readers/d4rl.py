@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -15,9 +14,10 @@ import numpy.typing as npt
 
 from aaren_rl.data.converted import Counts, Rows
 from aaren_rl.data.episode import refuse_inexact
-from aaren_rl.data.spaces import IMAGE, Space, gymnasium_space, space_of
+from aaren_rl.data.spaces import Space, gymnasium_space, space_of
 from aaren_rl.data.spaces.image import image_of
-from aaren_rl.data.trajectories import Episode, Trajectories
+from aaren_rl.data.trajectories import Trajectories
+from aaren_rl.data.unpacking import episodes_of
 from aaren_rl.envs.readers.hdf5 import open_checked, require_memory
 from aaren_rl.envs.readers.parsed import (
     Parsed,
@@ -110,19 +110,12 @@ def parse(path: Path, say: Say, horizon: int | None = None) -> Parsed:
         InvalidInput: the horizon is below 1.
     """
     data = read_file(path, horizon, say)
-    observations, final = _array(data.observations), _array(data.final_observations)
-    actions = data.actions if data.action_space is None else data.action_space.unpack(data.actions, batch=1)
-    episodes = []
-    for number, (start, stop) in enumerate(pairwise(data.offsets.tolist())):
-        here, end = slice(start, stop), slice(number, number + 1)
-        observed = observations[here] if final is None else np.concatenate([observations[here], final[end]])
-        flags = bool(data.terminated[number]), bool(data.truncated[number])
-        episodes.append(Episode(observed, actions[here], data.rewards[here], *flags))
+    episodes = episodes_of(data)
     return Parsed(
         path.stem,
         episodes,
-        observation_space_of([observations], f"{path}: observations"),
-        action_space_of([actions], f"{path.name}: actions", say)
+        observation_space_of([one.observations for one in episodes], f"{path}: observations"),
+        action_space_of([one.actions for one in episodes], f"{path.name}: actions", say)
         if data.action_space is None
         else gymnasium_space(data.action_space),
     )
@@ -247,11 +240,6 @@ def _npz_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
         sizes = {key: size for key, size in shapes(path).items() if key in (*KEYS, TIMEOUTS, NEXT)}
         require_memory(2 * sum(math.prod(shape) * dtype.itemsize for shape, dtype in sizes.values()), path.name)
         return {key: file[key] for key in sizes}
-
-
-def _array(packed: Any) -> Any:
-    """The one array of packed observations."""
-    return packed[IMAGE] if isinstance(packed, dict) else packed
 
 
 def _ends(data: Mapping[str, Any], length: int, horizon: int | None) -> _Ends:

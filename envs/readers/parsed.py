@@ -92,7 +92,7 @@ def recording(parsed: Parsed, name: str) -> Recording:
         InvalidInput: a space is of a type that no model takes.
     """
     try:
-        spaces = known_spaces(parsed)
+        spaces = recorded_spaces(parsed)
     except InvalidInput as error:
         raise InvalidInput(f"{name} cannot be learned from: {error}") from error
     try:
@@ -102,7 +102,7 @@ def recording(parsed: Parsed, name: str) -> Recording:
     return Recording(parsed.id, trajectories, parsed.environment, None)
 
 
-def known_spaces(parsed: Parsed) -> tuple[Space | None, Space | None]:
+def recorded_spaces(parsed: Parsed) -> tuple[Space | None, Space | None]:
     """The spaces of observations and actions; None for mere numbers, whose bounds nobody recorded.
 
     Raises:

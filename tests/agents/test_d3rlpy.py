@@ -73,6 +73,69 @@ def test_files_are_loaded_by_d3rlpy(kind, tmp_path):
         assert_same_steps(trajectories_of(ReplayBuffer.load(file, InfiniteBuffer())), expected)
 
 
+def of_lengths(lengths, terminated=False, actions=None):
+    rng = np.random.default_rng(0)
+    return Trajectories.from_episodes(
+        [
+            Episode(
+                rng.normal(size=(n, 3)), rng.uniform(-2, 2, (n, 2)) if actions is None else actions, np.ones(n), end
+            )
+            for n, end in zip(lengths, np.broadcast_to(terminated, len(lengths)), strict=True)
+        ]
+    )
+
+
+def loaded(file, **options):
+    """The call that `to_d3rlpy` documents."""
+    with file.open("rb") as opened:
+        episodes = d3rlpy.dataset.load(d3rlpy.dataset.Episode, opened)
+    return d3rlpy.dataset.ReplayBuffer(d3rlpy.dataset.InfiniteBuffer(), episodes=episodes, **options)
+
+
+def test_truncated_episodes_of_one_step_are_counted(tmp_path):
+    data = of_lengths([4, 1, 1, 3, 1], [False, False, False, False, True])
+    with pytest.warns(RuntimeWarning, match="d3rlpy leaves out 2 of 5 episodes: they are truncated after one step"):
+        found = trajectories_of(mdp_dataset(data))
+    assert found.lengths.tolist() == [4, 3, 1]
+    with pytest.warns(RuntimeWarning, match="d3rlpy leaves out 2 of 5 episodes"):
+        to_d3rlpy(data, tmp_path / "data.h5")
+    with (tmp_path / "data.h5").open("rb") as file:
+        assert [len(one) for one in ReplayBuffer.load(file, InfiniteBuffer()).episodes] == [4, 3, 1]
+    nothing = of_lengths([1, 1])
+    for write in (mdp_dataset, lambda data: to_d3rlpy(data, tmp_path / "none.h5")):
+        with pytest.raises(DataError, match="all episodes are truncated after one step"):
+            write(nothing)
+    assert not (tmp_path / "none.h5").exists()
+
+
+def test_kind_and_count_of_actions_are_given_to_d3rlpy(tmp_path):
+    whole, fractions = np.ones((2, 2)), np.full((2, 2), 0.5)
+    data = Trajectories.join([of_lengths([2], actions=whole), of_lengths([2], actions=fractions)])
+    with pytest.warns(RuntimeWarning, match=r"whole numbers, which .*CONTINUOUS, action_size=2 \(see to_d3rlpy\)"):
+        to_d3rlpy(data, tmp_path / "whole.h5")
+    with (tmp_path / "whole.h5").open("rb") as file:
+        guessed = ReplayBuffer.load(file, InfiniteBuffer())
+    assert guessed.dataset_info.action_space == d3rlpy.ActionSpace.DISCRETE
+    given = loaded(tmp_path / "whole.h5", action_space=d3rlpy.ActionSpace.CONTINUOUS, action_size=2)
+    np.testing.assert_array_equal(trajectories_of(given).actions, data.actions)
+    to_d3rlpy(data_of("choices"), tmp_path / "choices.h5")
+    given = loaded(tmp_path / "choices.h5", action_space=d3rlpy.ActionSpace.DISCRETE, action_size=4)
+    assert trajectories_of(given).action_space.counts == (4,)
+
+
+def test_an_episode_under_way_counts_as_cut_off():
+    whole = of_lengths([3], True)
+    buffer = mdp_dataset(whole)
+    for step in range(4):
+        buffer.append(np.full(3, step, np.float32), np.full(2, 0.5, np.float32), float(step))
+    found = trajectories_of(buffer)
+    assert (found.lengths.tolist(), found.terminated.tolist()) == ([3, 4], [True, False])
+    assert found.truncated.tolist() == [False, True]
+    np.testing.assert_array_equal(found.rewards[3:], np.arange(4))
+    buffer.clip_episode(terminated=True)
+    assert trajectories_of(buffer).terminated.tolist() == [True, True]
+
+
 def test_d3rlpy_trains_on_a_dataset():
     algorithm = d3rlpy.algos.BCConfig(batch_size=4).create(device=False)
     algorithm.fit(
@@ -85,7 +148,7 @@ def test_d3rlpy_trains_on_a_dataset():
     assert algorithm.predict(np.zeros((1, 3), np.float32)).shape == (1, 2)
 
 
-def test_a_buffer_without_whole_episodes_is_refused():
+def test_a_buffer_without_episodes_is_refused():
     signature = D3rlpyEpisode(np.zeros((2, 3)), np.zeros((2, 1)), np.zeros((2, 1)), True)
     dataset = ReplayBuffer(InfiniteBuffer(), episodes=[signature])
     empty = ReplayBuffer(
@@ -95,7 +158,7 @@ def test_a_buffer_without_whole_episodes_is_refused():
         action_signature=signature.action_signature,
         reward_signature=signature.reward_signature,
     )
-    with pytest.raises(DataError, match="no whole episode"):
+    with pytest.raises(DataError, match="has no episode"):
         trajectories_of(empty)
 
 

@@ -116,7 +116,7 @@ def test_ways_of_acting_equal_a_forward_over_the_steps_they_see(shape, acting):
     for t in range(40):
         first = t - t % steps if acting.startswith("reset") else max(0, t - steps + 1)
         seen = slice(first, t + 1)
-        known = first and not agent.acting.closed
+        known = first and agent.acting.mode != "closed-window"
         before = (acted[:, first - 1], earned[:, first - 1]) if known else (None, None)
         segment = Segment(
             observations[:, seen],
@@ -148,6 +148,12 @@ def test_a_window_or_reset_longer_than_the_episode_is_streaming(agent, acting):
 def test_ways_of_acting_that_are_not_understood_are_refused(agent, acting):
     with pytest.raises(InvalidInput, match="expected stream, reset:STEPS, window:STEPS or closed-window:STEPS"):
         Acting.parse(acting)
+
+
+@pytest.mark.parametrize("acting", ["stream", "reset:5", "window:5", "closed-window:5"])
+def test_a_closed_window_is_a_way_of_its_own(acting):
+    found = Acting.parse(acting)
+    assert (str(found), found.mode, found.is_window) == (acting, acting.split(":")[0], "window" in acting)
 
 
 @pytest.mark.parametrize("acting", ["window:5", "closed-window:5"])

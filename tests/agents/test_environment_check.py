@@ -187,6 +187,24 @@ def test_normalisation_is_one_warning_where_the_data_may_be_normalised_too():
     assert "unless its data came through it: act in venv.venv" in said
 
 
+class OwnNormalize(VecNormalize):
+    pass
+
+
+def test_subclasses_of_a_wrapper_are_taken_as_the_wrapper():
+    agent = make_agent()
+    with pytest.raises(InvalidInput, match="wrapped in OwnNormalize.*act in venv.venv"):
+        agent.check_environment(OwnNormalize(DummyVecEnv([pendulum])))
+    agent.check_environment(OwnNormalize(DummyVecEnv([pendulum]), norm_obs=False, norm_reward=False))
+
+
+def test_narrower_bounds_name_the_wrapper_that_clips():
+    agent = make_agent(low=-3.0, high=3.0)
+    with pytest.raises(InvalidInput, match=r"outside the environment's .*gymnasium\.wrappers\.ClipAction"):
+        agent.check_environment(pendulum())
+    agent.check_environment(gym.wrappers.ClipAction(pendulum()))
+
+
 class Goals(gym.Env):
     """Observations in parts whose keys are not sorted."""
 

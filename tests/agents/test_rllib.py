@@ -1,3 +1,6 @@
+import runpy
+from pathlib import Path
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -158,10 +161,16 @@ def module_of(observations=None, actions=None, **options):
     return CoreRLModule(observation_space=observations, action_space=actions, model_config=options)
 
 
+def test_the_example_refuses_fewer_steps_than_an_update():
+    example = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "recurrent_ppo_rllib.py"))
+    with pytest.raises(InvalidInput, match="steps is 2047; expected at least 2048"):
+        example["main"](example["Arguments"](steps=2047))
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(InvalidInput, match=r"model_config has use_lstm, widht; CoreRLModule takes mixer, width, .*"):
         module_of(widht=16, use_lstm=True)
-    with pytest.raises(InvalidInput, match="state grows with every step"):
+    with pytest.raises(InvalidInput, match="state grows with every step.* as aaren or local"):
         module_of(mixer="softmax")
     with pytest.raises(InvalidInput, match="the observation space is Discrete.*FlattenObservations"):
         module_of(gym.spaces.Discrete(3))

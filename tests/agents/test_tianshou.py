@@ -8,14 +8,14 @@ import torch
 pytest.importorskip("tianshou", reason="the extra tianshou is not installed")
 
 from tianshou.algorithm.algorithm_base import Policy
-from tianshou.data import Batch, Collector, ReplayBuffer, VectorReplayBuffer
-from tianshou.env import DummyVectorEnv
+from tianshou.data import AsyncCollector, Batch, Collector, ReplayBuffer, VectorReplayBuffer
+from tianshou.env import DummyVectorEnv, SubprocVectorEnv, VectorEnvNormObs
 
 from aaren_rl.agents import DecisionAgent
 from aaren_rl.agents.tianshou import AgentPolicy, buffer_of, trajectories_of
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.data.environment_spec import EnvironmentSpec
-from aaren_rl.data.spaces import Box
+from aaren_rl.data.spaces import Box, space_of
 from aaren_rl.data.trajectories import Episode, Trajectories
 from aaren_rl.envs.evaluation import Protocol, evaluate
 from aaren_rl.errors import DataError, InvalidInput
@@ -73,6 +73,42 @@ def test_collector_gives_the_returns_of_ours(mixer, acting):
         assert same.any(0).sum() == episodes
 
 
+def test_the_target_return_is_the_policys():
+    agent = make_agent()
+    returns = {}
+    for target in (-80.0, -20.0, None):
+        collector = collector_of(AgentPolicy(agent, target), 2)
+        agent.reset(-50.0)
+        collector.reset()
+        returns[target] = collector.collect(n_episode=2).returns
+    np.testing.assert_array_equal(returns[None], returns[-80.0])
+    assert not np.isclose(returns[-20.0], returns[-80.0]).any()
+    with pytest.raises(InvalidInput, match="target_return is auto, and this agent does not predict"):
+        AgentPolicy(agent, "auto")
+
+
+def test_wrappers_of_tianshous_environments_are_noticed():
+    agent = make_agent()
+    agent.check_environment(environments(2))
+    with pytest.raises(InvalidInput, match="wrapped in VectorEnvNormObs.*take VectorEnvNormObs off"):
+        agent.check_environment(VectorEnvNormObs(environments(2)))
+    with pytest.raises(InvalidInput, match="wrapped in NormalizeReward"):
+        agent.check_environment(DummyVectorEnv([lambda: gym.wrappers.NormalizeReward(gym.make("Pendulum-v1"))] * 2))
+    with pytest.raises(InvalidInput, match="take RescaleAction off"):
+        agent.check_environment(
+            DummyVectorEnv(
+                [lambda: gym.wrappers.RescaleAction(gym.make("Pendulum-v1"), np.float32([-5]), np.float32([5]))]
+            )
+        )
+    with pytest.raises(InvalidInput, match="observations"):
+        agent.check_environment(DummyVectorEnv([lambda: gym.make("CartPole-v1")]))
+    processes = SubprocVectorEnv([lambda: gym.make("Pendulum-v1")])
+    with pytest.raises(InvalidInput, match="wrapped in VectorEnvNormObs"):
+        agent.check_environment(VectorEnvNormObs(processes))
+    agent.check_environment(processes)
+    processes.close()
+
+
 def test_collecting_goes_on_where_it_ended():
     agent = make_agent()
     collector, whole = collector_of(AgentPolicy(agent), 2), collector_of(AgentPolicy(make_agent()), 2)
@@ -96,6 +132,17 @@ def test_rewards_and_other_collectors_are_missed():
         one.collect(n_step=4)
     with pytest.raises(InvalidInput, match="another collector acted with this policy"):
         first.collect(n_step=4)
+
+
+def test_collectors_that_call_no_hook_are_named():
+    spaces = Box.unbounded((4,)), space_of(gym.spaces.Discrete(2))
+    model = DecisionModel(ModelConfig(blocks=1, width=16), *spaces, Scaling.identity(spaces[0]))
+    policy = AgentPolicy(DecisionAgent(model, AgentCard(None, "some data", "arrays", (20.0,))))
+    envs = DummyVectorEnv([lambda: gym.make("CartPole-v1")] * 2)
+    collector = AsyncCollector(policy, envs, VectorReplayBuffer(100, 2))
+    collector.reset()
+    with pytest.raises(InvalidInput, match="an AsyncCollector takes no hook"):
+        collector.collect(n_step=8)
 
 
 class Scaled(Policy):
@@ -130,6 +177,22 @@ def test_buffers_become_the_episodes_that_they_were(keeps_next, rows):
         np.testing.assert_allclose(found.final_observations, buffer.obs_next[steps][ends], rtol=1e-6)
     else:
         assert found.final_observations is None
+
+
+def test_unused_parts_and_single_steps_of_a_buffer_are_read():
+    buffer = VectorReplayBuffer(20, 2)
+    assert len(buffer.buffers) == 2
+    collector = Collector(Scaled(), environments(1), buffer)
+    collector.reset()
+    collector.collect(n_step=1)
+    assert trajectories_of(buffer, None).lengths.tolist() == [1]
+    collector.collect(n_step=4)
+    found = trajectories_of(buffer, None, gym.spaces.Box(-9, 9, (3,)), gym.spaces.Box(-2, 2, (1,)))
+    assert found.lengths.tolist() == [5]
+    np.testing.assert_allclose(found.observations, buffer.obs[:5], rtol=1e-6)
+    assert [space.low[0] for space in (found.observation_space, found.action_space)] == [-9, -2]
+    with pytest.raises(DataError, match="no episode with its start"):
+        trajectories_of(VectorReplayBuffer(20, 2), None)
 
 
 def test_an_overwritten_start_is_left_out_with_a_warning():

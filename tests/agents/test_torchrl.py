@@ -113,6 +113,7 @@ def test_one_hot_actions_become_choices(categorical):
     np.testing.assert_array_equal(found.actions.flatten(), chosen.flatten())
     ended = steps["next", "terminated"].flatten()
     assert found.terminated.sum() == ended.sum() > 0
+    assert trajectories_of(steps, gym.spaces.Box(-50, 50, (4,))).observation_space.low[0] == -50
 
 
 def test_steps_that_do_not_follow_each_other_are_refused():

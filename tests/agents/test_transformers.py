@@ -206,6 +206,8 @@ def test_settings_without_an_equal_here_are_refused(shape, message):
         ({"scale": 0.0}, "return_scale is 0.0"),
         ({"context": 0}, "context is 0"),
         ({"target_return": np.inf}, "expected finite numbers"),
+        ({"target_return": "auto"}, "target_return is 'auto'; expected a number, as 3600"),
+        ({"target_return": None}, "target_return is None; expected a number, as 3600"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(options, message):
@@ -256,6 +258,12 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, change, message):
     save_file(weights, file)
     with pytest.raises(InvalidInput, match=message):
         make_agent(tmp_path)
+
+
+def test_a_name_on_the_hub_says_how_to_load_it():
+    name = "edbeeching/decision-transformer-gym-hopper-medium"
+    with pytest.raises(CheckpointError, match=rf"load it with .*from_pretrained\('{name}'\) and pass the model"):
+        make_agent(name)
 
 
 def test_damaged_folders_are_refused(tmp_path):

@@ -32,7 +32,7 @@ def test_files_are_read_as_they_were(tmp_path, actions):
 
 
 def test_keys_are_those_that_d3rlpy_writes(tmp_path):
-    to_d3rlpy(data_of(np.zeros((4, 3)), np.zeros((4, 2))), tmp_path / "data.h5")
+    to_d3rlpy(data_of(np.zeros((4, 3)), np.full((4, 2), 0.5)), tmp_path / "data.h5")
     with h5py.File(tmp_path / "data.h5") as file:
         shapes = {key: part.shape for key, part in file.items()}
         assert file["version"][()] == b"2.1"
@@ -58,8 +58,19 @@ def test_what_d3rlpy_cannot_hold_is_refused(tmp_path):
 
 
 def test_a_file_is_replaced_only_if_asked(tmp_path):
-    path, data = tmp_path / "data.h5", data_of(np.zeros((4, 3)), np.zeros((4, 2)))
+    path, data = tmp_path / "data.h5", data_of(np.zeros((4, 3)), np.full((4, 2), 0.5))
     to_d3rlpy(data, path)
     with pytest.raises(DataError, match=r"data\.h5 exists already; pass overwrite=True"):
         to_d3rlpy(data, path)
     to_d3rlpy(data, path, overwrite=True)
+
+
+def test_what_d3rlpy_would_read_otherwise_is_said(tmp_path):
+    whole = data_of(np.zeros((4, 3)), np.ones((4, 2)))
+    with pytest.warns(RuntimeWarning, match="the first episode's actions are whole numbers.*action_size=2"):
+        to_d3rlpy(whole, tmp_path / "whole.h5")
+    short = Trajectories.from_episodes([Episode(np.zeros((1, 3)), np.full((1, 2), 0.5), np.ones(1))])
+    with pytest.warns(RuntimeWarning, match="leaves out 1 of 3 episodes: they are truncated after one step"):
+        to_d3rlpy(Trajectories.join([short, data_of(np.zeros((4, 3)), np.full((4, 2), 0.5))]), tmp_path / "short.h5")
+    with pytest.raises(DataError, match="all episodes are truncated after one step"):
+        to_d3rlpy(short, tmp_path / "none.h5")

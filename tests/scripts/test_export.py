@@ -15,12 +15,13 @@ import torch
 
 import aaren_rl
 import aaren_rl.stepping.onnx
-from aaren_rl.agents import CAgent, DecisionAgent, OnnxAgent
+from aaren_rl.agents import CAgent, DecisionAgent, OnnxAgent, TorchAgent
 from aaren_rl.checkpoint import AgentCard
 from aaren_rl.data.environment_spec import EnvironmentSpec
 from aaren_rl.data.spaces import Box, DictSpace, ImageSpace, TextSpace, TupleSpace, space_of
 from aaren_rl.errors import AarenError, InvalidInput
 from aaren_rl.experiments.console import rounded
+from aaren_rl.experiments.exporting import exported_form
 from aaren_rl.model import DecisionModel, ModelConfig, Scaling
 from aaren_rl.scripts import evaluate
 from aaren_rl.scripts.export import Arguments, export, main
@@ -399,3 +400,12 @@ def test_without_a_compiler_nothing_was_checked_and_it_says_so(command, agent, m
     assert status == 0
     assert "actions:    not checked: this machine has no C compiler" in out
     assert "not evaluated: 100 episodes need the compiler too" in out
+
+
+def test_a_folder_of_several_steps_counts_as_code(tmp_path):
+    (tmp_path / "agent.onnx").touch()
+    assert exported_form(tmp_path) is OnnxAgent
+    for name, expected in (("agent.pt2", TorchAgent), ("agent.c", CAgent)):
+        (tmp_path / name).touch()
+        assert exported_form(tmp_path) is expected
+        (tmp_path / name).unlink()

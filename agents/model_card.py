@@ -209,7 +209,7 @@ def _introduction(agent: DecisionAgent) -> str:
 def _memory(agent: DecisionAgent) -> str:
     """What the agent keeps of an episode, in a sentence."""
     acting = agent.acting
-    if acting.mode == "window":
+    if acting.is_window:
         return f"It keeps the last {acting.steps} steps and runs all of them through the model at every step."
     reset = f", which is emptied every {acting.steps} steps" if acting.mode == "reset" else ""
     size = {

@@ -31,14 +31,14 @@ def mdp_dataset(trajectories: Trajectories) -> MDPDataset:
     terminals, timeouts = (np.zeros(trajectories.steps, np.float32) for _ in range(2))
     ends = trajectories.offsets[1:] - 1
     terminals[ends], timeouts[ends] = trajectories.terminated, ~trajectories.terminated
-    kind = d3rlpy.ActionSpace.DISCRETE if values.discrete else d3rlpy.ActionSpace.CONTINUOUS
+    action_space = d3rlpy.ActionSpace.DISCRETE if values.discrete else d3rlpy.ActionSpace.CONTINUOUS
     return MDPDataset(
         values.observations,
         values.actions,
         trajectories.rewards,
         terminals,
         timeouts,
-        action_space=kind,
+        action_space=action_space,
         action_size=values.size,
     )
 

@@ -246,10 +246,10 @@ def _block(settings: _Settings, weights: _Weights, layer: int) -> dict[str, Tens
     to, name, width = f"trunk.blocks.{layer}", f"encoder.h.{layer}", settings.hidden_size
     ours = weights.pair(f"{to}.mixer_norm", f"{name}.ln_1", width)
     joint = weights.transposed_pair("", f"{name}.attn.c_attn", 3 * width, width)
-    for part, kind in zip((".weight", ".bias"), ("weight", "bias"), strict=True):
-        query, key, value = joint[part].chunk(3)
-        ours[f"{to}.mixer.query.{kind}"] = query * settings.query_factor(layer)
-        ours[f"{to}.mixer.key.{kind}"], ours[f"{to}.mixer.value.{kind}"] = key, value
+    for part in ("weight", "bias"):
+        query, key, value = joint[f".{part}"].chunk(3)
+        ours[f"{to}.mixer.query.{part}"] = query * settings.query_factor(layer)
+        ours[f"{to}.mixer.key.{part}"], ours[f"{to}.mixer.value.{part}"] = key, value
     ours |= weights.transposed_pair(f"{to}.mixer.output", f"{name}.attn.c_proj", width, width)
     ours |= weights.pair(f"{to}.perceptron_norm", f"{name}.ln_2", width)
     ours |= weights.transposed_pair(f"{to}.expand", f"{name}.mlp.c_fc", 4 * width, width)

@@ -15,7 +15,6 @@ from enum import IntEnum
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.rendezvous import rendezvous
 
 from aaren_rl.errors import AarenError, InvalidInput
 
@@ -265,6 +264,9 @@ def process_group(device: torch.device) -> Iterator[Processes]:
             "torch.distributed is in use already; a training joins the processes that torchrun started by itself, so "
             "leave init_process_group out"
         )
+    # Not there in a build without torch.distributed.
+    from torch.distributed.rendezvous import rendezvous
+
     rank = int(os.environ["RANK"])
     with naming_lost_processes():
         store, _, _ = next(rendezvous("env://", rank, count, timeout=EXCHANGE_TIMEOUT))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from aaren_rl.agents import DecisionAgent, decision_agent
+from aaren_rl.agents.acting import Acting
 from aaren_rl.agents.model_states import GrowingState, Window
 from aaren_rl.agents.states import DeviceRows, Rows
 from aaren_rl.checkpoint import AgentCard
@@ -149,7 +150,7 @@ def make_states(model, rows):
         "rows": Rows(NumpyModelStepper.of(step), step.start.numpy(), step.mixed, rows),
         "device rows": DeviceRows(step, rows, cpu),
         "growing": GrowingState(model, rows, cpu),
-        "window": Window(model, rows, cpu, steps=50),
+        "window": Window(model, rows, cpu, Acting("window", 50)),
     }
 
 

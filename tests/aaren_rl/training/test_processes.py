@@ -25,7 +25,7 @@ def torchrun(count, *arguments):
     )
 
 
-@pytest.fixture(scope="module", params=[pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.fixture(scope="module", params=[2, 3])
 def together(request, tmp_path_factory):
     """States of all cases, trained by several processes, and their number."""
     folder, count = tmp_path_factory.mktemp("together"), request.param

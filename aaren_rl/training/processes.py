@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import gc
-import itertools
 import os
 import re
+import secrets
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from aaren_rl.errors import AarenError, InvalidInput
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
 EXCHANGE_TIMEOUT = timedelta(minutes=10)
 """Longest wait in an update. A process that dies is noticed at once, a machine without power only by this."""
@@ -178,9 +183,6 @@ class Processes:
             self.wait()
 
 
-_groups = itertools.count()
-"""Numbers of the process groups of this process."""
-
 ALONE = Processes()
 """A training in one process."""
 
@@ -270,8 +272,7 @@ def process_group(device: torch.device) -> Iterator[Processes]:
     rank = int(os.environ["RANK"])
     with naming_lost_processes():
         store, _, _ = next(rendezvous("env://", rank, count, timeout=EXCHANGE_TIMEOUT))
-        # Groups one after another would find each other's addresses.
-        store = dist.PrefixStore(f"aaren-{next(_groups)}", store)  # type: ignore[attr-defined]
+        store = _fresh(store, rank, count)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=EXCHANGE_TIMEOUT)
         waiting = dist.new_group(backend="gloo", timeout=WAIT_TIMEOUT)
@@ -283,6 +284,31 @@ def process_group(device: torch.device) -> Iterator[Processes]:
         # on crash at the end of the interpreter.
         gc.collect()
         dist.destroy_process_group()
+
+
+def _fresh(store: Store, rank: int, count: int) -> Store:
+    """The store under a prefix that no processes before have used.
+
+    torchrun keeps its store over restarts, with the addresses of processes that are gone. The first process draws a
+    prefix, and tells it to those that answer under it; the others ask again until their own answer was heard.
+
+    Raises:
+        LostProcess: the first process does not answer.
+    """
+    if rank == 0:
+        prefix = secrets.token_hex(8)
+        store.set("aaren-prefix", prefix)
+        answers = [store.get(f"{prefix}/{other}").decode() for other in range(1, count)]
+        store.set(f"{prefix}/heard", " ".join(answers))
+        return dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
+    answer, until = secrets.token_hex(8), time.monotonic() + EXCHANGE_TIMEOUT.total_seconds()
+    while time.monotonic() < until:
+        prefix = store.get("aaren-prefix").decode()
+        store.set(f"{prefix}/{rank}", answer)
+        if store.check([f"{prefix}/heard"]) and answer in store.get(f"{prefix}/heard").decode():
+            return dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
+        time.sleep(0.05)
+    raise LostProcess("the first process of this training does not answer")
 
 
 def _reason(error: Exception) -> str:

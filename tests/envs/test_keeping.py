@@ -2,8 +2,12 @@
 
 import os
 import resource
+import shutil
+import tempfile
 import tracemalloc
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import h5py
 import minari
@@ -19,6 +23,7 @@ from aaren_rl.envs.environment_choice import EnvironmentChoice
 from aaren_rl.envs.keeping import Keeping
 from aaren_rl.envs.readers import d4rl
 from aaren_rl.envs.readers.minari import local_folder, read_folder
+from aaren_rl.envs.turns import one_at_a_time
 from aaren_rl.errors import DataError, InvalidInput
 
 # Minari misses authors, code links and so on.
@@ -152,6 +157,82 @@ def test_a_damaged_copy_is_an_error_that_says_what_to_do(tmp_path):
         load(path, "disk", tmp_path / "data")
     os.rename(copied, copied.with_name("aside"))
     assert load(path, "disk", tmp_path / "data").trajectories.steps == 16
+
+
+def test_a_damaged_source_is_named_and_not_the_copy(tmp_path):
+    path = tmp_path / "a.hdf5"
+    with h5py.File(d4rl_file(path), "a") as file:
+        values = file["observations"][:]
+        del file["observations"]
+        made = file.create_dataset("observations", data=values, compression="gzip", chunks=(10, 4))
+        offset = made.id.get_chunk_info(5).byte_offset
+    # The checksum of a chunk in the middle.
+    with path.open("r+b") as raw:
+        raw.seek(offset)
+        raw.write(bytes(40))
+    with h5py.File(path, "a") as file:
+        # Else the next observations are compared, and the damage is found before anything is converted.
+        del file["next_observations"]
+    with pytest.raises(DataError, match=r"^a, in .*a\.hdf5, cannot be read: .*it may be cut off or damaged"):
+        load(path, "disk", tmp_path / "data")
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+@contextmanager
+def as_another_user():
+    """Without root's right to write anywhere."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65_534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_copy_that_cannot_be_written_can_be_read():
+    # pytest's folders are closed to other users.
+    folder = Path(tempfile.mkdtemp())
+    try:
+        path, said = d4rl_file(folder / "a.hdf5"), []
+        folder.chmod(0o755)
+        expected = load(path, "disk", folder / "data")
+        (copied,) = (folder / "data").iterdir()
+        for closed in (copied, folder / "data"):
+            closed.chmod(0o555)
+        with as_another_user():
+            kept = load(path, "disk", folder / "data", said)
+            assert kept.trajectories.sha256 == expected.trajectories.sha256
+            assert kept.trajectories.select(np.arange(2)).storage.folder == Path(tempfile.gettempdir())
+            (line,) = [line for line in said if "cannot be written" in line]
+            assert f"arrays made of the data lie in {tempfile.gettempdir()}" in line
+            with pytest.raises(DataError, match="arrays of all steps cannot be written into .*; free some space there"):
+                converted.open_folder(copied)
+    finally:
+        for closed in (folder / "data", *(folder / "data").iterdir()):
+            closed.chmod(0o755)
+        shutil.rmtree(folder)
+
+
+def test_processes_that_read_a_copy_do_not_wait(tmp_path):
+    path, said = d4rl_file(tmp_path / "a.hdf5"), []
+    load(path, "disk", tmp_path / "data")
+    (copied,) = (tmp_path / "data").iterdir()
+    # Another one that holds the lock would be waited for for ever.
+    with one_at_a_time(copied, said.append):
+        assert load(path, "disk", tmp_path / "data", said).trajectories.steps == 56
+    assert not [line for line in said if "waiting" in line]
+
+
+def test_other_spaces_have_a_copy_of_their_own(tmp_path):
+    streamed = []
+    read_folder(create(), False, lambda given: streamed.append(given) or given.whole())
+    where = Keeping("disk", tmp_path / "data")
+    where.keep(streamed[0], lambda line: None)
+    seen, acted = streamed[0].spaces
+    where.keep(replace(streamed[0], spaces=(replace(seen, high=(8.0,) * 3), acted)), lambda line: None)
+    assert len(list((tmp_path / "data").iterdir())) == 2
 
 
 def test_a_copy_of_other_data_is_not_taken(tmp_path):

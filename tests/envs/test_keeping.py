@@ -22,6 +22,7 @@ from aaren_rl.envs.dataset import Reading
 from aaren_rl.envs.environment_choice import EnvironmentChoice
 from aaren_rl.envs.keeping import Keeping
 from aaren_rl.envs.readers import d4rl
+from aaren_rl.envs.readers.hdf5 import require_memory
 from aaren_rl.envs.readers.minari import local_folder, read_folder
 from aaren_rl.envs.turns import one_at_a_time
 from aaren_rl.errors import DataError, InvalidInput
@@ -285,24 +286,28 @@ def test_cgroups_count_as_memory(tmp_path, monkeypatch):
     figures = {
         "memory.limit_in_bytes": "5000",
         "memory.usage_in_bytes": "4000",
-        "memory.stat": "total_inactive_file 700",
+        "memory.stat": "total_inactive_file 700\nactive_file 9\ntotal_active_file 200",
     }
     for name, text in figures.items():
         (inner.parent / name).write_text(text)
-    assert free_memory._left_in(inner.parent) == 1_700
-    newer = {"memory.max": "max", "memory.current": "4000", "memory.stat": "inactive_file 10"}
+    assert free_memory._left_in(inner.parent) == 1_900
+    newer = {"memory.max": "max", "memory.current": "4000", "memory.stat": "inactive_file 10\nactive_file 3000"}
     for name, text in newer.items():
         (tmp_path / name).write_text(text)
     assert free_memory._left_in(tmp_path) > 1 << 40
     (tmp_path / "memory.max").write_text("4500\n")
-    assert free_memory._left_in(tmp_path) == 510
-    monkeypatch.setattr(free_memory, "_cgroups", lambda: [inner, inner.parent, tmp_path])
-    assert free_memory.free_memory() == 510
+    assert free_memory._left_in(tmp_path) == 3_510
+    monkeypatch.setattr(free_memory, "cgroups", lambda: [inner, inner.parent, tmp_path])
+    assert free_memory.free_memory() == 1_900
+    # Cached files keep no data from being read.
+    require_memory(1_900, "a")
+    with pytest.raises(DataError, match="a needs"):
+        require_memory(1_901, "a")
     monkeypatch.undo()
     assert 0 < free_memory.free_memory() <= os.sysconf("SC_PHYS_PAGES") * resource.getpagesize()
     # This process has a cgroup wherever Linux has them.
     assert all(
-        folder == free_memory.CGROUPS or free_memory.CGROUPS in folder.parents for folder in free_memory._cgroups()
+        folder == free_memory.CGROUPS or free_memory.CGROUPS in folder.parents for folder in free_memory.cgroups()
     )
 
 

@@ -65,7 +65,9 @@ def _left_in(folder: Path) -> int:
             if most == "max":
                 continue
             stat = dict(line.split() for line in (folder / "memory.stat").read_text("ascii").splitlines())
-            return int(most) - int((folder / usage).read_text("ascii")) + sum(int(stat.get(name, 0)) for name in dropped)
+            return (
+                int(most) - int((folder / usage).read_text("ascii")) + sum(int(stat.get(name, 0)) for name in dropped)
+            )
         except (OSError, ValueError):
             continue
     return sys.maxsize

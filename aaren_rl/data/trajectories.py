@@ -165,7 +165,8 @@ class Trajectories:
             """Where steps of the result stand in these data."""
             wanted = np.arange(steps.start, steps.stop)
             episodes = np.searchsorted(offsets, wanted, side="right") - 1
-            return wanted + (starts - offsets[:-1])[episodes]
+            found: npt.NDArray[np.int64] = wanted + (starts - offsets[:-1])[episodes]
+            return found
 
         def chosen(part: npt.NDArray[Any]) -> npt.NDArray[Any]:
             rows = (part[source(steps)] for steps in step_blocks(int(offsets[-1]), part.shape[1:]))

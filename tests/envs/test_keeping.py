@@ -311,6 +311,30 @@ def test_cgroups_count_as_memory(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("timeouts", [True, False])
+def test_a_conversion_of_narrow_rows_takes_few_bytes_a_step(timeouts, tmp_path, monkeypatch):
+    monkeypatch.setattr("aaren_rl.data.storage.BLOCK_STEPS", 4_096)
+    monkeypatch.setattr("aaren_rl.envs.readers.d4rl._FLAGS", 4_096)
+    monkeypatch.setattr("aaren_rl.envs.readers.d4rl._ROWS", 1_024)
+    path, steps = tmp_path / "a.hdf5", 400_000
+    with h5py.File(path, "w") as file:
+        seen = np.arange(steps, dtype=np.float32)[:, None]
+        last = np.arange(steps) % 1_000 == 999
+        file["observations"], file["next_observations"] = seen, np.where(last[:, None], -1, seen + 1)
+        file["actions"], file["rewards"] = np.arange(steps)[:, None] % 3, np.ones(steps)
+        file["terminals"] = np.zeros(steps)
+        if timeouts:
+            file["timeouts"] = last.astype(float)
+    where = Keeping("disk", tmp_path / "data")
+    tracemalloc.start()
+    kept = d4rl.read_file(path, keep=lambda streamed: where.keep(streamed, lambda line: None))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (kept.episodes, kept.action_space.counts, kept.actions.shape) == (400, (3,), (steps,))
+    # Flags; the blocks are the rest.
+    assert peak < 6 * steps, peak / steps
+
+
 @pytest.mark.parametrize("form", ["Minari", "D4RL"])
 def test_a_conversion_takes_little_memory(form, tmp_path, monkeypatch):
     monkeypatch.setattr("aaren_rl.data.storage.BLOCK_STEPS", 50)

@@ -24,7 +24,7 @@ from aaren_rl.data.spaces.image import ImageSpace
 from aaren_rl.data.storage import MEMORY
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.envs.dataset import Dataset, of_trajectories
-from aaren_rl.envs.free_memory import CGROUPS, in_words
+from aaren_rl.envs.free_memory import CGROUPS, cgroups, in_words
 from aaren_rl.errors import DataError, InvalidInput
 from aaren_rl.experiments.command_line import Group, parse
 from aaren_rl.experiments.console import progress, run, say
@@ -167,18 +167,27 @@ def limited_to(size: int | None) -> Iterator[None]:
         return
     first = (CGROUPS / "memory").is_dir()
     root = CGROUPS / "memory" if first else CGROUPS
-    folder, own = root / f"aaren-rl-{os.getpid()}", str(os.getpid())
+    # In a container the path may be the host's, which is not there.
+    found = (group for group in cgroups() if root in (group, *group.parents) and (group / "cgroup.procs").exists())
+    before, own = next(found, root), str(os.getpid())
+    # In version 2 a cgroup that holds processes has none below it with a limit.
+    folder = (before if first else root) / f"aaren-rl-{own}"
     try:
         folder.mkdir()
-        (folder / ("memory.limit_in_bytes" if first else "memory.max")).write_text(str(size))
-        (folder / "cgroup.procs").write_text(own)
+        try:
+            (folder / ("memory.limit_in_bytes" if first else "memory.max")).write_text(str(size))
+            (folder / "cgroup.procs").write_text(own)
+        except OSError:
+            folder.rmdir()
+            raise
     except OSError as error:
         raise InvalidInput(f"no cgroup can be made here: {error}; leave out --limit-gib, or be root") from error
     say(f"limited to {in_words(size)} by the cgroup {folder}")
     try:
         yield
     finally:
-        (root / "cgroup.procs").write_text(own)
+        # Back under the limits of the job that this process is part of.
+        (before / "cgroup.procs").write_text(own)
         folder.rmdir()
 
 

@@ -9,10 +9,13 @@ from pathlib import Path
 CGROUPS = Path("/sys/fs/cgroup")
 
 _FILES = (
-    ("memory.max", "memory.current", "inactive_file"),
-    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ("memory.max", "memory.current", ("inactive_file", "active_file")),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
 )
-"""Of cgroups of version 2 and 1: limit, use, and the entry of memory.stat for cached files that can be dropped."""
+"""Of cgroups of version 2 and 1: limit, use, and the entries of memory.stat for cached files, which can be dropped.
+
+Files that were read twice are active; the system drops them too before it refuses memory.
+"""
 
 
 def free_memory() -> int:
@@ -29,7 +32,7 @@ def free_memory() -> int:
     if most != resource.RLIM_INFINITY:
         taken = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * resource.getpagesize()
         free = min(free, most - taken)
-    return min([free, *map(_left_in, _cgroups())])
+    return min([free, *map(_left_in, cgroups())])
 
 
 def in_words(size: int) -> str:
@@ -37,7 +40,7 @@ def in_words(size: int) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
-def _cgroups() -> list[Path]:
+def cgroups() -> list[Path]:
     """Folders of the memory cgroups that this process is in, from its own up to the outermost."""
     try:
         lines = Path("/proc/self/cgroup").read_text("utf-8").splitlines()
@@ -62,7 +65,9 @@ def _left_in(folder: Path) -> int:
             if most == "max":
                 continue
             stat = dict(line.split() for line in (folder / "memory.stat").read_text("ascii").splitlines())
-            return int(most) - int((folder / usage).read_text("ascii")) + int(stat.get(dropped, 0))
+            return (
+                int(most) - int((folder / usage).read_text("ascii")) + sum(int(stat.get(name, 0)) for name in dropped)
+            )
         except (OSError, ValueError):
             continue
     return sys.maxsize

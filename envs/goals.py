@@ -153,7 +153,7 @@ def _with_ends_as_goals(trajectories: Trajectories, columns: list[int]) -> Traje
     ends, lengths = last[:, columns], trajectories.lengths
     observations = (
         packed(given[steps], np.repeat(ends[episodes], lengths[episodes], axis=0))
-        for episodes, steps in episode_blocks(trajectories.offsets)
+        for episodes, steps in episode_blocks(trajectories.offsets, space.shape)
     )
     unpaid = (np.zeros_like(block) for _, block in blocks(trajectories.rewards))
     storage = trajectories.storage

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.envs.free_memory import free_memory, in_words
 from aaren_rl.envs.readers.streamed import Streamed
 from aaren_rl.envs.turns import one_at_a_time
-from aaren_rl.errors import DataError, InvalidInput, unknown_name
+from aaren_rl.errors import AarenError, DataError, InvalidInput, unknown_name
 from aaren_rl.folders import whole_folder
 
 Choice: TypeAlias = Literal["auto", "memory", "disk"]
@@ -92,17 +94,14 @@ class Keeping:
         source = _fingerprint(streamed)
         folder = self.folder.absolute() / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', streamed.id)}-{source[:12]}"
         say(f"data: on disk, {why}")
-        with one_at_a_time(folder, say):
-            if folder.exists():
-                say(f"data: reads the converted copy in {folder}")
-                return self._open(folder, source)
-            self._convert(streamed, folder, source, say)
-        return converted.open_folder(folder)
+        if folder.exists() or not self._convert_once(streamed, folder, source, say):
+            say(f"data: reads the converted copy in {folder}")
+        return self._open(folder, source, say)
 
     def _chooses_disk(self, size: int) -> tuple[bool, str]:
         """Whether data of so many bytes lie on disk, and why."""
         if self.choice != "auto":
-            return self.choice == "disk", f"{in_words(size)}, as asked"
+            return self.choice == "disk", f"{in_words(size)}, by --data {self.choice}"
         free, where = free_memory() // self.copies, "memory"
         if self.copies > 1:
             where = f"memory for each of {self.copies} processes"
@@ -112,11 +111,26 @@ class Keeping:
         than = "more than" if more else "at most"
         return more, f"{in_words(size)}: {than} {SHARE:.0%} of the {in_words(max(free, 0))} of {where} that are free"
 
-    def _open(self, folder: Path, source: str) -> Trajectories:
+    def _open(self, folder: Path, source: str, say: Say) -> Trajectories:
         said = converted.read_about(folder).get("made_from")
         if said != {"sha256": source}:
             raise DataError(f"{folder} is a copy of other data, by its {converted.ABOUT}; delete it, or move it away")
-        return converted.open_folder(folder)
+        derived = folder
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            derived = Path(tempfile.gettempdir())
+            say(f"data: {folder} cannot be written ({error}); arrays made of the data lie in {derived} (TMPDIR)")
+        return converted.open_folder(folder, derived)
+
+    def _convert_once(self, streamed: Streamed, folder: Path, source: str, say: Say) -> bool:
+        """Converts data, unless another process does so meanwhile; True if this one did."""
+        with one_at_a_time(folder, say):
+            missing = not folder.exists()
+            if missing:
+                self._convert(streamed, folder, source, say)
+        return missing
 
     def _convert(self, streamed: Streamed, folder: Path, source: str, say: Say) -> None:
         say(f"data: converts {streamed.id} into {folder}, once")
@@ -129,7 +143,7 @@ class Keeping:
         show = self.progress or (lambda steps, name: nullcontext(lambda done: None))
         bar = show(streamed.counts.steps, streamed.id)
         with whole_folder(folder, DataError, replace=False) as partial, bar as advance:
-            rows = _counted(streamed.rows(), advance)
+            rows = _counted(_read(streamed), advance)
             converted.write(partial, rows, streamed.counts, streamed.spaces, {"sha256": source})
 
 
@@ -139,11 +153,34 @@ def _counted(rows: Iterator[Rows], advance: Callable[[int], object]) -> Iterator
         advance(len(part.rewards))
 
 
+def _read(streamed: Streamed) -> Iterator[Rows]:
+    """The rows of data, whose damage is not taken for that of the copy.
+
+    Raises:
+        DataError: they cannot be read.
+    """
+    rows = streamed.rows()
+    while True:
+        try:
+            part = next(rows, None)
+        except AarenError:
+            raise
+        except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
+            where = os.path.commonpath(streamed.files) if streamed.files else "memory"
+            raise DataError(
+                f"{streamed.id}, in {where}, cannot be read: {error}; it may be cut off or damaged: fetch it again"
+            ) from error
+        if part is None:
+            return
+        yield part
+
+
 def _fingerprint(streamed: Streamed) -> str:
-    """SHA-256 of what data are read from: names, sizes and times of the files, and options."""
+    """SHA-256 of what data are read from: names, sizes and times of the files, spaces, and options."""
     files = []
     for file in sorted(streamed.files):
         about = file.stat()
         files.append([file.name, about.st_size, about.st_mtime_ns])
-    said = [converted.VERSION, streamed.id, streamed.variant, streamed.counts, files]
+    spaces = [None if space is None else space.to_json() for space in streamed.spaces]
+    said = [converted.VERSION, streamed.id, streamed.variant, streamed.counts, spaces, files]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()

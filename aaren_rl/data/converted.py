@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from aaren_rl.data.packed import arrays_of
 from aaren_rl.data.spaces import NUMBERS, Packed, Space, space_from_json
-from aaren_rl.data.storage import Storage
+from aaren_rl.data.storage import CannotWrite, Storage
 from aaren_rl.data.trajectories import Trajectories
 from aaren_rl.errors import DataError
 
@@ -50,7 +50,7 @@ class Rows(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What there is of data.
+    """Size of data.
 
     Attributes:
         steps: of all episodes.
@@ -112,20 +112,21 @@ def write(
     said = [None if space is None else space.to_json() for space in spaces]
     about = {"version": VERSION, "made_from": dict(made_from), "spaces": said, "parts": _parts(files), "files": listed}
     # What is no trajectories leaves no folder that looks like some.
-    about["sha256"] = _mapped(folder, about).sha256
+    about["sha256"] = _mapped(folder, about, Storage(folder)).sha256
     (folder / ABOUT).write_text(json.dumps(about, indent=1), "utf-8")
 
 
-def open_folder(folder: Path) -> Trajectories:
+def open_folder(folder: Path, derived: Path | None = None) -> Trajectories:
     """The trajectories of a folder; their arrays are mapped from its files.
 
     All values are read once, by blocks: what was changed since they were written is found.
 
     Args:
         folder: as `write` left it.
+        derived: folder for arrays that are made of the data; None for the same folder.
 
     Raises:
-        DataError: it is not whole, or was changed since it was written.
+        DataError: it is not whole, or was changed since it was written, or the folder for arrays cannot be written.
     """
     about = read_about(folder)
     try:
@@ -133,7 +134,9 @@ def open_folder(folder: Path) -> Trajectories:
         for name, expected in sizes.items():
             if (size := (folder / name).stat().st_size) != expected:
                 raise DataError(f"{name} has {size} bytes in place of {expected}")
-        found, sha256 = _mapped(folder, about), about["sha256"]
+        found, sha256 = _mapped(folder, about, Storage(derived or folder)), about["sha256"]
+    except CannotWrite:
+        raise
     except FileNotFoundError as error:
         raise _damaged(folder, f"{Path(error.filename).name} is missing") from error
     except DataError as error:
@@ -185,7 +188,10 @@ class _Growing:
 
     def check(self) -> None:
         if self._written != self._rows:
-            raise DataError(f"the data hold {self._written} rows of {self.path.stem}; they say {self._rows}")
+            raise DataError(
+                f"the data hold {self._written} rows of {self.path.stem}; they say {self._rows}: the source may be cut "
+                "off or damaged, fetch it again"
+            )
 
 
 def _parts(files: Iterable[tuple[str, str]]) -> list[str]:
@@ -194,7 +200,7 @@ def _parts(files: Iterable[tuple[str, str]]) -> list[str]:
     return [] if keys == [NUMBERS] else keys
 
 
-def _mapped(folder: Path, about: Mapping[str, Any]) -> Trajectories:
+def _mapped(folder: Path, about: Mapping[str, Any], storage: Storage) -> Trajectories:
     arrays: dict[str, dict[str, Any]] = {}
     for entry in about["files"]:
         # Of a folder from elsewhere no other file is opened.
@@ -216,7 +222,7 @@ def _mapped(folder: Path, about: Mapping[str, Any]) -> Trajectories:
         packed(FINAL) if FINAL in arrays else None,
         spaces[0],
         spaces[1],
-        Storage(folder),
+        storage,
     )
 
 

@@ -40,7 +40,7 @@ class Ends:
 
 
 class Stream:
-    """Episodes one after another in an order of their own.
+    """Episodes one after another, in any order.
 
     Args:
         starts: first step of each episode, in the stream's order.

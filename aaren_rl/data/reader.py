@@ -63,7 +63,7 @@ class Reader:
     it is asked for, and is drawn anew otherwise, as after a resume. So what is read ahead is no part of a run's state.
 
     Args:
-        trajectories: on disk, once all passes over them are done.
+        trajectories: on disk. Passes over all of them are slow from here on: the files are then read at random.
         device: where the batches appear; for a GPU they are copied from pinned memory.
     """
 

@@ -18,6 +18,10 @@ BLOCK_STEPS, BLOCK_NUMBERS = 65_536, 1 << 26
 """Most steps, and most numbers, that a pass over the data takes at once: it makes no second copy of the data."""
 
 
+class CannotWrite(DataError):
+    """Arrays of all steps cannot be written: the data themselves are not damaged."""
+
+
 @dataclass(frozen=True)
 class Storage:
     """Makes arrays of all steps.
@@ -45,7 +49,7 @@ class Storage:
             parts: its rows, one part after another.
 
         Raises:
-            DataError: the files cannot be written, on a full disk for instance.
+            CannotWrite: the files cannot be written, on a full disk for instance.
         """
         if self.folder is None:
             found = np.empty(shape, dtype)
@@ -65,7 +69,10 @@ class Storage:
                 file.flush()
                 return np.memmap(file, dtype, "r", shape=shape)
         except OSError as error:
-            raise DataError(f"arrays of all steps cannot be written into {self.folder}: {error}") from error
+            raise CannotWrite(
+                f"arrays of all steps cannot be written into {self.folder}: {error}; free some space there, or have "
+                "them in another folder (in Python: converted.open_folder(FOLDER, derived=OTHER))"
+            ) from error
 
 
 MEMORY = Storage()
@@ -73,16 +80,32 @@ MEMORY = Storage()
 
 def blocks(array: npt.NDArray[Any]) -> Iterator[tuple[int, npt.NDArray[Any]]]:
     """Consecutive rows of an array, each block with the index of its first row."""
-    rows = min(BLOCK_STEPS, max(1, BLOCK_NUMBERS // max(1, math.prod(array.shape[1:]))))
-    for start in range(0, len(array), rows):
-        yield start, array[start : start + rows]
+    for rows in step_blocks(len(array), array.shape[1:]):
+        yield rows.start, array[rows]
 
 
-def episode_blocks(offsets: npt.NDArray[np.int64]) -> Iterator[tuple[slice, slice]]:
-    """Consecutive episodes of about a block of steps, at least one: which episodes, and which steps they are."""
-    first = 0
+def step_blocks(steps: int, shape: tuple[int, ...]) -> Iterator[slice]:
+    """Consecutive steps of a number of them, in blocks for rows of a shape."""
+    size = _rows_at_once(shape)
+    for start in range(0, steps, size):
+        yield slice(start, min(start + size, steps))
+
+
+def _rows_at_once(shape: tuple[int, ...]) -> int:
+    """Rows of a block, for rows of a shape."""
+    return min(BLOCK_STEPS, max(1, BLOCK_NUMBERS // max(1, math.prod(shape))))
+
+
+def episode_blocks(offsets: npt.NDArray[np.int64], shape: tuple[int, ...] = ()) -> Iterator[tuple[slice, slice]]:
+    """Consecutive episodes of about a block of steps, at least one: which episodes, and which steps they are.
+
+    Args:
+        offsets: of the episodes.
+        shape: of a step's row.
+    """
+    first, most = 0, _rows_at_once(shape)
     while first < len(offsets) - 1:
-        last = int(np.searchsorted(offsets, offsets[first] + BLOCK_STEPS, side="right")) - 1
+        last = int(np.searchsorted(offsets, offsets[first] + most, side="right")) - 1
         last = max(last, first + 1)
         yield slice(first, last), slice(int(offsets[first]), int(offsets[last]))
         first = last

@@ -30,7 +30,7 @@ from aaren_rl.data.episode import Floats as Floats
 from aaren_rl.data.packed import arrays_of, first_of, map_packed, numbers_of, shapes_of
 from aaren_rl.data.spaces import IMAGE, NUMBERS, DiscreteSpace, Packed, Space, space_of, space_of_values
 from aaren_rl.data.spaces.image import shows_images
-from aaren_rl.data.storage import MEMORY, Storage, blocks, episode_blocks
+from aaren_rl.data.storage import MEMORY, Storage, blocks, episode_blocks, step_blocks
 from aaren_rl.errors import DataError, InvalidInput
 
 if TYPE_CHECKING:
@@ -161,11 +161,15 @@ class Trajectories:
         lengths, starts = self.lengths[numbers], self.offsets[:-1][numbers]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
 
+        def source(steps: slice) -> npt.NDArray[np.int64]:
+            """Where steps of the result stand in these data."""
+            wanted = np.arange(steps.start, steps.stop)
+            episodes = np.searchsorted(offsets, wanted, side="right") - 1
+            found: npt.NDArray[np.int64] = wanted + (starts - offsets[:-1])[episodes]
+            return found
+
         def chosen(part: npt.NDArray[Any]) -> npt.NDArray[Any]:
-            rows = (
-                part[np.repeat(starts[some] - offsets[:-1][some], lengths[some]) + np.arange(steps.start, steps.stop)]
-                for some, steps in episode_blocks(offsets)
-            )
+            rows = (part[source(steps)] for steps in step_blocks(int(offsets[-1]), part.shape[1:]))
             return self.storage.array((int(offsets[-1]), *part.shape[1:]), part.dtype, rows)
 
         return Trajectories(

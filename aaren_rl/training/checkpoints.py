@@ -17,6 +17,7 @@ from aaren_rl import checkpoint, folders
 from aaren_rl.checkpoint import AgentCard, shortened
 from aaren_rl.errors import CheckpointError
 from aaren_rl.training.learner import Learner
+from aaren_rl.training.state_check import device_type_of
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -84,7 +85,8 @@ def read_checkpoint(folder: Path, learner: Learner, say: Callable[[str], object]
     Args:
         folder: of the run.
         learner: of the same models, schedule and data; on a device of either type.
-        say: takes a line on every checkpoint that is damaged, and on a device of another type.
+        say: takes a line on every checkpoint that is damaged, and on a device of another type, where the run goes on
+            or where batches are drawn.
 
     Returns:
         The seconds that were spent in updates until then.
@@ -113,11 +115,18 @@ def read_checkpoint(folder: Path, learner: Learner, say: Callable[[str], object]
         for damage in damages:
             say(f"{damage}; going on from the one before, {path.name}")
         learner.updates = int(state["updates"])
+        drawn_on = _drawn_on(tensors)
         if (device := state.get("device")) not in (None, learner.device.type):
             say(
                 f"the run was on {shortened(str(device))} until update {learner.updates} and goes on on "
                 f"{learner.device.type}: not bit for bit as it would have there, since random numbers and rounding "
                 "differ"
+            )
+        elif drawn_on not in (None, learner.draws_on.type):
+            say(
+                f"batches were drawn on {drawn_on} until update {learner.updates} and are drawn on "
+                f"{learner.draws_on.type} from now on (those of data on disk always are drawn on the CPU): other "
+                "batches than would have come there, since random numbers differ"
             )
         return float(state["seconds"])
     raise CheckpointError("; ".join(damages) + "; no older one is left, start the run anew in another folder")
@@ -143,6 +152,12 @@ def _read_whole(path: Path, seeds: Sequence[int]) -> tuple[dict[str, Any], dict[
     if updates > 0 and not any(name.endswith(".exp_avg") for name in tensors):
         raise CheckpointError(f"{path / checkpoint.TRAINING_TENSORS} lacks the optimiser's moments")
     return state, tensors
+
+
+def _drawn_on(tensors: dict[str, Tensor]) -> str | None:
+    """The type of device that batches were drawn on; None if it cannot be known."""
+    states = [tensor for name, tensor in tensors.items() if name.endswith("random.sampler")]
+    return device_type_of(states[0]) if states else None
 
 
 def _is_seeds(found: Any) -> bool:

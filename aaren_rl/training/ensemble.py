@@ -65,6 +65,11 @@ class EnsembleLearner:
             learner.updates = updates
 
     @property
+    def draws_on(self) -> torch.device:
+        """See `Learner.draws_on`."""
+        return self.learners[0].draws_on
+
+    @property
     def steps_per_update(self) -> float:
         """See `Learner.steps_per_update`."""
         return self.learners[0].steps_per_update

@@ -34,7 +34,7 @@ from aaren_rl.training.optimiser import (
 )
 from aaren_rl.training.processes import ALONE, LostProcess, Processes
 from aaren_rl.training.shared_loss import SharedLoss
-from aaren_rl.training.state_check import Expected
+from aaren_rl.training.state_check import Expected, device_type_of
 
 VALIDATION_STEPS = 20_000
 """Steps of held-out episodes that a validation looks at, about."""
@@ -60,6 +60,11 @@ class Learner(Protocol):
     updates: int
     data: dict[str, Any]
     processes: Processes
+
+    @property
+    def draws_on(self) -> torch.device:
+        """Where batches are drawn: the CPU for data on disk, else the device."""
+        ...
 
     @property
     def steps_per_update(self) -> float:
@@ -172,6 +177,11 @@ class SingleLearner:
         # Data on disk are drawn on the CPU, which has other random numbers than a GPU.
         drawn = f"{self.data['sha256']}, drawn on a {self.sampler.device.type}"
         processes.check_same(drawn, "their data", "put the data on storage that all machines share")
+
+    @property
+    def draws_on(self) -> torch.device:
+        """See `Learner.draws_on`."""
+        return self.sampler.device
 
     @property
     def steps_per_update(self) -> float:
@@ -377,27 +387,28 @@ class SingleLearner:
         for i, kept in enumerate(state_tensors(self.carried)):
             kept.copy_(position[f"carried.{i}"])
 
-    def expected_state(self, names: Collection[str]) -> Expected:
+    def expected_state(self, saved: Mapping[str, Tensor]) -> Expected:
         """Tensors that `load_state_dict` takes.
 
         Args:
-            names: of the tensors at hand, which tell a state from another type of device. Its random states are
-                ignored, but for the CPU's.
+            saved: the tensors at hand, which tell a state from another type of device. Random states of another type
+                than here are ignored.
         """
         # Their shapes count. Processes that load may not wait for each other.
         state = self._state_dict(lambda part: part.new_zeros(self.config.batch_size, *part.shape[1:]))
         required = {name: part for name, part in state.items() if not name.startswith("optimiser.")}
         ignored: frozenset[str] = frozenset()
-        if self._from_other_device(names):
-            ignored = frozenset({"random.cuda", "random.sampler"})
-            required = {name: part for name, part in required.items() if name not in ignored}
+        ignored |= {"random.cuda"} if self._from_other_device(saved) else frozenset()
+        ignored |= {"random.sampler"} if self._drawn_elsewhere(saved) else frozenset()
+        required = {name: part for name, part in required.items() if name not in ignored}
         groups = []
         for network, module in self.objective.networks().items():
             for name, parameter in _trainable(module):
                 moments = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
                 parts = {"step": torch.zeros(()), "exp_avg": moments, "exp_avg_sq": moments}
                 groups.append(_prefixed(f"optimiser.{network}.{name}", parts))
-        return Expected(required, tuple(groups), ignored, self.device)
+        generators = {"cpu": torch.device("cpu"), "cuda": self.device, "sampler": self.draws_on}
+        return Expected(required, tuple(groups), ignored, generators)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """See `Learner.load_state_dict`."""
@@ -420,20 +431,25 @@ class SingleLearner:
 
     def _load_random_states(self, state: Mapping[str, Tensor]) -> None:
         torch.set_rng_state(state["random.cpu"])
-        if self._from_other_device(state):
-            # Seeded by where the other device's numbers had come to, so that the run's first batches do not come again.
-            seed = int(checkpoint.digest(state["random.sampler"].numpy().data)[:15], 16)
+        # Seeded by where the other device's numbers had come to, so that the run's first batches do not come again.
+        seed = int(checkpoint.digest(state["random.sampler"].numpy().data)[:15], 16)
+        if self._drawn_elsewhere(state):
             self.sampler.generator.manual_seed(seed)
-            if self.device.type == "cuda":
-                torch.cuda.manual_seed(seed)
-            return
-        self.sampler.generator.set_state(state["random.sampler"])
-        if self.device.type == "cuda":
+        else:
+            self.sampler.generator.set_state(state["random.sampler"])
+        if self.device.type == "cuda" and self._from_other_device(state):
+            torch.cuda.manual_seed(seed)
+        elif self.device.type == "cuda":
             torch.cuda.set_rng_state(state["random.cuda"], self.device)
 
     def _from_other_device(self, names: Collection[str]) -> bool:
         """True if a state was saved on a GPU and is to go on on a CPU, or the other way round."""
         return ("random.cuda" in names) != (self.device.type == "cuda")
+
+    def _drawn_elsewhere(self, state: Mapping[str, Tensor]) -> bool:
+        """True if batches were drawn on another type of device: on a GPU from memory and here from disk, say."""
+        found = device_type_of(state["random.sampler"]) if "random.sampler" in state else None
+        return found not in (None, self.draws_on.type)
 
     def _uncaptured(self, why: str) -> bool:
         """False: updates have no CUDA graph, for a reason.

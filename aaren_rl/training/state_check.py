@@ -17,6 +17,9 @@ RANDOM, CARRIED = "random.", "carried."
 LARGEST = 1e15
 """Largest weight or moment that training could have left: products of such numbers would overflow float32."""
 
+_GENERATOR_BYTES = {"cpu": torch.Generator().get_state().numel(), "cuda": 16}
+"""Size of the state of a generator on a type of device; that on a GPU is a seed and an offset."""
+
 _SHOWN = 5
 """Tensors that an error names at most."""
 
@@ -29,25 +32,26 @@ class Expected:
         required: those that must be there, by name.
         groups: those of which all or none must be there: an optimiser has nothing on a parameter without a gradient.
         ignored: names that may be there and are not taken.
-        device: of the generators whose random states are among them.
+        generators: devices of the generators whose random states are among them, by the states' names without
+            `RANDOM` and what is before it.
     """
 
     required: Mapping[str, Tensor]
     groups: tuple[Mapping[str, Tensor], ...]
     ignored: frozenset[str]
-    device: torch.device
+    generators: Mapping[str, torch.device]
 
     def prefixed(self, prefix: str) -> Expected:
         """The same tensors, under names that begin with a prefix."""
         required, *groups = (
             {prefix + name: tensor for name, tensor in group.items()} for group in (self.required, *self.groups)
         )
-        return Expected(required, tuple(groups), frozenset(prefix + name for name in self.ignored), self.device)
+        return Expected(required, tuple(groups), frozenset(prefix + name for name in self.ignored), self.generators)
 
     def joined(self, other: Expected) -> Expected:
         """The tensors of both."""
         groups, ignored = (*self.groups, *other.groups), self.ignored | other.ignored
-        return Expected({**self.required, **other.required}, groups, ignored, self.device)
+        return Expected({**self.required, **other.required}, groups, ignored, self.generators)
 
     def check(self, saved: Mapping[str, Tensor]) -> None:
         """Checks the name, shape, dtype and values of every tensor of a saved training.
@@ -64,7 +68,7 @@ class Expected:
             if name in self.ignored:
                 continue
             known = expected.get(name)
-            fault = "is unknown" if known is None else _fault(name, tensor, known, self.device)
+            fault = "is unknown" if known is None else _fault(name, tensor, known, self.generators)
             faults += [f"{name} {fault}"] if fault else []
         faults = faults or _moment_faults(saved)
         if faults:
@@ -72,12 +76,18 @@ class Expected:
             raise CheckpointError(f"the saved training does not fit: {'; '.join(faults[:_SHOWN])}{more}")
 
 
-def _fault(name: str, tensor: Tensor, like: Tensor, device: torch.device) -> str | None:
+def device_type_of(random_state: Tensor) -> str | None:
+    """The type of device that a generator's state is of, by its size; None for a state of no known generator."""
+    found = [kind for kind, size in _GENERATOR_BYTES.items() if random_state.shape == (size,)]
+    return found[0] if found and random_state.dtype == torch.uint8 else None
+
+
+def _fault(name: str, tensor: Tensor, like: Tensor, generators: Mapping[str, torch.device]) -> str | None:
     if tensor.shape != like.shape or tensor.dtype != like.dtype:
         found, expected = (f"{str(each.dtype)[6:]} of shape {tuple(each.shape)}" for each in (tensor, like))
         return f"is {found}, expected {expected}"
     if RANDOM in name:
-        return _random_fault(tensor, torch.device("cpu") if name.endswith(f"{RANDOM}cpu") else device)
+        return _random_fault(tensor, generators[name.rpartition(RANDOM)[2]])
     if not tensor.is_floating_point():
         return None
     # A state before the first token may hold -inf, the greatest of no scores.

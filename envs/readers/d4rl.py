@@ -41,6 +41,8 @@ _Bools: TypeAlias = npt.NDArray[np.bool_]
 
 _ROWS = 4_096
 """Rows of a file that are read at once where only some of them are kept."""
+_FLAGS = 1 << 18
+"""Flags of a file that are read at once."""
 _LEAST_FIT = 0.5
 """Least share of steps that go on in `next_observations`; with fewer the key does not fit the observations."""
 
@@ -187,14 +189,14 @@ def _from_arrays(
         if TIMEOUTS in data and NEXT in data and (doubt := _doubt(data, ends.last)):
             say(f"warning: {name}: {doubt}")
         steps = int(ends.last[-1]) + 1
-        choices = is_choice(data["actions"].dtype)
-        acted = without_column(np.asarray(data["actions"][:steps])) if choices else data["actions"]
-        space = space_of(action_space_of([acted], f"{name}: actions", say), image=False) if choices else None
+        space = None
+        if is_choice(data["actions"].dtype):
+            space = space_of(action_space_of(_extremes(data["actions"], steps), f"{name}: actions", say), image=False)
 
     def whole() -> Trajectories:
         with _named(name):
             _require_memory(data, length, name)
-            return _in_memory(data, acted, ends, space)
+            return _in_memory(data, ends, space)
 
     return keep(
         Streamed(
@@ -204,7 +206,7 @@ def _from_arrays(
             Counts(steps, len(ends.last)),
             _bytes(data, length),
             (None, space),
-            lambda: _blocks_of_rows(data, acted, ends),
+            lambda: _blocks_of_rows(data, ends),
             whole,
         )
     )
@@ -219,12 +221,12 @@ def _named(name: str) -> Iterator[None]:
         raise DataError(f"{name} does not hold D4RL's arrays: {error}") from error
 
 
-def _in_memory(data: Mapping[str, Any], acted: _Array, ends: _Ends, space: Space | None) -> Trajectories:
+def _in_memory(data: Mapping[str, Any], ends: _Ends, space: Space | None) -> Trajectories:
     bounds = np.concatenate([[0], ends.last + 1])
     every = slice(0, int(bounds[-1]))
     return Trajectories(
         _values(data["observations"], every),
-        _float32(acted, every),
+        _actions(data["actions"], every),
         _float32(data["rewards"], every).reshape(every.stop),
         bounds,
         ends.terminated,
@@ -252,7 +254,8 @@ def _ends(data: Mapping[str, Any], length: int, horizon: int | None) -> _Ends:
     if TIMEOUTS in data:
         return _ends_by_flags(data, terminals, _flags(data, TIMEOUTS, length))
     if NEXT in data:
-        goes_on = _goes_on(data, np.arange(length))
+        blocks = (np.arange(first, min(first + _ROWS, length)) for first in range(0, length, _ROWS))
+        goes_on = np.concatenate([_goes_on(data, block) for block in blocks])
         if not goes_on[:-1].all() and goes_on.mean() >= _LEAST_FIT:
             return _ends_by_breaks(terminals, goes_on, horizon)
     if horizon is None:
@@ -402,7 +405,7 @@ def _bytes(data: Mapping[str, Any], length: int) -> int:
     return needed + 32 * length
 
 
-def _blocks_of_rows(data: Mapping[str, Any], acted: _Array, ends: _Ends) -> Iterator[Rows]:
+def _blocks_of_rows(data: Mapping[str, Any], ends: _Ends) -> Iterator[Rows]:
     """All steps, some rows of the file at a time."""
     starts = np.concatenate([[0], ends.last + 1])
     for first in range(0, int(starts[-1]), _ROWS):
@@ -410,7 +413,7 @@ def _blocks_of_rows(data: Mapping[str, Any], acted: _Array, ends: _Ends) -> Iter
         here = slice(*np.searchsorted(ends.last, [rows.start, rows.stop]).tolist())
         yield Rows(
             _values(data["observations"], rows),
-            _float32(acted, rows),
+            _actions(data["actions"], rows),
             _float32(data["rewards"], rows).reshape(-1),
             np.diff(starts[here.start : here.stop + 1]).tolist(),
             ends.terminated[here].tolist(),
@@ -425,13 +428,32 @@ def _flags(data: Mapping[str, Any], key: str, length: int) -> _Bools:
     Raises:
         DataError: it holds something else, NaN for instance, which would count as True.
     """
-    values = np.asarray(data[key][:]).reshape(length)
-    # A bool of a file may be any byte.
-    values = values.view(np.uint8) if values.dtype == np.bool_ else values
-    other = np.flatnonzero((values != 0) & (values != 1))
-    if len(other):
-        raise DataError(f"{key} are {values[other[0]]} at step {other[0]}; expected 0 or 1")
-    return np.asarray(values, dtype=np.bool_)
+    found = np.empty(length, np.bool_)
+    for start in range(0, length, _FLAGS):
+        values = np.asarray(data[key][start : start + _FLAGS]).reshape(-1)
+        # A bool of a file may be any byte.
+        values = values.view(np.uint8) if values.dtype == np.bool_ else values
+        other = np.flatnonzero((values != 0) & (values != 1))
+        if len(other):
+            raise DataError(f"{key} are {values[other[0]]} at step {start + other[0]}; expected 0 or 1")
+        found[start : start + len(values)] = values
+    return found
+
+
+def _extremes(actions: _Array, steps: int) -> list[npt.NDArray[Any]]:
+    """The least and the greatest of each component of the actions, for each block of rows: they show their space."""
+    found = []
+    for start in range(0, steps, _ROWS):
+        block = np.asarray(actions[start : min(start + _ROWS, steps)])
+        found.append(without_column(np.stack([block.min(0), block.max(0)])))
+    return found
+
+
+def _actions(array: _Array, rows: slice) -> npt.NDArray[np.float32]:
+    """Some rows of the actions; choices, which HDF5 does not convert from bools, without a column."""
+    if is_choice(array.dtype):
+        return np.asarray(without_column(np.asarray(array[rows])), np.float32)
+    return _float32(array, rows)
 
 
 def _values(array: _Array, rows: slice) -> npt.NDArray[Any]:

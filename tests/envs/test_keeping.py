@@ -2,8 +2,12 @@
 
 import os
 import resource
+import shutil
+import tempfile
 import tracemalloc
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import h5py
 import minari
@@ -18,7 +22,9 @@ from aaren_rl.envs.dataset import Reading
 from aaren_rl.envs.environment_choice import EnvironmentChoice
 from aaren_rl.envs.keeping import Keeping
 from aaren_rl.envs.readers import d4rl
+from aaren_rl.envs.readers.hdf5 import require_memory
 from aaren_rl.envs.readers.minari import local_folder, read_folder
+from aaren_rl.envs.turns import one_at_a_time
 from aaren_rl.errors import DataError, InvalidInput
 
 # Minari misses authors, code links and so on.
@@ -154,6 +160,82 @@ def test_a_damaged_copy_is_an_error_that_says_what_to_do(tmp_path):
     assert load(path, "disk", tmp_path / "data").trajectories.steps == 16
 
 
+def test_a_damaged_source_is_named_and_not_the_copy(tmp_path):
+    path = tmp_path / "a.hdf5"
+    with h5py.File(d4rl_file(path), "a") as file:
+        values = file["observations"][:]
+        del file["observations"]
+        made = file.create_dataset("observations", data=values, compression="gzip", chunks=(10, 4))
+        offset = made.id.get_chunk_info(5).byte_offset
+    # The checksum of a chunk in the middle.
+    with path.open("r+b") as raw:
+        raw.seek(offset)
+        raw.write(bytes(40))
+    with h5py.File(path, "a") as file:
+        # Else the next observations are compared, and the damage is found before anything is converted.
+        del file["next_observations"]
+    with pytest.raises(DataError, match=r"^a, in .*a\.hdf5, cannot be read: .*it may be cut off or damaged"):
+        load(path, "disk", tmp_path / "data")
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+@contextmanager
+def as_another_user():
+    """Without root's right to write anywhere."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65_534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_copy_that_cannot_be_written_can_be_read():
+    # pytest's folders are closed to other users.
+    folder = Path(tempfile.mkdtemp())
+    try:
+        path, said = d4rl_file(folder / "a.hdf5"), []
+        folder.chmod(0o755)
+        expected = load(path, "disk", folder / "data")
+        (copied,) = (folder / "data").iterdir()
+        for closed in (copied, folder / "data"):
+            closed.chmod(0o555)
+        with as_another_user():
+            kept = load(path, "disk", folder / "data", said)
+            assert kept.trajectories.sha256 == expected.trajectories.sha256
+            assert kept.trajectories.select(np.arange(2)).storage.folder == Path(tempfile.gettempdir())
+            (line,) = [line for line in said if "cannot be written" in line]
+            assert f"arrays made of the data lie in {tempfile.gettempdir()}" in line
+            with pytest.raises(DataError, match="arrays of all steps cannot be written into .*; free some space there"):
+                converted.open_folder(copied)
+    finally:
+        for closed in (folder / "data", *(folder / "data").iterdir()):
+            closed.chmod(0o755)
+        shutil.rmtree(folder)
+
+
+def test_processes_that_read_a_copy_do_not_wait(tmp_path):
+    path, said = d4rl_file(tmp_path / "a.hdf5"), []
+    load(path, "disk", tmp_path / "data")
+    (copied,) = (tmp_path / "data").iterdir()
+    # Another one that holds the lock would be waited for for ever.
+    with one_at_a_time(copied, said.append):
+        assert load(path, "disk", tmp_path / "data", said).trajectories.steps == 56
+    assert not [line for line in said if "waiting" in line]
+
+
+def test_other_spaces_have_a_copy_of_their_own(tmp_path):
+    streamed = []
+    read_folder(create(), False, lambda given: streamed.append(given) or given.whole())
+    where = Keeping("disk", tmp_path / "data")
+    where.keep(streamed[0], lambda line: None)
+    seen, acted = streamed[0].spaces
+    where.keep(replace(streamed[0], spaces=(replace(seen, high=(8.0,) * 3), acted)), lambda line: None)
+    assert len(list((tmp_path / "data").iterdir())) == 2
+
+
 def test_a_copy_of_other_data_is_not_taken(tmp_path):
     path = create()
     load(path, "disk", tmp_path / "data")
@@ -204,25 +286,53 @@ def test_cgroups_count_as_memory(tmp_path, monkeypatch):
     figures = {
         "memory.limit_in_bytes": "5000",
         "memory.usage_in_bytes": "4000",
-        "memory.stat": "total_inactive_file 700",
+        "memory.stat": "total_inactive_file 700\nactive_file 9\ntotal_active_file 200",
     }
     for name, text in figures.items():
         (inner.parent / name).write_text(text)
-    assert free_memory._left_in(inner.parent) == 1_700
-    newer = {"memory.max": "max", "memory.current": "4000", "memory.stat": "inactive_file 10"}
+    assert free_memory._left_in(inner.parent) == 1_900
+    newer = {"memory.max": "max", "memory.current": "4000", "memory.stat": "inactive_file 10\nactive_file 3000"}
     for name, text in newer.items():
         (tmp_path / name).write_text(text)
     assert free_memory._left_in(tmp_path) > 1 << 40
     (tmp_path / "memory.max").write_text("4500\n")
-    assert free_memory._left_in(tmp_path) == 510
-    monkeypatch.setattr(free_memory, "_cgroups", lambda: [inner, inner.parent, tmp_path])
-    assert free_memory.free_memory() == 510
+    assert free_memory._left_in(tmp_path) == 3_510
+    monkeypatch.setattr(free_memory, "cgroups", lambda: [inner, inner.parent, tmp_path])
+    assert free_memory.free_memory() == 1_900
+    # Cached files keep no data from being read.
+    require_memory(1_900, "a")
+    with pytest.raises(DataError, match="a needs"):
+        require_memory(1_901, "a")
     monkeypatch.undo()
     assert 0 < free_memory.free_memory() <= os.sysconf("SC_PHYS_PAGES") * resource.getpagesize()
     # This process has a cgroup wherever Linux has them.
     assert all(
-        folder == free_memory.CGROUPS or free_memory.CGROUPS in folder.parents for folder in free_memory._cgroups()
+        folder == free_memory.CGROUPS or free_memory.CGROUPS in folder.parents for folder in free_memory.cgroups()
     )
+
+
+@pytest.mark.parametrize("timeouts", [True, False])
+def test_a_conversion_of_narrow_rows_takes_few_bytes_a_step(timeouts, tmp_path, monkeypatch):
+    monkeypatch.setattr("aaren_rl.data.storage.BLOCK_STEPS", 4_096)
+    monkeypatch.setattr("aaren_rl.envs.readers.d4rl._FLAGS", 4_096)
+    monkeypatch.setattr("aaren_rl.envs.readers.d4rl._ROWS", 1_024)
+    path, steps = tmp_path / "a.hdf5", 400_000
+    with h5py.File(path, "w") as file:
+        seen = np.arange(steps, dtype=np.float32)[:, None]
+        last = np.arange(steps) % 1_000 == 999
+        file["observations"], file["next_observations"] = seen, np.where(last[:, None], -1, seen + 1)
+        file["actions"], file["rewards"] = np.arange(steps)[:, None] % 3, np.ones(steps)
+        file["terminals"] = np.zeros(steps)
+        if timeouts:
+            file["timeouts"] = last.astype(float)
+    where = Keeping("disk", tmp_path / "data")
+    tracemalloc.start()
+    kept = d4rl.read_file(path, keep=lambda streamed: where.keep(streamed, lambda line: None))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (kept.episodes, kept.action_space.counts, kept.actions.shape) == (400, (3,), (steps,))
+    # Flags; the blocks are the rest.
+    assert peak < 6 * steps, peak / steps
 
 
 @pytest.mark.parametrize("form", ["Minari", "D4RL"])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -12,10 +13,13 @@ from tiny_training import make_data, make_learner
 from aaren_rl.data import converted
 from aaren_rl.data.converted import Counts
 from aaren_rl.data.hindsight import GoalRewards, Hindsight, Relabelling, achieved_after, own_outcome
+from aaren_rl.data.oddities import describe_oddities
 from aaren_rl.data.sampler import Sampler
-from aaren_rl.data.spaces import Box, DictSpace, space_of_values
+from aaren_rl.data.spaces import IMAGE, Box, DictSpace, space_of_values
 from aaren_rl.data.storage import Storage
 from aaren_rl.data.trajectories import Trajectories
+from aaren_rl.envs.fitting import _outside
+from aaren_rl.envs.goals import Goals, relabelled
 from aaren_rl.errors import DataError
 
 LENGTHS = (5, 1, 17, 3, 40, 8)
@@ -72,12 +76,11 @@ def test_a_copy_on_disk_is_the_data(kind, tmp_path):
     assert {file.name for file in (tmp_path / "copy").iterdir()} == {*listed, converted.ABOUT}
 
 
-@pytest.mark.parametrize("relabelling", RELABELLINGS)
 @pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("kind", ["vectors", "pictures", "goals"])
+@pytest.mark.parametrize(
+    ("kind", "relabelling"), [("vectors", "none"), ("pictures", "none"), *(("goals", name) for name in RELABELLINGS)]
+)
 def test_batches_from_disk_are_those_from_memory(kind, context, relabelling, tmp_path):
-    if relabelling != "none" and kind != "goals":
-        return
     data = made(kind)
     both = []
     for one in (data, on_disk(data, tmp_path / "copy")):
@@ -89,13 +92,29 @@ def test_batches_from_disk_are_those_from_memory(kind, context, relabelling, tmp
         assert_same_segments(ours, theirs)
 
 
-def test_a_batch_read_ahead_counts_only_where_it_follows(tmp_path):
-    data = made("vectors")
-    ours, theirs = (Sampler(one, np.arange(6), 3, "carry:4") for one in (on_disk(data, tmp_path / "copy"), data))
-    for sampler in (ours, theirs):
+@pytest.mark.parametrize(
+    ("context", "move"),
+    [
+        (4, lambda sampler: sampler.generator.manual_seed(8)),
+        ("carry:4", lambda sampler: sampler.cursor.add_(2)),
+        ("carry:4", lambda sampler: sampler.carried_goal.fill_(3)),
+    ],
+    ids=["generator", "cursor", "goal"],
+)
+def test_a_batch_read_ahead_counts_only_where_it_follows(context, move, tmp_path):
+    data = made("goals")
+    options = {"relabelling": RELABELLINGS["distance"]}
+    ours, theirs, unmoved = (
+        Sampler(one, np.arange(6), 3, context, **options) for one in (on_disk(data, tmp_path / "copy"), data, data)
+    )
+    for sampler in (ours, theirs, unmoved):
         sampler.sample()
-        sampler.generator.manual_seed(8)
-        sampler.cursor.add_(2)
+    for sampler in (ours, theirs):
+        move(sampler)
+    moved = theirs.sample()
+    assert_same_segments(ours.sample(), moved)
+    with pytest.raises(AssertionError):
+        assert_same_segments(unmoved.sample(), moved)
     for _ in range(2):
         assert_same_segments(ours.sample(), theirs.sample())
 
@@ -152,6 +171,50 @@ def test_passes_in_small_blocks_find_the_same(monkeypatch, tmp_path):
     assert found[1] == expected[1]
 
 
+def test_looks_at_data_in_small_blocks_see_the_same(monkeypatch, tmp_path):
+    """Statistics, oddities, bounds and rewards of goals."""
+    data = made("goals")
+    zero, one = np.zeros(6, np.float32), np.ones(6, np.float32)
+    bounds = Box.bounded(-np.ones(2), np.ones(2))
+
+    def look(given):
+        paid = relabelled("made-up", given, None, Goals(Hindsight(), 1.0), False, lambda line: None)
+        return {
+            "clipped": describe_oddities(given, 1e-3, (zero, 1e-3 * one)),
+            "alike": describe_oddities(given, None, (zero, 1e4 * one)),
+            "outside": _outside(given.actions, bounds).tolist(),
+            "rewards": paid.trajectories.rewards.tolist(),
+            "returns": paid.returns.tolist(),
+        }
+
+    expected, statistics = look(data), data.observation_statistics()
+    assert [len(expected[name]) for name in ("clipped", "alike")] == [3, 2]
+    monkeypatch.setattr("aaren_rl.data.storage.BLOCK_STEPS", 4)
+    for given in (data, on_disk(data, tmp_path / "copy")):
+        assert look(given) == expected
+        for ours, theirs in zip(given.observation_statistics(), statistics, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+@pytest.mark.parametrize("lengths", [(40,) * 10, (400,)], ids=["short episodes", "one long episode"])
+def test_large_rows_are_chosen_in_small_blocks(lengths, monkeypatch, tmp_path):
+    steps, episodes = sum(lengths), len(lengths)
+    picture = np.random.default_rng(0).integers(0, 256, (steps, 64, 64, 3), np.uint8)
+    ended = np.ones(episodes, bool)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    data = Trajectories(picture, np.zeros((steps, 1)), np.zeros(steps), offsets, ended, ~ended)
+    copied = on_disk(data, tmp_path / "copy")
+    # Five pictures, of 0.06 MB in all.
+    monkeypatch.setattr("aaren_rl.data.storage.BLOCK_NUMBERS", 5 * 64 * 64 * 3)
+    tracemalloc.start()
+    chosen = copied.select(np.arange(episodes)[::-1])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 500_000, peak
+    back = [picture[slice(*offsets[episode : episode + 2])] for episode in range(episodes)[::-1]]
+    np.testing.assert_array_equal(chosen.observations[IMAGE], np.concatenate(back))
+
+
 def truncate(folder):
     file = folder / "observations-0.npy"
     file.write_bytes(file.read_bytes()[:-4])
@@ -199,7 +262,7 @@ def test_a_damaged_copy_is_refused_by_name(damage, said, tmp_path):
 
 def test_rows_that_are_not_as_many_as_said_are_refused(tmp_path):
     data = made("vectors")
-    with pytest.raises(DataError, match="the data hold 74 rows of observations-0; they say 75"):
+    with pytest.raises(DataError, match="the data hold 74 rows of observations-0; they say 75.*fetch it again"):
         converted.write(tmp_path, rows_of(data), Counts(75, 6), (None, None), {})
     assert not (tmp_path / converted.ABOUT).exists()
 
@@ -209,5 +272,5 @@ def test_a_full_disk_is_an_error_and_no_crash(tmp_path):
     shutil.rmtree(tmp_path / "copy")
     with pytest.raises(DataError, match="arrays of all steps cannot be written into .*copy"):
         copied.select(np.arange(2))
-    # Without a folder in between they lie elsewhere.
+    # In another folder they can.
     assert replace(copied, storage=Storage(tmp_path)).select(np.arange(2)).episodes == 2

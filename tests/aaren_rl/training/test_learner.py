@@ -14,6 +14,7 @@ from aaren_rl.mixers import state_tensors
 from aaren_rl.model import ModelConfig
 from aaren_rl.training.config import TrainingConfig
 from aaren_rl.training.optimiser import learning_rate, resolve_auto
+from aaren_rl.training.state_check import Expected
 
 CONTEXTS = [5, "2+5", "episode", "packed", "carry:5"]
 
@@ -335,6 +336,34 @@ def test_a_state_from_a_gpu_goes_on_on_a_cpu(context):
     again.load_state_dict(state)
     assert_same("random states", again.state_dict()["random.sampler"], ours["random.sampler"])
     assert resumed.update()["loss"].isfinite()
+
+
+def test_a_state_drawn_on_a_gpu_goes_on_from_disk():
+    """The same device with its data in memory there and on disk here: only the draws begin elsewhere."""
+    learner = make_learner()
+    learner.update()
+    state = learner.state_dict()
+    drawn = {**state, "random.sampler": torch.arange(16).byte()}
+    resumed, again = make_learner(), make_learner()
+    for one in (resumed, again):
+        one.load_state_dict(drawn)
+    assert_same("the CPU's numbers", resumed.state_dict()["random.cpu"], state["random.cpu"])
+    assert_same("the draws", again.sampler.generator.get_state(), resumed.sampler.generator.get_state())
+    assert not torch.equal(resumed.sampler.generator.get_state(), state["random.sampler"])
+    # From a GPU's run on disk the draws go on as they would have there.
+    resumed.load_state_dict({**state, "random.cuda": torch.zeros(16, dtype=torch.uint8)})
+    assert_same("the draws", resumed.sampler.generator.get_state(), state["random.sampler"])
+
+
+def test_random_states_are_checked_on_their_own_devices():
+    """Those of a GPU's run on disk: the sampler's is of the CPU, whether or not there is a GPU to try the other on."""
+    drawn = torch.Generator().manual_seed(3).get_state()
+    generators = {"sampler": torch.device("cpu"), "cuda": torch.device("cuda")}
+    expected = Expected({"random.sampler": drawn}, (), frozenset(), generators)
+    expected.prefixed("seed-1.").check({"seed-1.random.sampler": drawn})
+    with pytest.raises(CheckpointError, match="random.sampler is no state of a random generator"):
+        expected.check({"random.sampler": torch.zeros_like(drawn)})
+    assert make_learner().expected_state({}).generators["sampler"] == torch.device("cpu")
 
 
 def test_an_update_reports_the_loss_on_its_batch():

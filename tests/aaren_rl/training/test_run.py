@@ -643,6 +643,17 @@ def test_a_run_begun_on_another_device_goes_on_and_says_so(tmp_path, interrupted
     assert load_agent(trained.last)[1].updates == 20
 
 
+def test_a_run_drawn_on_another_device_goes_on_and_says_so(tmp_path, interrupted):
+    folder, lines = shutil.copytree(interrupted, tmp_path / "run"), []
+    newest = folder / "checkpoints" / "000000017"
+    sign_tensors(newest, lambda tensors: tensors.update({"random.sampler": torch.arange(16).byte()}))
+    resumed = make_run(folder, evaluate=size_of)
+    resumed.say = lines.append
+    resumed.restore()
+    (line,) = lines
+    assert "batches were drawn on cuda until update 17 and are drawn on cpu from now on" in line
+
+
 def test_a_half_written_checkpoint_is_not_resumed_from(tmp_path):
     train(tmp_path, updates=5)
     (tmp_path / "checkpoints" / ".000000010.partial-1").mkdir()

@@ -43,6 +43,9 @@ CONFIG = "config.toml"
 FINETUNING = "finetuning"
 """Table of a configuration with the options of an online fine-tuning."""
 
+CONVERTED = "converted"
+"""Name of the folder that data on disk are converted into."""
+
 DIGEST = "# sha256:"
 """How the last line of a run's configuration begins."""
 
@@ -75,7 +78,8 @@ class RunConfig:
     data: Choice = "auto"
     """Keeps the data in memory, or on disk; auto takes the disk for data of more than half of the free memory."""
     data_folder: Path | None = None
-    """Folder that data on disk are converted into, once; by default "converted" beside the run's folder."""
+    """Folder that data on disk are converted into, once; by default "converted" beside the run's folder, or in that
+    of the comparison."""
     goals: Literal["data", "hindsight"] = "data"
     """Takes the goals of the data as they are, or gives some segments goals that were reached (hindsight relabelling);
     data without goals get some."""
@@ -226,17 +230,17 @@ def reading(config: RunConfig, keeping: Keeping | None = None) -> Reading:
     return Reading(choice, config.clip_actions, *kept, config.return_scale, goals, keeping or Keeping())
 
 
-def keeping(config: RunConfig, runs: Path, device: torch.device, progress: bool) -> Keeping:
+def keeping(config: RunConfig, runs: Path, device: torch.device | None, progress: bool) -> Keeping:
     """Where the data of a run lie.
 
     Args:
         config: of the run.
         runs: folder that the run's folder lies in.
-        device: to train on.
+        device: to train on; None where that is another process's, whose GPU is not looked at.
         progress: shows a progress bar while data are converted.
     """
-    room = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
-    converted = config.data_folder or runs.absolute() / "converted"
+    room = torch.cuda.mem_get_info(device)[0] if device is not None and device.type == "cuda" else None
+    converted = config.data_folder or runs.absolute() / CONVERTED
     return Keeping(config.data, converted, room, _bar if progress else None, launched_here())
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from aaren_rl.envs.dataset import Say
 from aaren_rl.envs.environments import import_packages
 from aaren_rl.errors import InvalidInput, unknown_name
-from aaren_rl.experiments.comparison import bandit, costs, matrix, picture, running, scores, table
+from aaren_rl.experiments.comparison import bandit, costs, matrix, picture, preparing, running, scores, table
 from aaren_rl.experiments.comparison.processes import Pool, Processes
 from aaren_rl.experiments.comparison.ray_cluster import RayCluster
 from aaren_rl.experiments.search import searching, space
@@ -100,7 +100,8 @@ def compare(request: Request, say: Say) -> scores.Comparison:
         whole, search = _searched(request, whole, out, pool, say)
         runs = _select(request, whole).runs(out)
         running.check_folders(runs, request.file)
-        failures = [] if request.table else _run(request, runs, whole.runs(out), pool, say)
+        known = {} if request.table else preparing.joined(searching.origins(search), preparing.begun(whole.runs(out)))
+        failures = [] if request.table else _run(request, runs, known, out, pool, say)
     comparison = _tabulate(request, runs, search, out, say)
     if failures:
         raise running.RunsFailed("\n".join([f"{len(failures)} of {len(runs)} runs failed:", *failures]))
@@ -145,10 +146,17 @@ def _tabulate(
     return comparison
 
 
-def _run(request: Request, runs: list[matrix.Run], whole: list[matrix.Run], pool: Pool, say: Say) -> list[str]:
+def _run(
+    request: Request,
+    runs: list[matrix.Run],
+    known: dict[str, preparing.Origin],
+    out: Path,
+    pool: Pool,
+    say: Say,
+) -> list[str]:
     left = [
         replace(run, config=replace(run.config, imports=request.imports))
-        for run in running.prepare(runs, whole, say, request.returns)
+        for run in preparing.prepare(runs, known, out, pool, say, request.returns)
     ]
     if len(left) < len(runs):
         say(f"{len(runs) - len(left)} of {len(runs)} runs are finished and stand")
@@ -194,7 +202,9 @@ def _resumable(request: Request) -> Iterator[None]:
     except Interrupted as error:
         flags = ["--against", request.against] if request.against is not None else []
         flags += [f"--{name}" for name in ("returns", "picture", "bandit") if getattr(request, name)]
-        flags += ["--on", request.on] if request.on != "processes" else []
+        given = [(one.name, getattr(request, one.name), one.default) for one in fields(request)]
+        for name, value, default in given:
+            flags += [f"--{name}", str(value)] if name in ("jobs", "on", "cpus", "gpus") and value != default else []
         raise Interrupted(f"{error}; go on with {_command(request, request.only, *flags)}") from error
 
 

@@ -159,7 +159,7 @@ def measured(comparison: Comparison, runs: Iterable[Run], out: Path, say: Say) -
         say(f"costs: {file} has none of {', '.join(missing)} as they are now; measuring all agents anew")
     say(f"costs: measuring {len(configs)} agents in turns, which takes minutes; leave the machine alone meanwhile")
     try:
-        costs = _measure(configs, {agent: run.folder / "last" for agent, run in chosen.items()}, say)
+        costs = _measure(configs, {agent: run.folder / "last" for agent, run in chosen.items()}, out, say)
     except Interrupted as error:
         raise Interrupted("stopped measuring costs, of which nothing is kept; all runs and the table stand") from error
     costs.save(file)
@@ -199,10 +199,10 @@ def to_markdown(comparison: Comparison, costs: Costs, command: str) -> str:
     return f"{grid(head, lines)}\n\n{words}\n\nCosts and their picture by `{command}`\n"
 
 
-def _measure(configs: Mapping[str, RunConfig], agents: Mapping[str, Path], say: Say) -> Costs:
+def _measure(configs: Mapping[str, RunConfig], agents: Mapping[str, Path], out: Path, say: Say) -> Costs:
     """Measures training and then acting of the agents in these folders."""
     one = next(iter(configs.values()))
-    where = keeping(one, next(iter(agents.values())).parent.parent, device_named(one.device), progress=True)
+    where = keeping(one, out, device_named(one.device), progress=True)
     data = sources.load(one.env, one.source, reading(one, where), say)
     with _one_thread(), TemporaryDirectory() as folder:
         about = machine()

@@ -184,6 +184,12 @@ def check_datasets(file: Path, datasets: Sequence[str]) -> None:
         )
 
 
+def located(one: Any) -> Any:
+    """The whole path of a dataset that is one, with its links followed; anything else as it is."""
+    path = Path(str(one)).expanduser()
+    return path.resolve() if one not in catalogue() and path.exists() else one
+
+
 def folder_name(dataset: str) -> str:
     """Name of the folder of a dataset's runs."""
     return dataset.strip("/").replace("/", "-")

@@ -18,9 +18,10 @@ from typing import Protocol
 import torch
 
 from aaren_rl.errors import InvalidInput
+from aaren_rl.experiments import config as run_config
 from aaren_rl.experiments import console
 from aaren_rl.experiments.comparison.matrix import Run
-from aaren_rl.experiments.config import RunConfig
+from aaren_rl.experiments.config import CONFIG, RunConfig
 from aaren_rl.experiments.console import say
 from aaren_rl.experiments.peers import d3rlpy
 from aaren_rl.experiments.train import train
@@ -44,6 +45,16 @@ class Pool(Protocol):
     @property
     def capacity(self) -> int:
         """Number of runs that can train at a time now."""
+        ...
+
+    @property
+    def per_machine(self) -> int:
+        """Largest number of runs that can train at a time on one machine."""
+        ...
+
+    @property
+    def training(self) -> int:
+        """Number of runs that were started and have not ended."""
         ...
 
     @property
@@ -82,6 +93,16 @@ class Processes:
             raise InvalidInput(f"--jobs {jobs}; expected at least 1")
         self.capacity, self._python = jobs, python
         self._running: dict[int, tuple[SpawnProcess, Run]] = {}
+
+    @property
+    def per_machine(self) -> int:
+        """See `Pool`."""
+        return self.capacity
+
+    @property
+    def training(self) -> int:
+        """See `Pool`."""
+        return len(self._running)
 
     def __enter__(self) -> Processes:
         return self
@@ -128,12 +149,24 @@ def train_run(config: RunConfig, peer: d3rlpy.Peer | None, python: Path | None) 
     assert config.run is not None
     torch.set_num_threads(1)
     if peer is None:
-        resume = config.run if checkpoints(config.run) else None
-        console.run(lambda: train(dataclasses.replace(config, resume=resume)))
+        console.run(lambda: train(_to_go_on(config)))
     else:
         assert python is not None
         interpreter = python
         console.run(lambda: d3rlpy.train(config, peer, interpreter, say))
+
+
+def _to_go_on(config: RunConfig) -> RunConfig:
+    """The configuration, which resumes its run where that has a checkpoint, on data that lie where they did."""
+    assert config.run is not None
+    if not checkpoints(config.run):
+        return config
+    saved = run_config.load(config.run / CONFIG)
+    # An earlier version saved no choice.
+    data = config.data if saved.data == "auto" else saved.data
+    return dataclasses.replace(
+        config, resume=config.run, data=data, data_folder=saved.data_folder or config.data_folder
+    )
 
 
 def _work(config: RunConfig, peer: d3rlpy.Peer | None, python: Path | None, log: Path) -> None:

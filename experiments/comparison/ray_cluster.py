@@ -46,9 +46,10 @@ REACH = 10.0
 OBJECTS = 80 * 2**20
 """Bytes of shared memory of a local cluster: runs hand files on, not objects. Ray takes no less."""
 
-SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "RAY_task_oom_retries": str(RETRIES)}
 """Variables of Ray where they are not set: no reports to its makers; workers of a cluster that is started here run at
-the priority of `--jobs`, where Ray's 15 would starve them on a busy machine."""
+the priority of `--jobs`, where Ray's 15 would starve them on a busy machine; and its memory monitor, which counts apart
+and by default without an end, kills a run as often as other losses may end it."""
 
 VARIABLES = ("MINARI_DATASETS_PATH", "D4RL_DATASET_DIR")
 """Folders of data, which workers look for where this process does."""
@@ -104,17 +105,29 @@ class RayCluster:
         self._connect()
         return max(1, _fits(self._ray.cluster_resources(), self._cpus, self._gpus))
 
+    @property
+    def per_machine(self) -> int:
+        """See `Pool`."""
+        self._connect()
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        return max(1, *(_fits(resources, self._cpus, self._gpus) for resources in nodes))
+
+    @property
+    def training(self) -> int:
+        """See `Pool`."""
+        return len(self._running)
+
     def start(self, run: Run) -> None:
         """See `Pool`."""
         self._connect()
         run.folder.mkdir(parents=True, exist_ok=True)
         # Workers have working directories of their own.
         config = dataclasses.replace(run_config.located(run.config), run=run.folder.absolute())
-        there = run.folder.absolute(), self._token, __version__
+        checked = run.folder.absolute(), self._token, __version__
         variables = {name: os.path.abspath(os.environ[name]) for name in VARIABLES if os.environ.get(name)}
         if not self._gpus:
             variables["CUDA_VISIBLE_DEVICES"] = ""
-        self._running[self._task.remote(config, run.peer, self._python, *there, variables)] = run
+        self._running[self._task.remote(config, run.peer, self._python, *checked, variables)] = run
 
     def ended(self, timeout: float) -> list[tuple[Run, str]]:
         """See `Pool`.

@@ -7,22 +7,20 @@ import dataclasses
 import reprlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from tqdm import tqdm
 from typeguard import TypeCheckError, check_type
 
 from aaren_rl.actor import Target
 from aaren_rl.checkpoint import read_json
-from aaren_rl.envs import sources
-from aaren_rl.envs.catalogue import catalogue
 from aaren_rl.envs.dataset import Say
 from aaren_rl.errors import AarenError, CheckpointError, DataError, InvalidInput
 from aaren_rl.experiments import config as run_config
 from aaren_rl.experiments.comparison.matrix import Run
 from aaren_rl.experiments.comparison.processes import LOG, SUCCESS, Pool
-from aaren_rl.experiments.config import CONFIG, DATA, RunConfig, keeping, reading
-from aaren_rl.experiments.console import device_named, rounded
+from aaren_rl.experiments.config import CONFIG, RunConfig
+from aaren_rl.experiments.console import rounded
 from aaren_rl.experiments.peers import d3rlpy
 from aaren_rl.experiments.peers.worker import D3RLPY
 from aaren_rl.training.checkpoints import checkpoints
@@ -61,7 +59,7 @@ def check_folders(runs: Iterable[Run], file: Path) -> None:
         CheckpointError: a folder holds something other than a run.
     """
     for run in runs:
-        saved = _saved_configuration(run)
+        saved = saved_configuration(run)
         differing = [] if saved is None else _differences(saved, run.config)
         was = d3rlpy.saved_peer(run.folder)
         if saved is not None and was != run.peer:
@@ -72,6 +70,16 @@ def check_folders(runs: Iterable[Run], file: Path) -> None:
                 + ", ".join(f"{name} is {was!r} there and {wanted!r} in {file}" for name, was, wanted in differing)
                 + "; pass another --out, delete that folder, or set the file back"
             )
+
+
+def saved_configuration(run: Run) -> RunConfig | None:
+    """Configuration saved in a run's folder; None if the run has not begun.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    begun = any((run.folder / name).exists() for name in (CONFIG, RESULT)) or checkpoints(run.folder)
+    return run_config.load(run.folder / CONFIG) if begun else None
 
 
 def outcome(run: Run) -> dict[str, Any] | None:
@@ -128,54 +136,6 @@ def check_sources(found: Iterable[tuple[Run, str]]) -> None:
         )
 
 
-def prepare(runs: list[Run], whole: Iterable[Run], say: Say, without_scores: bool = False) -> list[Run]:
-    """Fetches or rolls out the data of runs once, before several processes need them.
-
-    Args:
-        runs: selected runs.
-        whole: all runs of the comparison; the source of those that began replaces "auto".
-        say: receives lines on the data.
-        without_scores: takes datasets without reference returns too.
-
-    Returns:
-        Runs that are not finished, with the source of their data set.
-
-    Raises:
-        InvalidInput: a dataset has no reference returns, which normalised scores need.
-        DataError: data cannot be loaded, or come from different sources.
-        CheckpointError: a result or a configuration cannot be read.
-    """
-    begun = {run.dataset: config.source for run in whole if (config := _saved_configuration(run)) is not None}
-    loaded: dict[tuple[Any, ...], sources.Source] = {}
-    found: list[tuple[Run, str]] = []
-    left: list[Run] = []
-    for run in runs:
-        config = run.config
-        figures = outcome(run)
-        if figures is not None:
-            found.append((run, str(figures.get("source"))))
-            continue
-        wanted = begun.get(run.dataset, "auto") if config.source == "auto" else config.source
-        key = (wanted, *(getattr(config, name) for name in DATA if name != "source"))
-        if key not in loaded:
-            where = keeping(config, run.folder.parent, device_named(config.device), progress=True)
-            dataset = sources.load(config.env, wanted, reading(config, where), say)
-            if dataset.reference is None and not without_scores:
-                why = dataset.reference_reason.removeprefix("none: ")
-                acted = f"for {dataset.environment}" if dataset.environment else "without an environment"
-                raise InvalidInput(
-                    f"{run.dataset} has no reference returns {acted} ({why}), so its scores cannot be normalised and "
-                    "compared; leave it out, or pass --returns"
-                )
-            loaded[key] = cast(sources.Source, dataset.source)
-        found.append((run, loaded[key]))
-        # Only names of the catalogue have a source.
-        source = loaded[key] if run.dataset in catalogue() else "auto"
-        left.append(dataclasses.replace(run, config=dataclasses.replace(config, source=source)))
-    check_sources(found)
-    return left
-
-
 def do(runs: list[Run], pool: Pool, total: int, say: Say) -> list[str]:
     """Trains runs. An interrupted run goes on from its checkpoint, but that of a peer begins anew.
 
@@ -208,16 +168,18 @@ def do(runs: list[Run], pool: Pool, total: int, say: Say) -> list[str]:
                 with tqdm.external_write_mode():
                     say(f"{done} of {total}: {line}")
         if stop.is_set():
-            end(pool, training)
+            end(pool)
             raise Interrupted(f"stopped, {done} of {total} runs are finished, all that was trained is saved")
     return failures
 
 
-def end(pool: Pool, training: int) -> None:
-    """Has all runs save a checkpoint, and waits until these, `training` of them, have ended."""
+def end(pool: Pool) -> None:
+    """Has all runs save a checkpoint, and waits until they have ended."""
     pool.stop()
-    while training:
-        training -= len(pool.ended(timeout=0.2))
+    while pool.training:
+        # What is wrong with a node was said, or will be with the next command.
+        with contextlib.suppress(AarenError):
+            pool.ended(timeout=0.2)
 
 
 def check_interpreter(runs: Iterable[Run], python: Path | None) -> None:
@@ -244,12 +206,6 @@ def report(run: Run, how: str) -> tuple[str, bool]:
     tail = log.read_text("utf-8", errors="replace").splitlines()[-1:] if log.exists() else []
     said = tail[0] if tail else "it said nothing"
     return f"{run.name} failed with {how}: {said} (all it said is in {log})", True
-
-
-def _saved_configuration(run: Run) -> RunConfig | None:
-    """Configuration saved in a run's folder; None if the run has not begun."""
-    begun = any((run.folder / name).exists() for name in (CONFIG, RESULT)) or checkpoints(run.folder)
-    return run_config.load(run.folder / CONFIG) if begun else None
 
 
 def _differences(saved: RunConfig, wanted: RunConfig) -> list[tuple[str, Any, Any]]:

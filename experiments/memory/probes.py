@@ -17,7 +17,7 @@ from aaren_rl.envs.evaluation import versions
 from aaren_rl.envs.memory import length_of
 from aaren_rl.errors import AarenError, InvalidInput, unknown_name
 from aaren_rl.experiments import settings
-from aaren_rl.experiments.comparison import matrix, running
+from aaren_rl.experiments.comparison import matrix, preparing, running
 from aaren_rl.experiments.comparison.matrix import Run
 from aaren_rl.experiments.comparison.processes import Processes
 from aaren_rl.experiments.console import device_named, progress
@@ -93,11 +93,11 @@ def probe(request: Request, episodes: int, seed: int, device: str, say: Say) -> 
     request.out.mkdir(parents=True, exist_ok=True)
     # `scripts/compare.py` takes this file too.
     replace_file(file, tomli_w.dumps(table))
-    left = running.prepare(runs, runs, say)
-    if len(left) < len(runs):
-        say(f"{len(runs) - len(left)} of {len(runs)} runs are finished and stand")
     try:
         with Processes(request.jobs) as pool:
+            left = preparing.prepare(runs, preparing.begun(runs), request.out, pool, say)
+            if len(left) < len(runs):
+                say(f"{len(runs) - len(left)} of {len(runs)} runs are finished and stand")
             failures = running.do(left, pool, len(runs), say)
     except Interrupted as error:
         raise Interrupted(f"{error}; the same command goes on") from error

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from tqdm import tqdm
 
 from aaren_rl.envs.dataset import Say
-from aaren_rl.envs.sources import Source
 from aaren_rl.errors import InvalidInput
-from aaren_rl.experiments.comparison import running
+from aaren_rl.experiments.comparison import preparing, running
 from aaren_rl.experiments.comparison.matrix import Matrix, Run
+from aaren_rl.experiments.comparison.preparing import Origin
 from aaren_rl.experiments.comparison.processes import SUCCESS, Pool
+from aaren_rl.experiments.config import RunConfig
 from aaren_rl.experiments.search.space import FOLDER, Search
 from aaren_rl.experiments.search.trials import JOURNAL, Trials
 from aaren_rl.training.lock import locked
@@ -25,6 +27,9 @@ from aaren_rl.training.signals import stop_signal
 
 LOOK = 2.0
 """Seconds between two looks at the evaluations of trials."""
+
+UNSCORED = "and a search over several datasets takes the mean of their scores; leave it out of the search"
+"""What is said of a dataset without reference returns."""
 
 
 @dataclass
@@ -50,19 +55,10 @@ class _Trial:
         return math.ceil(training.updates / training.evaluate_every)
 
     def scores(self) -> dict[int, float]:
-        """Mean score over the runs by evaluation, of those that all runs have made.
-
-        Raises:
-            InvalidInput: there are several datasets, and one has no scores.
-        """
+        """Mean score over the runs by evaluation, of those that all runs have made."""
         each = [_scores(run) for run in self.runs]
-        if len({run.dataset for run in self.runs}) > 1 and any(not scored for _, scored in each):
-            raise InvalidInput(
-                "a search over several datasets takes the mean of their scores, and one has no reference returns; "
-                "leave it out of the search"
-            )
-        common = set.intersection(*(set(scores) for scores, _ in each))
-        return {number: sum(scores[number] for scores, _ in each) / len(each) for number in sorted(common)}
+        common = set.intersection(*map(set, each))
+        return {number: sum(scores[number] for scores in each) / len(each) for number in sorted(common)}
 
 
 def found(search: Search, out: Path) -> tuple[Matrix, dict[str, Any]] | None:
@@ -87,10 +83,18 @@ def found(search: Search, out: Path) -> tuple[Matrix, dict[str, Any]] | None:
     number, values, score = best
     options, name = search.options, search.options.name
     whole = replace(search.whole, agents={**search.whole.agents, name: search.config(name, values)})
-    about = {"agent": name, "from": options.agent, "trials": options.trials, **trials.counts(), "best": number}
+    counts = trials.counts()
+    # The file may say fewer by now, and the best one is of all that were made.
+    about = {"agent": name, "from": options.agent, "trials": sum(counts.values()), **counts, "best": number}
     about |= {"settings": values, "score": score, "space": {key: _in_words(one) for key, one in search.space.items()}}
     about |= {"datasets": list(search.datasets), "seeds": list(options.seeds), "episodes": options.episodes}
+    about["origins"] = {dataset: asdict(one) for dataset, one in trials.origins.items()}
     return whole, about
+
+
+def origins(about: dict[str, Any] | None) -> dict[str, Origin]:
+    """Origins of the datasets of a search, by its figures; none without a search."""
+    return {} if about is None else {dataset: Origin(**one) for dataset, one in about["origins"].items()}
 
 
 def run(
@@ -108,16 +112,23 @@ def run(
 
     Raises:
         InvalidInput: the search was another one, or data do not fit.
-        DataError: data cannot be loaded.
+        DataError: data cannot be loaded, or come from another source than those of runs that are reported.
         Interrupted: Ctrl-C or SIGTERM; the runs in training have saved a checkpoint and ended.
     """
     folder = out / FOLDER
     with locked(folder, say):
         trials = Trials(search, folder)
-        # The data of all trials are loaded once; a setting of the data changes no source.
+        known = preparing.joined(trials.origins, preparing.begun(search.whole.runs(out)))
+        # Trials that were made count for those to come, too.
+        known |= trials.origins
+        # The data of all trials are loaded once; no setting that is searched changes their origin.
         first = search.runs("data", search.config("data", {}), folder)
-        sources = {one.dataset: one.config.source for one in running.prepare(first, first, say, without_scores)}
-        _Searching(trials, folder, pool, say, sources, imports).run()
+        alone = len(search.datasets) == 1
+        unscored = preparing.LEAVE_OUT if alone else UNSCORED
+        ready = preparing.prepare(first, known, out, pool, say, without_scores and alone, unscored)
+        trials.origins = {one.dataset: Origin(one.config.source, one.config.data) for one in ready}
+        data = {one.dataset: replace(one.config, imports=imports) for one in ready}
+        _Searching(trials, folder, pool, say, data).run()
 
 
 class _Searching:
@@ -128,49 +139,48 @@ class _Searching:
         folder: of the runs.
         pool: trains them.
         say: receives a line on every trial that ends.
-        sources: source of each dataset.
-        imports: packages that the processes of the runs import.
+        data: configuration by dataset that has the origin of its data, and the packages to import.
     """
 
-    def __init__(
-        self,
-        trials: Trials,
-        folder: Path,
-        pool: Pool,
-        say: Say,
-        sources: dict[str, Source],
-        imports: tuple[str, ...],
-    ) -> None:
-        self.trials, self.folder, self.pool, self.say = trials, folder, pool, say
-        self.sources, self.imports = sources, imports
+    def __init__(self, trials: Trials, folder: Path, pool: Pool, say: Say, data: dict[str, RunConfig]) -> None:
+        self.trials, self.folder, self.pool, self.say, self.data = trials, folder, pool, say, data
         self.begun = trials.unfinished()
         self.live: list[_Trial] = []
         self.waiting: list[Run] = []
         self.training: list[Run] = []
 
     def run(self) -> None:
-        """Trains until the budget is spent."""
-        total, looked = self.trials.search.options.trials, 0.0
+        """Trains until the budget is spent. An error too has the runs in training save a checkpoint and end."""
+        total = self.trials.search.options.trials
         with stop_signal() as stop, tqdm(total=total, unit="trial", disable=None) as self.bar:
             self.bar.update(sum(self.trials.counts().values()) - len(self.begun))
-            while not stop.is_set():
-                while len(self.training) + len(self.waiting) < self.pool.capacity and self._begin():
-                    pass
-                while self.waiting and len(self.training) < self.pool.capacity:
-                    self.training.append(self.waiting.pop(0))
-                    self.pool.start(self.training[-1])
-                if not self.live and not self.training:
-                    return
-                ended = self.pool.ended(timeout=0.2)
-                for one, how in ended:
-                    self._end(one, how)
-                if ended or time.monotonic() - looked > LOOK:
-                    looked = time.monotonic()
-                    for trial in list(self.live):
-                        self._look(trial)
-            running.end(self.pool, len(self.training))
-            ended_so_far = sum(self.trials.counts().values()) - self.trials.counts()["running"]
-        raise Interrupted(f"stopped, {ended_so_far} of {total} trials are finished, all that was trained is saved")
+            try:
+                done = self._train(stop)
+            finally:
+                running.end(self.pool)
+        if not done:
+            ended = sum(self.trials.counts().values()) - self.trials.counts()["running"]
+            raise Interrupted(f"stopped, {ended} of {total} trials are finished, all that was trained is saved")
+
+    def _train(self, stop: Event) -> bool:
+        """Trains until the budget is spent, or `stop` is set; returns whether it is spent."""
+        looked = 0.0
+        while not stop.is_set():
+            while len(self.training) + len(self.waiting) < self.pool.capacity and self._begin():
+                pass
+            while self.waiting and len(self.training) < self.pool.capacity:
+                self.training.append(self.waiting.pop(0))
+                self.pool.start(self.training[-1])
+            if not self.live and not self.training:
+                return True
+            ended = self.pool.ended(timeout=0.2)
+            for one, how in ended:
+                self._end(one, how)
+            if ended or time.monotonic() - looked > LOOK:
+                looked = time.monotonic()
+                for trial in list(self.live):
+                    self._look(trial)
+        return False
 
     def _begin(self) -> bool:
         """Begins a trial, one that was begun before first; False if there is none left."""
@@ -187,14 +197,16 @@ class _Searching:
             return True
         runs = self.trials.search.runs(name, config, self.folder)
         running.check_folders(runs, self.trials.search.whole.file)
-        runs = [
-            replace(one, config=replace(one.config, source=self.sources[one.dataset], imports=self.imports))
-            for one in runs
-        ]
+        runs = [replace(one, config=self._with_data(one.config, self.data[one.dataset])) for one in runs]
         trial = _Trial(number, runs, [one for one in runs if running.outcome(one) is None])
         self.live.append(trial)
         self.waiting += trial.left
         return True
+
+    @staticmethod
+    def _with_data(config: RunConfig, ready: RunConfig) -> RunConfig:
+        taken = {name: getattr(ready, name) for name in ("source", "data", "data_folder", "imports")}
+        return replace(config, **taken)
 
     def _end(self, one: Run, how: str) -> None:
         """Notes that a run has ended; a trial with one that failed has failed."""
@@ -244,13 +256,13 @@ class _Searching:
             self.say(f"search: trial {number}: {how}")
 
 
-def _scores(run: Run) -> tuple[dict[int, float], bool]:
-    """Score of a run by evaluation, or its return where there is no score; and whether these are scores."""
+def _scores(run: Run) -> dict[int, float]:
+    """Score of a run by evaluation, or its return where there is no score."""
     every = run.config.training.evaluate_every
     points = [point for point in read_metrics(run.folder) if "evaluation/return" in point]
     scored = all("evaluation/normalized_score" in point for point in points)
     name = "evaluation/normalized_score" if scored else "evaluation/return"
-    return {math.ceil(point["update"] / every): point[name] for point in points}, scored
+    return {math.ceil(point["update"] / every): point[name] for point in points}
 
 
 def _in_words(one: Any) -> str:

@@ -21,9 +21,11 @@ RANGE = ("low", "high", "log", "step")
 
 MEASURE = (
     *("env", "source", "env_id", "env_kwargs", "horizon", "imports", "preset", "run", "resume", "device", "seeds"),
-    *("episodes", "check_episodes", "instances", "processes", "training.seed", "training.evaluate_every"),
+    *("data", "data_folder", "clip_actions", "episodes", "check_episodes", "instances", "processes"),
+    *("training.seed", "training.updates", "training.evaluate_every"),
 )
-"""Settings that say on what, where and how an agent is measured, which no search may change."""
+"""Settings that say on what, where and how an agent is measured, which no search may change. Evaluations, and pruning
+with them, are counted in updates."""
 
 FOLDER = "search"
 """Folder of a search's runs and of its trials, in that of the comparison."""
@@ -181,7 +183,8 @@ def _check(whole: Matrix, options: Options, where: str) -> None:
         ("seeds", options.seeds, whole.seeds),
         ("datasets", options.datasets, whole.datasets),
     ):
-        if shared := [one for one in searched if one in reported]:
+        known = [matrix.located(one) for one in reported]
+        if shared := [one for one in searched if matrix.located(one) in known]:
             raise InvalidInput(
                 f"{where}: {noun} share {shared} with those reported, and what was chosen on them would be reported on "
                 f"them; choose others{'' if noun == 'seeds' else ', or leave datasets out to search with other seeds'}"

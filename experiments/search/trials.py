@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from aaren_rl.errors import CheckpointError, InvalidInput
+from aaren_rl.experiments.comparison.preparing import Origin
 from aaren_rl.experiments.search.space import Range, Search
 
 JOURNAL = "trials.jsonl"
@@ -126,15 +128,26 @@ class Trials:
         best = self._study.best_trial
         return best.number, dict(best.params), float(best.value)
 
+    @property
+    def origins(self) -> dict[str, Origin]:
+        """Origins of the datasets that the trials were trained on; setting it keeps them in the file."""
+        saved = self._study.user_attrs.get("origins", {})
+        return {dataset: Origin(**one) for dataset, one in saved.items()}
+
+    @origins.setter
+    def origins(self, found: dict[str, Origin]) -> None:
+        if found != self.origins:
+            self._study.set_user_attr("origins", {dataset: asdict(one) for dataset, one in found.items()})
+
     def failures(self) -> list[str]:
         """A line on every trial that failed."""
         trials = self._study.get_trials(deepcopy=False, states=(self._optuna.trial.TrialState.FAIL,))
         return [f"trial {trial.number}: {trial.user_attrs.get('failure')}" for trial in trials]
 
     def _distribution(self, one: Any) -> Any:
-        kinds = self._optuna.distributions
+        distributions = self._optuna.distributions
         if not isinstance(one, Range):
-            return kinds.CategoricalDistribution(one)
+            return distributions.CategoricalDistribution(one)
         if one.whole:
-            return kinds.IntDistribution(one.low, one.high, log=one.log, step=one.step or 1)
-        return kinds.FloatDistribution(one.low, one.high, log=one.log, step=one.step)
+            return distributions.IntDistribution(one.low, one.high, log=one.log, step=one.step or 1)
+        return distributions.FloatDistribution(one.low, one.high, log=one.log, step=one.step)

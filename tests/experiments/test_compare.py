@@ -18,8 +18,9 @@ from aaren_rl.envs.evaluation import write_result
 from aaren_rl.envs.statistics import interquartile_mean
 from aaren_rl.errors import InvalidInput
 from aaren_rl.experiments import config as run_config
-from aaren_rl.experiments.comparison import matrix, table
+from aaren_rl.experiments.comparison import compare, matrix, table
 from aaren_rl.scripts.compare import main
+from aaren_rl.training.run import Interrupted
 
 COMPARE = Path(__file__).parents[2] / "scripts" / "compare.py"
 
@@ -405,6 +406,20 @@ def test_agents_that_are_asked_for_no_return_are_in_the_table(command, folder):
 )
 def test_numbers_of_updates_in_words(updates, said):
     assert table._amounts(updates) == said
+
+
+@pytest.mark.parametrize(
+    ("options", "flags"),
+    [
+        ({}, ""),
+        ({"jobs": 3, "against": "default"}, " --against default --jobs 3"),
+        ({"on": "ray", "cpus": 2.0, "gpus": 0.25, "returns": True}, " --returns --on ray --cpus 2.0 --gpus 0.25"),
+    ],
+)
+def test_command_to_go_on_with_has_all_options(options, flags):
+    with pytest.raises(Interrupted) as caught, compare._resumable(compare.Request(Path("a.toml"), **options)):
+        raise Interrupted("stopped")
+    assert str(caught.value) == f"stopped; go on with python scripts/compare.py a.toml{flags}"
 
 
 def test_table_of_nothing(command, tmp_path):

@@ -8,11 +8,16 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 import tomli_w
 
-from aaren_rl.errors import InvalidInput
+from aaren_rl.errors import DataError, InvalidInput
+from aaren_rl.experiments import config as run_config
 from aaren_rl.experiments.comparison import matrix
+from aaren_rl.experiments.comparison.preparing import Origin
+from aaren_rl.experiments.comparison.processes import Processes
 from aaren_rl.experiments.search import searching, space
 from aaren_rl.experiments.search.space import Range
 from aaren_rl.experiments.search.trials import Trials
@@ -91,12 +96,26 @@ def test_space_of_a_file(tmp_path):
         ({"space": {"model": ["a", "b"]}}, "space.model is a table of settings; name one of them"),
         ({"space": {"episodes": [1, 2]}}, "space.episodes says how agents are measured"),
         ({"space": {"training": {"seed": [1, 2]}}}, "space.training.seed says how agents are measured"),
+        ({"space": {"training": {"updates": [1, 2]}}}, "space.training.updates says how agents are measured"),
+        ({"space": {"data": ["memory", "disk"]}}, "space.data says how agents are measured"),
+        ({"space": {"data_folder": ["a", "b"]}}, "space.data_folder says how agents are measured"),
+        ({"space": {"clip_actions": [True, False]}}, "space.clip_actions says how agents are measured"),
     ],
 )
 def test_search_that_does_not_fit(tmp_path, changes, said):
     with pytest.raises(InvalidInput) as caught:
         read(tmp_path, **changes)
     assert said in str(caught.value)
+
+
+def test_file_that_is_searched_and_reported_by_two_paths(tmp_path):
+    (tmp_path / "a.npz").write_bytes(b"")
+    (tmp_path / "b.npz").symlink_to("a.npz")
+    file = tmp_path / "tiny.toml"
+    search = {**SEARCH, "datasets": [str(tmp_path / "b.npz")]}
+    file.write_text(tomli_w.dumps({**TABLE, "datasets": [str(tmp_path / "a.npz")], "search": search}))
+    with pytest.raises(InvalidInput, match=r"datasets share \['.*b.npz'\] with those reported"):
+        space.read(matrix.load(file))
 
 
 def test_key_that_is_missing(tmp_path):
@@ -149,6 +168,70 @@ def test_trials_that_were_begun_go_on(tmp_path):
     again.fail(other, "the weights left")
     assert again.failures() == [f"trial {other}: the weights left"]
     assert (again.unfinished(), again.best()) == ([], (number, values, 6.0))
+
+
+def test_figures_count_the_trials_that_were_made(tmp_path):
+    search = read(tmp_path)
+    folder = tmp_path / "out" / "search"
+    folder.mkdir(parents=True)
+    trials = Trials(search, folder)
+    for score in (1.0, 2.0, 3.0):
+        trials.complete(trials.ask()[0], score)
+    trials.origins = {"hopper-medium": Origin("bundled", "disk")}
+    _, about = searching.found(read(tmp_path, trials=1), tmp_path / "out")
+    assert (about["trials"], about["best"], about["score"]) == (3, 2, 3.0)
+    assert searching.origins(about) == Trials(search, folder).origins == {"hopper-medium": Origin("bundled", "disk")}
+
+
+def test_search_goes_on_with_its_source(tmp_path):
+    search = read(tmp_path)
+    out = tmp_path / "out"
+    (out / "search").mkdir(parents=True)
+    Trials(search, out / "search").origins = {"hopper-medium": Origin("minari", "memory")}
+    (run,) = matrix.load(tmp_path / "tiny.toml").runs(out)
+    run.folder.mkdir(parents=True)
+    run_config.save(run.config, run.folder / "config.toml")
+    with pytest.raises(DataError, match="the search had hopper-medium from minari, and runs that are reported"):
+        searching.run(search, out, Processes(1), print)
+
+
+def test_search_over_several_datasets_wants_scores_of_all(tmp_path):
+    data = tmp_path / "a.hdf5"
+    rng = np.random.default_rng(0)
+    with h5py.File(data, "w") as file:
+        file["observations"], file["actions"] = rng.normal(size=(60, 4)), rng.uniform(-1, 1, (60, 2))
+        file["rewards"], file["terminals"] = rng.normal(size=60), np.zeros(60, bool)
+        file["timeouts"] = np.arange(60) % 30 == 29
+    file = tmp_path / "tiny.toml"
+    settings = {**TABLE["settings"], "env_id": "none", "source": "auto"}
+    table = {**TABLE, "settings": settings, "search": {**SEARCH, "datasets": [str(data), "walker2d-medium"]}}
+    file.write_text(tomli_w.dumps(table))
+    with pytest.raises(InvalidInput, match="has no reference returns .* leave it out of the search"):
+        searching.run(space.read(matrix.load(file)), tmp_path / "out", Processes(1), print, without_scores=True)
+
+
+def test_an_error_in_a_search_ends_its_runs_with_their_checkpoints(surroundings, monkeypatch, tmp_path):
+    for name, value in surroundings.items():
+        monkeypatch.setenv(name, value)
+    search = read(tmp_path)
+    out, first = tmp_path / "out", "search/hopper-medium/trial-000/seed-7"
+
+    class Breaking(Processes):
+        """Fails once the first run has a checkpoint."""
+
+        def ended(self, timeout):
+            if not self.broken and list((out / first).glob("checkpoints/[0-9]*")):
+                self.broken = True
+                raise DataError("a disk broke")
+            return super().ended(timeout)
+
+    with Breaking(1) as pool:
+        pool.broken = False
+        with pytest.raises(DataError, match="a disk broke"):
+            searching.run(search, out, pool, print)
+        assert pool.training == 0
+    assert "stopped after update" in (out / first / "log.txt").read_text()
+    assert not (out / first / ".lock").exists()
 
 
 def test_table_without_the_search_says_so(command, tmp_path):

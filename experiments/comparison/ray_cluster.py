@@ -48,8 +48,8 @@ OBJECTS = 80 * 2**20
 
 SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "RAY_task_oom_retries": str(RETRIES)}
 """Variables of Ray where they are not set: no reports to its makers; workers of a cluster that is started here run at
-the priority of `--jobs`, where Ray's 15 would starve them on a busy machine; and its memory monitor, which counts apart
-and by default without an end, kills a run as often as other losses may end it."""
+the priority of `--jobs`, where Ray's 15 would starve them on a busy machine; and as many restarts after a kill by Ray's
+memory monitor, which counts apart, as after other losses."""
 
 VARIABLES = ("MINARI_DATASETS_PATH", "D4RL_DATASET_DIR")
 """Folders of data, which workers look for where this process does."""
@@ -110,7 +110,7 @@ class RayCluster:
         """See `Pool`."""
         self._connect()
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        return max(1, *(_fits(resources, self._cpus, self._gpus) for resources in nodes))
+        return max([1, *(_fits(resources, self._cpus, self._gpus) for resources in nodes)])
 
     @property
     def training(self) -> int:

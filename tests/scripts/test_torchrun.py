@@ -151,6 +151,7 @@ def test_thirty_kills_lose_nothing(torchrun, tmp_path):
             time.sleep(0.1)
         assert saved_updates(run)[-1] >= update
         update = saved_updates(run)[-1]
+    wait_for_update(run, update + 2, process)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=TIME_TO_STOP)
     assert said.count("resuming run after update") == 30

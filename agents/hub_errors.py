@@ -51,9 +51,12 @@ def advice(error: Exception, action: str) -> str:
     """
     status = _status(error)
     if status in (401, 403):
-        return f"; log in with `hf auth login`, by a token that may {action} it"
+        return f"; log in with `hf auth login`, by a token that may {action} repositories"
     if status == 429:
         return "; there were too many requests: wait some minutes, or log in with `hf auth login`"
+    if no_connection(error):
+        login = "" if action == "read" else ", and log in with `hf auth login`"
+        return f"; check the network{login}"
     if status is not None and status >= 500:
         return "; the Hub has a fault: try again later"
     # Errors of the disk have a number.

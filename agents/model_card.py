@@ -105,41 +105,59 @@ def write(out: Path, folder: Path, origin: Path | None, repo: str, licence: str 
 
 
 def result_of(folder: Path, card: AgentCard, weights: str | None) -> dict[str, Any] | None:
-    """The result of an agent's evaluation, from the result.json of its run.
+    """The newest result of an agent's evaluation, from result.json of its run, or the results that it replaced.
 
-    Warns where the run's result is of another agent, or does not say which weights it is of.
+    Warns where the run has results, and none of this agent.
 
     Args:
         folder: of the agent, in that of its run.
         card: of the agent.
         weights: digest of the agent's weights.
     """
-    file = folder.resolve().parent / RESULT
-    if not file.exists():
-        return None
-    try:
-        result = checkpoint.read_json(file)
-        # Fine-tuning calls its last agent so.
-        names = {folder.resolve().name} | ({"after"} if folder.resolve().name == "last" else set())
-        for figures in (result, result.get("best")):
-            if not isinstance(figures, dict) or figures.get("checkpoint") not in names:
-                continue
-            if figures.get("updates") != card.updates or not all(name in figures for name in NEEDED):
-                continue
-            if (reason := _mismatch(figures, card, weights)) is None:
-                return {name: value for name, value in figures.items() if name not in ("best", "before")}
-            break
-        else:
-            reason = f"is of {result.get('checkpoint')} after {result.get('updates')} updates, and not of this agent"
-    except CheckpointError as error:
-        reason = str(error)
-    warnings.warn(f"the model card has no scores: {file} {reason}", RuntimeWarning, stacklevel=4)
+    run = folder.resolve().parent
+    replaced = [path for path in run.glob("result-*.json") if path.stem.removeprefix("result-").isdecimal()]
+    replaced.sort(key=lambda path: int(path.stem.removeprefix("result-")), reverse=True)
+    reasons = []
+    for file in (run / RESULT, *replaced):
+        if not file.exists():
+            continue
+        try:
+            found, reason = _figures_of(checkpoint.read_json(file), folder.resolve().name, card, weights)
+        except CheckpointError as error:
+            found, reason = None, str(error)
+        if found is not None:
+            return found
+        reasons.append(f"{file} {reason}")
+    if reasons:
+        warnings.warn(f"the model card has no scores: {reasons[0]}", RuntimeWarning, stacklevel=4)
     return None
+
+
+def _figures_of(
+    result: dict[str, Any], name: str, card: AgentCard, weights: str | None
+) -> tuple[dict[str, Any] | None, str]:
+    """The figures of a result that are of an agent, or why there are none."""
+    # Fine-tuning calls its last agent so.
+    names = {name} | ({"after"} if name == "last" else set())
+    for figures in (result, result.get("best")):
+        if not isinstance(figures, dict) or figures.get("checkpoint") not in names:
+            continue
+        if figures.get("updates") != card.updates or not all(needed in figures for needed in NEEDED):
+            continue
+        if (reason := _mismatch(figures, card, weights)) is not None:
+            return None, reason
+        return {name: value for name, value in figures.items() if name not in ("best", "before")}, ""
+    of = f"is of {result.get('checkpoint')} after {result.get('updates')} updates, and not of this agent"
+    return None, of + _evaluate_again(card)
+
+
+def _evaluate_again(card: AgentCard) -> str:
+    return f"; evaluate the agent again with scripts/evaluate.py, --acting {card.acting}"
 
 
 def _mismatch(figures: dict[str, Any], card: AgentCard, weights: str | None) -> str | None:
     """How a result and an agent differ; None if the result is the agent's."""
-    again = f"; evaluate the agent again with scripts/evaluate.py, --acting {card.acting}"
+    again = _evaluate_again(card)
     if "weights_sha256" not in figures:
         return f"does not name the weights that were evaluated, as results of earlier versions do not{again}"
     if figures["weights_sha256"] != weights:

@@ -92,6 +92,8 @@ def fit(
             f"environment is a {type(environment).__name__}; expected a Gymnasium id or an EnvironmentSpec, since "
             "several copies are made"
         )
+    if not isinstance(callbacks, Sequence):
+        raise InvalidInput(f"callbacks is a {type(callbacks).__name__}; expected a list, as callbacks=[callback]")
     if resume and folder is None:
         raise InvalidInput("resume without a folder; give the folder of the run to go on with")
     place, tell = None if folder is None else Path(folder), say if progress else say_nothing

@@ -144,8 +144,6 @@ def _lead(
             f"aaren_rl.fit(data, folder={str(config.resume)!r}, resume=True)"
         )
     with _claimed(config, say) as folder:
-        if (name := launch()) is not None:
-            replace_file(folder / LAUNCH, name)
         processes.broadcast(json.dumps({"folder": str(folder), "resume": config.resume is not None}))
         if config.resume is not None and run_config.was_edited(folder / CONFIG):
             say(f"{folder / CONFIG} was edited since the run wrote it; its settings count as they stand now")
@@ -249,8 +247,21 @@ def _train_alone(job: Job) -> dict[str, Any]:
         save_config(job)
         job.say(_describe(job, learner))
         _warn_of_warmup(job)
-        (trained,) = run.run(job.progress)
+        with _known_to_restarts(job.folder):
+            (trained,) = run.run(job.progress)
         return report(job, learner, trained)
+
+
+@contextmanager
+def _known_to_restarts(folder: Path) -> Iterator[None]:
+    """Notes the launch of torchrun in a run's folder, by which a restart finds out that it may resume there."""
+    if (name := launch()) is not None:
+        replace_file(folder / LAUNCH, name)
+    try:
+        yield
+    finally:
+        if not checkpoints(folder):
+            (folder / LAUNCH).unlink(missing_ok=True)
 
 
 def _train_together(job: Job, jobs: list[Job]) -> list[dict[str, Any]]:

@@ -50,7 +50,10 @@ def check_single_step(card: AgentCard, folder: Path) -> None:
     """
     checkpoint.check_replaceable(folder, checkpoint.EXPORTED)
     if "window" in card.acting:
-        raise InvalidInput(f"this agent acts by {card.acting}, which is no single step; export it with --acting stream")
+        raise InvalidInput(
+            f"this agent acts by {card.acting}, which is no single step; export it with --acting stream, unless the "
+            "state of its mixers grows, as that of softmax"
+        )
 
 
 def graph_of(step: torch.nn.Module, example: tuple[Any, ...], free_batch: bool = False) -> ExportedProgram:

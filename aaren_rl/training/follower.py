@@ -133,9 +133,11 @@ def save_alone(folder: Path, learner: Learner, card: AgentCard, seconds: float, 
                 write_checkpoint(folder, learner, learner.state_dict(), card, seconds)
     saved = checkpoints(folder)
     if not saved:
-        say("nothing is saved, start anew")
+        say("\nanother process ended before the first update; nothing is saved")
     else:
-        say(f"the checkpoint of update {int(saved[-1].name)} is saved, go on with --resume {folder}")
+        # On a line of its own, below the progress bar.
+        update = int(saved[-1].name)
+        say(f"\nanother process ended; the checkpoint of update {update} is saved, go on with --resume {folder}")
 
 
 def _nothing(line: str) -> None:

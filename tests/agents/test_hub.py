@@ -116,6 +116,16 @@ def test_scores_of_another_agent_are_left_out_and_said(hub, run_folder):
     assert card_of(hub).data.eval_results is None
 
 
+def test_scores_that_an_export_replaced_are_found(hub, run_folder):
+    file = run_folder / "result.json"
+    result = json.loads(file.read_text())
+    (run_folder / "result-1.json").write_text(json.dumps({**result, "mean": 0.0, "weights_sha256": "of others"}))
+    (run_folder / "result-2.json").write_text(json.dumps(result))
+    file.write_text(json.dumps({**result, "checkpoint": "last-onnx", "mean": 0.0}))
+    push(run_folder / "last")
+    assert json.loads(hub.files("user/repo")["result.json"])["mean"] == result["mean"]
+
+
 def test_scores_of_other_weights_are_left_out_and_said(hub, run_folder):
     agent = DecisionAgent.load(run_folder / "last")
     with torch.no_grad():

@@ -92,11 +92,6 @@ def train(
         outcome = _lead(config, dataset, device, processes, tuple(callbacks), say, progress)
         with suppress(LostProcess):
             processes.wait()
-    if "failure" in outcome:
-        raise EvaluationFailed(
-            f"the final evaluation failed: {outcome['failure']}; the training is saved, evaluate its agent with "
-            f"scripts/evaluate.py {outcome['agents'][0]}, or again by --resume {config.run or config.resume}"
-        )
     return outcome
 
 
@@ -149,7 +144,13 @@ def _lead(
             say(f"{folder / CONFIG} was edited since the run wrote it; its settings count as they stand now")
         config, dataset = _loaded(config, dataset, folder, device, processes, say, progress)
         job = Job(config, dataset, folder, device, callbacks, say, progress, processes)
-        return _train_alone(job) if config.seeds == 1 else _train_seeds(job)
+        outcome = _train_alone(job) if config.seeds == 1 else _train_seeds(job)
+    if "failure" in outcome:
+        raise EvaluationFailed(
+            f"the final evaluation failed: {outcome['failure']}; the training is saved, evaluate its agent with "
+            f"scripts/evaluate.py {outcome['agents'][0]}, or again by --resume {folder}"
+        )
+    return outcome
 
 
 def _follow(

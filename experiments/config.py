@@ -36,7 +36,7 @@ from aaren_rl.experiments.command_line import Group
 from aaren_rl.folders import replace_file
 from aaren_rl.model import ModelConfig
 from aaren_rl.training.config import TrainingConfig
-from aaren_rl.training.processes import launched_here
+from aaren_rl.training.launch import launched_here
 
 CONFIG = "config.toml"
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from aaren_rl.actor import Target
 from aaren_rl.envs.environments import registered_limit
 from aaren_rl.errors import AarenError, InvalidInput
-from aaren_rl.training.processes import launched
+from aaren_rl.training.launch import launched
 from aaren_rl.training.run import Interrupted
 
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}

@@ -37,10 +37,11 @@ from aaren_rl.training.checkpoints import checkpoints
 from aaren_rl.training.ensemble import EnsembleLearner
 from aaren_rl.training.evaluations import Evaluate
 from aaren_rl.training.follower import Follower
+from aaren_rl.training.launch import launch_name, may_restart, was_restarted
 from aaren_rl.training.learner import Learner, SingleLearner
 from aaren_rl.training.lock import Locked, locked
 from aaren_rl.training.optimiser import learning_rate
-from aaren_rl.training.processes import LostProcess, Processes, launch, may_restart, process_group, was_restarted
+from aaren_rl.training.processes import LostProcess, Processes, process_group
 from aaren_rl.training.run import Interrupted, Run
 
 QUANTILES = 11
@@ -117,7 +118,7 @@ def _restarted(config: RunConfig) -> RunConfig:
     if config.run is None or not checkpoints(config.run):
         return config
     begun = config.run / LAUNCH
-    if was_restarted() or (launch() is not None and begun.exists() and begun.read_text("utf-8") == launch()):
+    if was_restarted() or (launch_name() is not None and begun.exists() and begun.read_text("utf-8") == launch_name()):
         return dataclasses.replace(config, run=None, resume=config.run)
     return config
 
@@ -256,7 +257,7 @@ def _train_alone(job: Job) -> dict[str, Any]:
 @contextmanager
 def _known_to_restarts(folder: Path) -> Iterator[None]:
     """Notes the launch of torchrun in a run's folder, by which a restart finds out that it may resume there."""
-    if (name := launch()) is not None:
+    if (name := launch_name()) is not None:
         replace_file(folder / LAUNCH, name)
     try:
         yield

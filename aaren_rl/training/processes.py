@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from aaren_rl.errors import AarenError, InvalidInput
+from aaren_rl.training.launch import launched
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -197,51 +198,6 @@ def naming_lost_processes() -> Iterator[None]:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
             raise
         raise LostProcess(f"another process of this training ended, or cannot be reached{_reason(error)}") from error
-
-
-def launched() -> int:
-    """Number of processes that torchrun started for this command; 1 without torchrun.
-
-    Raises:
-        InvalidInput: the variables of the environment that torchrun sets are incomplete.
-    """
-    count = os.environ.get("WORLD_SIZE", "1")
-    if count == "1":
-        return 1
-    if not count.isdecimal():
-        raise InvalidInput(f"the environment variable WORLD_SIZE is {count!r}; expected a number of processes")
-    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
-        raise InvalidInput(
-            f"the environment variable WORLD_SIZE is {count}, and {', '.join(missing)} is missing; start several "
-            "processes with torchrun, or unset WORLD_SIZE"
-        )
-    return int(count)
-
-
-def launched_here() -> int:
-    """Number of these processes that run on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched() > 1 else 1
-
-
-def may_restart() -> bool:
-    """True if torchrun starts the processes again should one of them fail."""
-    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
-
-
-def launch() -> str | None:
-    """What torchrun's restarts of one launch have in common; None without torchrun or a name for it.
-
-    Counts of restarts would not do: a machine that joins later counts anew.
-    """
-    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    # Without --standalone and --rdzv-id every launch has this name.
-    return None if name == "none" else name
-
-
-def was_restarted() -> bool:
-    """True if torchrun started these processes again after one of those before failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 @contextmanager

@@ -11,7 +11,8 @@ from helpers import assert_close
 from safetensors.torch import load_file
 
 from aaren_rl.errors import InvalidInput
-from aaren_rl.training.processes import ALONE, Processes, Word, launched
+from aaren_rl.training.launch import launched
+from aaren_rl.training.processes import ALONE, Processes, Word
 
 
 def torchrun(count, *arguments):

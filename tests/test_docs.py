@@ -129,18 +129,22 @@ def test_code_of_the_pipelines_page_with_one_package_runs(run, package):
     assert re.search(rf"^{ALONE[package]}$", run(code), re.MULTILINE)
 
 
-def test_ppo_of_rllib_runs():
-    pytest.importorskip("ray.rllib")
-    example = ROOT / "examples" / "recurrent_ppo_rllib.py"
-    for core in ("aaren", "rllib-lstm"):
+def assert_trains(example, peer):
+    """The example trains our core and a library's own."""
+    for core in ("aaren", peer):
         ran = subprocess.run(
-            [sys.executable, example, "--steps", "20480", "--length", "2", "--core", core],
+            [sys.executable, ROOT / "examples" / example, "--steps", "20480", "--length", "2", "--core", core],
             capture_output=True,
             text=True,
             timeout=240,
         )
         assert ran.returncode == 0, ran.stderr
         assert re.search(r"20,480 steps: [\d.]+ of the turns are right", ran.stdout)
+
+
+def test_ppo_of_rllib_runs():
+    pytest.importorskip("ray.rllib")
+    assert_trains("recurrent_ppo_rllib.py", "rllib-lstm")
 
 
 def test_recurrent_ppo_learns_to_remember():
@@ -156,16 +160,7 @@ def test_recurrent_ppo_learns_to_remember():
 
 def test_recurrent_ppo_of_sb3_contrib_runs():
     pytest.importorskip("sb3_contrib")
-    example = ROOT / "examples" / "recurrent_ppo_sb3.py"
-    for core in ("aaren", "sb3-lstm"):
-        ran = subprocess.run(
-            [sys.executable, example, "--steps", "20480", "--length", "2", "--core", core],
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-        assert ran.returncode == 0, ran.stderr
-        assert re.search(r"20,480 steps: [\d.]+ of the turns are right", ran.stdout)
+    assert_trains("recurrent_ppo_sb3.py", "sb3-lstm")
 
 
 def test_every_name_of_the_front_door_has_an_example():
